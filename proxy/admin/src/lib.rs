@@ -1,0 +1,1 @@
+//! The admin API: authenticates, calls control and queue, decides nothing.

@@ -1,0 +1,1 @@
+//! The reconciler: manifest to revision to compiled modules to snapshot.

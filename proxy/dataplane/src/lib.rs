@@ -1,0 +1,1 @@
+//! Listeners, HTTP serving and the request pipeline.

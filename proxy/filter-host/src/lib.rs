@@ -1,0 +1,1 @@
+//! The Wasm host: validate, compile, instantiate, bindings, chain, limits.

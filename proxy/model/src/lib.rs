@@ -1,0 +1,34 @@
+//! What tenants, manifests, revisions, grants, limits and verdicts *are*: types that cannot hold a bad value.
+//!
+//! Outside data is parsed here once, with errors that say what was expected, what was found and what to do.
+//! No I/O, no clocks, nothing async.
+
+mod digest;
+mod grant;
+mod limits;
+mod manifest;
+mod name;
+mod token;
+mod units;
+
+pub use digest::{Digest, InvalidDigest};
+pub use grant::{Grant, GrantRefusal, UpstreamRange, is_special};
+pub use limits::{FilterLimits, LIMITS, LimitRow};
+pub use manifest::{
+    Endpoint, FilterSpec, Manifest, ManifestError, ModuleRef, OnError, OrderingKey, QueueMode, QueuePolicy,
+    UpstreamSpec,
+};
+pub use name::{FilterName, HostName, InvalidName, TenantName, UpstreamName};
+pub use token::{Token, TokenHash, TokenScope};
+pub use units::{ByteSize, Duration, InvalidUnit};
+
+/// The number of one immutable version of a tenant's manifest, from 1 upwards without gaps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct RevisionId(pub u64);
+
+impl std::fmt::Display for RevisionId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}

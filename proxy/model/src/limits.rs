@@ -1,0 +1,89 @@
+//! Every limit on what a filter may use: its default, its ceiling, and the one table that documents them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ByteSize, Duration};
+
+/// What one filter call may use. Crossing a limit ends the call as the filter's `on_error` says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FilterLimits {
+    /// CPU time of one call, counted while it runs (not while it waits).
+    pub cpu: Duration,
+    /// Linear memory of one instance, all its memories together.
+    pub memory: ByteSize,
+    /// Log text of one call; what goes beyond is cut and counted.
+    pub log: ByteSize,
+    /// Calls of one tenant that run or wait at once on one worker; further ones are answered `503`.
+    pub concurrency: u32,
+}
+
+impl Default for FilterLimits {
+    fn default() -> Self {
+        Self { cpu: Duration::millis(50), memory: ByteSize::mib(16), log: ByteSize::kib(8), concurrency: 256 }
+    }
+}
+
+/// One line of the limits table in `docs/reference/limits.md`.
+pub struct LimitRow {
+    /// The key in a manifest's `[limits]`.
+    pub key: &'static str,
+    /// The default, as written in a manifest.
+    pub default: &'static str,
+    /// The most that a manifest may ask for.
+    pub ceiling: &'static str,
+    /// What happens where it is crossed.
+    pub crossed: &'static str,
+}
+
+/// The limits a manifest can set, in the order of the reference page.
+pub const LIMITS: [LimitRow; 4] = [
+    LimitRow { key: "cpu", default: "50ms", ceiling: "1s", crossed: "503 filter-timeout" },
+    LimitRow {
+        key: "memory",
+        default: "16MiB",
+        ceiling: "64MiB",
+        crossed: "growth fails; a trap that follows is 503 filter-memory",
+    },
+    LimitRow { key: "log", default: "8KiB", ceiling: "64KiB", crossed: "the rest is cut and counted" },
+    LimitRow { key: "concurrency", default: "256", ceiling: "4096", crossed: "503 filter-capacity" },
+];
+
+impl FilterLimits {
+    /// The first limit beyond its ceiling, as a sentence.
+    pub fn check(&self) -> Result<(), String> {
+        let too_much = |key: &str, found: String, ceiling: &str| {
+            Err(format!("limits.{key} = {found} is beyond the ceiling of {ceiling}: ask for less"))
+        };
+        if self.cpu > Duration::secs(1) {
+            return too_much("cpu", self.cpu.to_string(), "1s");
+        }
+        if self.memory > ByteSize::mib(64) {
+            return too_much("memory", self.memory.to_string(), "64MiB");
+        }
+        if self.log > ByteSize::kib(64) {
+            return too_much("log", self.log.to_string(), "64KiB");
+        }
+        if self.concurrency > 4096 || self.concurrency == 0 {
+            return too_much("concurrency", self.concurrency.to_string(), "4096 (and at least 1)");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_says_what_the_code_does() {
+        let defaults = serde_json::to_value(FilterLimits::default()).unwrap();
+        for row in &LIMITS {
+            let value = &defaults[row.key];
+            let written = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            assert_eq!(written, row.default, "{}", row.key);
+        }
+        assert_eq!(defaults.as_object().unwrap().len(), LIMITS.len());
+        assert!(FilterLimits { cpu: Duration::secs(2), ..Default::default() }.check().is_err());
+    }
+}

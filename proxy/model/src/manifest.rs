@@ -1,0 +1,455 @@
+//! The manifest: everything a tenant declares, as one document, applied as a whole.
+//!
+//! TOML in files, JSON through the admin API, one schema (version 1). [`Manifest::from_toml`] and
+//! [`Manifest::from_json`] are the only ways in; what they return is consistent in itself. Whether a tenant's
+//! grant covers it is asked by `control`.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use thiserror::Error;
+
+use crate::{ByteSize, Digest, Duration, FilterLimits, FilterName, HostName, UpstreamName};
+
+/// A manifest that could not be taken, with where and why.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ManifestError {
+    /// The text is not TOML or JSON of this schema. The message has line and key.
+    #[error("{0}")]
+    Syntax(String),
+    /// The parts do not fit each other.
+    #[error("{key}: {problem}")]
+    Inconsistent {
+        /// The key that is wrong, such as `filters[0].module`.
+        key: String,
+        /// What was expected, what was found, what to do.
+        problem: String,
+    },
+}
+
+/// A tenant's whole declaration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The schema's version: 1.
+    pub version: u32,
+    /// The hosts whose requests are this tenant's.
+    pub hosts: Vec<HostName>,
+    /// Where a request goes that no filter routes. Without it, such a request is answered `404 no-route`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_upstream: Option<UpstreamName>,
+    /// The upstreams by name.
+    #[serde(default)]
+    pub upstreams: BTreeMap<UpstreamName, UpstreamSpec>,
+    /// The filter chain, in the order in which it runs for requests.
+    #[serde(default)]
+    pub filters: Vec<FilterSpec>,
+    /// What each filter call may use.
+    #[serde(default)]
+    pub limits: FilterLimits,
+}
+
+/// One upstream: endpoints that are alike, tried in turn.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpstreamSpec {
+    /// `host:port` of each endpoint; requests take them round robin.
+    pub endpoints: Vec<Endpoint>,
+    /// Until a connection stands.
+    #[serde(default = "defaults::connect_timeout")]
+    pub connect_timeout: Duration,
+    /// From the request's last byte until the response's head.
+    #[serde(default = "defaults::response_timeout")]
+    pub response_timeout: Duration,
+    /// When and how requests to it are queued.
+    #[serde(default)]
+    pub queue: QueuePolicy,
+}
+
+/// `host:port`, where host is an address or a name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    /// An address, dialled as it is.
+    Address(SocketAddr),
+    /// A name, resolved at connect; what it resolves to is held against the tenant's grant.
+    Named(HostName, u16),
+}
+
+/// When a request to an upstream may be queued, and how its record is delivered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct QueuePolicy {
+    /// When a request is queued.
+    pub mode: QueueMode,
+    /// The methods that may be queued. GET, HEAD, CONNECT, OPTIONS and TRACE never can.
+    pub methods: Vec<String>,
+    /// The largest body that may be queued.
+    pub max_body: ByteSize,
+    /// How long a record may wait before it is dead (expired).
+    pub expiry: Duration,
+    /// Whether the origin treats a repeated `Idempotency-Key` as one request. Only then does a client's key make
+    /// a request with a method such as POST safe to repeat.
+    pub origin_honours_idempotency_key: bool,
+    /// What puts records in order. By default nothing does: they are delivered in parallel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ordering_key: Option<OrderingKey>,
+    /// Whether `Authorization` and `Cookie` are stored with the request. Not yet possible: must be false.
+    pub store_credentials: bool,
+    /// The most deliveries in flight to this upstream at once.
+    pub max_in_flight: u32,
+}
+
+/// When a request is queued.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QueueMode {
+    /// Never, except where a filter says `enqueue` and the upstream's mode is another.
+    #[default]
+    Never,
+    /// When the upstream failed and the client sent `Prefer: respond-async` (RFC 7240).
+    Prefer,
+    /// When the upstream failed, whether the client asked or not.
+    OnFailure,
+}
+
+/// What a record's ordering key is taken from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OrderingKey {
+    /// The request header whose value is the key; requests without it have no key.
+    pub header: String,
+}
+
+/// One filter of the chain.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FilterSpec {
+    /// Its name, unique in the chain: in logs, spans and errors.
+    pub name: FilterName,
+    /// The module: `sha256:…`, or in a file a path that starts with `./` or `/`, which `beamline apply` uploads.
+    pub module: ModuleRef,
+    /// The filter's own configuration, handed to it as JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<serde_json::Value>,
+    /// What a trap, time-out or exhausted limit leads to.
+    #[serde(default)]
+    pub on_error: OnError,
+}
+
+/// What a failing filter leads to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnError {
+    /// The request is answered `503`.
+    #[default]
+    FailClosed,
+    /// The request goes on as if the filter had said `next`, without the filter's changes.
+    FailOpen,
+}
+
+/// How a manifest names a module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModuleRef {
+    /// By content: the only form a node takes.
+    Digest(Digest),
+    /// By a local path: only in files, until `beamline apply` has uploaded it.
+    Path(String),
+}
+
+mod defaults {
+    use crate::Duration;
+
+    pub(super) fn connect_timeout() -> Duration {
+        Duration::secs(2)
+    }
+
+    pub(super) fn response_timeout() -> Duration {
+        Duration::secs(30)
+    }
+}
+
+impl Default for QueuePolicy {
+    fn default() -> Self {
+        Self {
+            mode: QueueMode::Never,
+            methods: ["POST", "PUT", "PATCH", "DELETE"].map(str::to_owned).to_vec(),
+            max_body: ByteSize::mib(1),
+            expiry: Duration::secs(24 * 3600),
+            origin_honours_idempotency_key: false,
+            ordering_key: None,
+            store_credentials: false,
+            max_in_flight: 8,
+        }
+    }
+}
+
+impl Manifest {
+    /// The schema's version that this build reads and writes.
+    pub const VERSION: u32 = 1;
+
+    /// Reads a manifest file. `file` is for messages.
+    pub fn from_toml(text: &str, file: &str) -> Result<Self, ManifestError> {
+        let manifest: Self = toml::from_str(text).map_err(|error| {
+            let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+            ManifestError::Syntax(format!("{file}:{line}: {}", error.message()))
+        })?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    /// Reads a manifest as the admin API takes it.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, ManifestError> {
+        let manifest: Self = serde_json::from_slice(bytes)
+            .map_err(|error| ManifestError::Syntax(format!("manifest: {error}")))?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    fn check(&self) -> Result<(), ManifestError> {
+        let wrong = |key: String, problem: String| Err(ManifestError::Inconsistent { key, problem });
+        let known = || {
+            let names: Vec<_> = self.upstreams.keys().map(UpstreamName::as_str).collect();
+            if names.is_empty() {
+                "no upstream is defined".to_owned()
+            } else {
+                format!("defined are {}", names.join(", "))
+            }
+        };
+        if self.version != Self::VERSION {
+            return wrong(
+                "version".into(),
+                format!("expected 1, the only schema this version reads; found {}", self.version),
+            );
+        }
+        if self.hosts.is_empty() {
+            return wrong(
+                "hosts".into(),
+                "expected at least one host, such as [\"acme.example\"]; found none".into(),
+            );
+        }
+        if let Some((i, host)) = self.hosts.iter().enumerate().find(|(i, h)| self.hosts[..*i].contains(h)) {
+            return wrong(format!("hosts[{i}]"), format!("host {host} is named twice: remove one"));
+        }
+        if let Some(name) = &self.default_upstream
+            && !self.upstreams.contains_key(name)
+        {
+            return wrong("default_upstream".into(), format!("upstream {name} is not defined ({})", known()));
+        }
+        for (name, upstream) in &self.upstreams {
+            if upstream.endpoints.is_empty() {
+                return wrong(
+                    format!("upstreams.{name}.endpoints"),
+                    "expected at least one \"host:port\"; found none".into(),
+                );
+            }
+            upstream
+                .queue
+                .check()
+                .or_else(|(key, problem)| wrong(format!("upstreams.{name}.queue.{key}"), problem))?;
+        }
+        for (i, filter) in self.filters.iter().enumerate() {
+            if self.filters[..i].iter().any(|f| f.name == filter.name) {
+                return wrong(
+                    format!("filters[{i}].name"),
+                    format!("filter {} is named twice: choose another name", filter.name),
+                );
+            }
+        }
+        self.limits.check().or_else(|problem| wrong("limits".into(), problem))
+    }
+
+    /// The same manifest with each local path replaced by what `digest_of` gives for it.
+    pub fn with_modules<E>(
+        mut self,
+        mut digest_of: impl FnMut(&str) -> Result<Digest, E>,
+    ) -> Result<Self, E> {
+        for filter in &mut self.filters {
+            if let ModuleRef::Path(path) = &filter.module {
+                filter.module = ModuleRef::Digest(digest_of(path)?);
+            }
+        }
+        Ok(self)
+    }
+
+    /// The canonical JSON form: what a revision stores, and what two manifests are compared by.
+    ///
+    /// # Panics
+    /// Never: every part of a manifest can be written as JSON.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("every part of a manifest can be written as JSON")
+    }
+}
+
+impl QueuePolicy {
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        const NEVER: [&str; 5] = ["GET", "HEAD", "CONNECT", "OPTIONS", "TRACE"];
+        if let Some(method) = self.methods.iter().find(|m| NEVER.contains(&m.as_str())) {
+            return Err(("methods", format!("{method} requests can never be queued: remove it")));
+        }
+        if let Some(method) = self
+            .methods
+            .iter()
+            .find(|m| m.is_empty() || !m.bytes().all(|b| b.is_ascii_uppercase() || b == b'-'))
+        {
+            return Err((
+                "methods",
+                format!("expected methods in capitals such as \"POST\"; found {method:?}"),
+            ));
+        }
+        if self.store_credentials {
+            return Err((
+                "store_credentials",
+                "storing credentials needs a sealing key, which this version cannot take: remove it".into(),
+            ));
+        }
+        if self.max_body > ByteSize::mib(256) {
+            return Err(("max_body", format!("expected at most 256MiB; found {}", self.max_body)));
+        }
+        if self.max_in_flight == 0 || self.max_in_flight > 1024 {
+            return Err(("max_in_flight", format!("expected 1 to 1024; found {}", self.max_in_flight)));
+        }
+        if let Some(key) = &self.ordering_key {
+            let token = !key.header.is_empty()
+                && key.header.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
+            if !token {
+                return Err((
+                    "ordering_key.header",
+                    format!("expected a header name; found {:?}", key.header),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let wrong = || {
+            format!(
+                "endpoint {s:?} is not valid: expected \"host:port\", such as \"127.0.0.1:9001\" or \"api.internal:443\""
+            )
+        };
+        if let Ok(addr) = s.parse::<SocketAddr>() {
+            return if addr.port() == 0 { Err(wrong()) } else { Ok(Self::Address(addr)) };
+        }
+        let (host, port) = s.rsplit_once(':').ok_or_else(wrong)?;
+        let port = port.parse::<u16>().ok().filter(|p| *p != 0).ok_or_else(wrong)?;
+        let host: HostName = host.parse().map_err(|_| wrong())?;
+        if host.as_str().parse::<IpAddr>().is_ok() {
+            return Err(wrong());
+        }
+        Ok(Self::Named(host, port))
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(addr) => addr.fmt(f),
+            Self::Named(host, port) => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+impl FromStr for ModuleRef {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        if s.starts_with("sha256:") {
+            s.parse().map(Self::Digest).map_err(|e: crate::InvalidDigest| e.to_string())
+        } else if s.starts_with("./") || s.starts_with("../") || s.starts_with('/') {
+            Ok(Self::Path(s.to_owned()))
+        } else {
+            Err(format!(
+                "module {s:?} is not valid: expected \"sha256:…\", or in a file a path that starts with \"./\", \"../\" or \"/\""
+            ))
+        }
+    }
+}
+
+impl fmt::Display for ModuleRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Digest(digest) => digest.fmt(f),
+            Self::Path(path) => path.fmt(f),
+        }
+    }
+}
+
+macro_rules! as_text {
+    ($($t:ty),*) => {$(
+        impl Serialize for $t {
+            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $t {
+            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    )*};
+}
+as_text!(Endpoint, ModuleRef);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+version = 1
+hosts = ["acme.test"]
+default_upstream = "api"
+
+[upstreams.api]
+endpoints = ["127.0.0.1:9001", "api.internal:80"]
+[upstreams.api.queue]
+mode = "on-failure"
+ordering_key = { header = "x-account" }
+
+[[filters]]
+name = "router"
+module = "./router.wasm"
+config = { rules = [{ prefix = "/v2", upstream = "api" }] }
+
+[limits]
+cpu = "20ms"
+"#;
+
+    #[test]
+    fn a_file_becomes_a_manifest_and_json_reads_back() {
+        let manifest = Manifest::from_toml(GOOD, "acme.toml").unwrap();
+        assert_eq!(manifest.limits.cpu, Duration::millis(20));
+        assert_eq!(manifest.upstreams.values().next().unwrap().queue.mode, QueueMode::OnFailure);
+        assert_eq!(Manifest::from_json(manifest.to_json().as_bytes()).unwrap(), manifest);
+    }
+
+    #[test]
+    fn errors_name_file_line_key_and_what_would_be_right() {
+        for (from, to, expected) in [
+            ("\"acme.test\"", "\"acme test\"", "acme.toml:3: "),
+            ("cpu = \"20ms\"", "cpus = \"20ms\"", "acme.toml:18: unknown field `cpus`"),
+            (
+                "default_upstream = \"api\"",
+                "default_upstream = \"apo\"",
+                "default_upstream: upstream apo is not defined (defined are api)",
+            ),
+            ("127.0.0.1:9001", "127.0.0.1", "expected \"host:port\""),
+            ("cpu = \"20ms\"", "cpu = \"20s\"", "beyond the ceiling of 1s"),
+            ("./router.wasm", "router.wasm", "expected \"sha256:…\""),
+            ("mode = \"on-failure\"", "mode = \"sometimes\"", "acme.toml:9: unknown variant `sometimes`"),
+            ("mode = \"on-failure\"", "methods = [\"GET\"]", "GET requests can never be queued"),
+        ] {
+            let error = Manifest::from_toml(&GOOD.replace(from, to), "acme.toml").unwrap_err().to_string();
+            assert!(error.contains(expected), "{to}: {error}");
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! NATS connections: subjects and grants now, accounts, reconnects and acks later.

@@ -1,0 +1,1 @@
+//! healthy, degraded or draining: one state machine and the watch that everything reads.

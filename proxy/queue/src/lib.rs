@@ -1,0 +1,1 @@
+//! The degraded-mode queue: a durable log and a pure delivery scheduler.

@@ -1,0 +1,1 @@
+//! The control-plane store: one trait, embedded in SQLite.

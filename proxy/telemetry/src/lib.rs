@@ -1,0 +1,1 @@
+//! The Transaction record, JSON Lines and OTLP traces.

@@ -1,0 +1,1 @@
+pub mod raw { wit_bindgen::generate!({ path: "../../wit", world: "request-filter", pub_export_macro: true, default_bindings_module: "beamline_sdk::raw", additional_derives: [PartialEq, Eq], ownership: Borrowing { duplicate_if_necessary: false } }); }
