@@ -1,1 +1,32 @@
-//! The Wasm host: validate, compile, instantiate, bindings, chain, limits.
+//! The Wasm host: takes a tenant's module from its bytes to a verdict.
+//!
+//! * [`Compiler`] validates and compiles in a child process and keeps artifacts in a cache.
+//! * [`Engine`] owns wasmtime, its instance pool, the 1 ms epoch tick and the slow lane.
+//! * [`Chain`] runs a tenant's filters over a request head, each in a fresh instance, and always answers.
+//!
+//! Guests are untrusted: whatever a module does ends as a verdict or as a [`Failure`], within its limits, and
+//! without delaying another tenant's requests for longer than one slice of [`SLICE`].
+//! Floor 2: knows nothing of upstreams, queue or store; what a guest may ask of them comes through [`HostView`].
+
+mod bindings;
+mod cache;
+mod call;
+mod chain;
+mod compile;
+mod compile_worker;
+mod engine;
+mod head;
+mod host;
+mod inspect;
+mod module;
+mod slow_lane;
+
+pub use call::{Failure, SLICE};
+pub use chain::{Chain, ChainOutcome, Decision, FilterRun, FilterSetup};
+pub use compile::{CompileError, Compiled, Compiler, CompilerSettings};
+pub use compile_worker::run as compile_worker;
+pub use engine::{Engine, EngineSettings};
+pub use head::RequestHead;
+pub use host::{GuestLog, HostView, LogLevel, UpstreamState, UpstreamStatus};
+pub use inspect::{MAX_MODULE_BYTES, ModuleInfo, ModuleKind, Rejection};
+pub use module::Module;

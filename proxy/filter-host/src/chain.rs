@@ -1,0 +1,299 @@
+//! A tenant's filters, run one after the other over a request head until one decides.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use beamline_model::{FilterLimits, FilterName, HostName, OnError, TenantName};
+use bytes::Bytes;
+use http::{HeaderMap, Method, StatusCode, Uri, uri::PathAndQuery};
+
+use crate::{
+    bindings::beamline::edge::verdicts::Verdict,
+    call::{Failure, Finished, begin_inline_slice, on_request},
+    engine::Engine,
+    head::RequestHead,
+    host::{CallState, GuestLog, HostView},
+    module::Module,
+    slow_lane::Call,
+};
+
+/// Long calls of one tenant beyond which its further calls do not begin on a data worker at all.
+const LONG_CALLS_BEFORE_LANE: u32 = 4;
+
+/// One filter of a chain, ready to run.
+#[derive(Clone, Debug)]
+pub struct FilterSetup {
+    /// Its name in the manifest.
+    pub name: FilterName,
+    /// Its module; none where this node could not load it: each call then fails as [`Failure::Unavailable`].
+    pub module: Option<Arc<Module>>,
+    /// Its configuration as JSON text.
+    pub config: Arc<str>,
+    /// What a failure leads to.
+    pub on_error: OnError,
+}
+
+/// A tenant's filter chain.
+#[derive(Debug)]
+pub struct Chain {
+    tenant: TenantName,
+    limits: FilterLimits,
+    filters: Vec<(Arc<str>, FilterSetup)>,
+    /// Calls of this tenant in the slow lane.
+    long_calls: Arc<AtomicU32>,
+}
+
+/// What the chain decided.
+#[derive(Debug)]
+pub enum Decision {
+    /// No filter decided: the manifest's default upstream is taken.
+    Next,
+    /// Send the request.
+    Route {
+        /// The upstream's name, as the guest wrote it.
+        upstream: String,
+        /// The path and query to ask for, where the guest changed it.
+        path: Option<PathAndQuery>,
+        /// The host to name, where the guest changed it.
+        host: Option<HostName>,
+        /// The response time-out, where the guest shortened it.
+        timeout: Option<Duration>,
+    },
+    /// Answer without an upstream.
+    Respond {
+        /// 200 to 599.
+        status: StatusCode,
+        /// Its fields, by the rules of `beamline_http::checked_field`.
+        headers: HeaderMap,
+        /// Its body.
+        body: Bytes,
+    },
+    /// Queue the request.
+    Enqueue {
+        /// The upstream's name, as the guest wrote it.
+        upstream: String,
+        /// The ordering key.
+        ordering_key: Option<String>,
+    },
+    /// A filter failed and its `on_error` is `fail-closed`.
+    Failed {
+        /// The filter.
+        filter: Arc<str>,
+        /// Why.
+        failure: Failure,
+    },
+}
+
+/// One filter's part in a request.
+#[derive(Debug)]
+pub struct FilterRun {
+    /// The filter's name.
+    pub filter: Arc<str>,
+    /// Its module's digest.
+    pub module: Option<Arc<str>>,
+    /// When it began.
+    pub started: Instant,
+    /// Wall time.
+    pub duration: Duration,
+    /// CPU time.
+    pub cpu: Duration,
+    /// `next`, `route`, `respond`, `enqueue`, or `failed`.
+    pub verdict: &'static str,
+    /// Why it failed.
+    pub failure: Option<Failure>,
+    /// What it logged.
+    pub log: GuestLog,
+}
+
+/// What a chain's run leaves.
+#[derive(Debug)]
+pub struct ChainOutcome {
+    /// The request head with the filters' changes.
+    pub head: RequestHead,
+    /// What was decided.
+    pub decision: Decision,
+    /// What each filter did.
+    pub runs: Vec<FilterRun>,
+}
+
+/// The mark that a call is in the slow lane.
+struct LongCall(Arc<AtomicU32>);
+
+impl Drop for LongCall {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Chain {
+    /// A chain of `filters` in their order; `limits` hold for each call of each of them.
+    pub fn new(tenant: TenantName, limits: FilterLimits, filters: Vec<FilterSetup>) -> Self {
+        let filters = filters.into_iter().map(|f| (Arc::from(f.name.as_str()), f)).collect();
+        Self { tenant, limits, filters, long_calls: Arc::default() }
+    }
+
+    /// Whether there is nothing to run.
+    pub fn is_empty(&self) -> bool {
+        self.filters.is_empty()
+    }
+
+    /// The filters and their modules.
+    pub fn filters(&self) -> impl Iterator<Item = &FilterSetup> {
+        self.filters.iter().map(|(_, f)| f)
+    }
+
+    /// Runs the request phase. Always answers, within the limits of its filters and their number.
+    ///
+    /// Must be polled on a thread that gives each poll back promptly; a long call moves to the slow lane by itself.
+    /// Cancel safe: dropping the future ends the guest at its next slice.
+    pub async fn on_request(
+        &self,
+        engine: &Engine,
+        view: &Arc<dyn HostView>,
+        mut head: RequestHead,
+    ) -> ChainOutcome {
+        let mut runs = Vec::with_capacity(self.filters.len());
+        for (label, filter) in &self.filters {
+            let started = Instant::now();
+            let (returned, verdict, cpu, log) = self.call(engine, filter, view, head, started).await;
+            head = returned;
+            let outcome = verdict.and_then(carried_out);
+            let failed = outcome.is_err();
+            head.settle(!failed);
+            let mut run = FilterRun {
+                filter: Arc::clone(label),
+                module: filter.module.as_ref().map(|m| Arc::clone(m.label())),
+                started,
+                duration: started.elapsed(),
+                cpu,
+                verdict: "failed",
+                failure: None,
+                log,
+            };
+            match outcome {
+                Ok(decision) => {
+                    run.verdict = name_of(&decision);
+                    runs.push(run);
+                    if !matches!(decision, Decision::Next) {
+                        return ChainOutcome { head, decision, runs };
+                    }
+                }
+                Err(failure) => {
+                    run.failure = Some(failure.clone());
+                    runs.push(run);
+                    if filter.on_error == OnError::FailClosed {
+                        let decision = Decision::Failed { filter: Arc::clone(label), failure };
+                        return ChainOutcome { head, decision, runs };
+                    }
+                }
+            }
+        }
+        ChainOutcome { head, decision: Decision::Next, runs }
+    }
+
+    async fn call(
+        &self,
+        engine: &Engine,
+        filter: &FilterSetup,
+        view: &Arc<dyn HostView>,
+        head: RequestHead,
+        started: Instant,
+    ) -> (RequestHead, Result<Verdict, Failure>, Duration, GuestLog) {
+        let refused = |head, failure| (head, Err(failure), Duration::ZERO, GuestLog::default());
+        let Some(module) = &filter.module else { return refused(head, Failure::Unavailable) };
+        let long_calls = self.long_calls.load(Ordering::Acquire);
+        if long_calls >= self.limits.concurrency {
+            return refused(head, Failure::Capacity);
+        }
+        let state = CallState::new(head, Arc::clone(&filter.config), Arc::clone(view), &self.limits);
+        let mut call: Call = Box::pin(on_request(Arc::clone(module), state));
+        if long_calls < LONG_CALLS_BEFORE_LANE {
+            begin_inline_slice(started);
+            let first = std::future::poll_fn(|cx| Poll::Ready(Pin::as_mut(&mut call).poll(cx))).await;
+            if let Poll::Ready(finished) = first {
+                return taken_apart(finished);
+            }
+        }
+        self.long_calls.fetch_add(1, Ordering::AcqRel);
+        let _mark = LongCall(Arc::clone(&self.long_calls));
+        // What is refused or lost here has the head with it: the request ends, so nobody asks for it again.
+        let lost = |failure| {
+            refused(RequestHead::new(Method::GET, Uri::default(), "".into(), HeaderMap::new()), failure)
+        };
+        match engine.lane.take(self.tenant.clone(), call) {
+            None => lost(Failure::Capacity),
+            Some(verdict) => match verdict.await {
+                Ok(finished) => taken_apart(finished),
+                Err(_) => lost(Failure::Trap("the host's side of the call failed".into())),
+            },
+        }
+    }
+}
+
+fn taken_apart(finished: Finished) -> (RequestHead, Result<Verdict, Failure>, Duration, GuestLog) {
+    let Finished { state, verdict, cpu } = finished;
+    (state.head, verdict, cpu, state.log)
+}
+
+fn name_of(decision: &Decision) -> &'static str {
+    match decision {
+        Decision::Next => "next",
+        Decision::Route { .. } => "route",
+        Decision::Respond { .. } => "respond",
+        Decision::Enqueue { .. } => "enqueue",
+        Decision::Failed { .. } => "failed",
+    }
+}
+
+/// Turns a verdict into a decision whose parts are valid, or says which part is not.
+fn carried_out(verdict: Verdict) -> Result<Decision, Failure> {
+    let wrong = |what: String| Failure::Verdict(what);
+    Ok(match verdict {
+        Verdict::Next => Decision::Next,
+        Verdict::Route(route) => Decision::Route {
+            upstream: route.upstream,
+            path: route
+                .path
+                .map(|path| match path.parse::<PathAndQuery>() {
+                    Ok(parsed) if path.starts_with('/') => Ok(parsed),
+                    _ => Err(wrong(format!(
+                        "route.path: expected a path that starts with \"/\"; found {path:?}"
+                    ))),
+                })
+                .transpose()?,
+            host: route
+                .host
+                .map(|host| host.parse())
+                .transpose()
+                .map_err(|e| wrong(format!("route.host: {e}")))?,
+            timeout: route.timeout_ms.map(|ms| Duration::from_millis(ms.into())),
+        },
+        Verdict::Respond(response) => {
+            let status = StatusCode::from_u16(response.status)
+                .ok()
+                .filter(|s| (200..600).contains(&s.as_u16()))
+                .ok_or_else(|| {
+                    wrong(format!("respond.status: expected 200 to 599; found {}", response.status))
+                })?;
+            let mut headers = HeaderMap::with_capacity(response.headers.len());
+            for field in &response.headers {
+                beamline_http::append(&mut headers, &field.name, &field.value)
+                    .map_err(|e| wrong(format!("respond.headers: {:?}: {e}", field.name)))?;
+            }
+            Decision::Respond { status, headers, body: response.body.into() }
+        }
+        Verdict::Enqueue(enqueue) => {
+            if enqueue.ordering_key.as_ref().is_some_and(|k| k.is_empty() || k.len() > 256) {
+                return Err(wrong("enqueue.ordering-key: expected 1 to 256 bytes".into()));
+            }
+            Decision::Enqueue { upstream: enqueue.upstream, ordering_key: enqueue.ordering_key }
+        }
+    })
+}

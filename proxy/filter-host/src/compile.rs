@@ -1,0 +1,235 @@
+//! From a module's bytes to a module that runs: registry, cache, or the compile worker.
+
+use std::{
+    collections::HashMap,
+    hash::{Hash, Hasher},
+    path::PathBuf,
+    process::Stdio,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::{Duration, Instant},
+};
+
+use beamline_model::Digest;
+use bytes::Bytes;
+use thiserror::Error;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    process::Command,
+    sync::Semaphore,
+};
+
+use crate::{
+    cache::Cache,
+    compile_worker::Answer,
+    engine::Engine,
+    inspect::{MAX_MODULE_BYTES, ModuleInfo, Rejection},
+    module::Module,
+};
+
+/// Wall time of one compilation, beside the worker's own limit of CPU time.
+const TIME_LIMIT: Duration = Duration::from_secs(40);
+/// The largest answer of the worker.
+const MAX_ANSWER: u64 = 128 << 20;
+
+/// Why there is no compiled module.
+#[derive(Clone, Debug, Error)]
+pub enum CompileError {
+    /// The module cannot be taken, and why.
+    #[error(transparent)]
+    Rejected(#[from] Rejection),
+    /// The worker was ended by its limits.
+    #[error(
+        "compiling the module took more than the node gives it (20 s of CPU time, 2 GiB of memory): make the module smaller or simpler"
+    )]
+    OutOfBounds,
+    /// A fault of the node, not of the module.
+    #[error("{0}")]
+    Host(String),
+}
+
+/// Where modules are compiled and kept.
+#[derive(Clone, Debug)]
+pub struct CompilerSettings {
+    /// The folder of the artifact cache; made with mode 0700.
+    pub cache_dir: PathBuf,
+    /// The program that runs [`crate::compile_worker`] when called with `compile-worker`. Default `/proc/self/exe`.
+    pub worker: PathBuf,
+}
+
+impl CompilerSettings {
+    /// The running program as its own worker, the cache in `cache_dir`.
+    pub fn new(cache_dir: impl Into<PathBuf>) -> Self {
+        Self { cache_dir: cache_dir.into(), worker: "/proc/self/exe".into() }
+    }
+}
+
+/// A module that is ready, and whether it had to be compiled for that.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// The module.
+    pub module: Arc<Module>,
+    /// What was found out about it.
+    pub info: ModuleInfo,
+    /// Whether it came from the registry or the cache.
+    pub cached: bool,
+}
+
+/// Compiles modules one at a time, each digest once. Cheap to clone.
+#[derive(Clone)]
+pub struct Compiler {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    engine: Arc<Engine>,
+    cache: Cache,
+    worker: PathBuf,
+    one_at_a_time: Semaphore,
+    // Control plane only, held for a look-up.
+    loaded: Mutex<HashMap<Digest, Weak<Module>>>,
+}
+
+impl Compiler {
+    /// A compiler for `engine`.
+    ///
+    /// # Errors
+    /// Where the cache's folder or key cannot be made or read.
+    pub fn new(engine: Arc<Engine>, settings: CompilerSettings) -> Result<Self, CompileError> {
+        let mut hasher = std::hash::DefaultHasher::new();
+        engine.wasmtime().precompile_compatibility_hash().hash(&mut hasher);
+        env!("CARGO_PKG_VERSION").hash(&mut hasher);
+        let cache = Cache::open(&settings.cache_dir, format!("{:016x}", hasher.finish())).map_err(|e| {
+            CompileError::Host(format!("artifact cache {}: {e}", settings.cache_dir.display()))
+        })?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                engine,
+                cache,
+                worker: settings.worker,
+                one_at_a_time: Semaphore::new(1),
+                loaded: Mutex::default(),
+            }),
+        })
+    }
+
+    fn loaded(&self, digest: &Digest) -> Option<Compiled> {
+        let mut loaded = self.shared.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let module = loaded.get(digest)?.upgrade();
+        let Some(module) = module else {
+            loaded.remove(digest);
+            return None;
+        };
+        Some(Compiled { info: module.info().clone(), module, cached: true })
+    }
+
+    /// The module of `bytes`, ready to run.
+    ///
+    /// # Errors
+    /// [`CompileError::Rejected`] says what is wrong with the module; the others what the node could not do.
+    pub async fn compile(&self, bytes: Bytes) -> Result<Compiled, CompileError> {
+        if bytes.len() > MAX_MODULE_BYTES {
+            return Err(Rejection::TooLarge { size: bytes.len(), limit: MAX_MODULE_BYTES }.into());
+        }
+        let digest = Digest::of(&bytes);
+        if let Some(compiled) = self.loaded(&digest) {
+            return Ok(compiled);
+        }
+        let _turn =
+            self.shared.one_at_a_time.acquire().await.map_err(|e| CompileError::Host(e.to_string()))?;
+        // Somebody before us in the queue may have brought the same module.
+        if let Some(compiled) = self.loaded(&digest) {
+            return Ok(compiled);
+        }
+        let this = self.clone();
+        let cached = tokio::task::spawn_blocking(move || {
+            let (info, artifact) = this.shared.cache.get(&digest)?;
+            this.shared.engine.load(&artifact, info).ok()
+        })
+        .await
+        .map_err(|e| CompileError::Host(e.to_string()))?;
+        if let Some(module) = cached {
+            return Ok(self.keep(module, true));
+        }
+        let started = Instant::now();
+        let (mut info, artifact) = self.in_worker(&bytes).await?;
+        info.compile_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let this = self.clone();
+        let module = tokio::task::spawn_blocking(move || {
+            if let Err(error) = this.shared.cache.put(&info, &artifact) {
+                tracing::warn!(%error, %digest, "a compiled module could not be cached; it will be compiled again");
+            }
+            this.shared.engine.load(&artifact, info)
+        })
+        .await
+        .map_err(|e| CompileError::Host(e.to_string()))??;
+        Ok(self.keep(module, false))
+    }
+
+    fn keep(&self, module: Arc<Module>, cached: bool) -> Compiled {
+        let mut loaded = self.shared.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.retain(|_, module| module.strong_count() > 0);
+        loaded.insert(module.digest(), Arc::downgrade(&module));
+        Compiled { info: module.info().clone(), module, cached }
+    }
+
+    async fn in_worker(&self, bytes: &[u8]) -> Result<(ModuleInfo, Vec<u8>), CompileError> {
+        let host = |e: std::io::Error| CompileError::Host(format!("compile worker: {e}"));
+        let mut child = Command::new(&self.shared.worker)
+            .arg("compile-worker")
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(host)?;
+        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let exchange = async {
+            let feed = async {
+                if let Some(mut stdin) = stdin {
+                    // A worker that answers before it has read everything closes its end: its answer counts.
+                    let _ = stdin.write_all(bytes).await;
+                }
+            };
+            let answer = async {
+                let mut out = Vec::new();
+                if let Some(stdout) = stdout {
+                    stdout.take(MAX_ANSWER).read_to_end(&mut out).await?;
+                }
+                Ok::<_, std::io::Error>(out)
+            };
+            let complaint = async {
+                let mut text = String::new();
+                if let Some(stderr) = stderr {
+                    let _ = stderr.take(4096).read_to_string(&mut text).await;
+                }
+                text
+            };
+            let ((), answer, complaint) = tokio::join!(feed, answer, complaint);
+            Ok::<_, std::io::Error>((answer?, complaint, child.wait().await?))
+        };
+        let (answer, complaint, status) = tokio::time::timeout(TIME_LIMIT, exchange)
+            .await
+            .map_err(|_| CompileError::OutOfBounds)?
+            .map_err(host)?;
+        if !status.success() {
+            tracing::warn!(%status, complaint = complaint.trim(), "the compile worker ended without an answer");
+            return Err(CompileError::OutOfBounds);
+        }
+        let garbled = || CompileError::Host("the compile worker's answer is not of the expected form".into());
+        let (length, rest) = answer.split_first_chunk::<4>().ok_or_else(garbled)?;
+        let (json, artifact) =
+            rest.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or_else(garbled)?;
+        match serde_json::from_slice(json).map_err(|_| garbled())? {
+            Answer::Taken(info) => Ok((info, artifact.to_vec())),
+            Answer::Rejected(rejection) => Err(rejection.into()),
+        }
+    }
+}
+
+impl std::fmt::Debug for Compiler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Compiler")
+    }
+}

@@ -1,0 +1,148 @@
+//! wasmtime as BeamLine uses it: one engine, one instance pool, one tick, one slow lane.
+
+use std::{sync::Arc, thread, time::Duration};
+
+use wasmtime::{
+    Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig,
+    component::{Component, HasSelf, Linker},
+};
+
+use crate::{
+    bindings::{RequestFilter, RequestFilterPre},
+    compile::CompileError,
+    host::CallState,
+    inspect::ModuleInfo,
+    module::Module,
+    slow_lane::SlowLane,
+};
+
+/// How often a running guest is asked whether its slice is over.
+const TICK: Duration = Duration::from_millis(1);
+
+/// The largest linear memory that any limit can grant; the pool's slots are this large.
+const MAX_MEMORY: usize = 64 << 20;
+
+/// What the engine is given.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineSettings {
+    /// Instances that can exist at once on this node. Default 1024.
+    pub pool_instances: u32,
+    /// Niced threads that run calls which outlived their first slice. Default 1.
+    pub slow_lane_threads: usize,
+}
+
+impl Default for EngineSettings {
+    fn default() -> Self {
+        Self { pool_instances: 1024, slow_lane_threads: 1 }
+    }
+}
+
+/// wasmtime, its pool, the epoch tick and the slow lane. Shared by all workers; ends its threads when dropped.
+pub struct Engine {
+    wasmtime: wasmtime::Engine,
+    linker: Linker<CallState>,
+    pub(crate) lane: SlowLane,
+}
+
+/// What must be the same wherever a module is compiled or run.
+fn common_config() -> Config {
+    let mut config = Config::new();
+    config
+        .epoch_interruption(true)
+        .wasm_component_model(true)
+        .max_wasm_stack(256 << 10)
+        .async_stack_size(512 << 10)
+        .parallel_compilation(false);
+    config
+}
+
+/// An engine that compiles and never runs a guest: for the compile worker.
+pub(crate) fn compiling_engine() -> wasmtime::Result<wasmtime::Engine> {
+    wasmtime::Engine::new(&common_config())
+}
+
+pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<CallState>> {
+    let mut linker = Linker::new(engine);
+    RequestFilter::add_to_linker::<_, HasSelf<_>>(&mut linker, |state: &mut CallState| state)?;
+    Ok(linker)
+}
+
+/// The pool as it measured best for fresh instances: small memories and tables are wiped in place rather than
+/// given back to the kernel, and every slot may stay warm.
+fn pool(settings: &EngineSettings) -> PoolingAllocationConfig {
+    let n = settings.pool_instances;
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(n)
+        .total_core_instances(n * 4)
+        .total_memories(n)
+        .total_tables(n * 2)
+        .total_stacks(n)
+        .max_core_instances_per_component(16)
+        .max_memories_per_component(1)
+        .max_tables_per_component(8)
+        .max_memory_size(MAX_MEMORY)
+        .table_elements(20_000)
+        .max_unused_warm_slots(n)
+        .linear_memory_keep_resident(256 << 10)
+        .table_keep_resident(64 << 10)
+        .pagemap_scan(Enabled::Auto);
+    pool
+}
+
+impl Engine {
+    /// Starts the engine and its threads.
+    ///
+    /// # Errors
+    /// Where the operating system does not give the pool's address space.
+    pub fn new(settings: EngineSettings) -> Result<Arc<Self>, CompileError> {
+        let broken = |e: wasmtime::Error| CompileError::Host(format!("the Wasm engine did not start: {e:#}"));
+        let mut config = common_config();
+        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(&settings)));
+        let wasmtime = wasmtime::Engine::new(&config).map_err(broken)?;
+        let linker = linker(&wasmtime).map_err(broken)?;
+        let ticker = wasmtime.weak();
+        thread::Builder::new()
+            .name("epoch".into())
+            .spawn(move || {
+                while let Some(engine) = ticker.upgrade() {
+                    engine.increment_epoch();
+                    drop(engine);
+                    thread::sleep(TICK);
+                }
+            })
+            .map_err(|e| CompileError::Host(format!("no thread for the epoch tick: {e}")))?;
+        // A quarter of the pool stays free for calls that end within their slice.
+        let lane = SlowLane::start(settings.slow_lane_threads, settings.pool_instances as usize / 4 * 3)
+            .map_err(|e| CompileError::Host(format!("no thread for the slow lane: {e}")))?;
+        Ok(Arc::new(Self { wasmtime, linker, lane }))
+    }
+
+    pub(crate) fn wasmtime(&self) -> &wasmtime::Engine {
+        &self.wasmtime
+    }
+
+    /// Makes an artifact of this build's compile worker ready to run.
+    ///
+    /// `artifact` is machine code: it must come from the compile worker or from the authenticated cache.
+    #[expect(unsafe_code, reason = "wasmtime offers no safe way to load compiled code")]
+    pub(crate) fn load(&self, artifact: &[u8], info: ModuleInfo) -> Result<Arc<Module>, CompileError> {
+        // SAFETY: `deserialize` runs whatever machine code it is given. Both callers have it from our own compile
+        // worker: straight from its pipe, or from the cache, whose MAC was checked with a key that only this node's
+        // user can read. wasmtime itself checks that version and settings are this engine's. The cache's tests show
+        // that a changed or foreign file is never handed here.
+        let component = unsafe { Component::deserialize(&self.wasmtime, artifact) }
+            .map_err(|e| CompileError::Host(format!("a compiled module could not be loaded: {e:#}")))?;
+        let pre = self
+            .linker
+            .instantiate_pre(&component)
+            .and_then(RequestFilterPre::new)
+            .map_err(|e| CompileError::Host(format!("a compiled module could not be linked: {e:#}")))?;
+        Ok(Arc::new(Module::new(self.wasmtime.clone(), pre, info)))
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Engine")
+    }
+}

@@ -1,0 +1,222 @@
+//! What a module is and whether it can be taken: looked at before anything is compiled, in the compile worker only.
+
+use beamline_model::Digest;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use wasmparser::{Encoding, Parser, Payload, Validator, WasmFeatures};
+
+/// The most bytes that a module may have.
+pub const MAX_MODULE_BYTES: usize = 4 << 20;
+
+const PACKAGE: &str = "beamline:edge/";
+
+/// The interfaces that a module may import.
+pub(crate) const IMPORTS: [&str; 6] = [
+    "beamline:edge/http@0.1.0",
+    "beamline:edge/verdicts@0.1.0",
+    "beamline:edge/config@0.1.0",
+    "beamline:edge/log@0.1.0",
+    "beamline:edge/random@0.1.0",
+    "beamline:edge/upstreams@0.1.0",
+];
+
+/// The interfaces that are phases when a module exports them.
+pub(crate) const PHASES: [&str; 1] = ["beamline:edge/request-handler@0.1.0"];
+
+/// How a module came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ModuleKind {
+    /// A core module with its component type embedded; made a component at upload.
+    CoreModule,
+    /// A component, taken as it is.
+    Component,
+}
+
+/// What was found out about a module that can be taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModuleInfo {
+    /// The digest of the bytes as they were uploaded.
+    pub digest: Digest,
+    /// How it came.
+    pub kind: ModuleKind,
+    /// The phases that it exports.
+    pub phases: Vec<String>,
+    /// The interfaces that it imports.
+    pub imports: Vec<String>,
+    /// Bytes as uploaded.
+    pub size: u64,
+    /// Bytes of machine code and metadata.
+    pub artifact_size: u64,
+    /// Milliseconds that compiling took, the worker's start included.
+    pub compile_ms: u64,
+}
+
+/// Why a module cannot be taken.
+#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "reason")]
+pub enum Rejection {
+    /// Not Wasm at all.
+    #[error("this is not a WebAssembly module: expected it to begin with \\0asm, found {found}")]
+    NotWasm {
+        /// Its first bytes.
+        found: String,
+    },
+    /// Malformed, or uses something that is switched off.
+    #[error("the module is not valid WebAssembly: {problem}")]
+    Invalid {
+        /// The validator's words.
+        problem: String,
+    },
+    /// Larger than [`MAX_MODULE_BYTES`].
+    #[error(
+        "the module has {size} bytes, more than the limit of {limit}: build it with opt-level = \"s\", lto and strip"
+    )]
+    TooLarge {
+        /// Its bytes.
+        size: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// An import that this host does not offer.
+    #[error("the module imports {import}, which this host does not offer: it offers {}", IMPORTS.join(", "))]
+    UnknownImport {
+        /// Its name.
+        import: String,
+    },
+    /// An export of `beamline:edge` that is no phase of this host.
+    #[error("the module exports {export}, which is no phase of this host: its phases are {}", PHASES.join(", "))]
+    UnknownPhase {
+        /// Its name.
+        export: String,
+    },
+    /// No phase at all.
+    #[error("the module exports no phase: expected {}, found {}", PHASES.join(" or "), if found.is_empty() { "no export" } else { found })]
+    NoPhase {
+        /// What it exports.
+        found: String,
+    },
+    /// A core module that no binding generator has been over.
+    #[error(
+        "the core module carries no component type: build it with wit-bindgen (or the beamline-sdk crate) over the package beamline:edge, or upload a component"
+    )]
+    NoComponentType,
+    /// An interface of the right name whose functions are not this host's.
+    #[error("the module does not fit beamline:edge@0.1.0: {problem}")]
+    Mismatch {
+        /// Which import or export, and how it differs.
+        problem: String,
+    },
+    /// More memories than one instance may have.
+    #[error("the module needs more than one instance may have: {problem}")]
+    TooDemanding {
+        /// What it needs and what it may have.
+        problem: String,
+    },
+}
+
+/// A module that passed: its component form, and what it is.
+pub(crate) struct Inspected {
+    pub(crate) component: Vec<u8>,
+    pub(crate) kind: ModuleKind,
+    pub(crate) phases: Vec<String>,
+    pub(crate) imports: Vec<String>,
+}
+
+fn invalid(error: impl std::fmt::Display) -> Rejection {
+    Rejection::Invalid { problem: error.to_string() }
+}
+
+/// Checks a module and makes it a component.
+pub(crate) fn inspect(bytes: &[u8]) -> Result<Inspected, Rejection> {
+    if bytes.len() > MAX_MODULE_BYTES {
+        return Err(Rejection::TooLarge { size: bytes.len(), limit: MAX_MODULE_BYTES });
+    }
+    if !bytes.starts_with(b"\0asm") {
+        let found = bytes.iter().take(8).map(|b| b.escape_ascii().to_string()).collect::<String>();
+        return Err(Rejection::NotWasm { found: format!("\"{found}\"") });
+    }
+    let features = WasmFeatures::default() | WasmFeatures::COMPONENT_MODEL;
+    Validator::new_with_features(features).validate_all(bytes).map_err(invalid)?;
+    let (component, kind) = if Parser::is_component(bytes) {
+        (bytes.to_vec(), ModuleKind::Component)
+    } else {
+        (componentize(bytes)?, ModuleKind::CoreModule)
+    };
+    let (imports, exports) = interfaces(&component)?;
+    if let Some(import) = imports.iter().find(|i| !IMPORTS.contains(&i.as_str())) {
+        return Err(Rejection::UnknownImport { import: import.clone() });
+    }
+    let (phases, others): (Vec<_>, Vec<_>) = exports.into_iter().partition(|e| PHASES.contains(&e.as_str()));
+    if let Some(export) = others.iter().find(|e| e.starts_with(PACKAGE)) {
+        return Err(Rejection::UnknownPhase { export: export.clone() });
+    }
+    if phases.is_empty() {
+        return Err(Rejection::NoPhase { found: others.join(", ") });
+    }
+    Ok(Inspected { component, kind, phases, imports })
+}
+
+/// A core module with its component type embedded becomes a component.
+fn componentize(bytes: &[u8]) -> Result<Vec<u8>, Rejection> {
+    let mut typed = false;
+    let mut exports = Vec::new();
+    for payload in Parser::new(0).parse_all(bytes) {
+        match payload.map_err(invalid)? {
+            Payload::CustomSection(section) => typed |= section.name().starts_with("component-type"),
+            Payload::ImportSection(section) => {
+                for import in section.into_imports() {
+                    let import = import.map_err(invalid)?;
+                    let known = IMPORTS.contains(&import.module) || import.module.starts_with("[export]");
+                    if !known {
+                        return Err(Rejection::UnknownImport {
+                            import: format!("{}.{}", import.module, import.name),
+                        });
+                    }
+                }
+            }
+            Payload::ExportSection(section) => {
+                for export in section {
+                    exports.push(export.map_err(invalid)?.name.to_owned());
+                }
+            }
+            _ => {}
+        }
+    }
+    if !typed {
+        let phase = exports.iter().any(|e| e.starts_with(PACKAGE));
+        return Err(if phase {
+            Rejection::NoComponentType
+        } else {
+            Rejection::NoPhase { found: exports.join(", ") }
+        });
+    }
+    wit_component::ComponentEncoder::default()
+        .module(bytes)
+        .and_then(|encoder| encoder.encode())
+        .map_err(|e| Rejection::Mismatch { problem: format!("{e:#}") })
+}
+
+/// The names that a component imports and exports at its outermost level.
+fn interfaces(component: &[u8]) -> Result<(Vec<String>, Vec<String>), Rejection> {
+    let (mut imports, mut exports, mut depth) = (Vec::new(), Vec::new(), 0usize);
+    for payload in Parser::new(0).parse_all(component) {
+        match payload.map_err(invalid)? {
+            Payload::Version { encoding: Encoding::Component, .. } => depth += 1,
+            Payload::Version { encoding: Encoding::Module, .. } => depth += 1,
+            Payload::End(_) => depth -= 1,
+            Payload::ComponentImportSection(section) if depth == 1 => {
+                for import in section {
+                    imports.push(import.map_err(invalid)?.name.name.to_owned());
+                }
+            }
+            Payload::ComponentExportSection(section) if depth == 1 => {
+                for export in section {
+                    exports.push(export.map_err(invalid)?.name.name.to_owned());
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok((imports, exports))
+}
