@@ -1,1 +1,20 @@
-//! Harness.
+//! The end-to-end harness: the real binary as a child process, real and raw clients before it, origins and a trace
+//! receiver behind it, a load generator, and faults (`kill -9`, power cuts). Suites drive the binary by its public
+//! faces only: its command line, its ports, its files. No crate of the proxy is linked here.
+//!
+//! Everything is bounded in time and cleaned up on drop.
+
+pub mod admin;
+pub mod beamline;
+pub mod client;
+pub mod histogram;
+pub mod http1;
+pub mod load;
+pub mod origin;
+pub mod otlp;
+pub mod ports;
+pub mod powercut;
+pub mod process;
+pub mod seed;
+mod server;
+pub mod tools;

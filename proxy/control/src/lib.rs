@@ -1,1 +1,37 @@
-//! The reconciler: manifest to revision to compiled modules to snapshot.
+//! The control plane's core: what was declared becomes what runs.
+//!
+//! A tenant's manifest is held against its grant, kept as a revision in the store, its modules are compiled and
+//! loaded, and the result, a [`TenantRuntime`], becomes part of the [`Snapshot`] that data workers read.
+//! Invariants, each held by a test:
+//!
+//! - *This crate alone replaces the snapshot.* Workers read it and never wait for anything here.
+//! - *A change is durable before it is visible, and visible before it is answered.*
+//! - *A change costs its tenant.* Every other tenant's runtime is the same `Arc` before and after.
+//! - *What no grant covers is refused by name*, at apply; resolved addresses again at each connect.
+//! - *A tenant's changes happen one after the other*, and once begun run to their end, though the caller went away.
+//! - *A token reaches its tenant alone.* Each method takes the actor and refuses what it may not.
+//! - *A module that cannot be loaded never stops the node*: its filter fails as its `on_error` says, and it is tried again.
+//! - *What was replaced is dropped on the reaper's thread*, never on a data worker's.
+
+mod actor;
+mod check;
+mod control;
+mod diff;
+mod error;
+mod modules;
+mod publish;
+mod reaper;
+mod runtime;
+mod settings;
+mod snapshot;
+mod stored;
+mod view;
+
+pub use control::Control;
+pub use error::{ControlError, ControlErrorKind, Uncovered};
+pub use runtime::{TenantRuntime, Unloaded, UpstreamRuntime};
+pub use settings::ControlSettings;
+pub use snapshot::Snapshot;
+pub use view::{
+    Applied, ModuleListing, ModuleView, RevisionListing, RevisionView, Status, TenantView, UpstreamView,
+};

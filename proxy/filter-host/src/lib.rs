@@ -20,6 +20,8 @@ mod host;
 mod inspect;
 mod module;
 mod slow_lane;
+#[cfg(test)]
+mod tests;
 
 pub use call::{Failure, SLICE};
 pub use chain::{Chain, ChainOutcome, Decision, FilterRun, FilterSetup};

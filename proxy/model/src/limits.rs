@@ -14,7 +14,7 @@ pub struct FilterLimits {
     pub memory: ByteSize,
     /// Log text of one call; what goes beyond is cut and counted.
     pub log: ByteSize,
-    /// Calls of one tenant that run or wait at once on one worker; further ones are answered `503`.
+    /// Calls of the tenant on this node that outlived their first slice; further ones are answered `503`.
     pub concurrency: u32,
 }
 
@@ -84,6 +84,11 @@ mod tests {
             assert_eq!(written, row.default, "{}", row.key);
         }
         assert_eq!(defaults.as_object().unwrap().len(), LIMITS.len());
+        let page = include_str!("../../../docs/reference/limits.md");
+        for row in &LIMITS {
+            let line = format!("| `{}` | `{}` | `{}` | {} |", row.key, row.default, row.ceiling, row.crossed);
+            assert!(page.contains(&line), "docs/reference/limits.md lacks: {line}");
+        }
         assert!(FilterLimits { cpu: Duration::secs(2), ..Default::default() }.check().is_err());
     }
 }

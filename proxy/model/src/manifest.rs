@@ -98,8 +98,8 @@ pub struct QueuePolicy {
     /// What puts records in order. By default nothing does: they are delivered in parallel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ordering_key: Option<OrderingKey>,
-    /// Whether `Authorization` and `Cookie` are stored with the request. Not yet possible: must be false.
-    pub store_credentials: bool,
+    /// What becomes of a request that carries `Authorization`, `Cookie` or `Proxy-Authorization`, which are never stored.
+    pub credentials: Credentials,
     /// The most deliveries in flight to this upstream at once.
     pub max_in_flight: u32,
 }
@@ -115,6 +115,17 @@ pub enum QueueMode {
     Prefer,
     /// When the upstream failed, whether the client asked or not.
     OnFailure,
+}
+
+/// What becomes of a request with credentials that would be queued.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Credentials {
+    /// It is not queued, for its origin would refuse it without them: the client gets the error instead of a `202`.
+    #[default]
+    Refuse,
+    /// It is queued without them: for origins that don't need them.
+    Strip,
 }
 
 /// What a record's ordering key is taken from.
@@ -182,7 +193,7 @@ impl Default for QueuePolicy {
             expiry: Duration::secs(24 * 3600),
             origin_honours_idempotency_key: false,
             ordering_key: None,
-            store_credentials: false,
+            credentials: Credentials::Refuse,
             max_in_flight: 8,
         }
     }
@@ -299,12 +310,6 @@ impl QueuePolicy {
             return Err((
                 "methods",
                 format!("expected methods in capitals such as \"POST\"; found {method:?}"),
-            ));
-        }
-        if self.store_credentials {
-            return Err((
-                "store_credentials",
-                "storing credentials needs a sealing key, which this version cannot take: remove it".into(),
             ));
         }
         if self.max_body > ByteSize::mib(256) {
@@ -430,6 +435,29 @@ cpu = "20ms"
         assert_eq!(manifest.limits.cpu, Duration::millis(20));
         assert_eq!(manifest.upstreams.values().next().unwrap().queue.mode, QueueMode::OnFailure);
         assert_eq!(Manifest::from_json(manifest.to_json().as_bytes()).unwrap(), manifest);
+    }
+
+    #[test]
+    fn the_reference_page_shows_every_key() {
+        let page = include_str!("../../../docs/reference/manifest.md");
+        let shown = page.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        let manifest = Manifest::from_toml(shown, "manifest.md").unwrap();
+        let all = serde_json::to_value(&manifest).unwrap();
+        let mut keys = Vec::new();
+        fn collect(value: &serde_json::Value, keys: &mut Vec<String>) {
+            match value {
+                serde_json::Value::Object(map) => map.iter().for_each(|(key, value)| {
+                    keys.push(key.clone());
+                    collect(value, keys);
+                }),
+                serde_json::Value::Array(list) => list.iter().for_each(|value| collect(value, keys)),
+                _ => {}
+            }
+        }
+        collect(&all, &mut keys);
+        for key in keys {
+            assert!(shown.contains(&key), "docs/reference/manifest.md does not show {key}");
+        }
     }
 
     #[test]

@@ -1,1 +1,132 @@
-//! The control-plane store: one trait, embedded in SQLite.
+//! What the control plane remembers: tenants, grants, tokens' hashes, modules, revisions and the audit.
+//!
+//! One trait, [`Store`], and one suite (`conformance`) that every implementation passes. The embedded
+//! implementation is [`SqliteStore`]. Invariants, each held by a test:
+//!
+//! - *An answer is durable.* A method that changes something returns `Ok` only after the commit is on the disk.
+//! - *A change is whole.* Each call is one transaction, its audit row included: all of it is there, or nothing.
+//! - *A revision never changes*, and a tenant's revisions count from 1 without gaps.
+//! - *A host has one tenant.*
+//! - *Nobody writes over a change unseen.* What activates a revision names the one that it replaces; where that
+//!   is no longer the active one, nothing is done ([`StoreError::Moved`]).
+//! - *The audit only grows.*
+//!
+//! The store knows no rules of its own beyond these: grants are checked, modules compiled and manifests parsed
+//! by its callers. It never holds a token or a secret in the clear.
+
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
+mod error;
+mod record;
+mod sqlite;
+
+use beamline_model::{Digest, Grant, RevisionId, TenantName, TokenHash, TokenScope};
+
+pub use error::StoreError;
+pub use record::{Activated, AuditRow, ModuleRecord, RevisionRecord, RevisionSummary, Stamp, TenantRecord};
+pub use sqlite::SqliteStore;
+
+/// The most rows that one page of [`Store::revisions`] or [`Store::audit`] holds, whatever was asked for.
+pub const PAGE_MAX: u32 = 1000;
+
+/// What every store does.
+///
+/// Methods block, on the disk or on another process that writes: call them off the async runtimes' threads.
+/// Each method is one transaction. The methods with a [`Stamp`] change something and write one row to the audit with it;
+/// they return after the change is durable. An error of the kind [`StoreError::Unavailable`] from one of these
+/// means that the change was not confirmed: it is not visible now, but may be after a restart.
+pub trait Store: Send + Sync {
+    /// Every token's hash with whom it speaks for.
+    fn tokens(&self) -> Result<Vec<(TokenHash, TokenScope)>, StoreError>;
+
+    /// Adds an operator token if there is none yet, and says whether it did.
+    fn add_first_operator_token(&self, hash: &TokenHash, stamp: Stamp<'_>) -> Result<bool, StoreError>;
+
+    /// Creates a tenant with its grant and its first token.
+    ///
+    /// # Errors
+    /// [`StoreError::NameTaken`]; [`StoreError::HostTaken`] where another tenant's grant holds one of the hosts.
+    fn create_tenant(
+        &self,
+        name: &TenantName,
+        grant: &Grant,
+        token: &TokenHash,
+        stamp: Stamp<'_>,
+    ) -> Result<(), StoreError>;
+
+    /// One tenant, or none of that name.
+    fn tenant(&self, name: &TenantName) -> Result<Option<TenantRecord>, StoreError>;
+
+    /// Every tenant, by name.
+    fn tenants(&self) -> Result<Vec<TenantRecord>, StoreError>;
+
+    /// Gives a module to a tenant. The content is kept once, however many tenants have it. A module that the
+    /// tenant has already keeps the `info` of its first time, and no audit row is written.
+    ///
+    /// `info` is text that the store hands back as it came. Returns whether the module is new to the tenant.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownTenant`].
+    fn put_module(
+        &self,
+        tenant: &TenantName,
+        digest: &Digest,
+        bytes: &[u8],
+        info: &str,
+        stamp: Stamp<'_>,
+    ) -> Result<bool, StoreError>;
+
+    /// One module of a tenant, or none where the tenant does not have it (whoever else does).
+    fn module(&self, tenant: &TenantName, digest: &Digest) -> Result<Option<ModuleRecord>, StoreError>;
+
+    /// Every module of a tenant, oldest first.
+    fn modules(&self, tenant: &TenantName) -> Result<Vec<ModuleRecord>, StoreError>;
+
+    /// A module's content. Whether a tenant may have it is asked with [`module`](Self::module).
+    fn module_bytes(&self, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Adds the next revision of a tenant and makes it the active one.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownTenant`]; [`StoreError::Moved`] where the active revision is not `replaces`.
+    fn commit_revision(
+        &self,
+        tenant: &TenantName,
+        replaces: Option<RevisionId>,
+        manifest: &str,
+        stamp: Stamp<'_>,
+    ) -> Result<Activated, StoreError>;
+
+    /// Makes an earlier revision the active one.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownTenant`], [`StoreError::UnknownRevision`]; [`StoreError::Moved`] where the active
+    /// revision is not `replaces`.
+    fn activate_revision(
+        &self,
+        tenant: &TenantName,
+        replaces: Option<RevisionId>,
+        revision: RevisionId,
+        stamp: Stamp<'_>,
+    ) -> Result<Activated, StoreError>;
+
+    /// One revision, or none of that number.
+    fn revision(
+        &self,
+        tenant: &TenantName,
+        revision: RevisionId,
+    ) -> Result<Option<RevisionRecord>, StoreError>;
+
+    /// At most `limit` revisions of a tenant without their manifests, newest first; with `before`, only older ones.
+    fn revisions(
+        &self,
+        tenant: &TenantName,
+        before: Option<RevisionId>,
+        limit: u32,
+    ) -> Result<Vec<RevisionSummary>, StoreError>;
+
+    /// At most `limit` rows of the audit, oldest first, after the row numbered `after` (0 is the beginning);
+    /// with `tenant`, only that tenant's.
+    fn audit(&self, tenant: Option<&TenantName>, after: u64, limit: u32)
+    -> Result<Vec<AuditRow>, StoreError>;
+}

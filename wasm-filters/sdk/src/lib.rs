@@ -1,1 +1,53 @@
-pub mod raw { wit_bindgen::generate!({ path: "../../wit", world: "request-filter", pub_export_macro: true, default_bindings_module: "beamline_sdk::raw", additional_derives: [PartialEq, Eq], ownership: Borrowing { duplicate_if_necessary: false } }); }
+//! A BeamLine filter in about ten lines.
+//!
+//! A filter is a WebAssembly module that decides what happens to a request. BeamLine runs it in a fresh sandbox for
+//! every request: nothing a filter keeps in memory is there for the next one, and nothing it does reaches another
+//! tenant. This crate holds what a filter says ([`Verdict`]), what it sees ([`Request`]) and what it may ask its
+//! host ([`log`], [`random`], [`upstream`]).
+//!
+//! ```
+//! use beamline_sdk::{Filter, Request, Verdict};
+//!
+//! struct Plans;
+//!
+//! impl Filter for Plans {
+//!     type Config = ();
+//!
+//!     fn on_request(_: &(), request: &mut Request) -> Verdict {
+//!         match request.header("x-plan") {
+//!             Some(plan) if plan == "pro" => Verdict::route("pro").into(),
+//!             _ => Verdict::next(),
+//!         }
+//!     }
+//! }
+//!
+//! beamline_sdk::export!(Plans);
+//! ```
+//!
+//! Built for `wasm32-unknown-unknown` as a `cdylib`, that is a module which `beamline push` takes as it is.
+//! Built for the machine at hand, the same code runs in `cargo test`: see [`testing`].
+
+mod config;
+#[cfg(all(target_family = "wasm", feature = "heap"))]
+mod heap;
+mod host;
+pub mod log;
+pub mod path;
+mod phase;
+pub mod random;
+pub mod raw;
+mod request;
+#[cfg(not(target_family = "wasm"))]
+pub mod testing;
+pub mod upstream;
+mod verdict;
+
+pub use phase::Filter;
+pub use request::{HeaderError, HeaderValue, Request, Snapshot};
+pub use verdict::{Enqueue, Response, Route, Verdict};
+
+/// What [`export!`] needs; no part of the interface.
+#[doc(hidden)]
+pub mod internal {
+    pub use crate::phase::*;
+}

@@ -1,0 +1,54 @@
+# Everything starts here. `make demo` and `make test` do all their set-up themselves.
+
+CARGO   ?= cargo
+PROFILE ?= ci
+SUITE   ?= core
+GUESTS  := target/guests
+BINARY   = target/$(PROFILE)/beamline
+
+.PHONY: help demo test bench release guests tools lint fmt clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: PROFILE := demo
+demo: guests ## The story, told with real requests on 127.0.0.1:8080 (ONCE=1: assert each outcome and exit)
+	@echo "==> building BeamLine for the demo (a few minutes the first time)"
+	$(CARGO) build --profile demo -p beamline -p beamline-tests --bin beamline --bin demo
+	@BEAMLINE_BIN=target/demo/beamline target/demo/demo --guests $(GUESTS) $(if $(ONCE),--once)
+
+test: tools guests ## All tests; installs what they need
+	@echo "==> building BeamLine and its tests"
+	$(CARGO) build --profile $(PROFILE) -p beamline --bin beamline
+	BEAMLINE_BIN=$(CURDIR)/$(BINARY) $(CARGO) test --workspace --profile $(PROFILE)
+	@echo "==> filters"
+	cd wasm-filters && $(CARGO) test
+	cd tests/guests && $(CARGO) test
+
+bench: tools guests release ## Measure against nginx: SUITE=core|filter|queue|dataplane|telemetry
+	$(CARGO) build --release -p beamline-tests --bin bench
+	BEAMLINE_BIN=$(CURDIR)/target/release/beamline target/release/bench $(SUITE)
+
+release: ## The binary that ships: target/release/beamline
+	$(CARGO) build --release -p beamline --bin beamline
+
+guests: ## The stock filters and the tests' modules, as Wasm, in target/guests
+	@scripts/build-guests.sh $(GUESTS)
+
+tools: ## What the tests drive the node with: curl, wrk, nginx, a C compiler
+	@scripts/install-tools.sh
+
+lint: ## Formatting and clippy, as CI has them
+	$(CARGO) fmt --all --check
+	cd wasm-filters && $(CARGO) fmt --all --check
+	cd tests/guests && $(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --profile $(PROFILE) -- -D warnings
+
+fmt: ## Format everything
+	$(CARGO) fmt --all
+	cd wasm-filters && $(CARGO) fmt --all
+	cd tests/guests && $(CARGO) fmt --all
+
+clean: ## Remove what was built
+	$(CARGO) clean
+	rm -rf wasm-filters/target tests/guests/target

@@ -1,0 +1,173 @@
+//! What refusals look like: every problem of the admin API in one table.
+
+use std::{fmt, time::Duration};
+
+use axum::{
+    body::Body,
+    extract::MatchedPath,
+    response::{IntoResponse, Response},
+};
+use beamline_control::{ControlError, ControlErrorKind};
+use beamline_http::Problem;
+use beamline_model::InvalidName;
+use http::{HeaderValue, Method, StatusCode, Uri, header};
+
+use crate::ROUTES;
+
+/// One line of the problem table in `docs/reference/admin-api.md`.
+#[derive(Clone, Copy, Debug)]
+pub struct ProblemRow {
+    /// The last part of the document's `type`.
+    pub token: &'static str,
+    /// The status.
+    pub status: u16,
+    /// The document's `title`.
+    pub title: &'static str,
+}
+
+const fn row(token: &'static str, status: u16, title: &'static str) -> ProblemRow {
+    ProblemRow { token, status, title }
+}
+
+/// Every problem, by status.
+pub const PROBLEMS: &[ProblemRow] = &[
+    row("body-incomplete", 400, "The request's body did not arrive whole"),
+    row("token-missing", 401, "A token is needed"),
+    row("token-unknown", 401, "The token is not known"),
+    row("operator-only", 403, "Only the operator may do this"),
+    row("other-tenant", 403, "The token is another tenant's"),
+    row("unknown-path", 404, "There is nothing at this path"),
+    row("unknown-tenant", 404, "There is no such tenant"),
+    row("unknown-revision", 404, "The tenant has no such revision"),
+    row("no-revision", 404, "The tenant has no active revision"),
+    row("method-not-allowed", 405, "The method is not allowed here"),
+    row("tenant-exists", 409, "There is a tenant of that name"),
+    row("host-taken", 409, "Another tenant holds the host"),
+    row("changed-meanwhile", 409, "The tenant was changed by somebody else"),
+    row("no-previous-revision", 409, "There is no revision to go back to"),
+    row("body-too-large", 413, "The request's body is too large"),
+    row("module-quota", 413, "The tenant's modules would take too much room"),
+    row("invalid-request", 422, "The request is not of the expected form"),
+    row("invalid-manifest", 422, "The manifest is not valid"),
+    row("outside-grant", 422, "The manifest asks for what the tenant was not granted"),
+    row("module-path", 422, "The manifest names a module by a local path"),
+    row("unknown-module", 422, "The manifest names a module that was not uploaded"),
+    row("module-rejected", 422, "The module cannot be taken"),
+    row("internal", 500, "The node failed"),
+    row("not-ready", 503, "The node takes no new traffic"),
+    row("not-live", 503, "A worker of the node makes no progress"),
+    row("module-unloadable", 503, "A module cannot be loaded on this node"),
+    row("compiler-unavailable", 503, "The node cannot compile modules now"),
+    row("revision-unreadable", 503, "The revision cannot be read by this version"),
+    row("store-unavailable", 503, "The node's store does not answer"),
+    row("store-damaged", 503, "The node's store cannot be read"),
+    row("stopping", 503, "The node is stopping"),
+];
+
+/// How soon a caller may ask again where waiting is what helps.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// A refusal on its way to the caller.
+#[derive(Debug)]
+pub(crate) struct Refusal(Problem);
+
+impl Refusal {
+    /// The problem of a token of [`PROBLEMS`], with what exactly is wrong and what to do.
+    pub(crate) fn of(token: &str, detail: impl Into<String>) -> Self {
+        let row = PROBLEMS.iter().find(|row| row.token == token);
+        debug_assert!(row.is_some(), "{token} is no row of PROBLEMS");
+        let row = row.unwrap_or(&ProblemRow { token: "internal", status: 500, title: "The node failed" });
+        let status = StatusCode::from_u16(row.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let problem = Problem::new(status, row.token, row.title).detail(detail);
+        Self(if status == StatusCode::SERVICE_UNAVAILABLE {
+            problem.retry_after(RETRY_AFTER)
+        } else {
+            problem
+        })
+    }
+}
+
+/// For a name that no tenant can have.
+pub(crate) fn unknown_tenant(error: InvalidName) -> Refusal {
+    Refusal::of("unknown-tenant", error.to_string())
+}
+
+impl From<ControlError> for Refusal {
+    fn from(error: ControlError) -> Self {
+        if error.kind() == ControlErrorKind::Unavailable {
+            tracing::warn!(%error, "the control plane could not do what the admin API was asked for");
+        }
+        Self::of(error.token(), error.to_string())
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.0.token, self.0.detail.as_deref().unwrap_or_default())
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let challenge = match &*self.0.token {
+            "token-missing" => Some("Bearer realm=\"beamline\""),
+            "token-unknown" => Some("Bearer realm=\"beamline\", error=\"invalid_token\""),
+            _ => None,
+        };
+        let mut response = self.0.into_response().map(Body::from);
+        if let Some(challenge) = challenge {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
+        response
+    }
+}
+
+/// The most of a path that a message repeats.
+const PATH_MAX: usize = 200;
+
+/// Answers every path that no route has.
+pub(crate) async fn unknown_path(uri: Uri) -> Refusal {
+    let path: String = uri.path().chars().take(PATH_MAX).collect();
+    Refusal::of(
+        "unknown-path",
+        format!("expected a path of the admin API, such as /v1/tenants or /readyz; found {path}"),
+    )
+}
+
+/// Answers a route's path with a method that it does not have. The router adds `Allow`.
+pub(crate) async fn method_not_allowed(path: MatchedPath, method: Method) -> Refusal {
+    let allowed: Vec<_> =
+        ROUTES.iter().filter(|r| r.path == path.as_str()).map(|r| r.method.as_str()).collect();
+    Refusal::of(
+        "method-not-allowed",
+        format!("expected {} for {}; found {method}", allowed.join(" or "), path.as_str()),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_problem_stands_once_and_by_status() {
+        assert!(PROBLEMS.is_sorted_by_key(|row| row.status));
+        let mut tokens: Vec<_> = PROBLEMS.iter().map(|row| row.token).collect();
+        tokens.sort_unstable();
+        tokens.dedup();
+        assert_eq!(tokens.len(), PROBLEMS.len());
+    }
+
+    #[test]
+    fn every_route_names_problems_that_exist() {
+        for route in ROUTES {
+            for token in route.problems {
+                assert!(
+                    PROBLEMS.iter().any(|row| row.token == *token),
+                    "{} {}: {token}",
+                    route.method,
+                    route.path
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! Every route, in one table.
+
+use axum::routing::{MethodFilter, MethodRouter, on};
+use http::Method;
+
+use crate::{AdminState, manifests, modules, node, tenants};
+
+/// Who may use a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// Anybody who can reach the listener: no token is asked for.
+    Anyone,
+    /// The operator's token.
+    Operator,
+    /// Any token; what is answered is what it may see.
+    Token,
+    /// A token of the tenant in the path, or the operator's.
+    Tenant,
+}
+
+impl Who {
+    /// As the reference page writes it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Anyone => "anyone",
+            Self::Operator => "the operator",
+            Self::Token => "any token",
+            Self::Tenant => "the tenant, the operator",
+        }
+    }
+}
+
+/// One route of the API. `docs/reference/admin-api.md` has a section for each.
+#[derive(Clone, Debug)]
+pub struct RouteRow {
+    /// The method. Where there is a GET, HEAD works too.
+    pub method: Method,
+    /// The path, with its parameters in braces.
+    pub path: &'static str,
+    /// Whose token it takes.
+    pub who: Who,
+    /// What it does, in a few words that can follow "can".
+    pub does: &'static str,
+    /// The most bytes that its request's body may have; 0 where it takes none.
+    pub max_body: usize,
+    /// The status of success.
+    pub success: u16,
+    /// The problems that are its own, as tokens of [`crate::PROBLEMS`]. Every route with a token can also answer
+    /// `token-missing` and `token-unknown`, every one `internal`.
+    pub problems: &'static [&'static str],
+    operation: Operation,
+}
+
+/// What a route calls: one variant for each handler, so that no row can lack one.
+#[derive(Clone, Copy, Debug)]
+enum Operation {
+    Ready,
+    Live,
+    Status,
+    CreateTenant,
+    ListTenants,
+    ShowTenant,
+    PushModule,
+    ListModules,
+    Apply,
+    ShowManifest,
+    ListRevisions,
+    ShowRevision,
+    Rollback,
+}
+
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+
+/// What every route below a tenant can answer.
+macro_rules! of_a_tenant {
+    ($($more:literal),* $(,)?) => {
+        &["other-tenant", "unknown-tenant", "store-unavailable", "store-damaged", "stopping", $($more),*]
+    };
+}
+
+/// Every route, in the order of the reference page.
+pub const ROUTES: &[RouteRow] = &[
+    RouteRow {
+        method: Method::GET,
+        path: "/readyz",
+        who: Who::Anyone,
+        does: "tell whether new traffic should come here",
+        max_body: 0,
+        success: 200,
+        problems: &["not-ready"],
+        operation: Operation::Ready,
+    },
+    RouteRow {
+        method: Method::GET,
+        path: "/livez",
+        who: Who::Anyone,
+        does: "tell whether every worker makes progress",
+        max_body: 0,
+        success: 200,
+        problems: &["not-live"],
+        operation: Operation::Live,
+    },
+    RouteRow {
+        method: Method::GET,
+        path: "/v1/status",
+        who: Who::Operator,
+        does: "see how the node, its tenants and its queue fare",
+        max_body: 0,
+        success: 200,
+        problems: &["operator-only"],
+        operation: Operation::Status,
+    },
+    RouteRow {
+        method: Method::POST,
+        path: "/v1/tenants",
+        who: Who::Operator,
+        does: "create a tenant with its grant and its first token",
+        max_body: 64 * KIB,
+        success: 201,
+        problems: &[
+            "operator-only",
+            "store-unavailable",
+            "store-damaged",
+            "stopping",
+            "invalid-request",
+            "body-too-large",
+            "body-incomplete",
+            "tenant-exists",
+            "host-taken",
+        ],
+        operation: Operation::CreateTenant,
+    },
+    RouteRow {
+        method: Method::GET,
+        path: "/v1/tenants",
+        who: Who::Token,
+        does: "list the tenants that the token may see",
+        max_body: 0,
+        success: 200,
+        problems: &["store-unavailable", "store-damaged", "stopping"],
+        operation: Operation::ListTenants,
+    },
+    RouteRow {
+        method: Method::GET,
+        path: "/v1/tenants/{tenant}",
+        who: Who::Tenant,
+        does: "see a tenant: its grant, active revision and upstreams",
+        max_body: 0,
+        success: 200,
+        problems: of_a_tenant![],
+        operation: Operation::ShowTenant,
+    },
+    RouteRow {
+        method: Method::POST,
+        path: "/v1/tenants/{tenant}/modules",
+        who: Who::Tenant,
+        does: "upload, check and compile a module",
+        max_body: 4 * MIB,
+        success: 200,
+        problems: of_a_tenant![
+            "body-too-large",
+            "body-incomplete",
+            "module-rejected",
+            "module-quota",
+            "compiler-unavailable"
+        ],
+        operation: Operation::PushModule,
+    },
+    RouteRow {
+        method: Method::GET,
+        path: "/v1/tenants/{tenant}/modules",
+        who: Who::Tenant,
+        does: "list the tenant's modules, oldest first",
+        max_body: 0,
+        success: 200,
+        problems: of_a_tenant![],
+        operation: Operation::ListModules,
+    },
+    RouteRow {
+        method: Method::PUT,
+        path: "/v1/tenants/{tenant}/manifest",
+        who: Who::Tenant,
+        does: "make a manifest the active revision",
+        max_body: MIB,
+        success: 200,
+        problems: of_a_tenant![
+            "invalid-request",
+            "invalid-manifest",
+            "body-too-large",
+            "body-incomplete",
+            "outside-grant",
+            "module-path",
+            "unknown-module",
+            "module-unloadable",
+            "changed-meanwhile"
+        ],
+        operation: Operation::Apply,
+    },
+    RouteRow {
+        method: Method::GET,
+        path: "/v1/tenants/{tenant}/manifest",
+        who: Who::Tenant,
+        does: "see the active revision with its manifest",
+        max_body: 0,
+        success: 200,
+        problems: of_a_tenant!["no-revision", "revision-unreadable"],
+        operation: Operation::ShowManifest,
+    },
+    RouteRow {
+        method: Method::GET,
+        path: "/v1/tenants/{tenant}/revisions",
+        who: Who::Tenant,
+        does: "list the tenant's revisions, newest first",
+        max_body: 0,
+        success: 200,
+        problems: of_a_tenant!["invalid-request"],
+        operation: Operation::ListRevisions,
+    },
+    RouteRow {
+        method: Method::GET,
+        path: "/v1/tenants/{tenant}/revisions/{revision}",
+        who: Who::Tenant,
+        does: "see one revision with its manifest",
+        max_body: 0,
+        success: 200,
+        problems: of_a_tenant!["unknown-revision", "revision-unreadable"],
+        operation: Operation::ShowRevision,
+    },
+    RouteRow {
+        method: Method::POST,
+        path: "/v1/tenants/{tenant}/rollback",
+        who: Who::Tenant,
+        does: "make an earlier revision the active one",
+        max_body: 4 * KIB,
+        success: 200,
+        problems: of_a_tenant![
+            "invalid-request",
+            "body-too-large",
+            "body-incomplete",
+            "unknown-revision",
+            "no-revision",
+            "no-previous-revision",
+            "revision-unreadable",
+            "outside-grant",
+            "unknown-module",
+            "module-unloadable",
+            "changed-meanwhile"
+        ],
+        operation: Operation::Rollback,
+    },
+];
+
+/// The handler of a row, for its method.
+pub(crate) fn endpoint(row: &RouteRow) -> MethodRouter<AdminState> {
+    let method = MethodFilter::try_from(row.method.clone())
+        .expect("the table has only methods that a router can match");
+    match row.operation {
+        Operation::Ready => on(method, node::ready),
+        Operation::Live => on(method, node::live),
+        Operation::Status => on(method, node::status),
+        Operation::CreateTenant => on(method, tenants::create),
+        Operation::ListTenants => on(method, tenants::list),
+        Operation::ShowTenant => on(method, tenants::show),
+        Operation::PushModule => on(method, modules::push),
+        Operation::ListModules => on(method, modules::list),
+        Operation::Apply => on(method, manifests::apply),
+        Operation::ShowManifest => on(method, manifests::active),
+        Operation::ListRevisions => on(method, manifests::revisions),
+        Operation::ShowRevision => on(method, manifests::revision),
+        Operation::Rollback => on(method, manifests::rollback),
+    }
+}

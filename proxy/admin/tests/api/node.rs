@@ -1,0 +1,133 @@
+//! A whole node behind the API, in this process: store, queue, engine and control plane as `beamline serve` has them.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use axum::{Router, body::Body};
+use beamline_admin::{AdminState, router};
+use beamline_control::{Control, ControlSettings};
+use beamline_filter_host::{Compiler, CompilerSettings, Engine, EngineSettings};
+use beamline_node_state::NodeState;
+use beamline_queue::{Delivery, Queue};
+use beamline_store::SqliteStore;
+use beamline_telemetry::{LogTarget, Telemetry};
+use http::{HeaderMap, Method, Request, StatusCode, header};
+use http_body_util::BodyExt as _;
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+
+/// A node, its two tenants' tokens and its operator's.
+pub struct Node {
+    pub router: Router,
+    pub state: NodeState,
+    pub alive: Arc<AtomicBool>,
+    pub operator: String,
+    pub acme: String,
+    pub globex: String,
+    _delivery: Delivery,
+    _dir: tempfile::TempDir,
+}
+
+/// What the API answered.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub document: Value,
+}
+
+impl Answer {
+    /// The last part of a problem's type; empty where this is no problem.
+    pub fn problem(&self) -> &str {
+        self.document["type"].as_str().and_then(|t| t.strip_prefix("urn:beamline:problem:")).unwrap_or_default()
+    }
+
+    /// A problem's detail.
+    pub fn detail(&self) -> &str {
+        self.document["detail"].as_str().unwrap_or_default()
+    }
+
+    /// The document of a success.
+    pub fn ok(self) -> Value {
+        assert!(self.status.is_success(), "{} {}", self.status, self.document);
+        self.document
+    }
+}
+
+impl Node {
+    /// A node with the tenants `acme` (acme.test, www.acme.test, 127.0.0.1:9001) and `globex`.
+    pub async fn start(new_tenant: &Value) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = beamline_telemetry::Settings { log: LogTarget::Off, ..Default::default() };
+        let telemetry = Telemetry::open(settings, &tokio::runtime::Handle::current()).unwrap();
+        let engine = Engine::new(EngineSettings { pool_instances: 16, slow_lane_threads: 1 }).unwrap();
+        let compiler = Compiler::new(engine, CompilerSettings::new(dir.path().join("artifacts"))).unwrap();
+        let store = Arc::new(SqliteStore::open(&dir.path().join("store")).unwrap());
+        let control = Control::open(store, ControlSettings::default(), compiler, telemetry).await.unwrap();
+        let mut operator = String::new();
+        let keep = |token: &beamline_model::Token| {
+            operator = token.reveal().to_owned();
+            Ok(())
+        };
+        assert!(control.operator_token_if_first_start(keep).await.unwrap());
+        let (queue, delivery) = Queue::open(beamline_queue::Settings::new(dir.path().join("queue"))).unwrap();
+        let (state, alive) = (NodeState::new(), Arc::new(AtomicBool::new(true)));
+        state.started();
+        let beats = Arc::clone(&alive);
+        let liveness = move || {
+            if beats.load(Ordering::Relaxed) {
+                Ok(())
+            } else {
+                Err("worker 1 has made no progress for 3 s".to_owned())
+            }
+        };
+        let router = router(AdminState { control, queue, node: state.clone(), liveness: Arc::new(liveness) });
+        let mut node = Self {
+            router,
+            state,
+            alive,
+            operator,
+            acme: String::new(),
+            globex: String::new(),
+            _delivery: delivery,
+            _dir: dir,
+        };
+        let globex = json!({ "name": "globex", "hosts": ["globex.test"] });
+        for (tenant, token) in [(new_tenant, &mut String::new()), (&globex, &mut String::new())] {
+            let made = node.ask("POST /v1/tenants", &node.operator, tenant.to_string()).await.ok();
+            *token = made["token"].as_str().unwrap().to_owned();
+            match made["tenant"].as_str() {
+                Some("acme") => node.acme = token.clone(),
+                _ => node.globex = token.clone(),
+            }
+        }
+        node
+    }
+
+    /// Asks for `METHOD /path` with a token (none where empty) and a body.
+    pub async fn ask(&self, line: &str, token: &str, body: impl Into<Body>) -> Answer {
+        let (method, path) = line.split_once(' ').unwrap();
+        let mut request = Request::new(body.into());
+        *request.method_mut() = Method::from_bytes(method.as_bytes()).unwrap();
+        *request.uri_mut() = path.parse().unwrap();
+        if !token.is_empty() {
+            request.headers_mut().insert(header::AUTHORIZATION, format!("Bearer {token}").parse().unwrap());
+        }
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        let document = if method == "HEAD" {
+            Value::Null
+        } else {
+            serde_json::from_slice(&body).unwrap_or_else(|e| panic!("{line}: {e}: {body:?}"))
+        };
+        Answer { status: head.status, headers: head.headers, document }
+    }
+
+    /// As tenant `acme`, without a body.
+    pub async fn acme(&self, line: &str) -> Answer {
+        self.ask(line, &self.acme, Body::empty()).await
+    }
+}

@@ -1,0 +1,88 @@
+//! The client side of the command line: each command is one or a few requests to a node's admin API.
+//!
+//! A command answers with a [`Report`] or a [`Failure`]; only [`run`] prints and chooses the exit code. Nothing here
+//! decides what the node decides: what it refuses is shown as it said it.
+
+mod apply;
+mod client;
+mod failure;
+mod node_args;
+mod push;
+#[cfg(test)]
+mod reference;
+mod report;
+mod rollback;
+mod show;
+mod status;
+mod tenant;
+#[cfg(test)]
+mod testing;
+mod token;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use clap::Subcommand;
+
+use failure::Failure;
+use node_args::NodeArgs;
+use report::Report;
+
+/// What a node can be asked to do. Each command's file holds its help.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Tenant(tenant::TenantArgs),
+    Push(push::PushArgs),
+    Apply(apply::ApplyArgs),
+    Show(show::ShowArgs),
+    Rollback(rollback::RollbackArgs),
+    Status(status::StatusArgs),
+}
+
+/// Does what `command` says, prints what came of it, and returns the process's exit code: 0 done, 1 refused by the
+/// node, 2 wrong here, 3 no node to be reached.
+pub(crate) fn run(command: &Command) -> ExitCode {
+    let json = command.node().json;
+    // A reader that went away, as `head` does, has seen what it wanted.
+    match ask(command) {
+        Ok(report) => {
+            let _ = write_flushed(io::stdout(), &report.rendered(json));
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            let _ = write_flushed(io::stderr(), &failure.rendered(json));
+            failure.exit_code()
+        }
+    }
+}
+
+fn write_flushed(mut to: impl Write, text: &str) -> io::Result<()> {
+    to.write_all(text.as_bytes())?;
+    to.flush()
+}
+
+impl Command {
+    fn node(&self) -> &NodeArgs {
+        match self {
+            Self::Tenant(args) => &args.node,
+            Self::Push(args) => &args.node,
+            Self::Apply(args) => &args.node,
+            Self::Show(args) => &args.node,
+            Self::Rollback(args) => &args.node,
+            Self::Status(args) => &args.node,
+        }
+    }
+}
+
+fn ask(command: &Command) -> Result<Report, Failure> {
+    match command {
+        Command::Tenant(args) => tenant::run(args),
+        Command::Push(args) => push::run(args),
+        Command::Apply(args) => apply::run(args),
+        Command::Show(args) => show::run(args),
+        Command::Rollback(args) => rollback::run(args),
+        Command::Status(args) => status::run(args),
+    }
+}

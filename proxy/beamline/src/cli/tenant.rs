@@ -1,0 +1,207 @@
+//! `beamline tenant`: what the operator does with tenants.
+
+use std::path::PathBuf;
+
+use beamline_model::{HostName, RevisionId, TenantName, UpstreamRange};
+use clap::{Args, Subcommand};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{
+    client::Node,
+    failure::Failure,
+    node_args::NodeArgs,
+    report::{Report, Table},
+    token::TokenFile,
+};
+
+/// Create and list tenants
+#[derive(Args, Debug)]
+pub(crate) struct TenantArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+
+    #[command(subcommand)]
+    command: TenantCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum TenantCommand {
+    /// Create a tenant with its grant, and get its token
+    ///
+    /// The grant says which hosts the tenant's manifests may name and which addresses its upstreams may have. The
+    /// tenant's token is shown this one time: the node keeps only its hash. Takes the operator's token.
+    #[command(
+        after_help = "Example:\n  beamline tenant create acme --host acme.example --upstream-range 10.1.0.0/16 \\\n      --save-token acme.token"
+    )]
+    Create(CreateArgs),
+    /// List the tenants
+    List,
+}
+
+#[derive(Args, Debug)]
+struct CreateArgs {
+    /// The tenant's name: 1 to 63 lower-case letters, digits and inner hyphens
+    name: TenantName,
+
+    /// A host that the tenant may serve, exactly; give it again, or a list with commas, for more
+    #[arg(long = "host", value_name = "HOST", required = true, value_delimiter = ',')]
+    hosts: Vec<HostName>,
+
+    /// Addresses that its upstreams may have, such as 10.1.0.0/16, 127.0.0.1:9001 or [fd00::/8]:8000-8999; may be given again
+    ///
+    /// Loopback, private and link-local addresses are open only to a range that lies within their block.
+    #[arg(long = "upstream-range", value_name = "RANGE", value_delimiter = ',')]
+    upstream_ranges: Vec<UpstreamRange>,
+
+    /// Write the new token to this file, which must not exist yet, in place of showing it
+    #[arg(long, value_name = "FILE")]
+    save_token: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct Created {
+    tenant: TenantName,
+    token: String,
+}
+
+/// What this command knows of a tenant in an answer.
+#[derive(Deserialize)]
+pub(crate) struct Listed {
+    pub(crate) name: TenantName,
+    pub(crate) hosts: Vec<String>,
+    pub(crate) revision: Option<RevisionId>,
+}
+
+/// An answer that holds tenants.
+#[derive(Deserialize)]
+pub(crate) struct List {
+    pub(crate) tenants: Vec<Listed>,
+}
+
+impl List {
+    /// As lines for a person.
+    pub(crate) fn rendered(&self) -> String {
+        if self.tenants.is_empty() {
+            return "no tenants yet: `beamline tenant create` makes one".into();
+        }
+        let mut table = Table::headed(["TENANT", "REVISION", "HOSTS"]);
+        for tenant in &self.tenants {
+            let revision = tenant.revision.map_or_else(|| "-".to_owned(), |r| r.to_string());
+            table.row([tenant.name.to_string(), revision, tenant.hosts.join(", ")]);
+        }
+        table.rendered()
+    }
+}
+
+pub(crate) fn run(args: &TenantArgs) -> Result<Report, Failure> {
+    let node = Node::of(&args.node)?;
+    match &args.command {
+        TenantCommand::Create(args) => create(&node, args),
+        TenantCommand::List => {
+            let answer = node.get("/v1/tenants")?;
+            Ok(Report { text: answer.as_a::<List>()?.rendered(), json: answer.0 })
+        }
+    }
+}
+
+fn create(node: &Node, args: &CreateArgs) -> Result<Report, Failure> {
+    let file = args.save_token.as_deref().map(TokenFile::create).transpose()?;
+    let new = json!({ "name": args.name, "hosts": args.hosts, "upstream_ranges": args.upstream_ranges });
+    let answer = node.post("/v1/tenants", &new)?;
+    let Created { tenant, token } = answer.as_a()?;
+    let Some((file, path)) = file.zip(args.save_token.as_ref()) else {
+        let text = format!(
+            "tenant {tenant} created\ntoken {token}\nKeep the token now: it is not shown again, and the node has only its hash."
+        );
+        return Ok(Report { json: answer.0, text });
+    };
+    // The token must not be lost with the file: there is no second one.
+    file.keep(&token).map_err(|error| {
+        Failure::Local(format!(
+            "tenant {tenant} is created, but {} could not be written ({error}): its token, shown this one time, is {token}",
+            path.display()
+        ))
+    })?;
+    Ok(Report {
+        json: json!({ "tenant": tenant, "token_file": path }),
+        text: format!("tenant {tenant} created\nits token is in {}", path.display()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::testing::{FakeNode, ask, problem};
+
+    #[test]
+    fn a_grant_is_sent_as_it_was_given_and_the_token_shown() {
+        let node = FakeNode::answering([(201, json!({ "tenant": "acme", "token": "blt_1" }))]);
+        let report = ask(
+            &node,
+            "tenant create acme --host acme.test,www.acme.test --host API.acme.test --upstream-range 127.0.0.1:9001",
+        )
+        .unwrap();
+        assert_eq!(
+            node.requests()[0].json(),
+            json!({
+                "name": "acme",
+                "hosts": ["acme.test", "www.acme.test", "api.acme.test"],
+                "upstream_ranges": ["127.0.0.1/32:9001"],
+            })
+        );
+        assert!(report.text.starts_with("tenant acme created\ntoken blt_1\n"), "{}", report.text);
+    }
+
+    #[test]
+    fn a_saved_token_is_not_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("acme.token");
+        let node = FakeNode::answering([(201, json!({ "tenant": "acme", "token": "blt_1" }))]);
+        let report =
+            ask(&node, &format!("tenant create acme --host acme.test --save-token {}", path.display()))
+                .unwrap();
+        assert!(!report.rendered(false).contains("blt_1") && !report.rendered(true).contains("blt_1"));
+        assert_eq!(std::fs::read_to_string(path).unwrap(), "blt_1\n");
+    }
+
+    #[test]
+    fn a_file_that_exists_stops_the_command_before_the_node_is_asked() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let node = FakeNode::answering([]);
+        let failure = ask(
+            &node,
+            &format!("tenant create acme --host acme.test --save-token {}", file.path().display()),
+        )
+        .unwrap_err();
+        assert!(matches!(failure, Failure::Local(_)), "{failure}");
+        assert!(node.requests().is_empty());
+    }
+
+    #[test]
+    fn a_refused_tenant_leaves_no_token_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("acme.token");
+        let node = FakeNode::answering([(409, problem("tenant-exists"))]);
+        let failure =
+            ask(&node, &format!("tenant create acme --host acme.test --save-token {}", path.display()))
+                .unwrap_err();
+        assert!(failure.to_string().contains("(409 tenant-exists)"), "{failure}");
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn tenants_are_listed_one_a_line() {
+        let tenants = json!({ "tenants": [
+            { "name": "acme", "hosts": ["acme.test", "www.acme.test"], "revision": 3 },
+            { "name": "globex", "hosts": ["globex.test"], "revision": null },
+        ] });
+        let node = FakeNode::answering([(200, tenants), (200, json!({ "tenants": [] }))]);
+        let report = ask(&node, "tenant list").unwrap();
+        assert_eq!(
+            report.text,
+            "TENANT  REVISION  HOSTS\nacme    3         acme.test, www.acme.test\nglobex  -         globex.test\n"
+        );
+        assert!(ask(&node, "tenant list").unwrap().text.starts_with("no tenants yet"));
+    }
+}

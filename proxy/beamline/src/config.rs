@@ -1,0 +1,236 @@
+//! Bootstrap configuration: flags over environment over file over defaults.
+//!
+//! Only what must be known before the control plane is there. Everything about tenants is in their manifests.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use beamline_model::{ByteSize, Duration as HumanDuration};
+use beamline_telemetry::{LogTarget, OtlpEndpoint, Sampler};
+use serde::Deserialize;
+
+/// `beamline serve`: runs a node.
+#[derive(clap::Args, Debug, Default)]
+pub(crate) struct ServeArgs {
+    /// Configuration file (TOML); flags and environment go before it
+    #[arg(long, env = "BEAMLINE_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Address to serve tenants' traffic on; may be given more than once [default: 127.0.0.1:8080]
+    #[arg(long, env = "BEAMLINE_LISTEN", value_name = "ADDR", value_delimiter = ',')]
+    pub(crate) listen: Vec<SocketAddr>,
+
+    /// Address of the admin API [default: 127.0.0.1:9090]
+    #[arg(long, env = "BEAMLINE_ADMIN_LISTEN", value_name = "ADDR")]
+    pub(crate) admin: Option<SocketAddr>,
+
+    /// Folder for everything that must outlive the process; made (0700) where it is missing [default: beamline-data]
+    #[arg(long, env = "BEAMLINE_DATA_DIR", value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+
+    /// Data worker threads [default: one for each processor]
+    #[arg(long, env = "BEAMLINE_WORKERS", value_name = "N")]
+    pub(crate) workers: Option<usize>,
+
+    /// Where access records and events go, as JSON Lines: "stdout", "off", or a file [default: stdout]
+    #[arg(long, env = "BEAMLINE_LOG", value_name = "TARGET")]
+    pub(crate) log: Option<String>,
+
+    /// OTLP/HTTP collector that traces are sent to, such as http://127.0.0.1:4318; none are sent without it
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub(crate) otlp_endpoint: Option<String>,
+
+    /// Share of traces that are recorded, from 0 to 1 [default: 1]
+    #[arg(long, env = "BEAMLINE_SAMPLE_RATIO", value_name = "RATIO")]
+    pub(crate) sample_ratio: Option<f64>,
+
+    /// On SIGTERM: how long to go on accepting while not ready any more [default: 5s]
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) lame_duck: Option<HumanDuration>,
+
+    /// While draining: how long a connection without a request must be quiet before it is closed [default: 1s]
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) drain_idle_grace: Option<HumanDuration>,
+
+    /// While draining: when requests still under way are cut off [default: 30s]
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) drain_timeout: Option<HumanDuration>,
+}
+
+/// The configuration file. Every key is optional; `docs/reference/configuration.md` has the table.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct FileConfig {
+    listen: Vec<SocketAddr>,
+    admin: Option<SocketAddr>,
+    data_dir: Option<PathBuf>,
+    workers: Option<usize>,
+    log: Option<String>,
+    otlp_endpoint: Option<String>,
+    sample_ratio: Option<f64>,
+    drain: DrainFile,
+    queue: QueueFile,
+    filters: FiltersFile,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct DrainFile {
+    lame_duck: Option<HumanDuration>,
+    idle_grace: Option<HumanDuration>,
+    timeout: Option<HumanDuration>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct QueueFile {
+    max_records: Option<u64>,
+    max_bytes: Option<ByteSize>,
+    receipt_retention: Option<HumanDuration>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FiltersFile {
+    pool_instances: Option<u32>,
+    slow_lane_threads: Option<usize>,
+}
+
+/// The configuration as the node runs it.
+#[derive(Debug)]
+pub(crate) struct Config {
+    pub(crate) listen: Vec<SocketAddr>,
+    pub(crate) admin: SocketAddr,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) workers: usize,
+    pub(crate) log: LogTarget,
+    pub(crate) otlp_endpoint: Option<OtlpEndpoint>,
+    pub(crate) sampler: Sampler,
+    pub(crate) lame_duck: Duration,
+    pub(crate) drain_idle_grace: Duration,
+    pub(crate) drain_timeout: Duration,
+    pub(crate) queue_max_records: Option<u64>,
+    pub(crate) queue_max_bytes: Option<u64>,
+    pub(crate) receipt_retention: Option<Duration>,
+    pub(crate) pool_instances: u32,
+    pub(crate) slow_lane_threads: usize,
+}
+
+impl FileConfig {
+    fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("configuration file {} cannot be read", path.display()))?;
+        Self::parse(&text, &path.display().to_string())
+    }
+
+    fn parse(text: &str, name: &str) -> anyhow::Result<Self> {
+        toml::from_str(text).map_err(|error| {
+            let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+            anyhow::anyhow!("{name}:{line}: {}", error.message())
+        })
+    }
+}
+
+impl Config {
+    /// Puts flags (which hold the environment too) over the file over the defaults.
+    pub(crate) fn resolve(args: ServeArgs) -> anyhow::Result<Self> {
+        let file = args.config.as_deref().map(FileConfig::read).transpose()?.unwrap_or_default();
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let first = |flag: Vec<SocketAddr>, file: Vec<SocketAddr>| if flag.is_empty() { file } else { flag };
+        let mut listen = first(args.listen, file.listen);
+        if listen.is_empty() {
+            listen.push(SocketAddr::from(([127, 0, 0, 1], 8080)));
+        }
+        let admin = args.admin.or(file.admin).unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9090)));
+        if admin.port() != 0 && listen.contains(&admin) {
+            bail!("listen and admin are both {admin}: choose another address for one of them");
+        }
+        let workers = args.workers.or(file.workers).unwrap_or(processors);
+        if !(1..=1024).contains(&workers) {
+            bail!("workers: expected 1 to 1024; found {workers}");
+        }
+        let ratio = args.sample_ratio.or(file.sample_ratio).unwrap_or(1.0);
+        let otlp_endpoint = args.otlp_endpoint.or(file.otlp_endpoint).map(|e| e.parse()).transpose()?;
+        let Ok(log) = args.log.or(file.log).unwrap_or_else(|| "stdout".into()).parse();
+        let span = |flag: Option<HumanDuration>, file: Option<HumanDuration>, default: HumanDuration| {
+            flag.or(file).unwrap_or(default).get()
+        };
+        Ok(Self {
+            listen,
+            admin,
+            data_dir: args.data_dir.or(file.data_dir).unwrap_or_else(|| "beamline-data".into()),
+            workers,
+            log,
+            otlp_endpoint,
+            sampler: Sampler::ratio(ratio)?,
+            lame_duck: span(args.lame_duck, file.drain.lame_duck, HumanDuration::secs(5)),
+            drain_idle_grace: span(args.drain_idle_grace, file.drain.idle_grace, HumanDuration::secs(1)),
+            drain_timeout: span(args.drain_timeout, file.drain.timeout, HumanDuration::secs(30)),
+            queue_max_records: file.queue.max_records,
+            queue_max_bytes: file.queue.max_bytes.map(ByteSize::get),
+            receipt_retention: file.queue.receipt_retention.map(HumanDuration::get),
+            pool_instances: bounded(
+                "filters.pool_instances",
+                file.filters.pool_instances.unwrap_or(1024),
+                16,
+                16_384,
+            )?,
+            slow_lane_threads: bounded(
+                "filters.slow_lane_threads",
+                file.filters.slow_lane_threads.unwrap_or(1),
+                1,
+                64,
+            )?,
+        })
+    }
+}
+
+fn bounded<T: PartialOrd + std::fmt::Display>(key: &str, value: T, least: T, most: T) -> anyhow::Result<T> {
+    if value < least || value > most {
+        bail!("{key}: expected {least} to {most}; found {value}");
+    }
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_go_before_the_file_and_the_file_before_defaults() {
+        let dir = std::env::temp_dir().join(format!("beamline-config-{}", std::process::id()));
+        std::fs::write(&dir, "workers = 3\nlisten = [\"127.0.0.1:1\"]\n[drain]\nlame_duck = \"9s\"\n")
+            .unwrap();
+        let args = ServeArgs { config: Some(dir.clone()), workers: Some(5), ..Default::default() };
+        let config = Config::resolve(args).unwrap();
+        std::fs::remove_file(dir).unwrap();
+        assert_eq!(config.workers, 5);
+        assert_eq!(config.listen[0].port(), 1);
+        assert_eq!(config.lame_duck, Duration::from_secs(9));
+        assert_eq!(config.admin.port(), 9090);
+    }
+
+    #[test]
+    fn a_wrong_key_is_named_with_its_line() {
+        let error =
+            FileConfig::parse("workers = 2\n[drain]\nlameduck = \"5s\"\n", "beamline.toml").unwrap_err();
+        let text = error.to_string();
+        assert!(text.starts_with("beamline.toml:3: ") && text.contains("lameduck"), "{text}");
+    }
+
+    #[test]
+    fn the_reference_page_shows_a_file_that_is_read_and_has_every_key() {
+        let page = include_str!("../../../docs/reference/configuration.md");
+        let file = page.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        let parsed = FileConfig::parse(file, "configuration.md").unwrap();
+        let keys = format!("{parsed:?}");
+        assert!(
+            !keys.contains("None") && !keys.contains("[]"),
+            "a key is missing from the page's file: {keys}"
+        );
+    }
+}

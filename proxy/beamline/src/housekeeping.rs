@@ -1,0 +1,85 @@
+//! What runs once a second beside everything: reports that feed the node's state, and the events it makes.
+
+use std::{io::IsTerminal as _, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use beamline_control::Snapshot;
+use beamline_node_state::{NodeState, Reason};
+use beamline_queue::{Health, Queue};
+use beamline_telemetry::Telemetry;
+use beamline_upstream::UpstreamState;
+use serde_json::json;
+use tokio::{task::JoinHandle, time::MissedTickBehavior};
+use tracing_subscriber::EnvFilter;
+
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// The node's own messages (warnings and errors, not requests) go to standard error: text for people, JSON for machines.
+pub(crate) fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("BEAMLINE_STDERR").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() { builder.init() } else { builder.json().init() }
+}
+
+/// Starts the once-a-second reports and the events of the node's state.
+pub(crate) fn start(
+    node: NodeState,
+    snapshots: Arc<ArcSwap<Snapshot>>,
+    queue: Queue,
+    telemetry: Telemetry,
+) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let mut states = node.watch();
+        let mut health = queue.health();
+        let mut every = tokio::time::interval(PERIOD);
+        every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = every.tick() => {
+                    report_upstreams(&node, &snapshots.load());
+                    report_queue(&node, &health.borrow_and_update());
+                    report_telemetry(&node, &telemetry);
+                    node.tick();
+                }
+                changed = states.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let state = states.borrow_and_update().clone();
+                    telemetry.event("node.state", json!({ "phase": state.phase, "reasons": state.reasons }));
+                }
+            }
+        }
+    })
+}
+
+fn report_upstreams(node: &NodeState, snapshot: &Snapshot) {
+    for upstream in snapshot.tenants().flat_map(|t| t.upstreams.values()) {
+        let reason = Reason::UpstreamDown(upstream.cluster.key().to_string());
+        match upstream.cluster.state() {
+            UpstreamState::Down => node.failed(reason),
+            UpstreamState::Ready => node.worked(&reason),
+            UpstreamState::Degraded => {}
+        }
+    }
+    for tenant in snapshot.tenants() {
+        for unloaded in &tenant.unloaded {
+            node.failed(Reason::ModuleUnavailable(format!("{}/{}", tenant.name, unloaded.filter)));
+        }
+    }
+}
+
+fn report_queue(node: &NodeState, health: &Health) {
+    match health {
+        Health::Available => node.worked(&Reason::QueueUnavailable),
+        Health::Unavailable { .. } => node.failed(Reason::QueueUnavailable),
+    }
+}
+
+fn report_telemetry(node: &NodeState, telemetry: &Telemetry) {
+    if telemetry.export_failing() {
+        node.failed(Reason::TelemetryExport);
+    } else {
+        node.worked(&Reason::TelemetryExport);
+    }
+}

@@ -1,0 +1,250 @@
+//! The whole node, put together in one place and taken apart in reverse.
+
+use std::{
+    fs, io,
+    io::Write as _,
+    net::SocketAddr,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::Path,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use beamline_admin::{AdminState, router};
+use beamline_control::{Control, ControlSettings};
+use beamline_dataplane::{
+    Deliverer, DrainSettings, Heartbeats, Listener, WorkerParts, WorkerSettings, Workers,
+};
+use beamline_filter_host::{Compiler, CompilerSettings, Engine, EngineSettings};
+use beamline_node_state::NodeState;
+use beamline_queue::{Delivery, Queue};
+use beamline_store::SqliteStore;
+use beamline_telemetry::Telemetry;
+use serde_json::json;
+use tokio::{runtime, sync::watch};
+
+use crate::{
+    config::{Config, ServeArgs},
+    housekeeping, inherit, lifecycle,
+};
+
+/// Threads of the control runtime: admin API, control plane, exporters, timers.
+const CONTROL_THREADS: usize = 2;
+/// How much lower than the data workers' the priority of everything else is.
+const NICENESS: i32 = 5;
+/// How long the end waits for telemetry and the queue.
+const FLUSH: Duration = Duration::from_secs(5);
+/// Requests were cut off at the drain's deadline.
+const EXIT_CUT: u8 = 4;
+
+pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
+    // First of all: descriptors that came from outside must be ours before we open others.
+    let inherited = inherit::sockets()?;
+    let config = Config::resolve(args)?;
+    housekeeping::log_to_stderr();
+    let runtime = runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("control")
+        .on_thread_start(give_way)
+        .enable_all()
+        .build()
+        .context("the control runtime cannot be made")?;
+    let code = runtime.block_on(node(config, inherited));
+    // Whatever still blocks a thread (a store call, a resolver) does not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    code
+}
+
+/// Lets data workers go first on this thread's processor.
+fn give_way() {
+    // Without the right to do so, the thread competes as an equal.
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICENESS);
+}
+
+async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<ExitCode> {
+    make_private_dir(&config.data_dir)?;
+    let node = NodeState::new();
+    let telemetry = telemetry(&config)?;
+
+    // Sockets first: an address that is taken should be known before anything is opened.
+    let listeners = if inherited.data.is_empty() {
+        config.listen.iter().map(|addr| Listener::bind(*addr)).collect::<Result<Vec<_>, _>>()?
+    } else {
+        inherited.data
+    };
+    let admin = match inherited.admin {
+        Some(listener) => listener,
+        None => Listener::bind(config.admin)?,
+    };
+    let addresses: Vec<SocketAddr> = listeners.iter().map(Listener::local_addr).collect();
+
+    let engine = Engine::new(EngineSettings {
+        pool_instances: config.pool_instances,
+        slow_lane_threads: config.slow_lane_threads,
+    })?;
+    let compiler =
+        Compiler::new(Arc::clone(&engine), CompilerSettings::new(config.data_dir.join("artifacts")))?;
+    let store = SqliteStore::open(&config.data_dir.join("store"))
+        .context("the control-plane store cannot be opened")?;
+    let settings =
+        ControlSettings { admin_addresses: vec![admin.local_addr()], ..ControlSettings::default() };
+    let control = Control::open(Arc::new(store), settings, compiler, telemetry.clone())
+        .await
+        .context("the control plane cannot be started")?;
+    let token_file = config.data_dir.join("operator-token");
+    if control.operator_token_if_first_start(|token| write_private(&token_file, token.reveal())).await? {
+        eprintln!("beamline: first start: the operator's token is in {}", token_file.display());
+    }
+
+    let (queue, delivery) = open_queue(&config)?;
+    let (stop_delivery, mut stopping) = watch::channel(false);
+    let deliverer = Deliverer::new(control.snapshots(), telemetry.clone());
+    let on_its_thread = move || {
+        give_way();
+        deliverer.on_this_thread()
+    };
+    let stopped = async move {
+        // Where nobody is left to say stop, it is time to.
+        let _ = stopping.wait_for(|stop| *stop).await;
+    };
+    let delivering = delivery.spawn(on_its_thread, stopped, FLUSH).context("no thread for deliveries")?;
+
+    let heartbeats = Heartbeats::new(config.workers);
+    let parts = WorkerParts {
+        snapshots: control.snapshots(),
+        engine,
+        queue: queue.clone(),
+        telemetry: telemetry.clone(),
+        node: node.clone(),
+        heartbeats: heartbeats.clone(),
+        settings: WorkerSettings {
+            drain: DrainSettings {
+                lame_duck: config.lame_duck,
+                idle_grace: config.drain_idle_grace,
+                deadline: config.drain_timeout,
+            },
+            ..WorkerSettings::default()
+        },
+    };
+    let workers =
+        Workers::start(config.workers, listeners, &parts).context("a data worker cannot be started")?;
+    let admin_addr = admin.local_addr();
+    let state = AdminState {
+        control: control.clone(),
+        queue: queue.clone(),
+        node: node.clone(),
+        liveness: Arc::new(move || heartbeats.check()),
+    };
+    let admin = tokio::spawn(serve_admin(admin, state)?);
+    let watching = housekeeping::start(node.clone(), control.snapshots(), queue.clone(), telemetry.clone());
+    node.started();
+    telemetry.event(
+        "node.started",
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "listen": addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "admin": admin_addr.to_string(),
+            "workers": config.workers,
+        }),
+    );
+    let shown = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    eprintln!("beamline: serving on {shown}, admin API on {admin_addr}");
+
+    // Until a signal; a second one ends the process wherever it is.
+    let signal = lifecycle::first_signal().await?;
+    lifecycle::exit_at_second_signal();
+    telemetry.event("node.draining", json!({ "signal": signal }));
+    let outcome = workers.drain().await;
+
+    // Nobody hands us requests any more: finish what the queue is sending, then let go of its lock.
+    stop_delivery.send_replace(true);
+    let delivered = tokio::task::spawn_blocking(move || delivering.join());
+    if tokio::time::timeout(FLUSH, delivered).await.is_err() {
+        tracing::warn!(
+            "a delivery did not end in time; it will be repeated or marked indeterminate at the next start"
+        );
+    }
+    queue.shutdown(FLUSH).await;
+    watching.abort();
+    telemetry.event("node.stopped", json!({ "requests_cut": outcome.cut }));
+    if !telemetry.flush(FLUSH).await {
+        tracing::warn!("telemetry was not all written or exported before the end");
+    }
+    admin.abort();
+    if outcome.cut > 0 {
+        tracing::error!(requests = outcome.cut, "requests were cut off at drain.timeout");
+        return Ok(ExitCode::from(EXIT_CUT));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn telemetry(config: &Config) -> anyhow::Result<Telemetry> {
+    let settings = beamline_telemetry::Settings {
+        log: config.log.clone(),
+        otlp_endpoint: config.otlp_endpoint.clone(),
+        sampler: config.sampler,
+        node_id: node_id(&config.data_dir)?,
+        ..Default::default()
+    };
+    Ok(Telemetry::open(settings, &runtime::Handle::current())?)
+}
+
+/// This node's own name for itself, made at the first start and kept.
+fn node_id(data_dir: &Path) -> anyhow::Result<String> {
+    let path = data_dir.join("node-id");
+    match fs::read_to_string(&path) {
+        Ok(id) => Ok(id.trim().to_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let id = beamline_telemetry::TraceId::random().to_string();
+            write_private(&path, &id).with_context(|| format!("{} cannot be written", path.display()))?;
+            Ok(id)
+        }
+        Err(error) => Err(error).with_context(|| format!("{} cannot be read", path.display())),
+    }
+}
+
+fn open_queue(config: &Config) -> anyhow::Result<(Queue, Delivery)> {
+    let mut settings = beamline_queue::Settings::new(config.data_dir.join("queue"));
+    if let Some(records) = config.queue_max_records {
+        settings.max_records = records;
+    }
+    if let Some(bytes) = config.queue_max_bytes {
+        settings.max_bytes = bytes;
+    }
+    if let Some(retention) = config.receipt_retention {
+        settings.receipt_retention = retention;
+    }
+    Queue::open(settings).context("the queue cannot be opened")
+}
+
+fn serve_admin(
+    listener: Listener,
+    state: AdminState,
+) -> io::Result<impl Future<Output = ()> + Send + 'static> {
+    let listener = tokio::net::TcpListener::from_std(listener.into_std())?;
+    let service = router(state);
+    Ok(async move {
+        if let Err(error) = axum::serve(listener, service).await {
+            tracing::error!(%error, "the admin API ended");
+        }
+    })
+}
+
+fn make_private_dir(dir: &Path) -> anyhow::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(|| {
+        format!("data folder {} cannot be made: choose another with --data-dir", dir.display())
+    })
+}
+
+/// Writes a secret that must be there after a crash, readable by its owner alone.
+fn write_private(path: &Path, text: &str) -> io::Result<()> {
+    let partial = path.with_extension("partial");
+    let mut file =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+    writeln!(file, "{text}")?;
+    file.sync_all()?;
+    fs::rename(&partial, path)?;
+    fs::File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+}

@@ -1,0 +1,223 @@
+//! The control plane's operations.
+
+mod change;
+mod prepare;
+mod read;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::UNIX_EPOCH,
+};
+
+use arc_swap::ArcSwap;
+use beamline_filter_host::Compiler;
+use beamline_model::{Grant, TenantName, Token, TokenHash, TokenScope};
+use beamline_store::{Stamp, Store, StoreError, TenantRecord};
+use beamline_telemetry::Telemetry;
+use serde_json::{Value, json};
+use tokio::sync::OwnedMutexGuard;
+
+use crate::{
+    ControlError, ControlSettings, Snapshot,
+    actor::{named, permit_operator},
+    modules::Modules,
+    publish::Publisher,
+    reaper::Reaper,
+    stored::Stored,
+};
+
+/// Where events go: a name and its fields.
+type Events = Box<dyn Fn(&str, Value) + Send + Sync>;
+
+/// The control plane. Cheap to clone; every clone is the same one.
+///
+/// Each method takes the actor that asks, refuses what that actor may not, and returns after its change is durable
+/// and visible. Changes are cancel safe: dropping the future does not stop a change that has begun.
+#[derive(Clone)]
+pub struct Control {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Stored,
+    modules: Box<dyn Modules>,
+    events: Events,
+    settings: ControlSettings,
+    admin: Arc<[SocketAddr]>,
+    snapshots: Arc<ArcSwap<Snapshot>>,
+    publisher: Publisher,
+    /// Every token that is valid, as the store has them. Read at each admin request, written when a tenant is created.
+    tokens: RwLock<HashMap<TokenHash, TokenScope>>,
+    /// One turn per tenant, so that its changes come one after the other. Held for a look-up; the turns are what
+    /// is held long. Only tenants that exist have one.
+    turns: Mutex<HashMap<TenantName, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl Control {
+    /// Reads what is declared, loads every tenant's modules and makes the first snapshot; from then on works in the
+    /// current tokio runtime.
+    ///
+    /// Returns when every tenant is loaded. A tenant whose modules or manifest cannot be loaded is there all the
+    /// same, answers as its filters' `on_error` says, and is tried again every [`ControlSettings::reload_every`].
+    ///
+    /// # Errors
+    /// Where the store cannot be read, or no thread is to be had.
+    pub async fn open(
+        store: Arc<dyn Store>,
+        settings: ControlSettings,
+        compiler: Compiler,
+        telemetry: Telemetry,
+    ) -> Result<Self, ControlError> {
+        let events: Events = Box::new(move |name, fields| telemetry.event(name, fields));
+        Self::start(store, settings, Box::new(compiler), events).await
+    }
+
+    pub(crate) async fn start(
+        store: Arc<dyn Store>,
+        settings: ControlSettings,
+        modules: Box<dyn Modules>,
+        events: Events,
+    ) -> Result<Self, ControlError> {
+        let store = Stored::new(store);
+        let tokens = store.call(|s| s.tokens()).await?.into_iter().collect();
+        let reaper = Reaper::start().map_err(|source| StoreError::Unavailable {
+            doing: "begin: no thread for the reaper",
+            source: source.into(),
+        })?;
+        let snapshots = Arc::new(ArcSwap::from_pointee(Snapshot::new([])));
+        let publisher = Publisher::start(Arc::clone(&snapshots), reaper, settings.coalesce);
+        let admin = settings.admin_addresses.as_slice().into();
+        let control = Self {
+            inner: Arc::new(Inner {
+                store,
+                modules,
+                events,
+                settings,
+                admin,
+                snapshots,
+                publisher,
+                tokens: RwLock::new(tokens),
+                turns: Mutex::default(),
+            }),
+        };
+        control.load_all().await?;
+        control.keep_reloading();
+        Ok(control)
+    }
+
+    /// Where the newest snapshot is. Workers keep an [`arc_swap::Cache`] of it.
+    pub fn snapshots(&self) -> Arc<ArcSwap<Snapshot>> {
+        Arc::clone(&self.inner.snapshots)
+    }
+
+    /// At the first start, makes the operator's token: hands it to `keep`, and makes it valid when `keep` has it safe.
+    ///
+    /// Returns whether it was the first start. In this order a crash leaves at worst a kept token that is not
+    /// valid, and the next start makes another; never a valid one that nobody knows. `keep` blocks.
+    ///
+    /// # Errors
+    /// [`ControlError::Token`] where `keep` fails.
+    pub async fn operator_token_if_first_start(
+        &self,
+        keep: impl FnOnce(&Token) -> io::Result<()>,
+    ) -> Result<bool, ControlError> {
+        let known = |tokens: &HashMap<_, _>| tokens.values().any(|s| *s == TokenScope::Operator);
+        if known(&self.inner.tokens.read().unwrap_or_else(PoisonError::into_inner)) {
+            return Ok(false);
+        }
+        let token = Token::generate(&TokenScope::Operator);
+        keep(&token).map_err(ControlError::Token)?;
+        let (hash, at_ms) = (token.hash(), self.inner.now_ms());
+        let stamp = move |store: &dyn Store| {
+            store.add_first_operator_token(&hash, Stamp { at_ms, actor: "operator" })
+        };
+        let added = self.inner.store.call(stamp).await?;
+        if added {
+            self.inner.allow(hash, TokenScope::Operator);
+        }
+        Ok(added)
+    }
+
+    /// Whom a presented token speaks for, or none where it is not valid. Does not touch the disk.
+    pub fn authenticate(&self, presented: &str) -> Option<TokenScope> {
+        let hash = Token::presented(presented).hash();
+        self.inner.tokens.read().unwrap_or_else(PoisonError::into_inner).get(&hash).cloned()
+    }
+
+    /// Creates a tenant and returns its token, which is shown this one time.
+    ///
+    /// # Errors
+    /// [`ControlError::OperatorOnly`]; [`StoreError::NameTaken`] and [`StoreError::HostTaken`].
+    pub async fn create_tenant(
+        &self,
+        name: TenantName,
+        grant: Grant,
+        actor: &TokenScope,
+    ) -> Result<Token, ControlError> {
+        permit_operator(actor, "create tenants")?;
+        let (this, actor) = (self.clone(), named(actor));
+        to_its_end(async move {
+            let scope = TokenScope::Tenant(name.clone());
+            let token = Token::generate(&scope);
+            let (hash, at_ms) = (token.hash(), this.inner.now_ms());
+            let (tenant, by) = (name.clone(), actor.clone());
+            this.inner
+                .store
+                .call(move |s| s.create_tenant(&tenant, &grant, &hash, Stamp { at_ms, actor: &by }))
+                .await?;
+            this.inner.allow(hash, scope);
+            this.inner.event("tenant.created", json!({ "tenant.id": name, "actor": actor }));
+            Ok(token)
+        })
+        .await
+    }
+}
+
+impl Inner {
+    fn now_ms(&self) -> u64 {
+        let since = (self.settings.now)().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn event(&self, name: &str, fields: Value) {
+        (self.events)(name, fields);
+    }
+
+    fn allow(&self, hash: TokenHash, scope: TokenScope) {
+        self.tokens.write().unwrap_or_else(PoisonError::into_inner).insert(hash, scope);
+    }
+
+    /// The tenant as it is stored.
+    async fn tenant(&self, name: &TenantName) -> Result<TenantRecord, ControlError> {
+        let wanted = name.clone();
+        let found = self.store.call(move |s| s.tenant(&wanted)).await?;
+        found.ok_or_else(|| StoreError::UnknownTenant(name.clone()).into())
+    }
+
+    /// Waits for this tenant's turn: until the guard is dropped nobody else changes it. Returns it as it is then.
+    async fn turn(&self, name: &TenantName) -> Result<(OwnedMutexGuard<()>, TenantRecord), ControlError> {
+        self.tenant(name).await?; // so that only tenants that exist have a turn
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(turns.entry(name.clone()).or_default())
+        };
+        let guard = turn.lock_owned().await;
+        Ok((guard, self.tenant(name).await?))
+    }
+}
+
+/// Runs a change as a task of its own, so that it runs to its end though the caller goes away.
+async fn to_its_end<T: Send + 'static>(
+    change: impl Future<Output = Result<T, ControlError>> + Send + 'static,
+) -> Result<T, ControlError> {
+    match tokio::spawn(change).await {
+        Ok(done) => done,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Err(ControlError::Stopped),
+    }
+}

@@ -1,0 +1,166 @@
+//! From a manifest to what runs, and what of it can be tried again later.
+
+use std::sync::{Arc, Weak};
+
+use beamline_filter_host::{FilterSetup, Module};
+use beamline_model::{FilterSpec, Manifest, ModuleRef, RevisionId, TenantName};
+use beamline_store::TenantRecord;
+use bytes::Bytes;
+use serde_json::json;
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use super::{Control, Inner};
+use crate::{ControlError, Snapshot, TenantRuntime, Unloaded, runtime::Prepared};
+
+/// Tenants that load at once when the node starts: their waits for the disk overlap, their compilations queue anyway.
+const LOADS: usize = 4;
+
+impl Control {
+    /// Loads every tenant that has an active revision. Only a store that cannot be read stops it.
+    pub(super) async fn load_all(&self) -> Result<(), ControlError> {
+        let (mut loading, room) = (JoinSet::new(), Arc::new(Semaphore::new(LOADS)));
+        for tenant in self.inner.store.call(|s| s.tenants()).await? {
+            let (inner, room) = (Arc::clone(&self.inner), Arc::clone(&room));
+            loading.spawn(async move {
+                let _room = room.acquire_owned().await.map_err(|_| ControlError::Stopped)?;
+                inner.load(&tenant).await
+            });
+        }
+        let mut tenants = Vec::with_capacity(loading.len());
+        while let Some(loaded) = loading.join_next().await {
+            match loaded {
+                Ok(loaded) => tenants.extend(loaded?),
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                Err(_) => return Err(ControlError::Stopped),
+            }
+        }
+        for tenant in tenants.iter().filter(|t| !t.unloaded.is_empty()) {
+            self.inner.tell_unloaded(tenant);
+        }
+        self.inner.snapshots.store(Arc::new(Snapshot::new(tenants)));
+        Ok(())
+    }
+
+    /// From time to time tries again what could not be loaded. Ends with the last [`Control`].
+    pub(super) fn keep_reloading(&self) {
+        let (inner, every) = (Arc::downgrade(&self.inner), self.inner.settings.reload_every);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(every).await;
+                let Some(inner) = Weak::upgrade(&inner) else { return };
+                inner.reload_unloaded().await;
+            }
+        });
+    }
+}
+
+impl Inner {
+    /// A stored tenant's runtime at its active revision; none where it has none. What cannot be loaded or read
+    /// becomes a filter that is not available.
+    async fn load(&self, tenant: &TenantRecord) -> Result<Option<Arc<TenantRuntime>>, ControlError> {
+        let Some(revision) = tenant.active else { return Ok(None) };
+        let name = tenant.name.clone();
+        let record = self.store.call(move |s| s.revision(&name, revision)).await?;
+        let manifest = match record {
+            Some(record) => Manifest::from_json(record.manifest.as_bytes()).map_err(|e| e.to_string()),
+            None => Err("it is not in the store".to_owned()),
+        };
+        let prepared = match manifest {
+            Ok(manifest) => self.prepare(tenant, &manifest).await,
+            Err(problem) => {
+                let problem = format!("revision {revision} cannot be read: {problem}");
+                Prepared::unreadable(&tenant.name, &tenant.grant, problem)
+            }
+        };
+        Ok(Some(prepared.at(revision)))
+    }
+
+    /// Makes ready what `manifest` declares. Never fails: filters that could not be loaded are listed in the result.
+    pub(super) async fn prepare(&self, tenant: &TenantRecord, manifest: &Manifest) -> Prepared {
+        let snapshot = self.snapshots.load_full();
+        let current = snapshot.by_name(&tenant.name).map(Arc::as_ref);
+        let (mut filters, mut unloaded) = (Vec::with_capacity(manifest.filters.len()), Vec::new());
+        for filter in &manifest.filters {
+            let module = match self.module(&filter.module, current).await {
+                Ok(module) => module,
+                Err(problem) => {
+                    unloaded.push(Unloaded { filter: filter.name.clone(), problem });
+                    None
+                }
+            };
+            filters.push(setup(filter, module));
+        }
+        let ready = (filters, unloaded);
+        Prepared::new(&tenant.name, &tenant.grant, &self.admin, manifest, ready, current)
+    }
+
+    /// A filter's module: the one that already runs in `current`, or the store's, made ready.
+    async fn module(
+        &self,
+        wanted: &ModuleRef,
+        current: Option<&TenantRuntime>,
+    ) -> Result<Option<Arc<Module>>, String> {
+        let digest = match wanted {
+            ModuleRef::Digest(digest) => *digest,
+            ModuleRef::Path(path) => return Err(format!("expected a digest, found the local path {path:?}")),
+        };
+        let running = current
+            .and_then(|c| c.chain.filters().filter_map(|f| f.module.as_ref()).find(|m| m.digest() == digest));
+        if let Some(module) = running {
+            return Ok(Some(Arc::clone(module)));
+        }
+        let bytes = self
+            .store
+            .call(move |s| s.module_bytes(&digest))
+            .await
+            .map_err(|e| e.to_string())?
+            .ok_or_else(|| format!("module {digest} is not in the store"))?;
+        let ready = self.modules.ready(Bytes::from(bytes)).await.map_err(|e| e.to_string())?;
+        Ok(ready.module)
+    }
+
+    /// Tries every tenant again that has something unloaded.
+    pub(super) async fn reload_unloaded(&self) {
+        let snapshot = self.snapshots.load_full();
+        let names: Vec<_> =
+            snapshot.tenants().filter(|t| !t.unloaded.is_empty()).map(|t| t.name.clone()).collect();
+        drop(snapshot);
+        for name in names {
+            if let Err(error) = self.reload(&name).await {
+                tracing::warn!(%error, tenant = %name, "a tenant with unloaded modules could not be tried again");
+            }
+        }
+    }
+
+    async fn reload(&self, name: &TenantName) -> Result<(), ControlError> {
+        let (_turn, tenant) = self.turn(name).await?;
+        let before = self.snapshots.load().by_name(name).map(|t| (t.revision, t.unloaded.clone()));
+        let Some(after) = self.load(&tenant).await? else { return Ok(()) };
+        if before == Some((after.revision, after.unloaded.clone())) {
+            return Ok(());
+        }
+        self.publisher.publish(Arc::clone(&after)).await?;
+        if after.unloaded.is_empty() {
+            self.tell_recovered(name, after.revision);
+        }
+        Ok(())
+    }
+
+    pub(super) fn tell_recovered(&self, tenant: &TenantName, revision: RevisionId) {
+        self.event("tenant.recovered", json!({ "tenant.id": tenant, "beamline.revision": revision }));
+    }
+
+    fn tell_unloaded(&self, tenant: &TenantRuntime) {
+        let fields = json!({
+            "tenant.id": tenant.name,
+            "beamline.revision": tenant.revision,
+            "unloaded": tenant.unloaded,
+        });
+        self.event("tenant.unavailable", fields);
+    }
+}
+
+fn setup(filter: &FilterSpec, module: Option<Arc<Module>>) -> FilterSetup {
+    let config = filter.config.as_ref().map_or_else(|| "null".to_owned(), serde_json::Value::to_string);
+    FilterSetup { name: filter.name.clone(), module, config: config.into(), on_error: filter.on_error }
+}

@@ -1,0 +1,12 @@
+//! The control plane over a real SQLite store; modules come through the seam.
+
+mod bench;
+
+mod apply;
+mod durable;
+mod grants;
+mod modules;
+mod rollback;
+mod tokens;
+mod unloaded;
+mod workers;

@@ -1,0 +1,249 @@
+//! A tenant as data workers run it, and how it is made from a manifest.
+
+use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+
+use beamline_filter_host::{Chain, FilterSetup};
+use beamline_model::{
+    FilterLimits, FilterName, Grant, GrantRefusal, HostName, Manifest, OnError, QueuePolicy, RevisionId,
+    TenantName, UpstreamName, UpstreamSpec,
+};
+use beamline_upstream::{AddressPolicy, Cluster, ClusterKey};
+use serde::Serialize;
+
+/// One tenant at one revision, ready to serve. Immutable; a request holds it from its host's look-up to its end.
+pub struct TenantRuntime {
+    /// The tenant.
+    pub name: TenantName,
+    /// Its name as text, for logs and spans: cheap to clone.
+    pub label: Arc<str>,
+    /// The revision that this was made from.
+    pub revision: RevisionId,
+    /// The hosts whose requests are this tenant's.
+    pub hosts: Vec<HostName>,
+    /// The filters, in order. Where one's module could not be loaded, its calls fail as unavailable.
+    pub chain: Chain,
+    /// What each filter call may use.
+    pub limits: FilterLimits,
+    /// The upstreams by name.
+    pub upstreams: HashMap<UpstreamName, UpstreamRuntime>,
+    /// Where a request goes that no filter routes; a key of `upstreams`.
+    pub default_upstream: Option<UpstreamName>,
+    /// The filters whose module could not be loaded. Empty where all is well.
+    pub unloaded: Vec<Unloaded>,
+}
+
+/// One upstream of a tenant.
+#[derive(Clone)]
+pub struct UpstreamRuntime {
+    /// Its name as text, for logs and spans: cheap to clone.
+    pub label: Arc<str>,
+    /// Its endpoints, breaker and balancing. Kept across revisions that dial it the same way, so that what is known
+    /// of its health outlives a swap. Its own `spec().queue` may be an earlier revision's: `queue` below counts.
+    pub cluster: Arc<Cluster>,
+    /// When requests to it are queued.
+    pub queue: QueuePolicy,
+}
+
+/// A filter whose module could not be loaded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unloaded {
+    /// The filter.
+    pub filter: FilterName,
+    /// What stood against it.
+    pub problem: String,
+}
+
+impl TenantRuntime {
+    /// An upstream by the name that a filter gave, which need not be one.
+    pub fn upstream(&self, name: &str) -> Option<&UpstreamRuntime> {
+        self.upstreams.get(name)
+    }
+
+    /// The upstream of requests that no filter routes.
+    pub fn default_upstream(&self) -> Option<&UpstreamRuntime> {
+        self.default_upstream.as_ref().and_then(|name| self.upstreams.get(name))
+    }
+}
+
+/// A tenant's grant as it is asked at each connect.
+struct Granted {
+    grant: Arc<Grant>,
+    admin: Arc<[SocketAddr]>,
+}
+
+impl AddressPolicy for Granted {
+    fn permits(&self, addr: SocketAddr) -> Result<(), GrantRefusal> {
+        self.grant.permits_address(addr, &self.admin)
+    }
+}
+
+/// Everything of a runtime but its revision, which the store gives out when the change is committed.
+pub(crate) struct Prepared {
+    name: TenantName,
+    hosts: Vec<HostName>,
+    chain: Chain,
+    limits: FilterLimits,
+    upstreams: HashMap<UpstreamName, UpstreamRuntime>,
+    default_upstream: Option<UpstreamName>,
+    pub(crate) unloaded: Vec<Unloaded>,
+}
+
+impl Prepared {
+    /// From a manifest and its filters, made ready beforehand. `current` is what serves the tenant now.
+    pub(crate) fn new(
+        name: &TenantName,
+        grant: &Grant,
+        admin: &Arc<[SocketAddr]>,
+        manifest: &Manifest,
+        (filters, unloaded): (Vec<FilterSetup>, Vec<Unloaded>),
+        current: Option<&TenantRuntime>,
+    ) -> Self {
+        let policy: Arc<dyn AddressPolicy> =
+            Arc::new(Granted { grant: Arc::new(grant.clone()), admin: Arc::clone(admin) });
+        let upstreams = manifest
+            .upstreams
+            .iter()
+            .map(|(upstream, spec)| {
+                let kept = current
+                    .and_then(|c| c.upstreams.get(upstream))
+                    .filter(|before| dials_alike(before.cluster.spec(), spec));
+                let cluster = kept.map_or_else(
+                    || {
+                        let key = ClusterKey { tenant: name.clone(), upstream: upstream.clone() };
+                        Cluster::new(key, spec, Arc::clone(&policy))
+                    },
+                    |before| Arc::clone(&before.cluster),
+                );
+                let label = upstream.as_str().into();
+                (upstream.clone(), UpstreamRuntime { label, cluster, queue: spec.queue.clone() })
+            })
+            .collect();
+        Self {
+            name: name.clone(),
+            hosts: manifest.hosts.clone(),
+            chain: Chain::new(name.clone(), manifest.limits.clone(), filters),
+            limits: manifest.limits.clone(),
+            upstreams,
+            default_upstream: manifest.default_upstream.clone(),
+            unloaded,
+        }
+    }
+
+    /// For a tenant whose active revision cannot be read: its granted hosts answer that a filter is unavailable.
+    pub(crate) fn unreadable(name: &TenantName, grant: &Grant, problem: String) -> Self {
+        let filter: FilterName = "manifest".parse().expect("\"manifest\" is a valid filter name");
+        let setup = FilterSetup {
+            name: filter.clone(),
+            module: None,
+            config: "null".into(),
+            on_error: OnError::FailClosed,
+        };
+        let limits = FilterLimits::default();
+        Self {
+            name: name.clone(),
+            hosts: grant.hosts.clone(),
+            chain: Chain::new(name.clone(), limits.clone(), vec![setup]),
+            limits,
+            upstreams: HashMap::new(),
+            default_upstream: None,
+            unloaded: vec![Unloaded { filter, problem }],
+        }
+    }
+
+    /// The runtime, as that revision.
+    pub(crate) fn at(self, revision: RevisionId) -> Arc<TenantRuntime> {
+        Arc::new(TenantRuntime {
+            label: self.name.as_str().into(),
+            name: self.name,
+            revision,
+            hosts: self.hosts,
+            chain: self.chain,
+            limits: self.limits,
+            upstreams: self.upstreams,
+            default_upstream: self.default_upstream,
+            unloaded: self.unloaded,
+        })
+    }
+}
+
+/// Whether two specs reach the same endpoints in the same way, whatever they queue.
+fn dials_alike(a: &UpstreamSpec, b: &UpstreamSpec) -> bool {
+    // Taken apart, so that a field that is added later must be thought of here.
+    let UpstreamSpec { endpoints, connect_timeout, response_timeout, queue: _ } = a;
+    (endpoints, connect_timeout, response_timeout) == (&b.endpoints, &b.connect_timeout, &b.response_timeout)
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use std::sync::mpsc::Sender;
+
+    use beamline_upstream::{AddressPolicy, Cluster, ClusterKey};
+
+    use super::*;
+
+    /// A runtime with hosts and nothing else.
+    pub(crate) fn runtime(name: &str, revision: u64, hosts: &[&str]) -> Arc<TenantRuntime> {
+        let name: TenantName = name.parse().unwrap();
+        Arc::new(TenantRuntime {
+            label: name.as_str().into(),
+            revision: RevisionId(revision),
+            hosts: hosts.iter().map(|h| h.parse().unwrap()).collect(),
+            chain: Chain::new(name.clone(), FilterLimits::default(), vec![]),
+            limits: FilterLimits::default(),
+            upstreams: HashMap::new(),
+            default_upstream: None,
+            unloaded: vec![],
+            name,
+        })
+    }
+
+    struct Tell(Sender<String>);
+
+    impl AddressPolicy for Tell {
+        fn permits(&self, _: SocketAddr) -> Result<(), GrantRefusal> {
+            Ok(())
+        }
+    }
+
+    impl Drop for Tell {
+        fn drop(&mut self) {
+            let _ = self.0.send(std::thread::current().name().unwrap_or_default().to_owned());
+        }
+    }
+
+    /// The runtime with a part that sends the name of the thread on which it is dropped.
+    pub(crate) fn tell_when_dropped(
+        mut runtime: Arc<TenantRuntime>,
+        tell: Sender<String>,
+    ) -> Arc<TenantRuntime> {
+        let tenant = Arc::get_mut(&mut runtime).unwrap();
+        let upstream: UpstreamName = "api".parse().unwrap();
+        let spec: UpstreamSpec = serde_json::from_str(r#"{ "endpoints": ["127.0.0.1:1"] }"#).unwrap();
+        let key = ClusterKey { tenant: tenant.name.clone(), upstream: upstream.clone() };
+        let cluster = Cluster::new(key, &spec, Arc::new(Tell(tell)));
+        let label = upstream.as_str().into();
+        tenant.upstreams.insert(upstream, UpstreamRuntime { label, cluster, queue: spec.queue });
+        runtime
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connect_is_held_against_the_grant() {
+        let grant = Grant {
+            upstream_ranges: vec!["127.0.0.1:9001-9090".parse().unwrap(), "93.184.216.0/24".parse().unwrap()],
+            ..Grant::default()
+        };
+        let admin: SocketAddr = "127.0.0.1:9090".parse().unwrap();
+        let policy = Granted { grant: Arc::new(grant), admin: [admin].into() };
+        let asked = |addr: &str| policy.permits(addr.parse().unwrap());
+        assert_eq!(asked("127.0.0.1:9001"), Ok(()));
+        assert_eq!(asked("93.184.216.34:443"), Ok(()));
+        assert!(matches!(asked("127.0.0.1:9090"), Err(GrantRefusal::Admin(_))));
+        assert!(matches!(asked("169.254.169.254:80"), Err(GrantRefusal::Special(_))));
+        assert!(matches!(asked("93.184.217.1:80"), Err(GrantRefusal::Address(_))));
+    }
+}

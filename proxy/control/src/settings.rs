@@ -1,0 +1,37 @@
+//! What the control plane is given.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
+
+/// Settings of [`crate::Control`].
+#[derive(Clone, Debug)]
+pub struct ControlSettings {
+    /// Where this node serves its admin API: no tenant's upstream may be there. Default: none.
+    pub admin_addresses: Vec<SocketAddr>,
+    /// The least time between two swaps of the snapshot; changes that come within it share the next one. A change
+    /// that comes after a quiet time is swapped in at once. Default 20 ms.
+    pub coalesce: Duration,
+    /// How often a tenant with a module that could not be loaded is tried again. Default 30 s.
+    pub reload_every: Duration,
+    /// The most modules that a tenant may have. Default 4096.
+    pub tenant_modules: usize,
+    /// The most bytes that a tenant's modules may have together. Default 1 GiB.
+    pub tenant_module_bytes: u64,
+    /// The wall clock, for what is recorded; nothing is decided by it. Default [`SystemTime::now`].
+    pub now: fn() -> SystemTime,
+}
+
+impl Default for ControlSettings {
+    fn default() -> Self {
+        Self {
+            admin_addresses: Vec::new(),
+            coalesce: Duration::from_millis(20),
+            reload_every: Duration::from_secs(30),
+            tenant_modules: 4096,
+            tenant_module_bytes: 1 << 30,
+            now: SystemTime::now,
+        }
+    }
+}

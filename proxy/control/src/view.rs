@@ -1,0 +1,98 @@
+//! What the control plane answers, in the form in which the admin API writes it.
+
+use std::collections::BTreeMap;
+
+use beamline_filter_host::ModuleInfo;
+use beamline_model::{Grant, Manifest, RevisionId, TenantName, UpstreamName};
+use serde::Serialize;
+
+use crate::Unloaded;
+
+/// What an apply or a rollback did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Applied {
+    /// The revision that is active now; none only for a dry run on a tenant without one.
+    pub revision: Option<RevisionId>,
+    /// Whether anything changed, or for a dry run would.
+    pub changed: bool,
+    /// The difference from what was active, line by line.
+    pub diff: Vec<String>,
+}
+
+/// A tenant.
+#[derive(Clone, Debug, Serialize)]
+pub struct TenantView {
+    /// Its name.
+    pub name: TenantName,
+    /// What it was granted.
+    pub grant: Grant,
+    /// When it was created, in milliseconds since the Unix epoch.
+    pub created_ms: u64,
+    /// The active revision.
+    pub revision: Option<RevisionId>,
+    /// What a rollback without a number goes back to.
+    pub previous: Option<RevisionId>,
+    /// Its upstreams.
+    pub upstreams: BTreeMap<UpstreamName, UpstreamView>,
+    /// The filters whose module this node could not load. Empty where all is well.
+    pub unloaded: Vec<Unloaded>,
+}
+
+/// An upstream.
+#[derive(Clone, Debug, Serialize)]
+pub struct UpstreamView {
+    /// `ready`, `degraded` or `down`.
+    pub state: &'static str,
+}
+
+/// A module that was uploaded.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModuleView {
+    /// What was found out about it.
+    #[serde(flatten)]
+    pub info: ModuleInfo,
+    /// Whether nothing had to be compiled: the node had seen the content before.
+    pub cached: bool,
+}
+
+/// A module of a tenant's.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModuleListing {
+    /// What was found out about it when it was uploaded.
+    #[serde(flatten)]
+    pub info: ModuleInfo,
+    /// When this tenant first uploaded it, in milliseconds since the Unix epoch.
+    pub pushed_ms: u64,
+}
+
+/// A revision in a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct RevisionListing {
+    /// Its number.
+    pub revision: RevisionId,
+    /// When it was made, in milliseconds since the Unix epoch.
+    pub created_ms: u64,
+    /// Whether it serves the tenant's traffic.
+    pub active: bool,
+}
+
+/// A revision with its manifest.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RevisionView {
+    /// Its number, age and state.
+    #[serde(flatten)]
+    pub listing: RevisionListing,
+    /// What it declares.
+    pub manifest: Manifest,
+}
+
+/// The control plane in a few figures.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// Tenants that serve traffic.
+    pub tenants: usize,
+    /// Swaps of the snapshot since the node started.
+    pub generation: u64,
+    /// Tenants with a module that this node could not load.
+    pub unloaded: Vec<TenantName>,
+}

@@ -1,0 +1,398 @@
+//! Puts a request in the durable queue and answers `202`, where the policy, the request and the failure allow it.
+//!
+//! What is stored is the request after the filters, with its forwarding fields, without credentials. The `202` is
+//! sent only after the commit. A client that goes away before its body is whole queues nothing.
+
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use beamline_control::{TenantRuntime, UpstreamRuntime};
+use beamline_http::{ErrorKind, RECEIPT_PATH, proxy_status};
+use beamline_model::{Credentials, QueueMode, QueuePolicy};
+use beamline_node_state::Reason;
+use beamline_queue::{
+    BodyBuffer, BodyError, Demand, EnqueueError, NewRecord, Refusal as QueueRefusal, Reservation, TraceRef,
+};
+use beamline_telemetry::{QueuedRef, SpanId};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts};
+use http_body::Body as _;
+use hyper::body::Incoming;
+
+use crate::{
+    body::{ClientBody, Counted},
+    capture::{CaptureError, capture},
+    forward::{Kept, Outbound, TRACEPARENT},
+    respond::{Refusal, node_detail},
+    transaction::Finishing,
+    worker::Shared,
+};
+
+const PREFER: HeaderName = HeaderName::from_static("prefer");
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// What a client is told to wait before it asks for its receipt.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+const MAX_ORDERING_KEY: usize = 256;
+
+/// A request that may be queued if its upstream fails.
+pub(crate) struct Eligibility {
+    pub(crate) max_body: u64,
+    /// The client sent `Prefer: respond-async`.
+    asked: bool,
+    /// The origin takes it twice as once.
+    repeat_safe: bool,
+    ordering_key: Option<String>,
+    /// Room for it, taken before its body is read.
+    reservation: Reservation,
+}
+
+/// What is left of a request whose upstream failed before a response head.
+pub(crate) struct Failed {
+    pub(crate) head: Parts,
+    pub(crate) kept: Kept,
+    pub(crate) nothing_sent: bool,
+}
+
+/// RFC 7240, section 4.1.
+fn asks_for_async(headers: &HeaderMap) -> bool {
+    headers.get_all(PREFER).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).any(
+        |preference| {
+            preference.split(';').next().is_some_and(|name| name.trim().eq_ignore_ascii_case("respond-async"))
+        },
+    )
+}
+
+fn is_repeat_safe(policy: &QueuePolicy, method: &Method, headers: &HeaderMap) -> bool {
+    let by_key =
+        policy.origin_honours_idempotency_key && headers.get(IDEMPOTENCY_KEY).is_some_and(|k| !k.is_empty());
+    method.is_idempotent() || by_key
+}
+
+fn carries_credentials(headers: &HeaderMap) -> bool {
+    [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION]
+        .iter()
+        .any(|name| headers.contains_key(name))
+}
+
+/// Why this request can never be queued under this policy, as a sentence.
+fn obstacle(policy: &QueuePolicy, outbound: &Outbound) -> Option<String> {
+    let (parts, max) = (&outbound.parts, policy.max_body.get());
+    if !policy.methods.iter().any(|m| m == parts.method.as_str()) {
+        return Some(format!("queue.methods has {}, not {}", policy.methods.join(", "), parts.method));
+    }
+    if parts.headers.contains_key(header::UPGRADE) {
+        return Some("a request for an upgrade cannot be queued".into());
+    }
+    if policy.credentials == Credentials::Refuse && carries_credentials(&parts.headers) {
+        return Some(
+            "the request carries credentials, which are never stored: queue.credentials = \"strip\" queues such requests without them"
+                .into(),
+        );
+    }
+    let least = outbound.body.size_hint().lower();
+    (least > max).then(|| format!("the body of {least} bytes is longer than queue.max_body = {max}"))
+}
+
+impl Eligibility {
+    /// Whether the policy, the request and the queue's room allow queueing at all.
+    pub(crate) fn of(worker: &Shared, upstream: &UpstreamRuntime, outbound: &Outbound) -> Option<Self> {
+        let policy = &upstream.queue;
+        if policy.mode == QueueMode::Never {
+            return None;
+        }
+        let asked = asks_for_async(&outbound.parts.headers);
+        if policy.mode == QueueMode::Prefer && !asked || obstacle(policy, outbound).is_some() {
+            return None;
+        }
+        let demand = if asked { Demand::Asked } else { Demand::Unasked };
+        Self::unchecked(worker, upstream, outbound, asked, demand).ok()
+    }
+
+    fn unchecked(
+        worker: &Shared,
+        upstream: &UpstreamRuntime,
+        outbound: &Outbound,
+        asked: bool,
+        demand: Demand,
+    ) -> Result<Self, QueueRefusal> {
+        let (policy, headers) = (&upstream.queue, &outbound.parts.headers);
+        let max_body = policy.max_body.get();
+        let head: usize = headers.iter().map(|(n, v)| n.as_str().len() + v.len()).sum();
+        let most = outbound.body.size_hint().upper().unwrap_or(max_body).min(max_body);
+        let reservation = worker.queue.reserve(&upstream.cluster.key().tenant, most + head as u64, demand)?;
+        Ok(Self {
+            max_body,
+            asked,
+            repeat_safe: is_repeat_safe(policy, &outbound.parts.method, headers),
+            ordering_key: policy
+                .ordering_key
+                .as_ref()
+                .and_then(|key| headers.get(&key.header))
+                .filter(|value| !value.is_empty() && value.len() <= MAX_ORDERING_KEY)
+                .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()),
+            reservation,
+        })
+    }
+
+    /// Whether requests of the same ordering key wait already: this one must not overtake them.
+    pub(crate) fn is_behind_others(&self, worker: &Shared, upstream: &UpstreamRuntime) -> bool {
+        let key = upstream.cluster.key();
+        self.ordering_key.as_ref().is_some_and(|k| worker.queue.has_backlog(&key.tenant, &key.upstream, k))
+    }
+}
+
+/// Behind the waiting requests of its ordering key: queues the request without trying its upstream.
+pub(crate) async fn behind_others(
+    worker: &Rc<Shared>,
+    exchange: &mut Finishing,
+    tenant: &TenantRuntime,
+    upstream: &UpstreamRuntime,
+    outbound: Outbound,
+    queueing: Eligibility,
+) -> Result<Response<ClientBody>, Refusal> {
+    let body = read_whole(worker, exchange, upstream, outbound.body, &queueing).await?;
+    store(worker, exchange, tenant, upstream, queueing, &outbound.parts, body).await
+}
+
+async fn read_whole(
+    worker: &Shared,
+    exchange: &mut Finishing,
+    upstream: &UpstreamRuntime,
+    incoming: Incoming,
+    queueing: &Eligibility,
+) -> Result<BodyBuffer, Refusal> {
+    let counted = Counted { incoming, bytes: exchange.count_request() };
+    match capture(counted, worker.queue.body(queueing.max_body)).1.whole().await {
+        Ok(body) => Ok(body),
+        Err(CaptureError::ClientGone) => Err(client_gone()),
+        Err(CaptureError::NotKept(error @ BodyError::TooLarge { .. })) => {
+            Err(not_queueable(upstream, &error.to_string()))
+        }
+        Err(CaptureError::NotKept(error)) => Err(unavailable(worker, &error.to_string())),
+    }
+}
+
+fn not_queueable(upstream: &UpstreamRuntime, why: &str) -> Refusal {
+    Refusal::new(ErrorKind::NotQueueable, format!("upstream {}: {why}", upstream.label))
+}
+
+/// After a failed exchange: queues the request where that is honest, else gives back `refusal`.
+pub(crate) async fn on_failure(
+    worker: &Rc<Shared>,
+    exchange: &mut Finishing,
+    tenant: &TenantRuntime,
+    upstream: &UpstreamRuntime,
+    queueing: Eligibility,
+    failed: Failed,
+    refusal: Refusal,
+) -> Result<Response<ClientBody>, Refusal> {
+    // Bytes left and the origin may have acted on them: only what it takes twice as once may be sent again.
+    if !failed.nothing_sent && !queueing.repeat_safe {
+        return Err(refusal);
+    }
+    let body = match failed.kept {
+        Kept::Nothing => worker.queue.body(0),
+        Kept::Streamed => return Err(refusal),
+        Kept::Captured(kept) => match kept.whole().await {
+            Ok(body) => body,
+            Err(CaptureError::ClientGone) => return Err(client_gone()),
+            Err(CaptureError::NotKept(_)) => return Err(refusal),
+        },
+    };
+    store(worker, exchange, tenant, upstream, queueing, &failed.head, body).await
+}
+
+/// Because a filter said so: queues the request without trying its upstream.
+pub(crate) async fn by_verdict(
+    worker: &Rc<Shared>,
+    exchange: &mut Finishing,
+    tenant: &TenantRuntime,
+    upstream: &UpstreamRuntime,
+    mut outbound: Outbound,
+    ordering_key: Option<String>,
+) -> Result<Response<ClientBody>, Refusal> {
+    exchange.record().upstream = Some(upstream.label.clone());
+    exchange.record().route = Some(upstream.label.clone());
+    if upstream.queue.mode == QueueMode::Never {
+        return Err(not_queueable(
+            upstream,
+            "a filter queued a request to it, but its queue.mode is \"never\"",
+        ));
+    }
+    if let Some(why) = obstacle(&upstream.queue, &outbound) {
+        return Err(not_queueable(upstream, &why));
+    }
+    let asked = asks_for_async(&outbound.parts.headers);
+    let mut queueing = Eligibility::unchecked(worker, upstream, &outbound, asked, Demand::Asked)
+        .map_err(|error| queue_refused(worker, &error))?;
+    if ordering_key.is_some() {
+        queueing.ordering_key = ordering_key;
+    }
+    outbound.prepare(exchange);
+    let body = read_whole(worker, exchange, upstream, outbound.body, &queueing).await?;
+    store(worker, exchange, tenant, upstream, queueing, &outbound.parts, body).await
+}
+
+fn client_gone() -> Refusal {
+    Refusal::new(ErrorKind::ClientGone, "the request's body ended early")
+}
+
+fn unavailable(worker: &Shared, why: &str) -> Refusal {
+    tracing::warn!(why, "a request could not be queued");
+    worker.node.failed(Reason::QueueUnavailable);
+    Refusal::new(
+        ErrorKind::QueueUnavailable,
+        "the queue's disk did not take the request; nothing was accepted",
+    )
+    .retry_after(Duration::from_secs(5))
+}
+
+fn queue_refused(worker: &Shared, refusal: &QueueRefusal) -> Refusal {
+    match refusal {
+        QueueRefusal::Full { retry_after, .. } => {
+            worker.node.failed(Reason::QueueFull);
+            Refusal::new(ErrorKind::QueueFull, refusal.to_string()).retry_after(*retry_after)
+        }
+        QueueRefusal::Unavailable { .. } => unavailable(worker, &refusal.to_string()),
+    }
+}
+
+/// The fields that a record keeps: all but framing, credentials, and what each delivery makes anew.
+fn stored_headers(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
+    const NOT_STORED: [HeaderName; 9] = [
+        header::AUTHORIZATION,
+        header::COOKIE,
+        header::PROXY_AUTHORIZATION,
+        header::CONTENT_LENGTH,
+        header::HOST,
+        header::TE,
+        header::TRAILER,
+        TRACEPARENT,
+        PREFER,
+    ];
+    headers
+        .iter()
+        .filter(|(name, _)| !NOT_STORED.contains(name))
+        .map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec()))
+        .collect()
+}
+
+async fn store(
+    worker: &Rc<Shared>,
+    exchange: &mut Finishing,
+    tenant: &TenantRuntime,
+    upstream: &UpstreamRuntime,
+    queueing: Eligibility,
+    head: &Parts,
+    body: BodyBuffer,
+) -> Result<Response<ClientBody>, Refusal> {
+    let key = upstream.cluster.key();
+    let (trace, producer, began) = (exchange.trace(), SpanId::random(), Instant::now());
+    let record = NewRecord {
+        tenant: key.tenant.clone(),
+        upstream: key.upstream.clone(),
+        revision: tenant.revision,
+        method: head.method.as_str().to_owned(),
+        target: head.uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string),
+        host: head.headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default().to_owned(),
+        headers: stored_headers(&head.headers),
+        body,
+        ordering_key: queueing.ordering_key,
+        repeat_safe: queueing.repeat_safe,
+        expiry: upstream.queue.expiry.get(),
+        trace: TraceRef {
+            trace_id: *trace.trace_id.as_bytes(),
+            span_id: *producer.as_bytes(),
+            sampled: trace.sampled,
+        },
+        request_id: exchange.request_id(),
+    };
+    let accepted = worker.queue.enqueue(record, queueing.reservation).await.map_err(|error| match error {
+        EnqueueError::Refused(refusal) => queue_refused(worker, &refusal),
+        EnqueueError::TooLarge { .. } => not_queueable(upstream, &error.to_string()),
+        error => unavailable(worker, &error.to_string()),
+    })?;
+    worker.node.worked(&Reason::QueueUnavailable);
+    worker.node.worked(&Reason::QueueFull);
+    let record = exchange.record();
+    record.queued = Some(QueuedRef {
+        record_id: accepted.id.to_string(),
+        producer_span: producer,
+        started: record.started.offset_of(began),
+        duration: began.elapsed(),
+    });
+    Ok(accepted_response(worker, &accepted.receipt.to_string(), queueing.asked))
+}
+
+/// `202 Accepted` with where to ask what became of it.
+fn accepted_response(worker: &Shared, receipt: &str, asked: bool) -> Response<ClientBody> {
+    let location = format!("{RECEIPT_PATH}{receipt}");
+    let body = serde_json::json!({ "status": "accepted", "receipt": location }).to_string();
+    let mut response = Response::new(ClientBody::full(Bytes::from(body)));
+    *response.status_mut() = StatusCode::ACCEPTED;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::RETRY_AFTER, HeaderValue::from(ASK_AGAIN.as_secs()));
+    if let Ok(location) = HeaderValue::try_from(location) {
+        headers.insert(header::LOCATION, location);
+    }
+    if asked {
+        headers.insert("preference-applied", HeaderValue::from_static("respond-async"));
+    }
+    proxy_status(headers, None, node_detail(worker).or(Some("queued")));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefer_is_read_as_rfc_7240_writes_it() {
+        for (value, asked) in [
+            ("respond-async", true),
+            ("Respond-Async; foo=bar", true),
+            ("wait=10, respond-async", true),
+            ("respond-asyncx", false),
+            ("handling=lenient", false),
+        ] {
+            let headers = HeaderMap::from_iter([(PREFER, HeaderValue::from_static(value))]);
+            assert_eq!(asks_for_async(&headers), asked, "{value}");
+        }
+    }
+
+    #[test]
+    fn only_what_the_origin_takes_twice_as_once_is_repeat_safe() {
+        let mut policy = QueuePolicy::default();
+        let none = HeaderMap::new();
+        let keyed = HeaderMap::from_iter([(IDEMPOTENCY_KEY, HeaderValue::from_static("k1"))]);
+        assert!(is_repeat_safe(&policy, &Method::PUT, &none));
+        assert!(!is_repeat_safe(&policy, &Method::POST, &none));
+        assert!(
+            !is_repeat_safe(&policy, &Method::POST, &keyed),
+            "the origin did not promise to honour the key"
+        );
+        policy.origin_honours_idempotency_key = true;
+        assert!(is_repeat_safe(&policy, &Method::POST, &keyed));
+        assert!(!is_repeat_safe(&policy, &Method::POST, &none));
+    }
+
+    #[test]
+    fn credentials_and_framing_are_not_stored() {
+        let names = [
+            "authorization",
+            "cookie",
+            "proxy-authorization",
+            "content-length",
+            "host",
+            "traceparent",
+            "x-kept",
+        ];
+        let headers: HeaderMap =
+            names.iter().map(|n| (HeaderName::from_static(n), HeaderValue::from_static("v"))).collect();
+        assert_eq!(stored_headers(&headers), [("x-kept".to_owned(), b"v".to_vec())]);
+    }
+}

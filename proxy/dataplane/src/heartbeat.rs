@@ -1,0 +1,49 @@
+//! Whether every worker still turns: what `/livez` answers.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// A worker that has not turned for this long is stuck.
+const STUCK_AFTER: Duration = Duration::from_secs(2);
+
+/// The workers' last signs of life. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Heartbeats {
+    start: Instant,
+    beats: Arc<[AtomicU64]>,
+}
+
+impl Heartbeats {
+    /// For `workers` workers, all alive now.
+    pub fn new(workers: usize) -> Self {
+        Self { start: Instant::now(), beats: (0..workers).map(|_| AtomicU64::new(0)).collect() }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Worker `index` turns.
+    pub(crate) fn beat(&self, index: usize) {
+        if let Some(beat) = self.beats.get(index) {
+            beat.store(self.now(), Ordering::Relaxed);
+        }
+    }
+
+    /// Which worker is stuck, if one is.
+    pub fn check(&self) -> Result<(), String> {
+        let now = self.now();
+        for (index, beat) in self.beats.iter().enumerate() {
+            let age = Duration::from_millis(now.saturating_sub(beat.load(Ordering::Relaxed)));
+            if age > STUCK_AFTER {
+                return Err(format!("worker {index} has not turned for {age:?} (allowed: {STUCK_AFTER:?})"));
+            }
+        }
+        Ok(())
+    }
+}

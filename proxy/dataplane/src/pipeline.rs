@@ -1,0 +1,144 @@
+//! The life of a request, in order: identify tenant → filter chain → verdict → upstream, queue or local response.
+//!
+//! This file holds only the order of the phases and what each early return does. Each step is a module.
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
+
+use beamline_control::{TenantRuntime, UpstreamRuntime};
+use beamline_filter_host::{Decision, HostView, RequestHead};
+use beamline_http::{ErrorKind, RESERVED_PATH, authority_of, is_loop};
+use beamline_telemetry::Verdict;
+use http::{HeaderName, HeaderValue, Request, Response, header, request::Parts};
+use hyper::body::Incoming;
+
+use crate::{
+    body::ClientBody,
+    enqueue, forward, receipts,
+    respond::{self, Refusal},
+    transaction::{Finishing, failure_kind},
+    view::TenantView,
+    worker::Shared,
+};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// One request, answered whatever happens.
+pub(crate) async fn handle(
+    worker: Rc<Shared>,
+    client: SocketAddr,
+    request: Request<Incoming>,
+) -> Response<ClientBody> {
+    let (parts, body) = request.into_parts();
+    let mut exchange = Finishing::begin(&worker, client, &parts);
+    let mut response = match answer(&worker, &mut exchange, client, parts, body).await {
+        Ok(response) => response,
+        Err(refusal) => respond::problem(&worker, &mut exchange, refusal),
+    };
+    if let Ok(id) = HeaderValue::try_from(exchange.request_id()) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    if worker.is_draining() {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    exchange.record().status = Some(response.status().as_u16());
+    response.map(|body| body.finishing(exchange))
+}
+
+async fn answer(
+    worker: &Rc<Shared>,
+    exchange: &mut Finishing,
+    client: SocketAddr,
+    parts: Parts,
+    body: Incoming,
+) -> Result<Response<ClientBody>, Refusal> {
+    // Identify the tenant.
+    let tenant = identify(worker, exchange, &parts)?;
+    if parts.uri.path().starts_with(RESERVED_PATH) {
+        return receipts::answer(worker, &tenant, &parts).await;
+    }
+
+    // Filter chain, request phase.
+    let (parts, decision) = filter(worker, exchange, &tenant, parts).await?;
+
+    // Verdict.
+    let mut outbound = forward::Outbound::new(client, parts, body);
+    match decision {
+        Decision::Next => {
+            exchange.record().verdict = Some(Verdict::Next);
+            let upstream = tenant.default_upstream().ok_or_else(|| {
+                Refusal::new(ErrorKind::NoRoute, "no filter chose an upstream: set default_upstream in the manifest, or have a filter route the request")
+            })?;
+            forward::send(worker, exchange, &tenant, upstream, outbound).await
+        }
+        Decision::Route { upstream, path, host, timeout } => {
+            exchange.record().verdict = Some(Verdict::Route);
+            let upstream = named(&tenant, &upstream)?;
+            outbound.rewrite(path, host, timeout);
+            forward::send(worker, exchange, &tenant, upstream, outbound).await
+        }
+        Decision::Respond { status, headers, body } => {
+            exchange.record().verdict = Some(Verdict::Respond);
+            Ok(respond::from_filter(status, headers, body))
+        }
+        Decision::Enqueue { upstream, ordering_key } => {
+            exchange.record().verdict = Some(Verdict::Enqueue);
+            let upstream = named(&tenant, &upstream)?;
+            enqueue::by_verdict(worker, exchange, &tenant, upstream, outbound, ordering_key).await
+        }
+        Decision::Failed { filter, failure } => {
+            Err(Refusal::new(failure_kind(&failure), format!("filter {filter}: {failure}")))
+        }
+    }
+}
+
+/// Whose request it is, or why nobody's.
+fn identify(worker: &Shared, exchange: &mut Finishing, parts: &Parts) -> Result<Arc<TenantRuntime>, Refusal> {
+    let authority = authority_of(parts).map_err(|e| Refusal::new(ErrorKind::BadRequest, e.to_string()))?;
+    if is_loop(&parts.headers) {
+        return Err(Refusal::new(
+            ErrorKind::Loop,
+            "Via names this proxy too often: an upstream leads back to it",
+        ));
+    }
+    let host = authority.host.to_ascii_lowercase();
+    let tenant = worker.tenant(&host);
+    exchange.record().host = host;
+    let tenant = tenant.ok_or_else(|| {
+        Refusal::new(ErrorKind::UnknownHost, "no tenant of this node holds the host that the request names")
+    })?;
+    exchange.record().tenant = Some(Arc::clone(&tenant.label));
+    exchange.record().revision = Some(tenant.revision.0);
+    Ok(tenant)
+}
+
+/// Runs the tenant's filters over the request's head.
+async fn filter(
+    worker: &Shared,
+    exchange: &mut Finishing,
+    tenant: &Arc<TenantRuntime>,
+    mut parts: Parts,
+) -> Result<(Parts, Decision), Refusal> {
+    if tenant.chain.is_empty() {
+        return Ok((parts, Decision::Next));
+    }
+    let view: Arc<dyn HostView> =
+        Arc::new(TenantView { tenant: Arc::clone(tenant), queue: worker.queue.clone() });
+    let headers = std::mem::take(&mut parts.headers);
+    let host = exchange.record().host.as_str().into();
+    let head = RequestHead::new(parts.method.clone(), parts.uri.clone(), host, headers);
+    let outcome = tenant.chain.on_request(&worker.engine, &view, head).await;
+    parts.headers = outcome.head.headers;
+    exchange.filters(outcome.runs, &tenant.label, tenant.revision.0);
+    Ok((parts, outcome.decision))
+}
+
+/// The upstream that a filter named.
+fn named<'t>(tenant: &'t TenantRuntime, name: &str) -> Result<&'t UpstreamRuntime, Refusal> {
+    tenant.upstream(name).ok_or_else(|| {
+        let shown: String = name.chars().take(64).collect();
+        Refusal::new(
+            ErrorKind::FilterVerdict,
+            format!("a filter chose the upstream {shown:?}, which the manifest does not define"),
+        )
+    })
+}

@@ -1,0 +1,169 @@
+//! One request's record, from its head to the last byte of its response, however it ends.
+
+use std::{cell::Cell, net::SocketAddr, rc::Rc};
+
+use beamline_filter_host::{Failure, FilterRun, LogLevel};
+use beamline_http::ErrorKind;
+use beamline_telemetry::{
+    Attempt, FilterRun as FilterRecord, GuestLog, Level, SpanId, Started, TraceContext, Transaction, Verdict,
+};
+use beamline_upstream::{AttemptInfo, Attempts};
+use http::{HeaderName, Version, request::Parts, uri::PathAndQuery};
+
+use crate::worker::Shared;
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// A transaction under way. Whoever drops it ends it: the response's body at its last byte, or the pipeline where
+/// the client goes away before that.
+pub(crate) struct Finishing {
+    worker: Rc<Shared>,
+    /// Taken by the drop alone.
+    record: Option<Transaction>,
+    request_bytes: Option<Rc<Cell<u64>>>,
+}
+
+impl Finishing {
+    /// A transaction that begins now.
+    pub(crate) fn begin(worker: &Rc<Shared>, client: SocketAddr, parts: &Parts) -> Box<Self> {
+        // No sender is trusted yet: a remote context becomes a link.
+        let trace = TraceContext::start(parts.headers.get(TRACEPARENT), false, &worker.sampler);
+        let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let mut record =
+            Transaction::new(Started::now(), trace, parts.method.clone(), String::new(), path, client);
+        record.version = parts.version;
+        Box::new(Self { worker: Rc::clone(worker), record: Some(record), request_bytes: None })
+    }
+
+    /// The record, to be filled.
+    ///
+    /// # Panics
+    /// Never: only the drop takes the record.
+    pub(crate) fn record(&mut self) -> &mut Transaction {
+        self.record.as_mut().expect("only the drop takes the record")
+    }
+
+    pub(crate) fn trace(&self) -> TraceContext {
+        self.record.as_ref().expect("only the drop takes the record").trace
+    }
+
+    pub(crate) fn request_id(&self) -> String {
+        self.record.as_ref().expect("only the drop takes the record").request_id.to_string()
+    }
+
+    pub(crate) fn version(&self) -> Version {
+        self.record.as_ref().expect("only the drop takes the record").version
+    }
+
+    /// A counter for the request's body.
+    pub(crate) fn count_request(&mut self) -> Rc<Cell<u64>> {
+        Rc::clone(self.request_bytes.get_or_insert_default())
+    }
+
+    /// Takes down what the filters did, and passes on what they logged.
+    pub(crate) fn filters(&mut self, runs: Vec<FilterRun>, tenant: &str, revision: u64) {
+        let worker = Rc::clone(&self.worker);
+        let record = self.record();
+        for run in runs {
+            for (level, message) in &run.log.lines {
+                let level = match level {
+                    LogLevel::Debug => Level::Debug,
+                    LogLevel::Info => Level::Info,
+                    LogLevel::Warn => Level::Warn,
+                    LogLevel::Error => Level::Error,
+                };
+                worker.telemetry.guest_log(&GuestLog {
+                    at: record.started.wall + record.started.offset_of(run.started),
+                    tenant,
+                    revision,
+                    trace: &record.trace,
+                    request_id: record.request_id,
+                    filter: &run.filter,
+                    level,
+                    message,
+                    cut_bytes: run.log.cut,
+                });
+            }
+            record.filters.push(FilterRecord {
+                name: run.filter,
+                module: run.module.unwrap_or_else(|| "".into()),
+                started: record.started.offset_of(run.started),
+                duration: run.duration,
+                cpu: run.cpu,
+                outcome: run.failure.as_ref().map_or(FilterRecord::OK, |f| failure_kind(f).token()),
+                verdict: verdict_named(run.verdict),
+            });
+        }
+    }
+
+    /// Takes down what was tried at the upstream. The last attempt is the one whose span `span` went out.
+    pub(crate) fn attempts(&mut self, attempts: &Attempts, span: SpanId) {
+        let record = self.record();
+        record.attempts = attempt_records(attempts, &record.started, span);
+    }
+
+    /// So many bytes of the response's body went to the connection.
+    pub(crate) fn sent(&mut self, bytes: usize) {
+        self.record().response_bytes += bytes as u64;
+    }
+
+    /// The upstream's response broke in its body: the client's is cut too.
+    pub(crate) fn broken(&mut self) {
+        self.record().error = Some(ErrorKind::UpstreamReset.token());
+    }
+
+    /// The response's body is gone: sent whole, or given up because the client went away.
+    pub(crate) fn end(mut self: Box<Self>, whole: bool) {
+        if !whole {
+            self.record().error.get_or_insert(ErrorKind::ClientGone.token());
+        }
+    }
+}
+
+impl Drop for Finishing {
+    fn drop(&mut self) {
+        let Some(mut record) = self.record.take() else { return };
+        record.duration = record.started.at.elapsed();
+        if let Some(bytes) = &self.request_bytes {
+            record.request_bytes = bytes.get();
+        }
+        if record.status.is_none() {
+            record.error.get_or_insert(ErrorKind::ClientGone.token());
+        }
+        self.worker.telemetry.finish(record);
+    }
+}
+
+/// Upstream attempts as spans want them. The last attempt is the one whose span `span` went out.
+pub(crate) fn attempt_records(attempts: &Attempts, started: &Started, span: SpanId) -> Vec<Attempt> {
+    let record = |(resend, attempt): (usize, &AttemptInfo)| {
+        Some(Attempt {
+            span_id: if resend + 1 == attempts.len() { span } else { SpanId::random() },
+            peer: attempt.peer?,
+            started: started.offset_of(attempt.started),
+            duration: attempt.duration,
+            status: attempt.status.map(|s| s.as_u16()),
+            error: attempt.error.as_ref().map(beamline_upstream::ErrorKind::token),
+            resend_count: u32::try_from(resend).unwrap_or(u32::MAX),
+        })
+    };
+    attempts.iter().enumerate().filter_map(record).collect()
+}
+
+fn verdict_named(name: &str) -> Option<Verdict> {
+    [Verdict::Next, Verdict::Route, Verdict::Respond, Verdict::Enqueue]
+        .into_iter()
+        .find(|v| v.as_str() == name)
+}
+
+/// How a filter's failure is answered and told.
+pub(crate) fn failure_kind(failure: &Failure) -> ErrorKind {
+    match failure {
+        Failure::Trap(_) => ErrorKind::FilterTrap,
+        Failure::CpuTime(_) => ErrorKind::FilterTimeout,
+        Failure::Memory(_) => ErrorKind::FilterMemory,
+        Failure::Capacity => ErrorKind::FilterCapacity,
+        Failure::Verdict(_) => ErrorKind::FilterVerdict,
+        Failure::Unavailable => ErrorKind::FilterUnavailable,
+    }
+}

@@ -1,0 +1,435 @@
+//! The books: what the queue holds and what is promised, in counters that request threads read without a lock.
+//!
+//! *Reserved* is what requests that are still being read may come to need; *kept* is what is in the log. A reservation
+//! becomes kept in one step at the commit. The writer thread alone changes what is kept.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use beamline_model::{TenantName, UpstreamName};
+use thiserror::Error;
+
+use crate::{
+    Settings,
+    disk::Disk,
+    keys::KeyIndex,
+    log::{Append, CensusRow, Ended, LogError, LogReader, Pruned},
+    record::Lane,
+};
+
+/// Of a quota, in percent: what requests that did not ask to be queued can fill.
+const UNASKED_SHARE: u64 = 80;
+const RETRY_WHEN_FULL: Duration = Duration::from_secs(30);
+pub(crate) const RETRY_WHEN_UNAVAILABLE: Duration = Duration::from_secs(5);
+
+/// Why a request cannot be queued now. Both are a `503` with `Retry-After`.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// A quota or the disk is used up. Nothing that is queued is ever evicted to make room.
+    #[error("the queue is full ({what}): try again in {} s", .retry_after.as_secs())]
+    Full {
+        /// Which bound it is, such as `records of this tenant`.
+        what: &'static str,
+        /// When it is worth another try.
+        retry_after: Duration,
+    },
+    /// The disk failed, and the log is not yet verified; or the queue is closed.
+    #[error("the queue is unavailable: try again in {} s", .retry_after.as_secs())]
+    Unavailable {
+        /// When it is worth another try.
+        retry_after: Duration,
+    },
+}
+
+impl Refusal {
+    pub(crate) fn full(what: &'static str) -> Self {
+        Self::Full { what, retry_after: RETRY_WHEN_FULL }
+    }
+
+    pub(crate) fn unavailable() -> Self {
+        Self::Unavailable { retry_after: RETRY_WHEN_UNAVAILABLE }
+    }
+
+    /// When it is worth another try.
+    pub fn retry_after(&self) -> Duration {
+        match self {
+            Self::Full { retry_after, .. } | Self::Unavailable { retry_after } => *retry_after,
+        }
+    }
+}
+
+/// Whether a client wants its request queued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Demand {
+    /// It asked (`Prefer: respond-async`), or a filter did: quotas can be used whole.
+    Asked,
+    /// Nobody asked; the alternative is an error. Refused from 80% of a quota on, so that room is left for who asks.
+    Unasked,
+}
+
+/// What the queue holds. Counters count since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Records that wait or are being delivered.
+    pub open: u64,
+    /// Records that are open or kept as dead letters.
+    pub kept: u64,
+    /// Bytes of these.
+    pub kept_bytes: u64,
+    /// Bytes promised to requests that are being read.
+    pub reserved_bytes: u64,
+    /// Receipts of delivered records.
+    pub receipts: u64,
+    /// Deliveries in flight.
+    pub in_flight: u64,
+    /// Records accepted.
+    pub accepted: u64,
+    /// Records delivered.
+    pub delivered: u64,
+    /// Records that became dead.
+    pub dead: u64,
+    /// Requests that were refused.
+    pub refused: u64,
+    /// Groups committed: each is one fsync.
+    pub commits: u64,
+}
+
+/// Records and bytes, kept and reserved, of a tenant or of all.
+#[derive(Debug, Default)]
+struct Account {
+    kept: AtomicU64,
+    kept_bytes: AtomicU64,
+    reserved: AtomicU64,
+    reserved_bytes: AtomicU64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Quota {
+    records: u64,
+    bytes: u64,
+    records_name: &'static str,
+    bytes_name: &'static str,
+}
+
+impl Account {
+    fn reserve(&self, bytes: u64, quota: &Quota, demand: Demand) -> Result<(), Refusal> {
+        let share = |limit: u64| match demand {
+            Demand::Asked => limit,
+            Demand::Unasked => limit / 100 * UNASKED_SHARE + limit % 100 * UNASKED_SHARE / 100,
+        };
+        // First announced, then looked at what is kept, which a settling commit raises before it lowers `reserved`:
+        // two reservations can refuse each other, but never pass the quota together.
+        let records = self.reserved.fetch_add(1, Ordering::AcqRel) + 1;
+        let all_bytes = self.reserved_bytes.fetch_add(bytes, Ordering::AcqRel).saturating_add(bytes);
+        let refused = if records + self.kept.load(Ordering::Acquire) > share(quota.records) {
+            Some(quota.records_name)
+        } else if all_bytes.saturating_add(self.kept_bytes.load(Ordering::Acquire)) > share(quota.bytes) {
+            Some(quota.bytes_name)
+        } else {
+            None
+        };
+        match refused {
+            None => Ok(()),
+            Some(what) => {
+                self.unreserve(bytes);
+                Err(Refusal::full(what))
+            }
+        }
+    }
+
+    fn unreserve(&self, bytes: u64) {
+        self.reserved_bytes.fetch_sub(bytes, Ordering::AcqRel);
+        self.reserved.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    fn keep(&self, bytes: u64) {
+        self.kept_bytes.fetch_add(bytes, Ordering::AcqRel);
+        self.kept.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn unkeep(&self, bytes: u64) {
+        self.kept_bytes.fetch_sub(bytes, Ordering::AcqRel);
+        self.kept.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[derive(Debug, Default)]
+struct TenantBook {
+    account: Account,
+    /// Open records of each upstream. Grows with the tenant's upstreams, which are few.
+    depths: ArcSwap<HashMap<UpstreamName, Arc<AtomicU64>>>,
+}
+
+impl TenantBook {
+    fn depth(&self, upstream: &UpstreamName) -> Arc<AtomicU64> {
+        if let Some(depth) = self.depths.load().get(upstream) {
+            return Arc::clone(depth);
+        }
+        let fresh = Arc::new(AtomicU64::new(0));
+        self.depths.rcu(|depths| {
+            let mut depths = HashMap::clone(depths);
+            depths.entry(upstream.clone()).or_insert_with(|| Arc::clone(&fresh));
+            depths
+        });
+        Arc::clone(&self.depths.load()[upstream])
+    }
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    open: AtomicU64,
+    receipts: AtomicU64,
+    in_flight: AtomicU64,
+    accepted: AtomicU64,
+    delivered: AtomicU64,
+    dead: AtomicU64,
+    refused: AtomicU64,
+    commits: AtomicU64,
+}
+
+/// All counters of one queue.
+pub(crate) struct Books {
+    node: Account,
+    node_quota: Quota,
+    tenant_quota: Quota,
+    tenants: ArcSwap<HashMap<TenantName, Arc<TenantBook>>>,
+    pub(crate) keys: Arc<KeyIndex>,
+    counters: Counters,
+    disk: Arc<Disk>,
+}
+
+/// Room for one record, promised before its body is read. Dropping it gives the room back.
+#[must_use = "a reservation that is dropped gives its room back"]
+pub struct Reservation {
+    books: Arc<Books>,
+    tenant: Arc<TenantBook>,
+    tenant_name: TenantName,
+    bytes: u64,
+    demand: Demand,
+}
+
+impl Books {
+    pub(crate) fn new(settings: &Settings, disk: Arc<Disk>) -> Self {
+        Self {
+            node: Account::default(),
+            node_quota: Quota {
+                records: settings.max_records,
+                bytes: settings.max_bytes,
+                records_name: "records of this node",
+                bytes_name: "bytes of this node",
+            },
+            tenant_quota: Quota {
+                records: settings.tenant_max_records,
+                bytes: settings.tenant_max_bytes,
+                records_name: "records of this tenant",
+                bytes_name: "bytes of this tenant",
+            },
+            tenants: ArcSwap::default(),
+            keys: Arc::new(KeyIndex::new()),
+            counters: Counters::default(),
+            disk,
+        }
+    }
+
+    fn tenant(&self, name: &TenantName) -> Arc<TenantBook> {
+        if let Some(book) = self.tenants.load().get(name) {
+            return Arc::clone(book);
+        }
+        let fresh = Arc::new(TenantBook::default());
+        self.tenants.rcu(|tenants| {
+            let mut tenants = HashMap::clone(tenants);
+            tenants.entry(name.clone()).or_insert_with(|| Arc::clone(&fresh));
+            tenants
+        });
+        Arc::clone(&self.tenants.load()[name])
+    }
+
+    pub(crate) fn reserve(
+        self: &Arc<Self>,
+        name: &TenantName,
+        bytes: u64,
+        demand: Demand,
+    ) -> Result<Reservation, Refusal> {
+        if !self.disk.has_room(bytes) {
+            return Err(Refusal::full("free disk space"));
+        }
+        let tenant = self.tenant(name);
+        tenant.account.reserve(bytes, &self.tenant_quota, demand)?;
+        self.node
+            .reserve(bytes, &self.node_quota, demand)
+            .inspect_err(|_| tenant.account.unreserve(bytes))?;
+        Ok(Reservation { books: Arc::clone(self), tenant, tenant_name: name.clone(), bytes, demand })
+    }
+
+    pub(crate) fn refused(&self) {
+        self.counters.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn depth(&self, tenant: &TenantName, upstream: &UpstreamName) -> u64 {
+        let tenants = self.tenants.load();
+        let Some(book) = tenants.get(tenant) else { return 0 };
+        book.depths.load().get(upstream).map_or(0, |depth| depth.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let c = &self.counters;
+        Totals {
+            open: get(&c.open),
+            kept: get(&self.node.kept),
+            kept_bytes: get(&self.node.kept_bytes),
+            reserved_bytes: get(&self.node.reserved_bytes),
+            receipts: get(&c.receipts),
+            in_flight: get(&c.in_flight),
+            accepted: get(&c.accepted),
+            delivered: get(&c.delivered),
+            dead: get(&c.dead),
+            refused: get(&c.refused),
+            commits: get(&c.commits),
+        }
+    }
+
+    pub(crate) fn receipts(&self) -> u64 {
+        self.counters.receipts.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_in_flight(&self, now: usize) {
+        self.counters.in_flight.store(now as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn committed(&self) {
+        self.counters.commits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A record is in the log; its reservation settled.
+    pub(crate) fn appended(&self, append: &Append, reservation: Reservation) {
+        reservation.settle(append.size);
+        self.tenant(&append.lane.tenant).depth(&append.lane.upstream).fetch_add(1, Ordering::Relaxed);
+        self.counters.open.fetch_add(1, Ordering::Relaxed);
+        self.counters.accepted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A record is delivered or dead.
+    pub(crate) fn ended(&self, ended: &Ended) {
+        let tenant = self.tenant(&ended.lane.tenant);
+        tenant.depth(&ended.lane.upstream).fetch_sub(1, Ordering::Relaxed);
+        self.counters.open.fetch_sub(1, Ordering::Relaxed);
+        if let Some(key) = &ended.key {
+            self.keys.ended(&ended.lane, key);
+        }
+        if ended.delivered {
+            tenant.account.unkeep(ended.size);
+            self.node.unkeep(ended.size);
+            self.counters.receipts.fetch_add(1, Ordering::Relaxed);
+            self.counters.delivered.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.counters.dead.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A finished record is deleted.
+    pub(crate) fn pruned(&self, pruned: &Pruned) {
+        if pruned.delivered {
+            self.counters.receipts.fetch_sub(1, Ordering::Relaxed);
+        } else {
+            self.tenant(&pruned.lane.tenant).account.unkeep(pruned.size);
+            self.node.unkeep(pruned.size);
+        }
+    }
+
+    /// Counts everything kept anew from the log, at start and after the log was reopened. Only the writer thread, or
+    /// nobody else yet, may call this.
+    pub(crate) fn recount(&self, reader: &mut dyn LogReader) -> Result<(), LogError> {
+        let mut rows = Vec::new();
+        self.keys.clear_committed();
+        reader.census(&mut |row| match row {
+            CensusRow::Key { lane, key, open } => self.keys.set_committed(&lane, &key, open),
+            CensusRow::Lane { lane, open, kept, kept_bytes, delivered } => {
+                rows.push((lane, open, kept, kept_bytes, delivered));
+            }
+            CensusRow::Earliest { .. } => {}
+        })?;
+        let mut by_tenant: HashMap<TenantName, (u64, u64)> =
+            self.tenants.load().keys().map(|name| (name.clone(), (0, 0))).collect();
+        let mut by_lane: HashMap<Lane, u64> = self
+            .tenants
+            .load()
+            .iter()
+            .flat_map(|(tenant, book)| {
+                let upstreams: Vec<_> = book.depths.load().keys().cloned().collect();
+                upstreams.into_iter().map(|upstream| (Lane { tenant: tenant.clone(), upstream }, 0))
+            })
+            .collect();
+        let (mut all_open, mut all, mut receipts) = (0, (0, 0), 0);
+        for (lane, open, kept, kept_bytes, delivered) in rows {
+            let tenant = by_tenant.entry(lane.tenant.clone()).or_default();
+            *tenant = (tenant.0 + kept, tenant.1 + kept_bytes);
+            all = (all.0 + kept, all.1 + kept_bytes);
+            all_open += open;
+            receipts += delivered;
+            by_lane.insert(lane, open);
+        }
+        for (name, (kept, bytes)) in by_tenant {
+            let account = &self.tenant(&name).account;
+            account.kept.store(kept, Ordering::Release);
+            account.kept_bytes.store(bytes, Ordering::Release);
+        }
+        for (lane, open) in by_lane {
+            self.tenant(&lane.tenant).depth(&lane.upstream).store(open, Ordering::Relaxed);
+        }
+        self.node.kept.store(all.0, Ordering::Release);
+        self.node.kept_bytes.store(all.1, Ordering::Release);
+        self.counters.open.store(all_open, Ordering::Relaxed);
+        self.counters.receipts.store(receipts, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl Reservation {
+    /// The bytes that are reserved.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whose room it is.
+    pub fn tenant(&self) -> &TenantName {
+        &self.tenant_name
+    }
+
+    /// The same, for at least `bytes`. What is too much is given back at the commit.
+    pub(crate) fn cover(self, bytes: u64) -> Result<Self, Refusal> {
+        if bytes <= self.bytes {
+            return Ok(self);
+        }
+        let (books, name, demand) = (Arc::clone(&self.books), self.tenant_name.clone(), self.demand);
+        drop(self);
+        books.reserve(&name, bytes, demand)
+    }
+
+    /// What was reserved is now kept, at its true size.
+    fn settle(self, bytes: u64) {
+        self.tenant.account.keep(bytes);
+        self.books.node.keep(bytes);
+        // And dropping takes the reservation away.
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.tenant.account.unreserve(self.bytes);
+        self.books.node.unreserve(self.bytes);
+    }
+}
+
+impl std::fmt::Debug for Reservation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Reservation({} bytes of {})", self.bytes, self.tenant_name)
+    }
+}

@@ -1,0 +1,532 @@
+//! The scheduler: a state machine that takes events and says what to do. It reads no clock and does no I/O.
+//!
+//! What it holds is a view of the log and may be behind it. Nothing goes wrong by that: a record is tried only when
+//! the log marked it `delivering`, which it does only if the record is as the machine believes.
+
+use std::collections::{BTreeSet, HashMap};
+
+use super::{
+    Outcome,
+    backoff::{Jitter, RECORD_CEILING, RETRY_AFTER},
+    clock::{JumpGuard, Now},
+    decide::{Decision, bearing, decide, note},
+    lane::{Health, LaneState, Turn},
+    ring::Ring,
+};
+use crate::{
+    log::{AttemptRef, Blame, Candidate, Change, End, Note},
+    notices::Notice,
+    reader::Scan,
+    record::{DeadReason, Lane, Seq},
+    settings::{bounds::PAGE, millis},
+};
+
+/// Records in the windows of all lanes together; each lane has its share, within the bounds below.
+const WINDOWS: usize = 65_536;
+const WINDOW_MAX: usize = 256;
+const WINDOW_MIN: usize = 16;
+/// After a failure to read the log, in milliseconds.
+const READ_AGAIN: i64 = 1000;
+/// Between two sweeps of expired records, and two rounds of deletion, in milliseconds.
+const SWEEP_AGAIN: i64 = 1000;
+const PRUNE_AGAIN: i64 = 60_000;
+/// The longest sleep while a wall-clock time is waited for, in milliseconds: a jump of that clock is noticed so soon.
+const LOOK_AT_CLOCK: i64 = 60_000;
+
+/// What the machine goes by.
+#[derive(Clone, Debug)]
+pub(crate) struct Policy {
+    pub(crate) epoch: u64,
+    pub(crate) seed: u64,
+    pub(crate) max_in_flight: usize,
+    pub(crate) key_block_max_ms: u64,
+    pub(crate) receipt_retention_ms: u64,
+    pub(crate) dead_retention_ms: u64,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// The beginning, or time passed.
+    Tick,
+    Notice(Notice),
+    /// The answer to [`Action::Scan`]; none where the log could not be read.
+    Scanned(Option<Scan>),
+    /// The answer to [`Action::Load`]; none where the log could not be read.
+    Loaded {
+        lane: Lane,
+        limit: usize,
+        rows: Option<Vec<Candidate>>,
+    },
+    /// The end of [`Action::Attempt`].
+    Landed {
+        lane: Lane,
+        seq: Seq,
+        landing: Landing,
+    },
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Landing {
+    /// It was made.
+    Made(Outcome),
+    /// The record was not as the machine believed, and was left alone.
+    Stale,
+    /// It was not marked `delivering`, for a reason that may pass.
+    NotBegun,
+    /// It was marked, and then its content could not be found.
+    ContentLost,
+}
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub(crate) enum Action {
+    /// Read which lanes have open records.
+    Scan,
+    /// Read the first `limit` queued records of a lane.
+    Load { lane: Lane, limit: usize },
+    /// Mark the record `delivering`, then deliver it.
+    Attempt(Candidate),
+    /// Write this to the log, in the order given.
+    Commit(Change),
+}
+
+/// How many deliveries may fly to an upstream at once.
+pub(crate) type Caps<'a> = &'a dyn Fn(&Lane) -> u32;
+
+#[derive(Debug)]
+pub(crate) struct Machine {
+    policy: Policy,
+    jitter: Jitter,
+    guard: JumpGuard,
+    lanes: HashMap<Lane, LaneState>,
+    ring: Ring,
+    timers: BTreeSet<(i64, Lane)>,
+    in_flight: usize,
+    stopping: bool,
+    scan: ScanState,
+    sweep: Chore,
+    prune: Chore,
+    actions: Vec<Action>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum ScanState {
+    At(i64),
+    Running { again: bool },
+    Done,
+}
+
+/// Where a candidate comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum From {
+    /// A load: there is none before it on disk that is not in the window too.
+    Disk,
+    /// A commit or a landing: there may be others before it on disk.
+    Memory,
+}
+
+/// Something to do at a wall-clock time, one at a time and not too often.
+#[derive(Debug, Default)]
+struct Chore {
+    due_wall: Option<u64>,
+    running: bool,
+    not_before: i64,
+}
+
+impl Chore {
+    fn wish(&mut self, wall_ms: u64) {
+        self.due_wall = Some(self.due_wall.map_or(wall_ms, |due| due.min(wall_ms)));
+    }
+
+    fn start(&mut self, now: Now, guard: &JumpGuard) -> bool {
+        let starts = !self.running
+            && now.mono >= self.not_before
+            && self.due_wall.is_some_and(|due| guard.is_past(due, now));
+        if starts {
+            self.running = true;
+            self.due_wall = None;
+        }
+        starts
+    }
+
+    fn done(&mut self, not_before: i64) {
+        self.running = false;
+        self.not_before = not_before;
+    }
+
+    fn wake_at(&self, now: Now, guard: &JumpGuard) -> Option<i64> {
+        let due = self.due_wall.filter(|_| !self.running)?;
+        let earliest = self.not_before.max(guard.damped_until().unwrap_or(i64::MIN));
+        Some(now.mono_at(due).min(now.mono + LOOK_AT_CLOCK).max(earliest))
+    }
+}
+
+impl Machine {
+    /// A machine that knows nothing yet: its first [`Event::Tick`] asks for a scan.
+    pub(crate) fn new(policy: Policy, now: Now) -> Self {
+        Self {
+            jitter: Jitter::new(policy.seed),
+            policy,
+            guard: JumpGuard::default(),
+            lanes: HashMap::new(),
+            ring: Ring::default(),
+            timers: BTreeSet::new(),
+            in_flight: 0,
+            stopping: false,
+            scan: ScanState::At(now.mono),
+            sweep: Chore::default(),
+            prune: Chore::default(),
+            actions: Vec::new(),
+        }
+    }
+
+    /// No attempt begins from here on.
+    pub(crate) fn stop(&mut self) {
+        self.stopping = true;
+    }
+
+    /// The owner's epoch.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.policy.epoch
+    }
+
+    /// Attempts that have not landed.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Records in all windows together.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.lanes.values().map(|state| state.window.len()).sum()
+    }
+
+    /// Takes an event and returns what to do, in order.
+    pub(crate) fn handle(&mut self, now: Now, event: Event, caps: Caps<'_>) -> Vec<Action> {
+        self.guard.observe(now);
+        match event {
+            Event::Tick => {}
+            Event::Notice(notice) => self.noticed(now, notice, caps),
+            Event::Scanned(scan) => self.scanned(now, scan, caps),
+            Event::Loaded { lane, limit, rows } => self.loaded(now, lane, limit, rows, caps),
+            Event::Landed { lane, seq, landing } => self.landed(now, &lane, seq, landing, caps),
+        }
+        self.ring_timers(now);
+        self.launch(now, caps);
+        self.do_chores(now);
+        std::mem::take(&mut self.actions)
+    }
+
+    /// When to send the next [`Event::Tick`], in monotonic time. None: nothing will happen by itself.
+    pub(crate) fn wake_at(&self, now: Now) -> Option<i64> {
+        if self.stopping {
+            return None;
+        }
+        let scan = match self.scan {
+            ScanState::At(at) => Some(at),
+            ScanState::Running { .. } | ScanState::Done => None,
+        };
+        [
+            self.timers.first().map(|(at, _)| *at),
+            scan,
+            self.sweep.wake_at(now, &self.guard),
+            self.prune.wake_at(now, &self.guard),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    fn window_size(&self) -> usize {
+        (WINDOWS / self.lanes.len().max(1)).clamp(WINDOW_MIN, WINDOW_MAX)
+    }
+
+    /// The lane's state, made where it is missing.
+    fn lane(&mut self, lane: &Lane) -> &mut LaneState {
+        if !self.lanes.contains_key(lane) {
+            self.lanes.insert(lane.clone(), LaneState::new());
+        }
+        self.lanes.get_mut(lane).expect("it was made where it was missing")
+    }
+
+    fn noticed(&mut self, now: Now, notice: Notice, caps: Caps<'_>) {
+        match notice {
+            Notice::Ready(candidate) => {
+                self.sweep.wish(candidate.expires_ms);
+                let lane = candidate.lane.clone();
+                self.wait(now, candidate, From::Memory);
+                self.plan(now, &lane, caps);
+            }
+            Notice::Behind { expires_ms } => self.sweep.wish(expires_ms),
+            Notice::Released(lane) => {
+                self.lane(&lane).disk.stale = true;
+                self.plan(now, &lane, caps);
+            }
+            Notice::Swept { next_ms, full } => {
+                self.sweep.done(if full { now.mono } else { now.mono + SWEEP_AGAIN });
+                next_ms.into_iter().for_each(|at| self.sweep.wish(at));
+                self.prune.wish(now.wall_in(self.policy.dead_retention_ms + 1));
+            }
+            Notice::Pruned { oldest_delivered_ms, oldest_dead_ms, full } => {
+                self.prune.done(if full { now.mono } else { now.mono + PRUNE_AGAIN });
+                self.wish_to_prune(oldest_delivered_ms, oldest_dead_ms);
+            }
+            Notice::Nudge(lane) => {
+                if self.lanes.get_mut(&lane).is_some_and(|state| state.nudge(now.mono)) {
+                    self.plan(now, &lane, caps);
+                }
+            }
+            Notice::Rescan => {
+                self.scan = match self.scan {
+                    ScanState::Running { .. } => ScanState::Running { again: true },
+                    ScanState::At(_) | ScanState::Done => ScanState::At(now.mono),
+                };
+            }
+        }
+    }
+
+    fn wish_to_prune(&mut self, delivered_ms: Option<u64>, dead_ms: Option<u64>) {
+        for (oldest, retention) in
+            [(delivered_ms, self.policy.receipt_retention_ms), (dead_ms, self.policy.dead_retention_ms)]
+        {
+            if let Some(oldest) = oldest {
+                self.prune.wish(oldest.saturating_add(retention).saturating_add(1));
+            }
+        }
+    }
+
+    fn scanned(&mut self, now: Now, scan: Option<Scan>, caps: Caps<'_>) {
+        let again = self.scan == ScanState::Running { again: true };
+        let Some(scan) = scan else {
+            self.scan = ScanState::At(now.mono + READ_AGAIN);
+            return;
+        };
+        self.scan = if again { ScanState::At(now.mono) } else { ScanState::Done };
+        scan.expires_ms.into_iter().for_each(|at| self.sweep.wish(at));
+        self.wish_to_prune(scan.delivered_ms, scan.dead_ms);
+        for lane in &scan.lanes {
+            self.lane(lane).disk.stale = true;
+            self.plan(now, lane, caps);
+        }
+    }
+
+    fn loaded(&mut self, now: Now, lane: Lane, limit: usize, rows: Option<Vec<Candidate>>, caps: Caps<'_>) {
+        let disk = &mut self.lane(&lane).disk;
+        disk.loading = false;
+        match rows {
+            None => {
+                disk.stale = true;
+                disk.not_before = now.mono + READ_AGAIN;
+            }
+            Some(rows) => {
+                disk.more |= rows.len() >= limit;
+                rows.into_iter().for_each(|candidate| self.wait(now, candidate, From::Disk));
+            }
+        }
+        self.plan(now, &lane, caps);
+    }
+
+    /// Puts a candidate in its lane's window, unless it is flying, or must wait on disk for others that are due before it.
+    fn wait(&mut self, now: Now, candidate: Candidate, from: From) {
+        let due = now.mono_at(candidate.due_ms);
+        // A record that was never tried is due, whatever the wall clock did since; no other waits longer than any
+        // back-off lasts.
+        let latest = if candidate.attempts == 0 { 0 } else { millis(RETRY_AFTER.1) };
+        let due = due.min(now.mono + i64::try_from(latest).expect("an hour fits"));
+        let capacity = self.window_size();
+        let state = self.lane(&candidate.lane.clone());
+        if state.flying.contains_key(&candidate.seq) {
+            return;
+        }
+        // Otherwise a steady stream of new records would keep the window full, and those on disk would never come.
+        let waits_on_disk = matches!(from, From::Memory)
+            && state.disk.may_hold_more()
+            && state.window.last_due().is_none_or(|last| last < due);
+        if waits_on_disk || state.window.insert(candidate, due, capacity) {
+            state.disk.more = true;
+        }
+    }
+
+    fn landed(&mut self, now: Now, lane: &Lane, seq: Seq, landing: Landing, caps: Caps<'_>) {
+        let cap = caps(lane).max(1);
+        let Some((candidate, was_probe)) = self.lanes.get_mut(lane).and_then(|state| state.land(seq)) else {
+            debug_assert!(false, "{seq:?} landed and was not flying");
+            return;
+        };
+        self.in_flight -= 1;
+        match landing {
+            // Whatever the log has of it now is read again.
+            Landing::Stale => self.lane(lane).disk.more = true,
+            Landing::NotBegun => {
+                let capacity = self.window_size();
+                let state = self.lane(lane);
+                if state.window.insert(candidate, now.mono + READ_AGAIN, capacity) {
+                    state.disk.more = true;
+                }
+            }
+            Landing::ContentLost => {
+                let attempt = self.attempt_of(&candidate);
+                let note = Note { status: None, error: Some("content-lost".into()) };
+                self.finish(now, attempt, End::Dead(DeadReason::Indeterminate), note);
+            }
+            Landing::Made(outcome) => {
+                let Self { lanes, jitter, .. } = self;
+                if let Some(state) = lanes.get_mut(lane) {
+                    state.learn(bearing(&outcome), was_probe, now.mono, cap, jitter);
+                }
+                self.resolve(now, candidate, &outcome);
+            }
+        }
+        self.plan(now, lane, caps);
+    }
+
+    fn attempt_of(&self, candidate: &Candidate) -> AttemptRef {
+        AttemptRef { seq: candidate.seq, attempts: candidate.attempts + 1, epoch: self.policy.epoch }
+    }
+
+    fn finish(&mut self, now: Now, attempt: AttemptRef, end: End, note: Note) {
+        let retention = match end {
+            End::Delivered { .. } => self.policy.receipt_retention_ms,
+            End::Dead(_) => self.policy.dead_retention_ms,
+        };
+        self.prune.wish(now.wall_in(retention.saturating_add(1)));
+        self.actions.push(Action::Commit(Change::Finish { attempt, end, at_ms: now.wall, note }));
+    }
+
+    /// Records what an attempt led to, and takes the record back where it is to be tried again.
+    fn resolve(&mut self, now: Now, mut candidate: Candidate, outcome: &Outcome) {
+        let attempt = self.attempt_of(&candidate);
+        let note = note(outcome);
+        let wait = match decide(outcome, candidate.repeat_safe) {
+            Decision::Delivered { response_complete } => {
+                return self.finish(now, attempt, End::Delivered { response_complete }, note);
+            }
+            Decision::Dead(reason) => return self.finish(now, attempt, End::Dead(reason), note),
+            Decision::Hold => {
+                self.actions.push(Action::Commit(Change::Hold { attempt }));
+                self.sweep.wish(candidate.expires_ms);
+                return;
+            }
+            Decision::AgainWithUpstream => None,
+            Decision::AgainAfterBackoff => {
+                let failures = candidate.blame.map_or(0, |b| b.failures).saturating_add(1);
+                Some(self.jitter.backoff(failures, RECORD_CEILING))
+            }
+            Decision::AgainAfter(asked) => Some(asked.clamp(RETRY_AFTER.0, RETRY_AFTER.1)),
+        };
+        if let Some(wait) = wait {
+            let blame = candidate.blame.get_or_insert(Blame { failures: 0, since_ms: now.wall });
+            blame.failures = blame.failures.saturating_add(1);
+            let blocked_until = blame.since_ms.saturating_add(self.policy.key_block_max_ms);
+            if candidate.keyed && self.guard.is_past(blocked_until, now) {
+                return self.finish(now, attempt, End::Dead(DeadReason::Exhausted), note);
+            }
+            candidate.due_ms = now.wall_in(millis(wait));
+        }
+        let (due_ms, blame) = (candidate.due_ms, candidate.blame);
+        self.actions.push(Action::Commit(Change::Retry { attempt, due_ms, blame, note }));
+        candidate.attempts = attempt.attempts;
+        self.sweep.wish(candidate.expires_ms);
+        self.wait(now, candidate, From::Memory);
+    }
+
+    fn do_chores(&mut self, now: Now) {
+        if self.stopping {
+            return;
+        }
+        if matches!(self.scan, ScanState::At(at) if at <= now.mono) {
+            self.scan = ScanState::Running { again: false };
+            self.actions.push(Action::Scan);
+        }
+        if self.sweep.start(now, &self.guard) {
+            self.actions.push(Action::Commit(Change::Expire { now_ms: now.wall, limit: PAGE }));
+        }
+        if self.prune.start(now, &self.guard) {
+            self.actions.push(Action::Commit(Change::Prune {
+                delivered_before_ms: now.wall.saturating_sub(self.policy.receipt_retention_ms),
+                dead_before_ms: now.wall.saturating_sub(self.policy.dead_retention_ms),
+                limit: PAGE,
+            }));
+        }
+    }
+
+    /// Puts lanes whose time has come in the ring.
+    fn ring_timers(&mut self, now: Now) {
+        while let Some((at, _)) = self.timers.first()
+            && *at <= now.mono
+            && let Some((_, lane)) = self.timers.pop_first()
+        {
+            if let Some(state) = self.lanes.get_mut(&lane) {
+                state.turn = Turn::Ready;
+                self.ring.push(lane);
+            }
+        }
+    }
+
+    /// Begins attempts while lanes are ready and there is room for more in flight.
+    fn launch(&mut self, now: Now, caps: Caps<'_>) {
+        while !self.stopping && self.in_flight < self.policy.max_in_flight {
+            let Some(lane) = self.ring.pop() else { return };
+            let cap = caps(&lane).max(1);
+            let Some(state) = self.lanes.get_mut(&lane) else { continue };
+            state.turn = Turn::None;
+            if let Health::Missing { until } = state.health
+                && until <= now.mono
+            {
+                // Whether the upstream is there again is found by trying one.
+                state.health = Health::Failing { failures: 0, until: now.mono };
+                self.actions.push(Action::Commit(Change::Release { lane: lane.clone() }));
+            }
+            match state.launch(now.mono, cap) {
+                // The sweep will end it; here it is only not tried.
+                Some(expired) if self.guard.is_past(expired.expires_ms, now) => {
+                    self.sweep.wish(expired.expires_ms);
+                    state.land(expired.seq);
+                }
+                Some(candidate) => {
+                    self.in_flight += 1;
+                    self.actions.push(Action::Attempt(candidate));
+                }
+                None => {}
+            }
+            self.plan(now, &lane, caps);
+        }
+    }
+
+    /// Looks at a lane after anything changed: loads what it is short of, and says when its next turn is.
+    fn plan(&mut self, now: Now, lane: &Lane, caps: Caps<'_>) {
+        let capacity = self.window_size();
+        let cap = caps(lane).max(1);
+        let Some(state) = self.lanes.get_mut(lane) else { return };
+        if !self.stopping && state.wants_load(now.mono, capacity) {
+            state.disk.loading = true;
+            state.disk.stale = false;
+            state.disk.more = false;
+            // Those that fly may still be queued on disk, and are passed over when they come.
+            let limit = capacity + state.flying.len();
+            self.actions.push(Action::Load { lane: lane.clone(), limit });
+        }
+        if state.turn == Turn::Ready {
+            return;
+        }
+        if let Turn::At(at) = std::mem::take(&mut state.turn) {
+            self.timers.remove(&(at, lane.clone()));
+        }
+        match state.next_turn(now.mono, cap) {
+            Some(at) if at <= now.mono => {
+                state.turn = Turn::Ready;
+                self.ring.push(lane.clone());
+            }
+            Some(at) => {
+                state.turn = Turn::At(at);
+                self.timers.insert((at, lane.clone()));
+            }
+            None if state.is_idle() => {
+                self.lanes.remove(lane);
+            }
+            None => {}
+        }
+    }
+}

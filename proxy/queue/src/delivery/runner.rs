@@ -1,0 +1,332 @@
+//! Runs the machine: reads, marks and delivers as it says, and tells it what came of that.
+
+use std::{
+    cell::Cell,
+    collections::HashMap,
+    fs::File,
+    future::Future,
+    io,
+    path::PathBuf,
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use beamline_model::RevisionId;
+use thiserror::Error;
+use tokio::{
+    task::{Id, JoinError, JoinSet, LocalSet},
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::{
+    Attempt, AttemptBody, Deliver, Outcome,
+    clock::Now,
+    machine::{Action, Event, Landing, Machine, Policy},
+};
+use crate::{
+    body::StoredBody,
+    books::Books,
+    log::{Candidate, Change, Effect},
+    notices::NoticeReceiver,
+    reader::Reader,
+    record::{Lane, Seq},
+    settings::WallClock,
+    spool::body_path,
+    writer::Writer,
+};
+
+/// Why delivery ended before it was told to.
+#[derive(Debug, Error)]
+pub enum DeliveryError {
+    /// The queue was shut down while its records were still being delivered.
+    #[error("the queue was closed before its delivery was stopped: stop delivery first, then the queue")]
+    Closed,
+}
+
+/// The half of a queue that delivers. Give it to a thread with [`Delivery::spawn`], or [`Delivery::run`] it in a runtime.
+///
+/// A queue whose `Delivery` is dropped still accepts records; they wait for the next owner.
+pub struct Delivery {
+    pub(crate) policy: Policy,
+    pub(crate) reader: Reader,
+    pub(crate) writer: Writer,
+    pub(crate) notices: NoticeReceiver,
+    pub(crate) books: Arc<Books>,
+    pub(crate) bodies: PathBuf,
+    pub(crate) wall_clock: WallClock,
+    pub(crate) attempt_timeout: Duration,
+}
+
+impl std::fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Delivery").field("policy", &self.policy).finish_non_exhaustive()
+    }
+}
+
+impl Delivery {
+    /// Runs on a thread of its own, named `queue-delivery`, with a current-thread runtime. `make` is called there.
+    ///
+    /// # Errors
+    /// Where the thread cannot be started. The thread ends with what [`Delivery::run`] returns, or with the error that kept
+    /// its runtime from starting.
+    pub fn spawn<D: Deliver>(
+        self,
+        make: impl FnOnce() -> D + Send + 'static,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+        grace: Duration,
+    ) -> io::Result<JoinHandle<io::Result<()>>> {
+        thread::Builder::new().name("queue-delivery".into()).spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(self.run(make(), shutdown, grace)).map_err(io::Error::other)
+        })
+    }
+
+    /// Delivers until `shutdown` is ready; then begins no more, lets those in flight land for at most `grace`, puts back
+    /// or ends the rest, and returns when all that is on disk.
+    ///
+    /// Needs a current-thread runtime with time enabled; brings its own [`LocalSet`], in which `deliver`'s futures run.
+    ///
+    /// # Errors
+    /// [`DeliveryError::Closed`] where the queue was shut down first.
+    pub async fn run<D: Deliver>(
+        self,
+        deliver: D,
+        shutdown: impl Future<Output = ()>,
+        grace: Duration,
+    ) -> Result<(), DeliveryError> {
+        LocalSet::new().run_until(self.serve(Rc::new(deliver), shutdown, grace)).await
+    }
+
+    async fn serve<D: Deliver>(
+        self,
+        deliver: Rc<D>,
+        shutdown: impl Future<Output = ()>,
+        grace: Duration,
+    ) -> Result<(), DeliveryError> {
+        let mut shutdown = pin!(shutdown);
+        let Self { policy, reader, writer, mut notices, books, bodies, wall_clock, attempt_timeout } = self;
+        let clock = Clock { start: Instant::now(), wall: wall_clock };
+        let mut machine = Machine::new(policy, clock.now());
+        let mut tasks = Tasks {
+            set: JoinSet::new(),
+            attempts: HashMap::new(),
+            shared: Rc::new(Shared {
+                deliver: Rc::clone(&deliver),
+                reader,
+                writer: writer.clone(),
+                bodies,
+                attempt_timeout,
+                epoch: machine.epoch(),
+                stopping: Cell::new(false),
+            }),
+        };
+        let caps = |lane: &Lane| deliver.in_flight_cap(&lane.tenant, &lane.upstream);
+        let mut stop_at = None;
+        let mut event = Some(Event::Tick);
+        loop {
+            if let Some(event) = event.take() {
+                for action in machine.handle(clock.now(), event, &caps) {
+                    match action {
+                        Action::Commit(change) => writer.change(change),
+                        action => tasks.start(action),
+                    }
+                }
+                books.set_in_flight(machine.in_flight());
+            }
+            if stop_at.is_some() && machine.in_flight() == 0 {
+                break;
+            }
+            let wake = match stop_at {
+                Some(at) => Some(at),
+                None => machine.wake_at(clock.now()).map(|at| clock.instant(at)),
+            };
+            event = tokio::select! {
+                () = &mut shutdown, if stop_at.is_none() => {
+                    machine.stop();
+                    tasks.shared.stopping.set(true);
+                    stop_at = Some(Instant::now() + grace);
+                    None
+                }
+                notice = notices.recv() => match notice {
+                    Some(notice) => Some(Event::Notice(notice)),
+                    None => return Err(DeliveryError::Closed),
+                },
+                Some(event) = tasks.next() => event,
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
+                    if stop_at.is_some() {
+                        // What lands from here on has been cut off.
+                        tasks.set.abort_all();
+                        stop_at = Some(Instant::now() + Duration::from_secs(3600));
+                        None
+                    } else {
+                        Some(Event::Tick)
+                    }
+                }
+            };
+        }
+        writer.flush().await;
+        Ok(())
+    }
+}
+
+struct Clock {
+    start: Instant,
+    wall: WallClock,
+}
+
+impl Clock {
+    fn now(&self) -> Now {
+        let mono = i64::try_from(self.start.elapsed().as_millis()).unwrap_or(i64::MAX);
+        Now { mono, wall: (self.wall)() }
+    }
+
+    fn instant(&self, mono: i64) -> Instant {
+        self.start + Duration::from_millis(u64::try_from(mono).unwrap_or(0))
+    }
+}
+
+/// What is under way: attempts and reads. As many as the machine asks for, which bounds them.
+struct Tasks<D> {
+    set: JoinSet<Event>,
+    /// Which attempt a task is, for when it panics or is cut off.
+    attempts: HashMap<Id, (Lane, Seq)>,
+    shared: Rc<Shared<D>>,
+}
+
+struct Shared<D> {
+    deliver: Rc<D>,
+    reader: Reader,
+    writer: Writer,
+    bodies: PathBuf,
+    attempt_timeout: Duration,
+    epoch: u64,
+    stopping: Cell<bool>,
+}
+
+impl<D: Deliver> Tasks<D> {
+    fn start(&mut self, action: Action) {
+        let shared = Rc::clone(&self.shared);
+        match action {
+            Action::Scan => {
+                self.set.spawn_local(async move {
+                    let scan = shared.reader.scan().await.inspect_err(read_failed);
+                    Event::Scanned(scan.ok())
+                });
+            }
+            Action::Load { lane, limit } => {
+                self.set.spawn_local(async move {
+                    let rows = shared.reader.window(lane.clone(), limit).await.inspect_err(read_failed);
+                    Event::Loaded { lane, limit, rows: rows.ok() }
+                });
+            }
+            Action::Attempt(candidate) => {
+                let (lane, seq) = (candidate.lane.clone(), candidate.seq);
+                let event_lane = lane.clone();
+                let task = self.set.spawn_local(async move {
+                    Event::Landed { lane: event_lane, seq, landing: shared.attempt(candidate).await }
+                });
+                self.attempts.insert(task.id(), (lane, seq));
+            }
+            Action::Commit(_) => unreachable!("changes are written by the loop, in order"),
+        }
+    }
+
+    /// The next event of a task, or none when there is no task. Cancel safe.
+    async fn next(&mut self) -> Option<Option<Event>> {
+        match self.set.join_next_with_id().await? {
+            Ok((id, event)) => {
+                self.attempts.remove(&id);
+                Some(Some(event))
+            }
+            Err(error) => Some(self.cut_off(&error)),
+        }
+    }
+
+    fn cut_off(&mut self, error: &JoinError) -> Option<Event> {
+        let (lane, seq) = self.attempts.remove(&error.id())?;
+        let reason = if error.is_panic() {
+            tracing::error!(%error, "a delivery panicked; it counts as broken");
+            "internal-error"
+        } else {
+            "shutdown"
+        };
+        Some(Event::Landed { lane, seq, landing: Landing::Made(Outcome::Broken { reason: reason.into() }) })
+    }
+}
+
+fn read_failed(error: &crate::log::LogError) {
+    tracing::warn!(%error, "delivery could not read the queue's log and will try again");
+}
+
+impl<D: Deliver> Shared<D> {
+    /// One attempt: read it, mark it, and only then send it.
+    async fn attempt(&self, candidate: Candidate) -> Landing {
+        let content = match self.reader.content(candidate.seq).await {
+            Ok(content) => content,
+            Err(error) => {
+                read_failed(&error);
+                return Landing::NotBegun;
+            }
+        };
+        let body = match content.as_ref().map(|content| self.open(&content.body)).transpose() {
+            Ok(body) => body,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                tracing::warn!(%error, "a queued body could not be opened and will be tried again");
+                return Landing::NotBegun;
+            }
+        };
+        if self.stopping.get() {
+            return Landing::NotBegun;
+        }
+        let begin = Change::Begin { seq: candidate.seq, attempts: candidate.attempts, epoch: self.epoch };
+        match self.writer.committed(begin).await {
+            Some(Effect::Done) => {}
+            Some(_) => return Landing::Stale,
+            None => return Landing::NotBegun,
+        }
+        let (Some(content), Some(body)) = (content, body) else {
+            tracing::error!(
+                seq = candidate.seq.0,
+                "the content of a queued record is lost; it is dead (indeterminate)"
+            );
+            return Landing::ContentLost;
+        };
+        if self.stopping.get() {
+            return Landing::Made(Outcome::NotSent { reason: "shutdown".into() });
+        }
+        let attempt = Attempt {
+            id: content.id,
+            tenant: candidate.lane.tenant,
+            upstream: candidate.lane.upstream,
+            revision: RevisionId(content.revision),
+            method: content.method,
+            target: content.target,
+            host: content.host,
+            headers: content.headers,
+            body,
+            number: candidate.attempts.saturating_add(1),
+            accepted_ms: content.accepted_ms,
+            trace: content.trace,
+            repeat_safe: candidate.repeat_safe,
+            request_id: content.request_id,
+        };
+        match timeout(self.attempt_timeout, self.deliver.deliver(attempt)).await {
+            Ok(outcome) => Landing::Made(outcome),
+            Err(_) => Landing::Made(Outcome::Broken { reason: "attempt-timeout".into() }),
+        }
+    }
+
+    fn open(&self, body: &StoredBody) -> io::Result<AttemptBody> {
+        match body {
+            StoredBody::Inline(bytes) => Ok(AttemptBody::Memory(bytes.clone())),
+            StoredBody::File { name, len } => {
+                let file = File::open(body_path(&self.bodies, *name))?;
+                Ok(AttemptBody::File { file: Arc::new(file), len: *len })
+            }
+        }
+    }
+}

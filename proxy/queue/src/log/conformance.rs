@@ -1,0 +1,533 @@
+//! What every log must do: one suite, run against each. Beside it, random changes on all of them must read alike.
+
+use beamline_model::{TenantName, UpstreamName};
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::{memory::MemoryDisk, *};
+use crate::record::State;
+
+/// A place where a log can be opened again and again: each opening is a new owner.
+trait Place {
+    fn open(&self) -> Box<dyn Log>;
+}
+
+impl Place for MemoryDisk {
+    fn open(&self) -> Box<dyn Log> {
+        Box::new(MemoryDisk::open(self))
+    }
+}
+
+struct SqlitePlace(tempfile::TempDir);
+
+impl SqlitePlace {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+}
+
+impl Place for SqlitePlace {
+    fn open(&self) -> Box<dyn Log> {
+        Box::new(SqliteLog::open(&self.0.path().join("queue.db")).unwrap())
+    }
+}
+
+pub(super) fn lane(tenant: &str) -> Lane {
+    Lane { tenant: tenant.parse::<TenantName>().unwrap(), upstream: "api".parse::<UpstreamName>().unwrap() }
+}
+
+fn id(n: u64) -> RecordId {
+    RecordId::from_bytes(u128::from(n).to_be_bytes())
+}
+
+fn append(n: u64, key: Option<&str>) -> Box<Append> {
+    let body = if n.is_multiple_of(3) {
+        StoredBody::File { name: format!("{n:032x}").parse().unwrap(), len: 99_000 }
+    } else {
+        StoredBody::Inline(Bytes::from(format!("body {n}")))
+    };
+    Box::new(Append {
+        id: id(n),
+        secret: SecretHash([7; 32]),
+        lane: lane("acme"),
+        ordering_key: key.map(str::to_owned),
+        repeat_safe: n.is_multiple_of(2),
+        accepted_ms: 1000 + n,
+        expires_ms: 50_000 + n,
+        size: 600 + n,
+        content: Content {
+            id: id(n),
+            revision: 3,
+            method: "POST".into(),
+            target: format!("/orders/{n}?q=1"),
+            host: "acme.test".into(),
+            headers: vec![("content-type".into(), b"text/plain".to_vec()), ("x-raw".into(), vec![0xff, 0])],
+            body,
+            accepted_ms: 1000 + n,
+            trace: TraceRef { trace_id: [1; 16], span_id: [2; 8], sampled: true },
+            request_id: format!("request-{n}"),
+        },
+    })
+}
+
+fn one(log: &mut dyn Log, change: Change) -> Effect {
+    let mut effects = log.commit(&[change]).unwrap();
+    assert_eq!(effects.len(), 1);
+    effects.remove(0)
+}
+
+fn put(log: &mut dyn Log, n: u64, key: Option<&str>) -> (Seq, bool) {
+    match one(log, Change::Append(append(n, key))) {
+        Effect::Appended { seq, front } => (seq, front),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn begin(log: &mut dyn Log, seq: Seq, attempts: u32) -> Effect {
+    let epoch = log.epoch();
+    one(log, Change::Begin { seq, attempts, epoch })
+}
+
+fn attempt(log: &dyn Log, seq: Seq, attempts: u32) -> AttemptRef {
+    AttemptRef { seq, attempts, epoch: log.epoch() }
+}
+
+fn finish(log: &mut dyn Log, seq: Seq, attempts: u32, end: End) -> Effect {
+    let attempt = attempt(log, seq, attempts);
+    one(log, Change::Finish { attempt, end, at_ms: 9000, note: Note { status: Some(200), error: None } })
+}
+
+const WHOLE: End = End::Delivered { response_complete: true };
+
+fn ended(effect: Effect) -> Ended {
+    match effect {
+        Effect::Ended(ended) => *ended,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn state(log: &dyn Log, n: u64) -> State {
+    log.reader().unwrap().receipt(id(n)).unwrap().unwrap().view.state
+}
+
+fn window(log: &dyn Log) -> Vec<i64> {
+    log.reader().unwrap().window(&lane("acme"), 100).unwrap().iter().map(|c| c.seq.0).collect()
+}
+
+fn what_is_committed_is_read_back_after_a_restart(place: &dyn Place) {
+    let mut log = place.open();
+    let group: Vec<_> = (1..=3).map(|n| Change::Append(append(n, None))).collect();
+    let effects = log.commit(&group).unwrap();
+    assert!(effects.iter().all(|e| matches!(e, Effect::Appended { front: true, .. })));
+    let epoch = log.epoch();
+    drop(log);
+    let log = place.open();
+    assert_eq!(log.epoch(), epoch + 1, "each owner has its epoch");
+    let mut reader = log.reader().unwrap();
+    assert_eq!(window(&*log), [1, 2, 3]);
+    for n in 1..=3 {
+        assert_eq!(reader.content(Seq(i64::try_from(n).unwrap())).unwrap().unwrap(), append(n, None).content);
+        let receipt = reader.receipt(id(n)).unwrap().unwrap();
+        assert_eq!((receipt.view.state, receipt.view.accepted_ms), (State::Queued, 1000 + n));
+        assert!(receipt.secret.matches(&SecretHash([7; 32])));
+    }
+    assert!(reader.receipt(id(4)).unwrap().is_none());
+    assert!(reader.window(&lane("other"), 100).unwrap().is_empty());
+}
+
+fn a_record_is_begun_once(place: &dyn Place) {
+    let mut log = place.open();
+    let (seq, _) = put(&mut *log, 1, None);
+    assert_eq!(begin(&mut *log, seq, 1), Effect::Stale, "it has had no attempt");
+    assert_eq!(begin(&mut *log, seq, 0), Effect::Done);
+    assert_eq!(begin(&mut *log, seq, 0), Effect::Done, "the same change again is the same");
+    assert_eq!(begin(&mut *log, seq, 1), Effect::Stale);
+    assert_eq!(state(&*log, 1), State::Delivering);
+    assert!(window(&*log).is_empty());
+}
+
+fn a_retry_is_due_when_it_says_and_remembers_why(place: &dyn Place) {
+    let mut log = place.open();
+    let (seq, _) = put(&mut *log, 1, None);
+    put(&mut *log, 2, None);
+    begin(&mut *log, seq, 0);
+    let blame = Some(Blame { failures: 1, since_ms: 4000 });
+    let note = Note { status: Some(503), error: Some("why".into()) };
+    let retry = |log: &dyn Log, attempts| Change::Retry {
+        attempt: attempt(log, seq, attempts),
+        due_ms: 7000,
+        blame,
+        note: note.clone(),
+    };
+    let (wrong, right) = (retry(&*log, 2), retry(&*log, 1));
+    assert_eq!(one(&mut *log, wrong), Effect::Stale);
+    assert_eq!(one(&mut *log, right.clone()), Effect::Done);
+    assert_eq!(one(&mut *log, right), Effect::Stale);
+    let mut reader = log.reader().unwrap();
+    let candidates = reader.window(&lane("acme"), 100).unwrap();
+    assert_eq!(candidates.iter().map(|c| c.seq.0).collect::<Vec<_>>(), [2, 1], "by due time");
+    assert_eq!(reader.window(&lane("acme"), 1).unwrap().len(), 1);
+    let again = &candidates[1];
+    assert_eq!((again.attempts, again.due_ms, again.blame), (1, 7000, blame));
+    let view = reader.receipt(id(1)).unwrap().unwrap().view;
+    assert_eq!((view.attempts, view.last_status, view.last_error.as_deref()), (1, Some(503), Some("why")));
+}
+
+fn a_delivered_record_gives_its_content_up_and_keeps_its_receipt(place: &dyn Place) {
+    let mut log = place.open();
+    let (seq, _) = put(&mut *log, 3, None);
+    let body = format!("{:032x}", 3).parse().unwrap();
+    assert!(log.reader().unwrap().names_body(body).unwrap());
+    begin(&mut *log, seq, 0);
+    let end = End::Delivered { response_complete: false };
+    let done = ended(finish(&mut *log, seq, 1, end));
+    assert_eq!((done.size, done.delivered, done.freed), (603, true, Some(body)));
+    assert_eq!(finish(&mut *log, seq, 1, end), Effect::Stale);
+    assert_eq!(state(&*log, 3), State::Delivered { response_complete: false });
+    let mut reader = log.reader().unwrap();
+    assert_eq!(reader.content(seq).unwrap(), None);
+    assert!(!reader.names_body(body).unwrap());
+}
+
+fn a_dead_record_keeps_its_content_until_it_is_pruned(place: &dyn Place) {
+    let mut log = place.open();
+    let (seq, _) = put(&mut *log, 3, None);
+    begin(&mut *log, seq, 0);
+    let done = ended(finish(&mut *log, seq, 1, End::Dead(DeadReason::Rejected)));
+    assert_eq!((done.delivered, done.freed), (false, None));
+    assert!(log.reader().unwrap().content(seq).unwrap().is_some());
+    let prune = |dead_before_ms| Change::Prune { delivered_before_ms: u64::MAX, dead_before_ms, limit: 10 };
+    let kept = Effect::Pruned { pruned: vec![], oldest_delivered_ms: None, oldest_dead_ms: Some(9000) };
+    assert_eq!(one(&mut *log, prune(9000)), kept);
+    let Effect::Pruned { pruned, oldest_dead_ms: None, .. } = one(&mut *log, prune(9001)) else { panic!() };
+    assert_eq!((pruned.len(), pruned[0].freed.is_some(), pruned[0].delivered), (1, true, false));
+    assert!(log.reader().unwrap().receipt(id(3)).unwrap().is_none());
+}
+
+fn of_a_key_only_the_first_is_at_the_front(place: &dyn Place) {
+    let mut log = place.open();
+    let (first, front) = put(&mut *log, 1, Some("k"));
+    assert!(front);
+    let (second, front) = put(&mut *log, 2, Some("k"));
+    assert!(!front);
+    let (third, _) = put(&mut *log, 3, Some("k"));
+    let (other, front) = put(&mut *log, 4, Some("other"));
+    assert!(front);
+    assert_eq!(window(&*log), [first.0, other.0]);
+    assert_eq!(begin(&mut *log, second, 0), Effect::Stale, "it is behind");
+    begin(&mut *log, first, 0);
+    assert_eq!(window(&*log), [other.0], "and stays so while the first is delivered");
+    let promoted = ended(finish(&mut *log, first, 1, WHOLE)).promoted.unwrap();
+    assert_eq!((promoted.seq, promoted.keyed, promoted.attempts), (second, true, 0));
+    assert_eq!(window(&*log), [second.0, other.0]);
+    begin(&mut *log, second, 0);
+    assert_eq!(
+        ended(finish(&mut *log, second, 1, End::Dead(DeadReason::Rejected))).promoted.unwrap().seq,
+        third
+    );
+    begin(&mut *log, third, 0);
+    assert_eq!(ended(finish(&mut *log, third, 1, WHOLE)).promoted, None);
+    assert!(put(&mut *log, 5, Some("k")).1, "nothing open is before it");
+}
+
+fn what_expires_behind_others_leaves_the_front_alone(place: &dyn Place) {
+    let mut log = place.open();
+    let (first, _) = put(&mut *log, 9, Some("k"));
+    put(&mut *log, 1, Some("k"));
+    let (last, _) = put(&mut *log, 8, Some("k"));
+    let Effect::Expired { ended, next_ms } = one(&mut *log, Change::Expire { now_ms: 50_001, limit: 10 })
+    else {
+        panic!()
+    };
+    assert_eq!((ended.len(), &ended[0].promoted, next_ms), (1, &None, Some(50_008)));
+    assert_eq!(window(&*log), [first.0]);
+    begin(&mut *log, first, 0);
+    let Effect::Expired { ended, next_ms } = one(&mut *log, Change::Expire { now_ms: 50_009, limit: 10 })
+    else {
+        panic!()
+    };
+    assert_eq!((ended.len(), next_ms), (1, None), "what is being delivered does not expire");
+    assert_eq!(state(&*log, 8), State::Dead { reason: DeadReason::Expired });
+    assert_eq!(begin(&mut *log, last, 0), Effect::Stale);
+}
+
+fn expiry_goes_page_by_page_the_earliest_first(place: &dyn Place) {
+    let mut log = place.open();
+    for n in [5, 3, 1, 4, 2] {
+        put(&mut *log, n, None);
+    }
+    for (states, next) in [([true, true, false], Some(50_003)), ([true, true, true], None)] {
+        let limit = if next.is_some() { 2 } else { 100 };
+        let Effect::Expired { next_ms, .. } = one(&mut *log, Change::Expire { now_ms: u64::MAX, limit })
+        else {
+            panic!()
+        };
+        assert_eq!(next_ms, next);
+        assert_eq!([1, 2, 3].map(|n| !state(&*log, n).is_open()), states);
+    }
+}
+
+fn held_records_wait_until_their_lane_is_released(place: &dyn Place) {
+    let mut log = place.open();
+    let (seq, _) = put(&mut *log, 1, None);
+    begin(&mut *log, seq, 0);
+    let hold = Change::Hold { attempt: attempt(&*log, seq, 1) };
+    assert_eq!(one(&mut *log, hold.clone()), Effect::Done);
+    assert_eq!(one(&mut *log, hold), Effect::Stale);
+    assert_eq!((state(&*log, 1), window(&*log)), (State::Held, vec![]));
+    one(&mut *log, Change::Release { lane: lane("other") });
+    assert_eq!(state(&*log, 1), State::Held);
+    one(&mut *log, Change::Release { lane: lane("acme") });
+    assert_eq!((state(&*log, 1), window(&*log)), (State::Queued, vec![seq.0]));
+}
+
+fn recovery_puts_back_what_is_safe_and_ends_what_is_not(place: &dyn Place) {
+    let mut log = place.open();
+    let seqs: Vec<_> = (1..=6).map(|n| put(&mut *log, n, (n < 3).then_some("k")).0).collect();
+    // 1 and 2 share a key; even numbers are safe to repeat; 5 waits, 6 is held.
+    for seq in [seqs[0], seqs[2], seqs[3], seqs[5]] {
+        assert_eq!(begin(&mut *log, seq, 0), Effect::Done);
+    }
+    let hold = Change::Hold { attempt: attempt(&*log, seqs[5], 1) };
+    one(&mut *log, hold);
+    let recover = |log: &mut dyn Log, limit| {
+        let epoch = log.epoch();
+        match one(log, Change::Recover { epoch, now_ms: 9000, limit }) {
+            Effect::Recovered { requeued, ended } => (requeued, ended),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(recover(&mut *log, 10), (0, vec![]), "what this owner delivers is no business of recovery");
+    let stale = attempt(&*log, seqs[3], 1);
+    drop(log);
+    let mut log = place.open();
+    let (requeued, ended) = recover(&mut *log, 1);
+    assert_eq!((requeued, ended.len()), (0, 1));
+    assert_eq!(ended[0].promoted.as_ref().unwrap().seq, seqs[1], "the next of the key goes on");
+    let (requeued, ended) = recover(&mut *log, 10);
+    assert_eq!((requeued, ended.len()), (1, 1));
+    let indeterminate = State::Dead { reason: DeadReason::Indeterminate };
+    assert_eq!(
+        [1, 2, 3, 4, 5, 6].map(|n| state(&*log, n)),
+        [indeterminate, State::Queued, indeterminate, State::Queued, State::Queued, State::Queued]
+    );
+    let late = Change::Finish { attempt: stale, end: WHOLE, at_ms: 1, note: Note::default() };
+    assert_eq!(one(&mut *log, late), Effect::Stale, "a dead owner's word counts no more");
+    assert_eq!(begin(&mut *log, seqs[3], 1), Effect::Done, "its attempts are remembered");
+}
+
+fn a_disowned_record_is_never_delivered(place: &dyn Place) {
+    let mut log = place.open();
+    let (seq, _) = put(&mut *log, 1, Some("k"));
+    let (next, _) = put(&mut *log, 2, Some("k"));
+    let effect = one(&mut *log, Change::Disown { id: id(1), at_ms: 5 });
+    assert_eq!(ended(effect).promoted.unwrap().seq, next);
+    assert_eq!(one(&mut *log, Change::Disown { id: id(77), at_ms: 5 }), Effect::Stale);
+    assert_eq!(state(&*log, 1), State::Dead { reason: DeadReason::Unconfirmed });
+    assert_eq!(begin(&mut *log, seq, 0), Effect::Stale);
+}
+
+fn trimming_takes_the_oldest_receipts_and_no_dead_letters(place: &dyn Place) {
+    let mut log = place.open();
+    for n in 1..=4 {
+        let (seq, _) = put(&mut *log, n, None);
+        begin(&mut *log, seq, 0);
+        let end = if n == 1 { End::Dead(DeadReason::Rejected) } else { WHOLE };
+        finish(&mut *log, seq, 1, end);
+    }
+    let Effect::Pruned { pruned, .. } = one(&mut *log, Change::Trim { limit: 2 }) else { panic!() };
+    assert_eq!(pruned.len(), 2);
+    let left = [1, 2, 3, 4].map(|n| log.reader().unwrap().receipt(id(n)).unwrap().is_some());
+    assert_eq!(left.iter().filter(|l| **l).count(), 2);
+    assert!(left[0]);
+}
+
+fn the_census_counts_what_is_there(place: &dyn Place) {
+    let mut log = place.open();
+    for n in 1..=4 {
+        put(&mut *log, n, (n < 3).then_some("k"));
+    }
+    begin(&mut *log, Seq(3), 0);
+    finish(&mut *log, Seq(3), 1, WHOLE);
+    begin(&mut *log, Seq(4), 0);
+    finish(&mut *log, Seq(4), 1, End::Dead(DeadReason::Rejected));
+    let mut rows = vec![];
+    log.reader().unwrap().census(&mut |row| rows.push(row)).unwrap();
+    assert_eq!(
+        rows,
+        [
+            CensusRow::Lane {
+                lane: lane("acme"),
+                open: 2,
+                kept: 3,
+                kept_bytes: 601 + 602 + 604,
+                delivered: 1
+            },
+            CensusRow::Key { lane: lane("acme"), key: "k".into(), open: 2 },
+            CensusRow::Earliest { expires_ms: Some(50_001), delivered_ms: Some(9000), dead_ms: Some(9000) },
+        ]
+    );
+}
+
+fn a_reopened_log_is_the_same_log(place: &dyn Place) {
+    let mut log = place.open();
+    let (seq, _) = put(&mut *log, 1, None);
+    begin(&mut *log, seq, 0);
+    let epoch = log.epoch();
+    log.reopen().unwrap();
+    log.maintain().unwrap();
+    assert_eq!((log.epoch(), state(&*log, 1)), (epoch, State::Delivering));
+    ended(finish(&mut *log, seq, 1, WHOLE));
+}
+
+macro_rules! suite {
+    ($($claim:ident),* $(,)?) => {
+        mod in_memory {
+            $(#[test] fn $claim() { super::$claim(&super::MemoryDisk::default()); })*
+        }
+        mod in_sqlite {
+            $(#[test] fn $claim() { super::$claim(&super::SqlitePlace::new()); })*
+        }
+    };
+}
+suite!(
+    what_is_committed_is_read_back_after_a_restart,
+    a_record_is_begun_once,
+    a_retry_is_due_when_it_says_and_remembers_why,
+    a_delivered_record_gives_its_content_up_and_keeps_its_receipt,
+    a_dead_record_keeps_its_content_until_it_is_pruned,
+    of_a_key_only_the_first_is_at_the_front,
+    what_expires_behind_others_leaves_the_front_alone,
+    expiry_goes_page_by_page_the_earliest_first,
+    held_records_wait_until_their_lane_is_released,
+    recovery_puts_back_what_is_safe_and_ends_what_is_not,
+    a_disowned_record_is_never_delivered,
+    trimming_takes_the_oldest_receipts_and_no_dead_letters,
+    the_census_counts_what_is_there,
+    a_reopened_log_is_the_same_log,
+);
+
+/// A step of the comparison. Records are named by their order of appending.
+#[derive(Clone, Debug)]
+enum Step {
+    Append { key: Option<u8> },
+    Begin { record: u8, attempts: u32 },
+    Retry { record: u8, attempts: u32, due: u64 },
+    Hold { record: u8, attempts: u32 },
+    Release,
+    Finish { record: u8, attempts: u32, dead: bool },
+    Expire { now: u64, limit: usize },
+    Disown { record: u8 },
+    Prune { before: u64, limit: usize },
+    Trim,
+    Restart,
+    Reopen,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let record = 1..12_u8;
+    let attempts = 0..3_u32;
+    prop_oneof![
+        6 => proptest::option::of(0..3_u8).prop_map(|key| Step::Append { key }),
+        8 => (record.clone(), attempts.clone()).prop_map(|(record, attempts)| Step::Begin { record, attempts }),
+        4 => (record.clone(), 1..4_u32, 0..100_000_u64)
+            .prop_map(|(record, attempts, due)| Step::Retry { record, attempts, due }),
+        1 => (record.clone(), 1..4_u32).prop_map(|(record, attempts)| Step::Hold { record, attempts }),
+        1 => Just(Step::Release),
+        6 => (record.clone(), 1..4_u32, any::<bool>())
+            .prop_map(|(record, attempts, dead)| Step::Finish { record, attempts, dead }),
+        1 => (50_000..50_014_u64, 1..4_usize).prop_map(|(now, limit)| Step::Expire { now, limit }),
+        1 => record.prop_map(|record| Step::Disown { record }),
+        1 => (0..60_u64, 1..4_usize).prop_map(|(before, limit)| Step::Prune { before, limit }),
+        1 => Just(Step::Trim),
+        1 => Just(Step::Restart),
+        1 => Just(Step::Reopen),
+    ]
+}
+
+/// The same changes for either log: finishes are at distinct times, so that "the oldest" means one record.
+fn change(step: &Step, appended: &mut u64, finishes: &mut u64, epoch: u64) -> Option<Change> {
+    let attempt =
+        |record: &u8, attempts: &u32| AttemptRef { seq: Seq(i64::from(*record)), attempts: *attempts, epoch };
+    Some(match step {
+        Step::Append { key } => {
+            *appended += 1;
+            Change::Append(append(*appended, key.map(|k| ["a", "b", "c"][usize::from(k)])))
+        }
+        Step::Begin { record, attempts } => {
+            Change::Begin { seq: Seq(i64::from(*record)), attempts: *attempts, epoch }
+        }
+        Step::Retry { record, attempts, due } => Change::Retry {
+            attempt: attempt(record, attempts),
+            due_ms: *due,
+            blame: due.is_multiple_of(2).then_some(Blame { failures: 2, since_ms: *due }),
+            note: Note { status: None, error: Some("again".into()) },
+        },
+        Step::Hold { record, attempts } => Change::Hold { attempt: attempt(record, attempts) },
+        Step::Release => Change::Release { lane: lane("acme") },
+        Step::Finish { record, attempts, dead } => {
+            *finishes += 1;
+            let end = if *dead { End::Dead(DeadReason::Rejected) } else { WHOLE };
+            Change::Finish {
+                attempt: attempt(record, attempts),
+                end,
+                at_ms: *finishes,
+                note: Note::default(),
+            }
+        }
+        Step::Expire { now, limit } => {
+            *finishes += 1;
+            Change::Expire { now_ms: *now, limit: *limit }
+        }
+        Step::Disown { record } => {
+            *finishes += 1;
+            Change::Disown { id: id(u64::from(*record)), at_ms: *finishes }
+        }
+        Step::Prune { before, limit } => {
+            Change::Prune { delivered_before_ms: *before, dead_before_ms: before / 2, limit: *limit }
+        }
+        Step::Trim => Change::Trim { limit: 1 },
+        Step::Restart | Step::Reopen => return None,
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn sqlite_does_what_the_model_does(steps in proptest::collection::vec(step(), 1..80)) {
+        let places: [Box<dyn Place>; 2] = [Box::new(MemoryDisk::default()), Box::new(SqlitePlace::new())];
+        let mut logs = places.each_ref().map(|place| place.open());
+        let (mut appended, mut finishes) = (0, 0);
+        for step in &steps {
+            match step {
+                Step::Restart => {
+                    drop(logs);
+                    logs = places.each_ref().map(|place| place.open());
+                    let effects = logs.each_mut().map(|log| {
+                        let epoch = log.epoch();
+                        one(&mut **log, Change::Recover { epoch, now_ms: 70, limit: 2 })
+                    });
+                    prop_assert_eq!(&effects[0], &effects[1], "{:?}", step);
+                }
+                Step::Reopen => logs.iter_mut().for_each(|log| log.reopen().unwrap()),
+                _ => {
+                    let change = change(step, &mut appended, &mut finishes, logs[0].epoch()).unwrap();
+                    let effects = logs.each_mut().map(|log| one(&mut **log, change.clone()));
+                    prop_assert_eq!(&effects[0], &effects[1], "{:?}", step);
+                }
+            }
+        }
+        let views = logs.each_ref().map(|log| {
+            let mut reader = log.reader().unwrap();
+            let mut census = vec![];
+            reader.census(&mut |row| census.push(row)).unwrap();
+            let receipts: Vec<_> =
+                (1..=appended).map(|n| reader.receipt(id(n)).unwrap().map(|r| (r.lane, r.view))).collect();
+            let contents: Vec<_> =
+                (1..=appended).map(|n| reader.content(Seq(i64::try_from(n).unwrap())).unwrap()).collect();
+            (reader.window(&lane("acme"), 100).unwrap(), census, receipts, contents)
+        });
+        prop_assert_eq!(&views[0], &views[1]);
+    }
+}

@@ -1,0 +1,259 @@
+//! The log: where records are kept. It knows rows and transactions, nothing of time or of deliveries.
+//!
+//! Two halves: a [`Log`] that one thread writes groups of [`Change`]s to, each group one durable transaction, and
+//! [`LogReader`]s that read beside it. Changes say what they expect to find (`attempts`, `epoch`), so that one which
+//! is applied twice, or comes from an outdated view, does nothing and says [`Effect::Stale`].
+//!
+//! The log keeps ordering keys in order: of the open records of a key only the first is at the *front*, and only
+//! front records are ever handed to delivery. The change that ends a record brings the next one of its key to the
+//! front in the same transaction.
+
+mod codec;
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+pub(crate) mod memory;
+mod sqlite;
+
+use thiserror::Error;
+
+pub(crate) use sqlite::SqliteLog;
+
+use crate::{
+    body::StoredBody,
+    receipt::SecretHash,
+    record::{DeadReason, Lane, ReceiptView, RecordId, Seq, TraceRef},
+    spool::BodyName,
+};
+
+/// Why the log could not do something.
+#[derive(Debug, Error)]
+pub enum LogError {
+    /// The disk has no room.
+    #[error("the queue's disk is full ({0}): free space or lower max_bytes")]
+    Full(String),
+    /// What is on disk is not a queue that this version can read.
+    #[error("the queue's log is not usable: {0}")]
+    Corrupt(String),
+    /// Anything else that the disk or SQLite answers.
+    #[error("the queue's log failed: {0}")]
+    Failed(String),
+}
+
+/// A durable log, written by one thread.
+pub(crate) trait Log: Send {
+    /// Applies a group as one transaction. When it returns `Ok`, the group survives a power cut.
+    /// After an error the group may be there or not, and the log must be [`Log::reopen`]ed before the next commit.
+    fn commit(&mut self, group: &[Change]) -> Result<Vec<Effect>, LogError>;
+
+    /// Opens the log anew after an error, and verifies that it is sound and takes a durable write.
+    fn reopen(&mut self) -> Result<(), LogError>;
+
+    /// A reader beside the log.
+    fn reader(&self) -> Result<Box<dyn LogReader>, LogError>;
+
+    /// This owner's epoch: one more than that of the owner before.
+    fn epoch(&self) -> u64;
+
+    /// Called between groups: what keeps the log small.
+    fn maintain(&mut self) -> Result<(), LogError>;
+}
+
+/// A view of the log for reading. Each call sees one moment.
+pub(crate) trait LogReader: Send {
+    /// The receipt's row, with what proves a right to see it.
+    fn receipt(&mut self, id: RecordId) -> Result<Option<StoredReceipt>, LogError>;
+
+    /// The queued records of `lane` that are at the front, the earliest due first.
+    fn window(&mut self, lane: &Lane, limit: usize) -> Result<Vec<Candidate>, LogError>;
+
+    /// What a delivery sends. None where the record has none any more.
+    fn content(&mut self, seq: Seq) -> Result<Option<Content>, LogError>;
+
+    /// Visits what the books are kept by, and every lane that has open records.
+    fn census(&mut self, visit: &mut dyn FnMut(CensusRow)) -> Result<(), LogError>;
+
+    /// Whether a record names this body file.
+    fn names_body(&mut self, name: BodyName) -> Result<bool, LogError>;
+}
+
+/// One change to the log. Times are wall-clock milliseconds.
+#[derive(Clone, Debug)]
+pub(crate) enum Change {
+    /// A new record, `queued`.
+    Append(Box<Append>),
+    /// `queued → delivering`, owned by `epoch`.
+    Begin { seq: Seq, attempts: u32, epoch: u64 },
+    /// `delivering → queued`, to be tried again at `due_ms`.
+    Retry { attempt: AttemptRef, due_ms: u64, blame: Option<Blame>, note: Note },
+    /// `delivering → held`.
+    Hold { attempt: AttemptRef },
+    /// Every record of the lane: `held → queued`.
+    Release { lane: Lane },
+    /// `delivering → delivered | dead`. A delivered record's content goes at once.
+    Finish { attempt: AttemptRef, end: End, at_ms: u64, note: Note },
+    /// The first `limit` open records past their expiry that are not being delivered: `→ dead(expired)`.
+    Expire { now_ms: u64, limit: usize },
+    /// An append that was refused: `→ dead(unconfirmed)` if it is there after all.
+    Disown { id: RecordId, at_ms: u64 },
+    /// Records `delivering` for an epoch before this one: `→ queued` where safe to repeat, else `→ dead(indeterminate)`.
+    /// And held ones are `queued` again: whether their upstream is there, the new owner finds by trying.
+    Recover { epoch: u64, now_ms: u64, limit: usize },
+    /// Deletes up to `limit` finished records whose retention is over.
+    Prune { delivered_before_ms: u64, dead_before_ms: u64, limit: usize },
+    /// Deletes the `limit` oldest delivered records.
+    Trim { limit: usize },
+}
+
+/// A new record's row.
+#[derive(Clone, Debug)]
+pub(crate) struct Append {
+    pub(crate) id: RecordId,
+    pub(crate) secret: SecretHash,
+    pub(crate) lane: Lane,
+    pub(crate) ordering_key: Option<String>,
+    pub(crate) repeat_safe: bool,
+    pub(crate) accepted_ms: u64,
+    pub(crate) expires_ms: u64,
+    /// What it counts for in quotas.
+    pub(crate) size: u64,
+    pub(crate) content: Content,
+}
+
+impl Append {
+    /// The record as delivery sees it, once it is in the log and at the front.
+    pub(crate) fn candidate(&self, seq: Seq) -> Candidate {
+        Candidate {
+            seq,
+            lane: self.lane.clone(),
+            attempts: 0,
+            due_ms: self.accepted_ms,
+            expires_ms: self.expires_ms,
+            repeat_safe: self.repeat_safe,
+            keyed: self.ordering_key.is_some(),
+            blame: None,
+        }
+    }
+}
+
+/// What a delivery sends, and with which trace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Content {
+    pub(crate) id: RecordId,
+    pub(crate) revision: u64,
+    pub(crate) method: String,
+    pub(crate) target: String,
+    pub(crate) host: String,
+    pub(crate) headers: Vec<(String, Vec<u8>)>,
+    pub(crate) body: StoredBody,
+    pub(crate) accepted_ms: u64,
+    pub(crate) trace: TraceRef,
+    pub(crate) request_id: String,
+}
+
+/// One attempt of this owner: the record, and how many attempts it has had, this one among them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AttemptRef {
+    pub(crate) seq: Seq,
+    pub(crate) attempts: u32,
+    pub(crate) epoch: u64,
+}
+
+/// What an attempt led to, for receipts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Note {
+    pub(crate) status: Option<u16>,
+    pub(crate) error: Option<String>,
+}
+
+/// What a record itself is to blame for: the origin could be reached and did not take it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Blame {
+    /// How often.
+    pub(crate) failures: u32,
+    /// Since when.
+    pub(crate) since_ms: u64,
+}
+
+/// How a record ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Delivered { response_complete: bool },
+    Dead(DeadReason),
+}
+
+/// A record that delivery may try: queued, and at the front of its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Candidate {
+    pub(crate) seq: Seq,
+    pub(crate) lane: Lane,
+    /// Attempts begun so far.
+    pub(crate) attempts: u32,
+    /// When it may be tried: the time of its acceptance, or of its next attempt.
+    pub(crate) due_ms: u64,
+    pub(crate) expires_ms: u64,
+    pub(crate) repeat_safe: bool,
+    pub(crate) keyed: bool,
+    /// Whether the origin has been refusing it.
+    pub(crate) blame: Option<Blame>,
+}
+
+/// A record that became delivered or dead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub(crate) lane: Lane,
+    pub(crate) key: Option<String>,
+    pub(crate) size: u64,
+    pub(crate) delivered: bool,
+    /// The file that no row names any more, to be removed.
+    pub(crate) freed: Option<BodyName>,
+    /// The next record of its key, now at the front.
+    pub(crate) promoted: Option<Candidate>,
+}
+
+/// A finished record that was deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Pruned {
+    pub(crate) lane: Lane,
+    pub(crate) size: u64,
+    pub(crate) delivered: bool,
+    pub(crate) freed: Option<BodyName>,
+}
+
+/// What a change did, in the order of the group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// The record's place, and whether it is at the front of its key (always so without a key).
+    Appended { seq: Seq, front: bool },
+    /// Done as asked, and there is nothing more to say of it.
+    Done,
+    /// The record was not as the change expected; nothing was done.
+    Stale,
+    /// By `Finish`, or by `Disown` of a record that was there.
+    Ended(Box<Ended>),
+    /// By `Expire`: what ended, and when the next one expires.
+    Expired { ended: Vec<Ended>, next_ms: Option<u64> },
+    /// By `Recover`: how many are queued again, which are dead.
+    Recovered { requeued: usize, ended: Vec<Ended> },
+    /// By `Prune` and `Trim`: what went, and the earliest finish of what is left, of delivered and of dead records.
+    Pruned { pruned: Vec<Pruned>, oldest_delivered_ms: Option<u64>, oldest_dead_ms: Option<u64> },
+}
+
+/// A receipt's row.
+#[derive(Clone, Debug)]
+pub(crate) struct StoredReceipt {
+    pub(crate) lane: Lane,
+    pub(crate) secret: SecretHash,
+    pub(crate) view: ReceiptView,
+}
+
+/// One line of the census.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum CensusRow {
+    /// A lane: its open records; open and dead ones with their bytes; delivered ones.
+    Lane { lane: Lane, open: u64, kept: u64, kept_bytes: u64, delivered: u64 },
+    /// An ordering key with open records.
+    Key { lane: Lane, key: String, open: u64 },
+    /// The earliest expiry of open records, the earliest finish of delivered and of dead ones.
+    Earliest { expires_ms: Option<u64>, delivered_ms: Option<u64>, dead_ms: Option<u64> },
+}

@@ -1,0 +1,554 @@
+//! The log in SQLite: WAL, `synchronous=FULL`, one writing connection, readers and checkpoints on their own.
+//!
+//! A group is one `BEGIN IMMEDIATE … COMMIT`, whose last act is the fsync of the WAL. The WAL is copied back by size:
+//! by a second connection while it is small, by the writer between two groups when it has grown in spite of that.
+
+mod checkpoint;
+mod reader;
+mod rows;
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicI32, Ordering},
+    },
+    time::Duration,
+};
+
+use rusqlite::{
+    CachedStatement, Connection, ErrorCode, OptionalExtension as _, Transaction, TransactionBehavior,
+    hooks::Wal, named_params, params, wal::CheckpointMode,
+};
+
+use self::{checkpoint::Checkpointer, reader::SqliteReader, rows::*};
+use super::{
+    Append, AttemptRef, Blame, Candidate, Change, Effect, End, Ended, Log, LogError, LogReader, Note, Pruned,
+    codec,
+};
+use crate::{
+    body::StoredBody,
+    disk,
+    record::{DeadReason, Lane, Seq},
+};
+
+const SCHEMA: &str = include_str!("schema.sql");
+const SCHEMA_VERSION: i64 = 1;
+/// "BLMQ": so that `file` and a person can tell what this database is.
+const APPLICATION_ID: i64 = 0x424c_4d51;
+/// Pages in the WAL that wake the checkpointer: 4 MiB.
+const WAL_PAGES: i32 = 1000;
+/// Pages in the WAL at which the writer itself stops to copy them back: 64 MiB.
+const WAL_PAGES_MAX: i32 = 16_000;
+const BUSY: Duration = Duration::from_secs(5);
+
+/// The log in one SQLite database.
+pub(crate) struct SqliteLog {
+    path: PathBuf,
+    epoch: u64,
+    open: Option<Open>,
+}
+
+/// What a failed commit makes useless, all of it.
+struct Open {
+    connection: Connection,
+    lanes: HashMap<Lane, i64>,
+    /// Pages in the WAL after the last commit.
+    wal_pages: Arc<AtomicI32>,
+    /// When to wake the checkpointer next.
+    wake_at: i32,
+    checkpointer: Checkpointer,
+}
+
+impl From<rusqlite::Error> for LogError {
+    fn from(error: rusqlite::Error) -> Self {
+        let text = error.to_string();
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => Self::Full(text),
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Corrupt(text),
+            _ => Self::Failed(text),
+        }
+    }
+}
+
+/// A connection with everything set that durability needs.
+fn connect(path: &Path) -> Result<Connection, LogError> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(BUSY)?;
+    let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+    if mode != "wal" {
+        return Err(LogError::Failed(format!(
+            "journal mode WAL is not possible for {} (SQLite answered {mode:?}): use a local file system",
+            path.display()
+        )));
+    }
+    let synchronous = if disk::skips_fsync() { "OFF" } else { "FULL" };
+    connection.pragma_update(None, "synchronous", synchronous)?;
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    connection.pragma_update(None, "secure_delete", "FAST")?;
+    connection.pragma_update(None, "cell_size_check", true)?;
+    connection.pragma_update(None, "trusted_schema", false)?;
+    connection.pragma_update(None, "foreign_keys", false)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+impl SqliteLog {
+    /// Opens or makes the log at `path` and takes the next epoch. The caller holds the owner's lock.
+    pub(crate) fn open(path: &Path) -> Result<Self, LogError> {
+        let mut connection = connect(path)?;
+        let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        match tx.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? {
+            0 => {
+                tx.execute_batch(SCHEMA)?;
+                tx.pragma_update(None, "application_id", APPLICATION_ID)?;
+                tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+            }
+            SCHEMA_VERSION => {}
+            other => {
+                return Err(LogError::Corrupt(format!(
+                    "{} has schema version {other}, expected {SCHEMA_VERSION}: it was written by another version of BeamLine",
+                    path.display()
+                )));
+            }
+        }
+        let epoch: i64 = tx.query_row(
+            "UPDATE meta SET value = value + 1 WHERE name = 'epoch' RETURNING value",
+            [],
+            |row| row.get(0),
+        )?;
+        tx.commit()?;
+        if let Some(dir) = path.parent() {
+            disk::sync_dir(dir).map_err(|e| LogError::Failed(format!("{}: {e}", dir.display())))?;
+        }
+        Ok(Self { path: path.to_owned(), epoch: from_db(epoch), open: Some(Open::new(connection, path)?) })
+    }
+}
+
+impl Open {
+    fn new(mut connection: Connection, path: &Path) -> Result<Self, LogError> {
+        let wal_pages = Arc::new(AtomicI32::new(0));
+        let pages = Arc::clone(&wal_pages);
+        connection.wal_hook(Some(move |_: &mut Wal, now| {
+            pages.store(now, Ordering::Relaxed);
+            Ok(())
+        }))?;
+        let checkpointer = Checkpointer::start(path)?;
+        Ok(Self { connection, lanes: HashMap::new(), wal_pages, wake_at: WAL_PAGES, checkpointer })
+    }
+}
+
+impl Log for SqliteLog {
+    fn commit(&mut self, group: &[Change]) -> Result<Vec<Effect>, LogError> {
+        let open = self.open.as_mut().ok_or_else(must_reopen)?;
+        let committed = (|| {
+            let tx = open.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let mut writer = Writer { tx: &tx, lanes: &mut open.lanes };
+            let effects = group.iter().map(|change| writer.apply(change)).collect::<Result<_, _>>()?;
+            tx.commit()?;
+            Ok(effects)
+        })();
+        if committed.is_err() {
+            self.open = None;
+        }
+        committed
+    }
+
+    fn reopen(&mut self) -> Result<(), LogError> {
+        self.open = None;
+        let connection = connect(&self.path)?;
+        // What is in the WAL goes to the database and both are fsynced, however far earlier attempts came.
+        connection.wal_checkpoint_v2(None::<&str>, CheckpointMode::TRUNCATE)?;
+        let check: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        if check != "ok" {
+            return Err(LogError::Corrupt(format!("{}: {check}", self.path.display())));
+        }
+        // And it takes a durable write of the same owner.
+        let owned = connection.execute(
+            "UPDATE meta SET value = value WHERE name = 'epoch' AND value = ?1",
+            [to_db(self.epoch)],
+        )?;
+        if owned != 1 {
+            return Err(LogError::Corrupt(format!(
+                "{} has another owner than this process: stop one of them",
+                self.path.display()
+            )));
+        }
+        self.open = Some(Open::new(connection, &self.path)?);
+        Ok(())
+    }
+
+    fn reader(&self) -> Result<Box<dyn LogReader>, LogError> {
+        Ok(Box::new(SqliteReader::open(&self.path)?))
+    }
+
+    fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    fn maintain(&mut self) -> Result<(), LogError> {
+        let open = self.open.as_mut().ok_or_else(must_reopen)?;
+        let tended = open.tend_wal();
+        if tended.is_err() {
+            self.open = None;
+        }
+        tended
+    }
+}
+
+impl Open {
+    fn tend_wal(&mut self) -> Result<(), LogError> {
+        self.checkpointer.check()?;
+        let pages = self.wal_pages.load(Ordering::Relaxed);
+        if pages >= WAL_PAGES_MAX {
+            // Waits for readers up to the busy time-out; a reader that stays longer is tried again after the next group.
+            match self.connection.wal_checkpoint_v2(None::<&str>, CheckpointMode::RESTART) {
+                Err(error) if error.sqlite_error_code() != Some(ErrorCode::DatabaseBusy) => {
+                    return Err(error.into());
+                }
+                _ => {}
+            }
+            self.wake_at = WAL_PAGES;
+        } else if pages >= self.wake_at {
+            self.checkpointer.wake();
+            self.wake_at = pages + WAL_PAGES;
+        } else if pages < WAL_PAGES {
+            self.wake_at = WAL_PAGES;
+        }
+        Ok(())
+    }
+}
+
+fn must_reopen() -> LogError {
+    LogError::Failed("it was not reopened after an error".into())
+}
+
+/// One transaction's hands.
+struct Writer<'a> {
+    tx: &'a Transaction<'a>,
+    lanes: &'a mut HashMap<Lane, i64>,
+}
+
+impl Writer<'_> {
+    fn sql(&self, sql: &str) -> Result<CachedStatement<'_>, LogError> {
+        Ok(self.tx.prepare_cached(sql)?)
+    }
+
+    fn apply(&mut self, change: &Change) -> Result<Effect, LogError> {
+        match change {
+            Change::Append(append) => self.append(append),
+            Change::Begin { seq, attempts, epoch } => self.begin(*seq, *attempts, *epoch),
+            Change::Retry { attempt, due_ms, blame, note } => self.retry(attempt, *due_ms, *blame, note),
+            Change::Hold { attempt } => self.hold(attempt),
+            Change::Release { lane } => self.release(lane),
+            Change::Finish { attempt, end, at_ms, note } => self.finish(attempt, *end, *at_ms, note),
+            Change::Expire { now_ms, limit } => self.expire(*now_ms, *limit),
+            Change::Disown { id, at_ms } => self.disown(id.as_bytes(), *at_ms),
+            Change::Recover { epoch, now_ms, limit } => self.recover(*epoch, *now_ms, *limit),
+            Change::Prune { delivered_before_ms, dead_before_ms, limit } => {
+                self.prune(*delivered_before_ms, *dead_before_ms, *limit)
+            }
+            Change::Trim { limit } => self.trim(*limit),
+        }
+    }
+
+    fn lane_id(&mut self, lane: &Lane) -> Result<i64, LogError> {
+        if let Some(id) = self.lanes.get(lane) {
+            return Ok(*id);
+        }
+        let names = params![lane.tenant.as_str(), lane.upstream.as_str()];
+        self.sql("INSERT INTO lane (tenant, upstream) VALUES (?1, ?2) ON CONFLICT DO NOTHING")?
+            .execute(names)?;
+        let id = self
+            .sql("SELECT id FROM lane WHERE tenant = ?1 AND upstream = ?2")?
+            .query_row(names, |row| row.get(0))?;
+        self.lanes.insert(lane.clone(), id);
+        Ok(id)
+    }
+
+    fn lane_of(&self, id: i64) -> Result<Lane, LogError> {
+        lane_by_id(self.tx, id)
+    }
+
+    fn append(&mut self, append: &Append) -> Result<Effect, LogError> {
+        let lane = self.lane_id(&append.lane)?;
+        let key = append.ordering_key.as_deref();
+        let front = match key {
+            None => true,
+            Some(_) => !self
+                .sql("SELECT 1 FROM record WHERE lane = ?1 AND okey = ?2 AND okey IS NOT NULL AND state < 3 LIMIT 1")?
+                .exists(params![lane, key])?,
+        };
+        let seq = self
+            .sql(
+                "INSERT INTO record (id, secret, lane, okey, front, state, repeat_safe, size, accepted_ms, due_ms, expires_ms)
+                 VALUES (:id, :secret, :lane, :okey, :front, 0, :repeat_safe, :size, :accepted_ms, :accepted_ms, :expires_ms)",
+            )?
+            .insert(named_params! {
+                ":id": append.id.as_bytes(),
+                ":secret": append.secret.0,
+                ":lane": lane,
+                ":okey": key,
+                ":front": front,
+                ":repeat_safe": append.repeat_safe,
+                ":size": to_db(append.size),
+                ":accepted_ms": to_db(append.accepted_ms),
+                ":expires_ms": to_db(append.expires_ms),
+            })?;
+        let content = &append.content;
+        let (body, file, len) = match &content.body {
+            StoredBody::Inline(bytes) => (Some(&bytes[..]), None, bytes.len() as u64),
+            StoredBody::File { name, len } => (None, Some(name.to_string()), *len),
+        };
+        self.sql(
+            "INSERT INTO content (seq, revision, method, target, host, headers, body, body_file, body_len, trace_id, span_id,
+                                  sampled, request_id)
+             VALUES (:seq, :revision, :method, :target, :host, :headers, :body, :body_file, :body_len, :trace_id, :span_id,
+                     :sampled, :request_id)",
+        )?
+        .execute(named_params! {
+            ":seq": seq,
+            ":revision": to_db(content.revision),
+            ":method": content.method,
+            ":target": content.target,
+            ":host": content.host,
+            ":headers": codec::encode(&content.headers),
+            ":body": body,
+            ":body_file": file,
+            ":body_len": to_db(len),
+            ":trace_id": content.trace.trace_id,
+            ":span_id": content.trace.span_id,
+            ":sampled": content.trace.sampled,
+            ":request_id": content.request_id,
+        })?;
+        Ok(Effect::Appended { seq: Seq(seq), front })
+    }
+
+    fn begin(&self, seq: Seq, attempts: u32, epoch: u64) -> Result<Effect, LogError> {
+        let begun = self
+            .sql(
+                "UPDATE record SET state = 1, attempts = attempts + 1, epoch = ?3
+                 WHERE seq = ?1 AND state = 0 AND front = 1 AND attempts = ?2",
+            )?
+            .execute(params![seq.0, attempts, to_db(epoch)])?;
+        if begun == 1 {
+            return Ok(Effect::Done);
+        }
+        // The same change once more, after a commit that failed and yet was there.
+        let again = self
+            .sql("SELECT 1 FROM record WHERE seq = ?1 AND state = 1 AND attempts = ?2 AND epoch = ?3")?
+            .exists(params![seq.0, attempts + 1, to_db(epoch)])?;
+        Ok(if again { Effect::Done } else { Effect::Stale })
+    }
+
+    fn retry(
+        &self,
+        attempt: &AttemptRef,
+        due_ms: u64,
+        blame: Option<Blame>,
+        note: &Note,
+    ) -> Result<Effect, LogError> {
+        let changed = self
+            .sql(
+                "UPDATE record SET state = 0, epoch = NULL, due_ms = ?4, failures = ?5, failing_since_ms = ?6,
+                        last_status = ?7, last_error = ?8
+                 WHERE seq = ?1 AND state = 1 AND attempts = ?2 AND epoch = ?3",
+            )?
+            .execute(params![
+                attempt.seq.0,
+                attempt.attempts,
+                to_db(attempt.epoch),
+                to_db(due_ms),
+                blame.map_or(0, |b| b.failures),
+                blame.map(|b| to_db(b.since_ms)),
+                note.status,
+                note.error,
+            ])?;
+        Ok(done_if(changed))
+    }
+
+    fn hold(&self, attempt: &AttemptRef) -> Result<Effect, LogError> {
+        let changed = self
+            .sql(
+                "UPDATE record SET state = 2, epoch = NULL, last_error = 'upstream-missing'
+                 WHERE seq = ?1 AND state = 1 AND attempts = ?2 AND epoch = ?3",
+            )?
+            .execute(params![attempt.seq.0, attempt.attempts, to_db(attempt.epoch)])?;
+        Ok(done_if(changed))
+    }
+
+    fn release(&mut self, lane: &Lane) -> Result<Effect, LogError> {
+        let lane = self.lane_id(lane)?;
+        self.sql("UPDATE record SET state = 0 WHERE lane = ?1 AND state = 2")?.execute([lane])?;
+        Ok(Effect::Done)
+    }
+
+    fn finish(&self, attempt: &AttemptRef, end: End, at_ms: u64, note: &Note) -> Result<Effect, LogError> {
+        let current = self
+            .sql("SELECT 1 FROM record WHERE seq = ?1 AND state = 1 AND attempts = ?2 AND epoch = ?3")?
+            .exists(params![attempt.seq.0, attempt.attempts, to_db(attempt.epoch)])?;
+        if !current {
+            return Ok(Effect::Stale);
+        }
+        Ok(Effect::Ended(Box::new(self.end(attempt.seq.0, end, at_ms, Some(note))?)))
+    }
+
+    /// Ends a record that is open, and brings the next one of its key to the front.
+    fn end(&self, seq: i64, end: End, at_ms: u64, note: Option<&Note>) -> Result<Ended, LogError> {
+        let (state, reason, complete) = match end {
+            End::Delivered { response_complete } => (DELIVERED, None, Some(response_complete)),
+            End::Dead(reason) => (DEAD, Some(reason_to_db(reason)), None),
+        };
+        let (lane, key, size) = self
+            .sql(
+                "UPDATE record SET state = :state, reason = :reason, complete = :complete, finished_ms = :at_ms, epoch = NULL,
+                        front = 0,
+                        last_status = CASE WHEN :noted THEN :status ELSE last_status END,
+                        last_error = CASE WHEN :noted THEN :error ELSE last_error END
+                 WHERE seq = :seq RETURNING lane, okey, size",
+            )?
+            .query_row(
+                named_params! {
+                    ":seq": seq,
+                    ":state": state,
+                    ":reason": reason,
+                    ":complete": complete,
+                    ":at_ms": to_db(at_ms),
+                    ":noted": note.is_some(),
+                    ":status": note.and_then(|n| n.status),
+                    ":error": note.and_then(|n| n.error.as_deref()),
+                },
+                |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Option<String>>(1)?, from_db(row.get(2)?))),
+            )?;
+        let delivered = matches!(end, End::Delivered { .. });
+        let freed = if delivered { self.erase(seq)? } else { None };
+        let lane_name = self.lane_of(lane)?;
+        let promoted = match &key {
+            Some(key) => self.promote(lane, &lane_name, key)?,
+            None => None,
+        };
+        Ok(Ended { lane: lane_name, key, size, delivered, freed, promoted })
+    }
+
+    /// Deletes a record's content; returns the file that held its body.
+    fn erase(&self, seq: i64) -> Result<Option<crate::spool::BodyName>, LogError> {
+        let file: Option<Option<String>> = self
+            .sql("DELETE FROM content WHERE seq = ?1 RETURNING body_file")?
+            .query_row([seq], |row| row.get(0))
+            .optional()?;
+        Ok(file.flatten().and_then(|name| name.parse().ok()))
+    }
+
+    fn promote(&self, lane: i64, name: &Lane, key: &str) -> Result<Option<Candidate>, LogError> {
+        let sql = format!(
+            "UPDATE record SET front = 1
+             WHERE front = 0 AND seq = (SELECT min(seq) FROM record
+                                        WHERE lane = ?1 AND okey = ?2 AND okey IS NOT NULL AND state < 3)
+             RETURNING {CANDIDATE}"
+        );
+        Ok(self.sql(&sql)?.query_row(params![lane, key], |row| candidate(row, name)).optional()?)
+    }
+
+    fn expire(&self, now_ms: u64, limit: usize) -> Result<Effect, LogError> {
+        let due = self.seqs(
+            "SELECT seq FROM record WHERE state < 3 AND state <> 1 AND expires_ms <= ?1 ORDER BY expires_ms LIMIT ?2",
+            params![to_db(now_ms), limit_to_db(limit)],
+        )?;
+        let end = End::Dead(DeadReason::Expired);
+        let ended = due.into_iter().map(|seq| self.end(seq, end, now_ms, None)).collect::<Result<_, _>>()?;
+        let next: Option<i64> = self
+            .sql("SELECT expires_ms FROM record WHERE state < 3 AND state <> 1 ORDER BY expires_ms LIMIT 1")?
+            .query_row([], |row| row.get(0))
+            .optional()?;
+        Ok(Effect::Expired { ended, next_ms: next.map(from_db) })
+    }
+
+    fn disown(&self, id: &[u8; 16], at_ms: u64) -> Result<Effect, LogError> {
+        let seq: Option<i64> = self
+            .sql("SELECT seq FROM record WHERE id = ?1 AND state < 3")?
+            .query_row([id], |row| row.get(0))
+            .optional()?;
+        match seq {
+            None => Ok(Effect::Stale),
+            Some(seq) => {
+                let end = End::Dead(DeadReason::Unconfirmed);
+                Ok(Effect::Ended(Box::new(self.end(seq, end, at_ms, None)?)))
+            }
+        }
+    }
+
+    fn recover(&self, epoch: u64, now_ms: u64, limit: usize) -> Result<Effect, LogError> {
+        self.sql("UPDATE record SET state = 0 WHERE state = 2")?.execute([])?;
+        let orphaned = self.seqs(
+            "SELECT seq FROM record WHERE state = 1 AND epoch < ?1 ORDER BY seq LIMIT ?2",
+            params![to_db(epoch), limit_to_db(limit)],
+        )?;
+        let note = Note { status: None, error: Some("the node stopped during the delivery".into()) };
+        let (mut requeued, mut ended) = (0, Vec::new());
+        for seq in orphaned {
+            let again = self
+                .sql(
+                    "UPDATE record SET state = 0, epoch = NULL, last_status = NULL, last_error = ?2
+                     WHERE seq = ?1 AND repeat_safe = 1",
+                )?
+                .execute(params![seq, note.error])?;
+            if again == 1 {
+                requeued += 1;
+            } else {
+                ended.push(self.end(seq, End::Dead(DeadReason::Indeterminate), now_ms, Some(&note))?);
+            }
+        }
+        Ok(Effect::Recovered { requeued, ended })
+    }
+
+    fn prune(&self, delivered_before_ms: u64, dead_before_ms: u64, limit: usize) -> Result<Effect, LogError> {
+        let mut seqs = Vec::new();
+        for (state, before) in [(DELIVERED, delivered_before_ms), (DEAD, dead_before_ms)] {
+            seqs.extend(self.seqs(
+                "SELECT seq FROM record WHERE state = ?1 AND state >= 3 AND finished_ms < ?2 ORDER BY finished_ms LIMIT ?3",
+                params![state, to_db(before), limit_to_db(limit - seqs.len())],
+            )?);
+        }
+        self.delete(seqs)
+    }
+
+    fn trim(&self, limit: usize) -> Result<Effect, LogError> {
+        let seqs = self.seqs(
+            "SELECT seq FROM record WHERE state = 3 AND state >= 3 ORDER BY finished_ms LIMIT ?1",
+            [limit_to_db(limit)],
+        )?;
+        self.delete(seqs)
+    }
+
+    fn delete(&self, seqs: Vec<i64>) -> Result<Effect, LogError> {
+        let mut pruned = Vec::with_capacity(seqs.len());
+        for seq in seqs {
+            let freed = self.erase(seq)?;
+            let (lane, size, state): (i64, i64, u8) = self
+                .sql("DELETE FROM record WHERE seq = ?1 RETURNING lane, size, state")?
+                .query_row([seq], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            pruned.push(Pruned {
+                lane: self.lane_of(lane)?,
+                size: from_db(size),
+                delivered: state == DELIVERED,
+                freed,
+            });
+        }
+        Ok(Effect::Pruned {
+            pruned,
+            oldest_delivered_ms: oldest_finish(self.tx, DELIVERED)?,
+            oldest_dead_ms: oldest_finish(self.tx, DEAD)?,
+        })
+    }
+
+    fn seqs(&self, sql: &str, params: impl rusqlite::Params) -> Result<Vec<i64>, LogError> {
+        let mut statement = self.sql(sql)?;
+        let rows = statement.query_map(params, |row| row.get(0))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+}
+
+fn done_if(changed: usize) -> Effect {
+    if changed == 1 { Effect::Done } else { Effect::Stale }
+}

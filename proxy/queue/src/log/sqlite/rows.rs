@@ -1,0 +1,102 @@
+//! How values of the crate become columns, and back.
+
+use rusqlite::{Connection, OptionalExtension as _, Row};
+
+use super::super::{Blame, Candidate, LogError};
+use crate::record::{DeadReason, Lane, Seq, State};
+
+pub(super) const DELIVERED: u8 = 3;
+pub(super) const DEAD: u8 = 4;
+
+/// The columns that [`candidate`] reads.
+pub(super) const CANDIDATE: &str =
+    "seq, attempts, due_ms, expires_ms, repeat_safe, okey IS NOT NULL, failures, failing_since_ms";
+
+/// Times and sizes beyond `i64::MAX` are stored as that: 292 million years, 8 EiB.
+pub(super) fn to_db(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+pub(super) fn from_db(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}
+
+pub(super) fn limit_to_db(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+pub(super) fn candidate(row: &Row<'_>, lane: &Lane) -> rusqlite::Result<Candidate> {
+    let failures = row.get(6)?;
+    let since: Option<i64> = row.get(7)?;
+    Ok(Candidate {
+        seq: Seq(row.get(0)?),
+        lane: lane.clone(),
+        attempts: row.get(1)?,
+        due_ms: from_db(row.get(2)?),
+        expires_ms: from_db(row.get(3)?),
+        repeat_safe: row.get(4)?,
+        keyed: row.get(5)?,
+        blame: since.map(|since| Blame { failures, since_ms: from_db(since) }),
+    })
+}
+
+pub(super) fn reason_to_db(reason: DeadReason) -> u8 {
+    match reason {
+        DeadReason::Exhausted => 0,
+        DeadReason::Rejected => 1,
+        DeadReason::Expired => 2,
+        DeadReason::Indeterminate => 3,
+        DeadReason::Unconfirmed => 4,
+    }
+}
+
+fn reason_from_db(reason: u8) -> Option<DeadReason> {
+    Some(match reason {
+        0 => DeadReason::Exhausted,
+        1 => DeadReason::Rejected,
+        2 => DeadReason::Expired,
+        3 => DeadReason::Indeterminate,
+        4 => DeadReason::Unconfirmed,
+        _ => return None,
+    })
+}
+
+pub(super) fn state_from_db(
+    state: u8,
+    reason: Option<u8>,
+    complete: Option<bool>,
+) -> Result<State, LogError> {
+    match (state, reason.and_then(reason_from_db)) {
+        (0, _) => Ok(State::Queued),
+        (1, _) => Ok(State::Delivering),
+        (2, _) => Ok(State::Held),
+        (DELIVERED, _) => Ok(State::Delivered { response_complete: complete.unwrap_or(true) }),
+        (DEAD, Some(reason)) => Ok(State::Dead { reason }),
+        _ => Err(LogError::Corrupt(format!("a record has the unknown state {state} (reason {reason:?})"))),
+    }
+}
+
+fn name<T: std::str::FromStr>(text: &str, kind: &str) -> Result<T, LogError> {
+    text.parse().map_err(|_| LogError::Corrupt(format!("{text:?} in the log is not a {kind} name")))
+}
+
+pub(super) fn lane(tenant: &str, upstream: &str) -> Result<Lane, LogError> {
+    Ok(Lane { tenant: name(tenant, "tenant")?, upstream: name(upstream, "upstream")? })
+}
+
+pub(super) fn lane_by_id(connection: &Connection, id: i64) -> Result<Lane, LogError> {
+    let (tenant, upstream): (String, String) = connection
+        .prepare_cached("SELECT tenant, upstream FROM lane WHERE id = ?1")?
+        .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    lane(&tenant, &upstream)
+}
+
+pub(super) fn oldest_finish(connection: &Connection, state: u8) -> Result<Option<u64>, LogError> {
+    let oldest: Option<i64> = connection
+        .prepare_cached(
+            "SELECT finished_ms FROM record WHERE state = ?1 AND state >= 3 ORDER BY finished_ms LIMIT 1",
+        )?
+        .query_row([state], |row| row.get(0))
+        .optional()?;
+    Ok(oldest.map(from_db))
+}

@@ -1,0 +1,115 @@
+//! What the writer tells delivery after a commit.
+//!
+//! It never waits for delivery: where too many notices lie unread it drops them and leaves word, and delivery looks
+//! at the log instead, which is the truth in any case.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+use tokio::sync::mpsc;
+
+use crate::{log::Candidate, record::Lane, settings::bounds::NOTICES};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Notice {
+    /// A record is queued that may be tried.
+    Ready(Candidate),
+    /// A record is queued behind others of its key; it expires at this time.
+    Behind { expires_ms: u64 },
+    /// The lane's held records are queued again.
+    Released(Lane),
+    /// A page of expired records ended; when the next one expires, and whether the page was full.
+    Swept { next_ms: Option<u64>, full: bool },
+    /// A page of finished records was deleted; the earliest finish of what is left, and whether the page was full.
+    Pruned { oldest_delivered_ms: Option<u64>, oldest_dead_ms: Option<u64>, full: bool },
+    /// Someone thinks that the upstream may be well, or there, again.
+    Nudge(Lane),
+    /// The log was reopened: what delivery knows of it may be wrong.
+    Rescan,
+}
+
+/// Both counters are `SeqCst`: one side sets `missed` and then looks at `unread`, the other lowers `unread` and then looks
+/// at `missed`, and at least one of them must see what the other did.
+struct Shared {
+    unread: AtomicUsize,
+    missed: AtomicBool,
+}
+
+#[derive(Clone)]
+pub(crate) struct NoticeSender {
+    shared: Arc<Shared>,
+    // Unbounded as a channel; `unread` bounds it.
+    sender: mpsc::UnboundedSender<Notice>,
+}
+
+pub(crate) struct NoticeReceiver {
+    shared: Arc<Shared>,
+    receiver: mpsc::UnboundedReceiver<Notice>,
+    rescan: bool,
+}
+
+pub(crate) fn notices() -> (NoticeSender, NoticeReceiver) {
+    let shared = Arc::new(Shared { unread: AtomicUsize::new(0), missed: AtomicBool::new(false) });
+    let (sender, receiver) = mpsc::unbounded_channel();
+    (NoticeSender { shared: Arc::clone(&shared), sender }, NoticeReceiver { shared, receiver, rescan: false })
+}
+
+impl NoticeSender {
+    pub(crate) fn send(&self, notice: Notice) {
+        // Answers to delivery's own questions are as few as its questions, and must not be lost.
+        let answer = matches!(notice, Notice::Released(_) | Notice::Swept { .. } | Notice::Pruned { .. });
+        if answer || self.shared.unread.load(Ordering::SeqCst) < NOTICES {
+            return self.push(notice);
+        }
+        self.shared.missed.store(true, Ordering::SeqCst);
+        if self.shared.unread.load(Ordering::SeqCst) == 0 {
+            self.push(Notice::Rescan);
+        }
+    }
+
+    fn push(&self, notice: Notice) {
+        self.shared.unread.fetch_add(1, Ordering::SeqCst);
+        // Nobody delivers: then nobody needs to know.
+        let _ = self.sender.send(notice);
+    }
+}
+
+impl NoticeReceiver {
+    /// The next notice; `Rescan` when some were missed and all others are read. None when the writer has ended.
+    /// Cancel safe.
+    pub(crate) async fn recv(&mut self) -> Option<Notice> {
+        if std::mem::take(&mut self.rescan) {
+            return Some(Notice::Rescan);
+        }
+        let notice = self.receiver.recv().await?;
+        if self.shared.unread.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.rescan = self.shared.missed.swap(false, Ordering::SeqCst);
+        }
+        Some(notice)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn when_too_many_lie_unread_delivery_is_told_to_rescan() {
+        let (sender, mut receiver) = notices();
+        for expires_ms in 0..NOTICES as u64 + 10 {
+            sender.send(Notice::Behind { expires_ms });
+        }
+        sender.send(Notice::Swept { next_ms: None, full: false });
+        for expires_ms in 0..NOTICES as u64 {
+            assert_eq!(receiver.recv().await, Some(Notice::Behind { expires_ms }));
+        }
+        assert_eq!(receiver.recv().await, Some(Notice::Swept { next_ms: None, full: false }));
+        assert_eq!(receiver.recv().await, Some(Notice::Rescan));
+        sender.send(Notice::Behind { expires_ms: 1 });
+        assert_eq!(receiver.recv().await, Some(Notice::Behind { expires_ms: 1 }));
+        drop(sender);
+        assert_eq!(receiver.recv().await, None);
+    }
+}

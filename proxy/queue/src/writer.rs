@@ -1,0 +1,469 @@
+//! The writer: one thread that owns the log and commits what waits, group by group.
+//!
+//! A group is whatever waits when the commit before it is done: up to 64 changes, 1 MiB or 2 ms of gathering. A lone
+//! record is committed at once; under load the fsync that is under way is what gathers the next group.
+//!
+//! When a commit fails, its appends are refused, and so is every append until the log was reopened and verified. What
+//! delivery wants recorded is kept and committed first after that. Appends that were refused and are found in the log
+//! all the same are disowned: their clients were told no.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use crate::{
+    body::{SettledBody, StoredBody},
+    books::{Books, Refusal, Reservation},
+    disk::Disk,
+    health::HealthCell,
+    keys::PendingKey,
+    log::{Append, Change, Effect, Ended, Log, LogError},
+    notices::{Notice, NoticeSender},
+    owner::OwnerLock,
+    record::{Lane, RecordId},
+    settings::{
+        WallClock,
+        bounds::{GROUP_BYTES, GROUP_RECORDS, GROUP_TIME, PAGE},
+    },
+    spool::Spool,
+};
+
+const REOPEN_FIRST: Duration = Duration::from_millis(100);
+const REOPEN_LAST: Duration = Duration::from_secs(10);
+
+/// An append with all that is settled or given back with it.
+pub(crate) struct PendingAppend {
+    pub(crate) append: Box<Append>,
+    pub(crate) rest: AppendRest,
+}
+
+/// What belongs to an append beside its row.
+pub(crate) struct AppendRest {
+    pub(crate) body: SettledBody,
+    pub(crate) reservation: Reservation,
+    pub(crate) key: Option<PendingKey>,
+    pub(crate) reply: oneshot::Sender<Result<(), Refusal>>,
+    /// Its place among the appends that may wait.
+    pub(crate) place: OwnedSemaphorePermit,
+}
+
+/// A change that delivery asked for, and whom to tell.
+type PendingChange = (Change, Option<oneshot::Sender<Effect>>);
+
+enum Command {
+    Append(Box<PendingAppend>),
+    Change(PendingChange),
+    /// A disk error was seen elsewhere: nothing is accepted until the log is verified.
+    Suspect(String),
+    LookAtDisk,
+    Nudge(Lane),
+    /// Answers when all that came before is committed.
+    Flush(oneshot::Sender<()>),
+    /// Ends the thread; answers when the log is closed and the lock released.
+    Stop(oneshot::Sender<()>),
+}
+
+/// The way to the writer thread, which ends when the last of these is dropped.
+///
+/// Unbounded as a channel; appends hold a permit each, and delivery has no more changes under way than deliveries.
+#[derive(Clone)]
+pub(crate) struct Writer {
+    commands: Sender<Command>,
+}
+
+/// What the writer thread works with.
+pub(crate) struct Tools {
+    pub(crate) log: Box<dyn Log>,
+    pub(crate) lock: Option<OwnerLock>,
+    pub(crate) books: Arc<Books>,
+    pub(crate) health: Arc<HealthCell>,
+    pub(crate) disk: Arc<Disk>,
+    pub(crate) spool: Spool,
+    pub(crate) notices: NoticeSender,
+    pub(crate) wall_clock: WallClock,
+    pub(crate) max_receipts: u64,
+}
+
+impl Writer {
+    pub(crate) fn start(tools: Tools) -> io::Result<Self> {
+        let (commands, inbox) = channel();
+        let worker = Worker { tools, inbox, first: Vec::new(), disowned: Vec::new(), flushes: Vec::new() };
+        thread::Builder::new().name("queue-writer".into()).spawn(move || worker.run())?;
+        Ok(Self { commands })
+    }
+
+    /// Hands an append over; its reply channel tells the rest. Where the thread has ended, that channel closes.
+    pub(crate) fn append(&self, append: PendingAppend) {
+        let _ = self.commands.send(Command::Append(Box::new(append)));
+    }
+
+    /// Hands a change over. It is committed in the order of handing over, or never if the process ends before.
+    pub(crate) fn change(&self, change: Change) {
+        let _ = self.commands.send(Command::Change((change, None)));
+    }
+
+    /// Hands a change over and waits for its commit. None where the thread has ended.
+    pub(crate) async fn committed(&self, change: Change) -> Option<Effect> {
+        let (reply, effect) = oneshot::channel();
+        self.commands.send(Command::Change((change, Some(reply)))).ok()?;
+        effect.await.ok()
+    }
+
+    pub(crate) fn suspect(&self, reason: String) {
+        let _ = self.commands.send(Command::Suspect(reason));
+    }
+
+    pub(crate) fn look_at_disk(&self) {
+        let _ = self.commands.send(Command::LookAtDisk);
+    }
+
+    pub(crate) fn nudge(&self, lane: Lane) {
+        let _ = self.commands.send(Command::Nudge(lane));
+    }
+
+    pub(crate) async fn flush(&self) {
+        let (reply, done) = oneshot::channel();
+        if self.commands.send(Command::Flush(reply)).is_ok() {
+            let _ = done.await;
+        }
+    }
+
+    pub(crate) async fn stop(&self) {
+        let (reply, done) = oneshot::channel();
+        if self.commands.send(Command::Stop(reply)).is_ok() {
+            let _ = done.await;
+        }
+    }
+}
+
+/// What is done about a change when it is committed, or was not.
+enum Then {
+    Append(AppendRest),
+    Change(Option<oneshot::Sender<Effect>>),
+}
+
+/// An append that was refused after its commit failed: it may be in the log.
+struct Disowned {
+    id: RecordId,
+    body: SettledBody,
+}
+
+struct Worker {
+    tools: Tools,
+    inbox: Receiver<Command>,
+    /// Changes to commit before anything from the inbox: what a failed group left, and the writer's own chores.
+    first: Vec<PendingChange>,
+    disowned: Vec<Disowned>,
+    /// Flushes of the group that is being gathered.
+    flushes: Vec<oneshot::Sender<()>>,
+}
+
+/// Why the loop ends.
+struct Stopped(Option<oneshot::Sender<()>>);
+
+impl Worker {
+    fn run(mut self) {
+        let ended = EndsAccepting(Arc::clone(&self.tools.health));
+        let Stopped(reply) = self.serve();
+        // The log is closed before the lock goes, and both before anyone is told so.
+        let lock = self.tools.lock.take();
+        drop(self);
+        drop(lock);
+        drop(ended);
+        if let Some(reply) = reply {
+            let _ = reply.send(());
+        }
+    }
+
+    fn serve(&mut self) -> Stopped {
+        loop {
+            let mut group = Group::default();
+            for change in self.first.drain(..) {
+                group.add_change(change);
+            }
+            if group.changes.is_empty() {
+                match self.inbox.recv() {
+                    Ok(command) => {
+                        if let Some(stopped) = self.take(command, &mut group) {
+                            return stopped;
+                        }
+                    }
+                    Err(_) => return Stopped(None),
+                }
+            }
+            let started = Instant::now();
+            let mut stopped = None;
+            while stopped.is_none() && group.has_room() && started.elapsed() < GROUP_TIME {
+                match self.inbox.try_recv() {
+                    Ok(command) => stopped = self.take(command, &mut group),
+                    Err(_) => break,
+                }
+            }
+            let committed = self.commit(group);
+            if stopped.is_none()
+                && let Err(error) = committed
+            {
+                stopped = self.restore(&error);
+            }
+            for flush in self.flushes.drain(..) {
+                let _ = flush.send(());
+            }
+            if let Some(stopped) = stopped {
+                return stopped;
+            }
+        }
+    }
+
+    fn take(&mut self, command: Command, group: &mut Group) -> Option<Stopped> {
+        match command {
+            Command::Append(append) => group.add_append(*append),
+            Command::Change(change) => group.add_change(change),
+            Command::Suspect(reason) => group.suspect = Some(reason),
+            Command::LookAtDisk => self.tools.disk.look(),
+            Command::Nudge(lane) => self.tools.notices.send(Notice::Nudge(lane)),
+            Command::Flush(reply) => self.flushes.push(reply),
+            Command::Stop(reply) => return Some(Stopped(Some(reply))),
+        }
+        None
+    }
+
+    fn commit(&mut self, mut group: Group) -> Result<(), LogError> {
+        if let Some(reason) = group.suspect.take() {
+            self.give_up(group, false);
+            return Err(LogError::Failed(reason));
+        }
+        if group.changes.is_empty() {
+            return Ok(());
+        }
+        match self.tools.log.commit(&group.changes) {
+            Ok(effects) => {
+                debug_assert_eq!(effects.len(), group.changes.len(), "each change has its effect");
+                self.tools.books.committed();
+                for ((change, then), effect) in group.changes.into_iter().zip(group.thens).zip(effects) {
+                    match then {
+                        Then::Append(rest) => self.appended(&change, rest, &effect),
+                        Then::Change(reply) => {
+                            self.announce(&change, &effect);
+                            if let Some(reply) = reply {
+                                let _ = reply.send(effect);
+                            }
+                        }
+                    }
+                }
+                self.tools.disk.look();
+                self.trim_receipts();
+                self.tools.log.maintain()
+            }
+            Err(error) => {
+                self.give_up(group, true);
+                Err(error)
+            }
+        }
+    }
+
+    fn appended(&self, change: &Change, rest: AppendRest, effect: &Effect) {
+        let (Change::Append(append), Effect::Appended { seq, front }) = (change, effect) else {
+            unreachable!("an append's effect is Appended");
+        };
+        self.tools.books.appended(append, rest.reservation);
+        if let Some(key) = rest.key {
+            key.committed();
+        }
+        if let SettledBody::File(file, _) = rest.body {
+            file.keep();
+        }
+        self.tools.notices.send(if *front {
+            Notice::Ready(append.candidate(*seq))
+        } else {
+            Notice::Behind { expires_ms: append.expires_ms }
+        });
+        let _ = rest.reply.send(Ok(()));
+        drop(rest.place);
+    }
+
+    fn announce(&self, change: &Change, effect: &Effect) {
+        match (change, effect) {
+            (_, Effect::Ended(ended)) => self.ended(ended),
+            (Change::Expire { limit, .. }, Effect::Expired { ended, next_ms }) => {
+                ended.iter().for_each(|ended| self.ended(ended));
+                self.tools.notices.send(Notice::Swept { next_ms: *next_ms, full: ended.len() >= *limit });
+            }
+            (
+                Change::Prune { limit, .. } | Change::Trim { limit },
+                Effect::Pruned { pruned, oldest_delivered_ms, oldest_dead_ms },
+            ) => {
+                for pruned in pruned {
+                    self.tools.books.pruned(pruned);
+                    if let Some(body) = pruned.freed {
+                        self.tools.spool.remove(body);
+                    }
+                }
+                if matches!(change, Change::Prune { .. }) {
+                    self.tools.notices.send(Notice::Pruned {
+                        oldest_delivered_ms: *oldest_delivered_ms,
+                        oldest_dead_ms: *oldest_dead_ms,
+                        full: pruned.len() >= *limit,
+                    });
+                }
+            }
+            (Change::Release { lane }, _) => self.tools.notices.send(Notice::Released(lane.clone())),
+            _ => {}
+        }
+    }
+
+    fn ended(&self, ended: &Ended) {
+        self.tools.books.ended(ended);
+        if let Some(body) = ended.freed {
+            self.tools.spool.remove(body);
+        }
+        if let Some(next) = &ended.promoted {
+            self.tools.notices.send(Notice::Ready(next.clone()));
+        }
+    }
+
+    fn trim_receipts(&mut self) {
+        if self.tools.books.receipts() > self.tools.max_receipts && self.first.is_empty() {
+            self.first.push((Change::Trim { limit: PAGE }, None));
+        }
+    }
+
+    /// Refuses a group's appends and keeps its other changes for later.
+    fn give_up(&mut self, group: Group, may_be_there: bool) {
+        for (change, then) in group.changes.into_iter().zip(group.thens) {
+            match (change, then) {
+                (Change::Append(append), Then::Append(rest)) => self.refuse(append.id, rest, may_be_there),
+                (change, Then::Change(reply)) => self.first.push((change, reply)),
+                (_, Then::Append(_)) => unreachable!("only an append has what belongs to one"),
+            }
+        }
+    }
+
+    fn refuse(&mut self, id: RecordId, rest: AppendRest, may_be_there: bool) {
+        self.tools.books.refused();
+        if may_be_there {
+            // Its body stays until the log says that no row names it.
+            self.disowned.push(Disowned { id, body: rest.body });
+        }
+        let _ = rest.reply.send(Err(Refusal::unavailable()));
+    }
+
+    /// Refuses what comes until the log is reopened and verified.
+    fn restore(&mut self, error: &LogError) -> Option<Stopped> {
+        self.tools.health.failed(error.to_string());
+        tracing::error!(%error, "the queue's log failed: nothing is accepted until it is reopened and verified");
+        if matches!(error, LogError::Full(_)) {
+            self.tools.disk.free_ballast();
+        }
+        let mut pause = REOPEN_FIRST;
+        loop {
+            match self.reopen() {
+                Ok(()) => break,
+                Err(error) => {
+                    tracing::error!(%error, retry_ms = pause.as_millis(), "the queue's log could not be reopened");
+                    self.tools.health.failed(error.to_string());
+                    if matches!(error, LogError::Full(_)) {
+                        self.tools.disk.free_ballast();
+                    }
+                }
+            }
+            if let Some(stopped) = self.refuse_for(pause) {
+                return Some(stopped);
+            }
+            pause = (pause * 2).min(REOPEN_LAST);
+        }
+        tracing::info!("the queue's log was reopened and verified: records are accepted again");
+        self.tools.health.restored();
+        self.tools.notices.send(Notice::Rescan);
+        None
+    }
+
+    fn reopen(&mut self) -> Result<(), LogError> {
+        self.tools.log.reopen()?;
+        let at_ms = (self.tools.wall_clock)();
+        let disown: Vec<_> =
+            self.disowned.iter().map(|refused| Change::Disown { id: refused.id, at_ms }).collect();
+        for (page, effects) in disown.chunks(PAGE).map(|page| (page.len(), self.tools.log.commit(page))) {
+            for (refused, effect) in self.disowned.drain(..page).zip(effects?) {
+                if let (Effect::Ended(_), SettledBody::File(file, _)) = (&effect, refused.body) {
+                    file.keep();
+                }
+            }
+        }
+        self.tools.books.recount(&mut *self.tools.log.reader()?)
+    }
+
+    fn refuse_for(&mut self, pause: Duration) -> Option<Stopped> {
+        let until = Instant::now() + pause;
+        loop {
+            match self.inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(Command::Append(pending)) => self.refuse(pending.append.id, pending.rest, false),
+                Ok(Command::Change(change)) => self.first.push(change),
+                Ok(Command::Suspect(_)) => {}
+                Ok(Command::LookAtDisk) => self.tools.disk.look(),
+                Ok(Command::Nudge(lane)) => self.tools.notices.send(Notice::Nudge(lane)),
+                Ok(Command::Flush(reply)) => self.flushes.push(reply),
+                Ok(Command::Stop(reply)) => return Some(Stopped(Some(reply))),
+                Err(RecvTimeoutError::Timeout) => return None,
+                Err(RecvTimeoutError::Disconnected) => return Some(Stopped(None)),
+            }
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Whether rows name these files, only the next start can say: it collects those that none names.
+        for refused in self.disowned.drain(..) {
+            if let SettledBody::File(file, _) = refused.body {
+                file.keep();
+            }
+        }
+    }
+}
+
+/// However the thread ends, nothing is accepted after it.
+struct EndsAccepting(Arc<HealthCell>);
+
+impl Drop for EndsAccepting {
+    fn drop(&mut self) {
+        self.0.failed("the queue is closed");
+    }
+}
+
+#[derive(Default)]
+struct Group {
+    changes: Vec<Change>,
+    /// One for each change.
+    thens: Vec<Then>,
+    bytes: u64,
+    suspect: Option<String>,
+}
+
+impl Group {
+    fn add_append(&mut self, pending: PendingAppend) {
+        // A body in a file is not part of the transaction.
+        self.bytes += match &pending.append.content.body {
+            StoredBody::Inline(_) => pending.append.size,
+            StoredBody::File { len, .. } => pending.append.size.saturating_sub(*len),
+        };
+        self.changes.push(Change::Append(pending.append));
+        self.thens.push(Then::Append(pending.rest));
+    }
+
+    fn add_change(&mut self, (change, reply): PendingChange) {
+        self.changes.push(change);
+        self.thens.push(Then::Change(reply));
+    }
+
+    fn has_room(&self) -> bool {
+        self.changes.len() < GROUP_RECORDS && self.bytes < GROUP_BYTES
+    }
+}

@@ -1,0 +1,338 @@
+//! What every [`Store`] must do, as claims that an implementation's tests run with [`run`].
+//!
+//! Each claim gets a place of its own. Where a claim is about durability it drops the store and opens the place
+//! again: what survives a kill of the process is tested where the process is, in the end-to-end suites.
+
+#![expect(clippy::unwrap_used, reason = "tests, though not under cfg(test) alone")]
+
+use std::sync::Arc;
+
+use beamline_model::{Digest, Grant, HostName, RevisionId, TenantName, Token, TokenHash, TokenScope};
+
+use crate::{ModuleRecord, RevisionSummary, Stamp, Store, StoreError, TenantRecord};
+
+/// Somewhere a store can be opened, dropped and opened again.
+pub trait Place {
+    /// Opens the store that is there, or makes an empty one.
+    fn open(&self) -> Arc<dyn Store>;
+}
+
+/// One claim of the suite.
+type Claim = (&'static str, fn(&dyn Place));
+
+/// Every claim, in the order in which [`run`] takes them.
+const CLAIMS: [Claim; 13] = [
+    ("an_empty_store_holds_nothing", an_empty_store_holds_nothing),
+    ("the_first_operator_token_is_added_once", the_first_operator_token_is_added_once),
+    ("a_tenant_reads_back_as_it_was_created", a_tenant_reads_back_as_it_was_created),
+    ("a_name_has_one_tenant", a_name_has_one_tenant),
+    ("a_host_has_one_tenant", a_host_has_one_tenant),
+    ("a_refused_change_leaves_nothing_behind", a_refused_change_leaves_nothing_behind),
+    ("a_module_is_kept_once_and_known_to_its_tenants", a_module_is_kept_once_and_known_to_its_tenants),
+    ("revisions_count_from_one_without_gaps", revisions_count_from_one_without_gaps),
+    ("an_activation_remembers_what_it_replaced", an_activation_remembers_what_it_replaced),
+    ("nobody_writes_over_a_change_unseen", nobody_writes_over_a_change_unseen),
+    ("one_of_many_racing_changes_wins", one_of_many_racing_changes_wins),
+    ("the_audit_has_every_change_in_order", the_audit_has_every_change_in_order),
+    ("everything_is_there_after_a_restart", everything_is_there_after_a_restart),
+];
+
+/// Runs every claim, each in a fresh place from `place`.
+///
+/// # Panics
+/// Where a claim does not hold; the claim's name is printed first.
+pub fn run<P: Place>(place: impl Fn() -> P) {
+    for (name, claim) in CLAIMS {
+        eprintln!("store conformance: {name}");
+        claim(&place());
+    }
+}
+
+fn stamp(at_ms: u64) -> Stamp<'static> {
+    Stamp { at_ms, actor: "operator" }
+}
+
+fn name(text: &str) -> TenantName {
+    text.parse().expect("the suite's names are valid")
+}
+
+fn grant(hosts: &[&str]) -> Grant {
+    Grant {
+        hosts: hosts.iter().map(|h| h.parse::<HostName>().expect("the suite's hosts are valid")).collect(),
+        upstream_ranges: vec!["127.0.0.1:9001-9002".parse().expect("the suite's ranges are valid")],
+    }
+}
+
+fn token(text: &str) -> TokenHash {
+    Token::presented(text).hash()
+}
+
+fn create(store: &dyn Store, tenant: &str, hosts: &[&str]) -> TenantName {
+    let tenant = name(tenant);
+    store
+        .create_tenant(&tenant, &grant(hosts), &token(tenant.as_str()), stamp(1))
+        .expect("nothing stands against the tenant");
+    tenant
+}
+
+fn commit(store: &dyn Store, tenant: &TenantName, replaces: Option<u64>, manifest: &str) -> u64 {
+    store
+        .commit_revision(tenant, replaces.map(RevisionId), manifest, stamp(5))
+        .expect("nothing stands against the revision")
+        .revision
+        .0
+}
+
+fn record(store: &dyn Store, tenant: &TenantName) -> TenantRecord {
+    store.tenant(tenant).expect("the store answers").expect("the tenant is there")
+}
+
+fn an_empty_store_holds_nothing(place: &dyn Place) {
+    let store = place.open();
+    let nobody = name("nobody");
+    assert!(store.tokens().unwrap().is_empty());
+    assert!(store.tenants().unwrap().is_empty());
+    assert_eq!(store.tenant(&nobody).unwrap(), None);
+    assert!(store.modules(&nobody).unwrap().is_empty());
+    assert_eq!(store.module(&nobody, &Digest::of(b"m")).unwrap(), None);
+    assert_eq!(store.module_bytes(&Digest::of(b"m")).unwrap(), None);
+    assert_eq!(store.revision(&nobody, RevisionId(1)).unwrap(), None);
+    assert!(store.revisions(&nobody, None, 10).unwrap().is_empty());
+    assert!(store.audit(None, 0, 10).unwrap().is_empty());
+}
+
+fn the_first_operator_token_is_added_once(place: &dyn Place) {
+    let store = place.open();
+    create(&*store, "acme", &[]);
+    assert!(
+        store.add_first_operator_token(&token("first"), stamp(1)).unwrap(),
+        "a tenant's token is no operator's"
+    );
+    assert!(!store.add_first_operator_token(&token("second"), stamp(2)).unwrap());
+    let mut scopes: Vec<_> = store.tokens().unwrap();
+    scopes.sort_by_key(|(_, scope)| *scope != TokenScope::Operator);
+    assert_eq!(
+        scopes,
+        [(token("first"), TokenScope::Operator), (token("acme"), TokenScope::Tenant(name("acme")))]
+    );
+}
+
+fn a_tenant_reads_back_as_it_was_created(place: &dyn Place) {
+    let store = place.open();
+    let (zeta, acme) =
+        (create(&*store, "zeta", &["zeta.test"]), create(&*store, "acme", &["a.test", "a.test"]));
+    let expected = TenantRecord {
+        name: acme.clone(),
+        grant: grant(&["a.test", "a.test"]),
+        created_ms: 1,
+        active: None,
+        previous: None,
+    };
+    assert_eq!(record(&*store, &acme), expected);
+    let names: Vec<_> = store.tenants().unwrap().into_iter().map(|t| t.name).collect();
+    assert_eq!(names, [acme, zeta], "by name");
+}
+
+fn a_name_has_one_tenant(place: &dyn Place) {
+    let store = place.open();
+    let acme = create(&*store, "acme", &["acme.test"]);
+    let again = store.create_tenant(&acme, &grant(&["other.test"]), &token("other"), stamp(2));
+    assert!(matches!(again, Err(StoreError::NameTaken(n)) if n == acme));
+    assert_eq!(record(&*store, &acme).grant, grant(&["acme.test"]));
+}
+
+fn a_host_has_one_tenant(place: &dyn Place) {
+    let store = place.open();
+    let acme = create(&*store, "acme", &["acme.test", "shared.test"]);
+    let other = store.create_tenant(
+        &name("other"),
+        &grant(&["other.test", "shared.test"]),
+        &token("other"),
+        stamp(2),
+    );
+    let Err(StoreError::HostTaken { host, tenant }) = other else { panic!("expected HostTaken: {other:?}") };
+    assert_eq!((host.as_str(), tenant), ("shared.test", acme));
+}
+
+fn a_refused_change_leaves_nothing_behind(place: &dyn Place) {
+    let store = place.open();
+    create(&*store, "acme", &["acme.test"]);
+    let before = store.audit(None, 0, 100).unwrap();
+    let refused =
+        store.create_tenant(&name("other"), &grant(&["other.test", "acme.test"]), &token("other"), stamp(2));
+    assert!(refused.is_err());
+    assert_eq!(store.tenant(&name("other")).unwrap(), None);
+    assert_eq!(store.tokens().unwrap().len(), 1);
+    assert_eq!(store.audit(None, 0, 100).unwrap(), before);
+    create(&*store, "third", &["other.test"]); // the refused tenant's first host is free
+
+    let nobody = name("nobody");
+    let digest = Digest::of(b"m");
+    let unknown = |error| matches!(error, StoreError::UnknownTenant(t) if t == nobody);
+    assert!(unknown(store.put_module(&nobody, &digest, b"m", "{}", stamp(1)).unwrap_err()));
+    assert_eq!(store.module_bytes(&digest).unwrap(), None);
+    assert!(unknown(store.commit_revision(&nobody, None, "{}", stamp(1)).unwrap_err()));
+    assert!(unknown(store.activate_revision(&nobody, None, RevisionId(1), stamp(1)).unwrap_err()));
+}
+
+fn a_module_is_kept_once_and_known_to_its_tenants(place: &dyn Place) {
+    let store = place.open();
+    let (acme, other) = (create(&*store, "acme", &[]), create(&*store, "other", &[]));
+    let (first, second) = (Digest::of(b"first"), Digest::of(b"second"));
+    assert!(store.put_module(&acme, &first, b"first", "{\"n\":1}", stamp(7)).unwrap());
+    assert!(store.put_module(&acme, &second, b"second", "{}", stamp(8)).unwrap());
+    assert!(!store.put_module(&acme, &first, b"first", "{\"n\":2}", stamp(9)).unwrap(), "known already");
+
+    let expected = ModuleRecord { digest: first, size: 5, info: "{\"n\":1}".to_owned(), pushed_ms: 7 };
+    assert_eq!(store.module(&acme, &first).unwrap(), Some(expected.clone()), "the first info stays");
+    assert_eq!(store.module(&other, &first).unwrap(), None, "another's module is not one's own");
+    let digests: Vec<_> = store.modules(&acme).unwrap().into_iter().map(|m| m.digest).collect();
+    assert_eq!(digests, [first, second], "oldest first");
+
+    assert!(store.put_module(&other, &first, b"first", "{}", stamp(10)).unwrap());
+    assert_eq!(store.modules(&other).unwrap().len(), 1);
+    assert_eq!(store.module_bytes(&first).unwrap().as_deref(), Some(&b"first"[..]));
+    let pushes = store.audit(None, 0, 100).unwrap();
+    assert_eq!(pushes.iter().filter(|row| row.action == "module.push").count(), 3);
+}
+
+fn revisions_count_from_one_without_gaps(place: &dyn Place) {
+    let store = place.open();
+    let (acme, other) = (create(&*store, "acme", &[]), create(&*store, "other", &[]));
+    assert_eq!(commit(&*store, &acme, None, "one"), 1);
+    assert_eq!(commit(&*store, &acme, Some(1), "two"), 2);
+    assert!(store.commit_revision(&acme, Some(RevisionId(1)), "lost", stamp(1)).is_err());
+    store.activate_revision(&acme, Some(RevisionId(2)), RevisionId(1), stamp(1)).unwrap();
+    assert_eq!(commit(&*store, &acme, Some(1), "three"), 3, "after the last, not after the active one");
+    assert_eq!(commit(&*store, &other, None, "one"), 1, "each tenant counts its own");
+
+    let ids = |before, limit| {
+        let page = store.revisions(&acme, before, limit).unwrap();
+        page.iter().map(|r: &RevisionSummary| r.id.0).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(None, 10), [3, 2, 1]);
+    assert_eq!(ids(None, 2), [3, 2]);
+    assert_eq!(ids(Some(RevisionId(2)), 10), [1]);
+    assert_eq!(store.revision(&acme, RevisionId(2)).unwrap().unwrap().manifest, "two");
+    assert_eq!(store.revision(&acme, RevisionId(4)).unwrap(), None);
+}
+
+fn an_activation_remembers_what_it_replaced(place: &dyn Place) {
+    let store = place.open();
+    let acme = create(&*store, "acme", &[]);
+    let states = |store: &dyn Store| {
+        let tenant = record(store, &acme);
+        (tenant.active.map(|r| r.0), tenant.previous.map(|r| r.0))
+    };
+    commit(&*store, &acme, None, "one");
+    assert_eq!(states(&*store), (Some(1), None));
+    commit(&*store, &acme, Some(1), "two");
+    assert_eq!(states(&*store), (Some(2), Some(1)));
+    let done = store.activate_revision(&acme, Some(RevisionId(2)), RevisionId(1), stamp(1)).unwrap();
+    assert_eq!((done.revision, done.replaced), (RevisionId(1), Some(RevisionId(2))));
+    assert_eq!(states(&*store), (Some(1), Some(2)));
+    store.activate_revision(&acme, Some(RevisionId(1)), RevisionId(1), stamp(1)).unwrap();
+    assert_eq!(states(&*store), (Some(1), Some(2)), "to activate the active one changes nothing");
+}
+
+fn nobody_writes_over_a_change_unseen(place: &dyn Place) {
+    let store = place.open();
+    let acme = create(&*store, "acme", &[]);
+    commit(&*store, &acme, None, "one");
+    commit(&*store, &acme, Some(1), "two");
+    let moved = |error| {
+        matches!(error, StoreError::Moved { expected, found, .. }
+            if expected != found && found == Some(RevisionId(2)))
+    };
+    assert!(moved(store.commit_revision(&acme, None, "three", stamp(1)).unwrap_err()));
+    assert!(moved(store.commit_revision(&acme, Some(RevisionId(1)), "three", stamp(1)).unwrap_err()));
+    assert!(moved(store.activate_revision(&acme, Some(RevisionId(1)), RevisionId(1), stamp(1)).unwrap_err()));
+    let unknown = store.activate_revision(&acme, Some(RevisionId(2)), RevisionId(9), stamp(1));
+    assert!(matches!(unknown, Err(StoreError::UnknownRevision { revision: RevisionId(9), .. })));
+    assert_eq!(record(&*store, &acme).active, Some(RevisionId(2)));
+    assert_eq!(store.revisions(&acme, None, 10).unwrap().len(), 2);
+}
+
+fn one_of_many_racing_changes_wins(place: &dyn Place) {
+    let store = place.open();
+    let acme = create(&*store, "acme", &[]);
+    let won = std::thread::scope(|scope| {
+        let racers: Vec<_> = (0..8)
+            .map(|i| {
+                let (store, acme) = (&store, &acme);
+                scope.spawn(move || store.commit_revision(acme, None, &format!("{i}"), stamp(1)).is_ok())
+            })
+            .collect();
+        racers.into_iter().map(|r| r.join().expect("a racer does not panic")).filter(|w| *w).count()
+    });
+    assert_eq!(won, 1);
+    assert_eq!(store.revisions(&acme, None, 10).unwrap().len(), 1);
+}
+
+fn the_audit_has_every_change_in_order(place: &dyn Place) {
+    let store = place.open();
+    store.add_first_operator_token(&token("operator"), stamp(10)).unwrap();
+    let (acme, other) = (create(&*store, "acme", &["acme.test"]), create(&*store, "other", &[]));
+    let stamp = Stamp { at_ms: 20, actor: "tenant/acme" };
+    store.put_module(&acme, &Digest::of(b"m"), b"m", "{}", stamp).unwrap();
+    store.commit_revision(&acme, None, "one", stamp).unwrap();
+    store.commit_revision(&acme, Some(RevisionId(1)), "two", stamp).unwrap();
+    store.activate_revision(&acme, Some(RevisionId(2)), RevisionId(1), stamp).unwrap();
+
+    let rows = store.audit(None, 0, 100).unwrap();
+    let actions: Vec<_> =
+        rows.iter().map(|r| (r.action.as_str(), r.tenant.as_ref().map(TenantName::as_str))).collect();
+    assert_eq!(
+        actions,
+        [
+            ("token.create", None),
+            ("tenant.create", Some("acme")),
+            ("tenant.create", Some("other")),
+            ("module.push", Some("acme")),
+            ("revision.commit", Some("acme")),
+            ("revision.commit", Some("acme")),
+            ("revision.activate", Some("acme")),
+        ]
+    );
+    assert!(rows.is_sorted_by(|a, b| a.seq < b.seq));
+    let last = &rows[6];
+    assert_eq!((last.at_ms, last.actor.as_str()), (20, "tenant/acme"));
+    assert_eq!(last.detail, serde_json::json!({ "revision": 1, "replaced": 2 }));
+    assert_eq!(rows[3].detail["digest"], Digest::of(b"m").to_string());
+    assert_eq!(rows[1].detail["grant"]["hosts"][0], "acme.test");
+
+    assert_eq!(store.audit(Some(&other), 0, 100).unwrap(), rows[2..3]);
+    assert_eq!(store.audit(Some(&acme), rows[3].seq, 100).unwrap(), rows[4..]);
+    assert_eq!(store.audit(None, 0, 2).unwrap(), rows[..2]);
+    let text = format!("{rows:?}");
+    assert!(!text.contains(&token("operator").to_hex()), "not even a token's hash is in the audit");
+}
+
+fn everything_is_there_after_a_restart(place: &dyn Place) {
+    let acme = name("acme");
+    let all = |store: &dyn Store| {
+        (
+            store.tokens().unwrap(),
+            store.tenants().unwrap(),
+            store.modules(&acme).unwrap(),
+            store.module_bytes(&Digest::of(b"m")).unwrap(),
+            store.revisions(&acme, None, 10).unwrap(),
+            store.revision(&acme, RevisionId(1)).unwrap(),
+            store.audit(None, 0, 100).unwrap(),
+        )
+    };
+    let store = place.open();
+    store.add_first_operator_token(&token("operator"), stamp(1)).unwrap();
+    create(&*store, "acme", &["acme.test"]);
+    store.put_module(&acme, &Digest::of(b"m"), b"m", "{}", stamp(1)).unwrap();
+    commit(&*store, &acme, None, "one");
+    commit(&*store, &acme, Some(1), "two");
+    let before = all(&*store);
+    drop(store);
+
+    let store = place.open();
+    assert_eq!(all(&*store), before);
+    let last = before.6.last().expect("the audit has rows").seq;
+    commit(&*store, &acme, Some(2), "three");
+    assert!(store.audit(None, last, 10).unwrap().iter().all(|row| row.seq > last));
+}

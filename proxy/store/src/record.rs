@@ -1,0 +1,87 @@
+//! What a store hands out and takes.
+
+use beamline_model::{Digest, Grant, RevisionId, TenantName};
+use serde::Serialize;
+
+/// Who changes something, and when: part of every change, for the audit.
+#[derive(Clone, Copy, Debug)]
+pub struct Stamp<'a> {
+    /// Wall time in milliseconds since the Unix epoch.
+    pub at_ms: u64,
+    /// On whose authority, such as `operator` or `tenant/acme`. Never a token.
+    pub actor: &'a str,
+}
+
+/// A tenant as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TenantRecord {
+    /// Its name.
+    pub name: TenantName,
+    /// What the operator granted it.
+    pub grant: Grant,
+    /// Milliseconds since the Unix epoch.
+    pub created_ms: u64,
+    /// The revision that serves its traffic; none before the first one.
+    pub active: Option<RevisionId>,
+    /// The revision that was active before `active`; none before the second activation.
+    pub previous: Option<RevisionId>,
+}
+
+/// What an activation did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Activated {
+    /// The revision that is active now.
+    pub revision: RevisionId,
+    /// The one that it replaced.
+    pub replaced: Option<RevisionId>,
+}
+
+/// A module as one tenant has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModuleRecord {
+    /// The content's digest.
+    pub digest: Digest,
+    /// The content's length in bytes.
+    pub size: u64,
+    /// What the caller said of it, as it came.
+    pub info: String,
+    /// When this tenant got it, in milliseconds since the Unix epoch.
+    pub pushed_ms: u64,
+}
+
+/// A revision without its manifest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct RevisionSummary {
+    /// Its number.
+    pub id: RevisionId,
+    /// When it was made, in milliseconds since the Unix epoch.
+    pub created_ms: u64,
+}
+
+/// A revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RevisionRecord {
+    /// Its number.
+    pub id: RevisionId,
+    /// When it was made, in milliseconds since the Unix epoch.
+    pub created_ms: u64,
+    /// The manifest's canonical JSON.
+    pub manifest: String,
+}
+
+/// One row of the audit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AuditRow {
+    /// Its number: later rows have greater ones, not always the next.
+    pub seq: u64,
+    /// Wall time in milliseconds since the Unix epoch, as the change's [`Stamp`] had it.
+    pub at_ms: u64,
+    /// On whose authority, as the change's [`Stamp`] had it.
+    pub actor: String,
+    /// What was done: `token.create`, `tenant.create`, `module.push`, `revision.commit` or `revision.activate`.
+    pub action: String,
+    /// The tenant concerned.
+    pub tenant: Option<TenantName>,
+    /// What exactly, as a JSON object: a digest, a revision, a grant.
+    pub detail: serde_json::Value,
+}

@@ -1,0 +1,68 @@
+//! `make bench SUITE=…`: figures that depend on time, held against bars. What `make test` counts, this measures.
+
+mod cpu;
+mod proxies;
+mod report;
+mod suites;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+
+/// Measures BeamLine beside its peers and says which bars were met or missed.
+#[derive(Parser, Debug)]
+#[command(name = "bench")]
+struct Settings {
+    /// What is measured.
+    #[arg(default_value = "core")]
+    suite: Suite,
+    /// Rounds: each system has a turn in each of them.
+    #[arg(long, default_value_t = 15)]
+    rounds: usize,
+    /// How long a turn lasts.
+    #[arg(long, default_value_t = 500, value_name = "MS")]
+    round_ms: u64,
+    /// Connections of the load generator.
+    #[arg(long, default_value_t = 64)]
+    connections: usize,
+    /// How many modules the node with many modules has, each in a tenant of its own.
+    #[arg(long, default_value_t = 1000)]
+    modules: usize,
+    /// The filter that reads 12 headers, `x-h1` to `x-h12`, and routes to `origin`.
+    #[arg(long, default_value = "target/guests/tiny.wasm", value_name = "FILE")]
+    filter: PathBuf,
+    /// Where the figures go as JSON.
+    #[arg(long, default_value = "target/bench", value_name = "FOLDER")]
+    out: PathBuf,
+    /// Ends with an error where a bar was missed.
+    #[arg(long)]
+    strict: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Suite {
+    /// CPU per request beside nginx, without a filter and with one.
+    Core,
+    /// Filters by tier, language and limit.
+    Filter,
+    /// The durable queue.
+    Queue,
+    /// HTTP in all its shapes.
+    Dataplane,
+    /// What logs, spans and metrics cost.
+    Telemetry,
+}
+
+fn main() -> Result<ExitCode> {
+    let settings = Settings::parse();
+    let missed = match settings.suite {
+        Suite::Core => suites::core::run(&settings)?,
+        other => {
+            let name = other.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default();
+            println!("{name}: no bars yet");
+            0
+        }
+    };
+    Ok(if settings.strict && missed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}

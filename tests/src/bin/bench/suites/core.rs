@@ -1,0 +1,280 @@
+//! The core suite: what a request costs, beside nginx.
+//!
+//! CPU per request of the proxy's processes, not requests per second: with two processors the load generator, not the
+//! proxy, limits those. The proxy has one processor, the load generator and the origin share a thread on another. The
+//! systems take short turns, so that a machine that drifts hits them alike; what counts is the median of the ratios (or
+//! differences) within each round. nginx runs twice under two names: how far that ratio is from 1 is the noise.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use beamline_tests::{
+    load::{self, Plan, Report, Stage},
+    ports::Port,
+    process,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    Settings,
+    cpu::{self, Usage},
+    proxies::{Nginx, Node, PROXY_CPU, Proxy, host},
+    report::{self, Bar, Table, median},
+};
+
+/// Bytes of each answer's body.
+const ANSWER: usize = 128;
+/// What runs before each measurement, for caches and connection pools.
+const WARM_UP: Duration = Duration::from_millis(150);
+
+/// Without a filter: at most so many times what nginx costs.
+const BAR_NO_FILTER: f64 = 1.25;
+/// A filter that reads 12 headers in a fresh instance: at most so many µs more.
+const BAR_FILTER: f64 = 14.0;
+
+/// One line of the table: a proxy and what is asked of it.
+struct Case {
+    name: String,
+    proxy: usize,
+    /// The case that it is held against: nginx with the same requests.
+    base: usize,
+    requests: Vec<Vec<u8>>,
+    rounds: Vec<Round>,
+    usage: Usage,
+}
+
+/// One measurement.
+struct Round {
+    /// CPU per request, in µs.
+    cpu_us: f64,
+    report: Report,
+}
+
+impl Case {
+    fn cpu_us(&self) -> f64 {
+        median(self.rounds.iter().map(|r| r.cpu_us).collect())
+    }
+
+    /// Against another case in the same round.
+    fn paired(&self, base: &Self, how: impl Fn(f64, f64) -> f64) -> f64 {
+        median(self.rounds.iter().zip(&base.rounds).map(|(a, b)| how(a.cpu_us, b.cpu_us)).collect())
+    }
+
+    fn failed(&self) -> u64 {
+        self.rounds.iter().map(|r| r.report.failed()).sum()
+    }
+
+    fn latency(&self, percent: f64) -> f64 {
+        median(self.rounds.iter().map(|r| r.report.latency.percentile(percent).as_secs_f64() * 1e6).collect())
+    }
+
+    fn rate(&self) -> f64 {
+        median(self.rounds.iter().map(|r| r.report.rate()).collect())
+    }
+}
+
+/// Runs the suite; gives how many bars were missed.
+pub(crate) fn run(settings: &Settings) -> Result<usize> {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    ensure!(
+        processors >= 2,
+        "expected two processors, one for the proxy, one for the load; found {processors}"
+    );
+    let filter = std::fs::read(&settings.filter).with_context(|| {
+        format!("the filter {} can't be read: `make guests` builds it", settings.filter.display())
+    })?;
+    process::pin_to(PROXY_CPU + 1)?;
+    let port = Port::reserve()?;
+    let origin = port.address();
+    let mut stage = Stage::with_origin(&port, ANSWER)?;
+
+    println!(
+        "starting nginx twice, BeamLine without a filter, with 1 module, with {} modules",
+        settings.modules
+    );
+    let proxies: Vec<Box<dyn Proxy>> = vec![
+        Box::new(Nginx::start(origin)?),
+        Box::new(Nginx::start(origin)?),
+        Box::new(Node::start(origin, 1, None)?),
+        Box::new(Node::start(origin, 1, Some(&filter))?),
+        Box::new(Node::start(origin, settings.modules, Some(&filter))?),
+    ];
+    let mut cases = cases(settings.modules);
+    proxies.iter().try_for_each(|p| p.freeze(true))?;
+    for round in 1..=settings.rounds {
+        for case in &mut cases {
+            let proxy = &proxies[case.proxy];
+            proxy.freeze(false)?;
+            measure(case, proxy.as_ref(), &mut stage, settings)?;
+            proxy.freeze(true)?;
+        }
+        println!("round {round} of {}", settings.rounds);
+    }
+    let memory: Vec<_> = proxies.iter().map(|p| p.pid().map(cpu::resident_mib)).collect::<Result<_>>()?;
+    proxies.iter().try_for_each(|p| p.freeze(false))?;
+
+    print(&cases, &memory, settings);
+    let bars = bars(&cases, settings.modules);
+    let missed = report::print_bars(&bars);
+    report::write_json(&settings.out, "core", &bars, figures(&cases, &memory, settings))?;
+    Ok(missed)
+}
+
+// The cases by their place.
+const NGINX: usize = 0;
+const NGINX_AGAIN: usize = 1;
+const PLAIN: usize = 2;
+const NGINX_12: usize = 3;
+const PLAIN_12: usize = 4;
+const FILTER_ONE: usize = 5;
+const FILTER_MANY: usize = 6;
+
+fn cases(modules: usize) -> Vec<Case> {
+    let twelve: Vec<_> = (1..=12).map(|i| (format!("x-h{i}"), format!("{i:0>64}"))).collect();
+    let twelve: Vec<_> = twelve.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let small = vec![load::get("/", &host(0))];
+    let with_twelve = |n: usize| load::request("GET", "/", &host(n), &twelve, b"");
+    let case = |name: &str, proxy, base, requests| Case {
+        name: name.into(),
+        proxy,
+        base,
+        requests,
+        rounds: Vec::new(),
+        usage: Usage::default(),
+    };
+    vec![
+        case("nginx", 0, NGINX, small.clone()),
+        case("nginx again (noise)", 1, NGINX, small.clone()),
+        case("beamline, no filter", 2, NGINX, small),
+        case("nginx, 12 headers", 0, NGINX_12, vec![with_twelve(0)]),
+        case("beamline, 12 headers, no filter", 2, NGINX_12, vec![with_twelve(0)]),
+        case("beamline, 12-header filter, 1 module", 3, NGINX_12, vec![with_twelve(0)]),
+        case(
+            &format!("beamline, 12-header filter, {modules} modules"),
+            4,
+            NGINX_12,
+            (0..modules).map(with_twelve).collect(),
+        ),
+    ]
+}
+
+fn measure(case: &mut Case, proxy: &dyn Proxy, stage: &mut Stage, settings: &Settings) -> Result<()> {
+    let mut plan = Plan::new(proxy.address(), Vec::new()).connections(settings.connections).lasting(WARM_UP);
+    plan.requests = std::mem::take(&mut case.requests);
+    stage.run(&plan)?;
+    plan.duration = Duration::from_millis(settings.round_ms);
+    let before = Usage::of(proxy.pid()?);
+    let report = stage.run(&plan)?;
+    let used = Usage::of(proxy.pid()?).since(&before);
+    ensure!(report.good() > 0, "{}: no request succeeded: {report}", case.name);
+    case.usage.add(&used);
+    case.rounds.push(Round { cpu_us: used.total as f64 / 1000.0 / report.good() as f64, report });
+    case.requests = plan.requests;
+    Ok(())
+}
+
+fn print(cases: &[Case], memory: &[f64], settings: &Settings) {
+    println!(
+        "\nCPU per request of the proxy's processes: medians of {} rounds of {} ms, {} kept connections, GET, {ANSWER}-byte answers, access log on and buffered\n",
+        settings.rounds, settings.round_ms, settings.connections
+    );
+    let mut table = Table::new(&[
+        "",
+        "µs/request",
+        "× nginx",
+        "user µs",
+        "kernel µs",
+        "p50 µs",
+        "p99 µs",
+        "requests/s",
+        "MiB",
+        "failed",
+    ]);
+    for case in cases {
+        let kernel = case.usage.kernel_share();
+        table.row(vec![
+            case.name.clone(),
+            format!("{:.2}", case.cpu_us()),
+            format!("{:.3}", case.paired(&cases[case.base], |a, b| a / b)),
+            format!("{:.2}", case.cpu_us() * (1.0 - kernel)),
+            format!("{:.2}", case.cpu_us() * kernel),
+            format!("{:.0}", case.latency(50.0)),
+            format!("{:.0}", case.latency(99.0)),
+            format!("{:.0}", case.rate()),
+            format!("{:.0}", memory[case.proxy]),
+            case.failed().to_string(),
+        ]);
+    }
+    table.print();
+    println!("\nwhere the time goes, by thread");
+    for case in cases {
+        let parts: Vec<_> = case
+            .usage
+            .threads_by_share()
+            .into_iter()
+            .filter(|(_, share)| *share >= 0.001)
+            .map(|(name, share)| format!("{name} {:.1}% ({:.2} µs)", share * 100.0, share * case.cpu_us()))
+            .collect();
+        println!("  {}: {}", case.name, parts.join(", "));
+    }
+}
+
+fn bars(cases: &[Case], modules: usize) -> Vec<Bar> {
+    let void = |of: &[usize]| {
+        let failed: u64 = of.iter().map(|i| cases[*i].failed()).sum();
+        (failed > 0).then(|| format!("{failed} requests failed"))
+    };
+    let more = |i: usize| cases[i].paired(&cases[PLAIN_12], |a, b| a - b);
+    vec![
+        Bar {
+            what: "no filter, CPU per request".into(),
+            found: cases[PLAIN].paired(&cases[NGINX], |a, b| a / b),
+            at_most: BAR_NO_FILTER,
+            unit: "× nginx",
+            void: void(&[NGINX, PLAIN]),
+        },
+        Bar {
+            what: "a filter that reads 12 headers in a fresh instance, 1 module".into(),
+            found: more(FILTER_ONE),
+            at_most: BAR_FILTER,
+            unit: "µs more",
+            void: void(&[PLAIN_12, FILTER_ONE]),
+        },
+        Bar {
+            what: format!("the same with {modules} modules in turn"),
+            found: more(FILTER_MANY),
+            at_most: BAR_FILTER,
+            unit: "µs more",
+            void: void(&[PLAIN_12, FILTER_MANY]),
+        },
+    ]
+}
+
+fn figures(cases: &[Case], memory: &[f64], settings: &Settings) -> Value {
+    let systems: Vec<_> = cases
+        .iter()
+        .map(|case| {
+            json!({
+                "name": case.name,
+                "cpu_us": case.cpu_us(),
+                "cpu_us_rounds": case.rounds.iter().map(|r| r.cpu_us).collect::<Vec<_>>(),
+                "times_nginx": case.paired(&cases[case.base], |a, b| a / b),
+                "kernel_share": case.usage.kernel_share(),
+                "threads": case.usage.threads_by_share(),
+                "p50_us": case.latency(50.0),
+                "p99_us": case.latency(99.0),
+                "requests_per_second": case.rate(),
+                "resident_mib": memory[case.proxy],
+                "failed": case.failed(),
+            })
+        })
+        .collect();
+    json!({
+        "rounds": settings.rounds,
+        "round_ms": settings.round_ms,
+        "connections": settings.connections,
+        "modules": settings.modules,
+        "noise": cases[NGINX_AGAIN].paired(&cases[NGINX], |a, b| a / b),
+        "systems": systems,
+    })
+}

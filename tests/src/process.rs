@@ -1,0 +1,74 @@
+//! Child processes: on one processor, ended for sure, waited for with a bound.
+
+use std::{
+    process::{Child, Command, ExitStatus},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
+    thread::{CpuSet, sched_getaffinity, sched_setaffinity},
+};
+
+/// Restricts the calling thread, and what it starts from now on, to one processor.
+///
+/// # Errors
+/// Where there is no such processor.
+pub fn pin_to(cpu: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    sched_setaffinity(None, &set).with_context(|| format!("cannot run on processor {cpu} alone"))
+}
+
+/// Starts a command, where `cpu` is given on that processor alone. The calling thread's own processors stay.
+///
+/// # Errors
+/// Where it can't be started or there is no such processor.
+pub fn spawn_on(command: &mut Command, cpu: Option<usize>) -> Result<Child> {
+    let Some(cpu) = cpu else { return Ok(command.spawn()?) };
+    let own = sched_getaffinity(None)?;
+    pin_to(cpu)?;
+    let child = command.spawn();
+    sched_setaffinity(None, &own)?;
+    Ok(child?)
+}
+
+fn pid_of(id: u32) -> Result<Pid> {
+    i32::try_from(id).ok().and_then(Pid::from_raw).context("a process id is a positive number")
+}
+
+/// Sends a signal to a process.
+///
+/// # Errors
+/// Where there is no such process.
+pub fn signal(id: u32, signal: Signal) -> Result<()> {
+    kill_process(pid_of(id)?, signal).with_context(|| format!("cannot send {signal:?} to process {id}"))
+}
+
+/// Waits until a child has ended; `None` where it hasn't by then.
+///
+/// # Errors
+/// Where the kernel can't tell.
+pub fn wait_exit(child: &mut Child, within: Duration) -> Result<Option<ExitStatus>> {
+    if let Some(status) = child.try_wait()? {
+        return Ok(Some(status));
+    }
+    let ended = pidfd_open(pid_of(child.id())?, PidfdFlags::empty())?;
+    let mut wanted = [PollFd::new(&ended, PollFlags::IN)];
+    let timeout = Timespec { tv_sec: within.as_secs() as i64, tv_nsec: i64::from(within.subsec_nanos()) };
+    poll(&mut wanted, Some(&timeout))?;
+    Ok(child.try_wait()?)
+}
+
+/// A child that is killed and reaped when this is dropped.
+#[derive(Debug)]
+pub struct Guarded(pub Child);
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

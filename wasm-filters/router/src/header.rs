@@ -1,0 +1,82 @@
+//! Conditions on headers.
+
+use std::fmt;
+
+use beamline_sdk::HeaderValue;
+use serde::{Deserialize, Deserializer, de};
+
+/// What the first values of some headers must be, written as an object by name.
+#[derive(Default)]
+pub(crate) struct HeaderMatches(Vec<(String, HeaderMatch)>);
+
+/// What the first value of a header must be: `true` any, `false` none, a text that text.
+enum HeaderMatch {
+    Present,
+    Absent,
+    Equals(String),
+}
+
+impl HeaderMatches {
+    /// Whether all hold; `value` gives the first value of a header.
+    pub(crate) fn hold<'a>(&self, value: impl Fn(&str) -> Option<&'a HeaderValue>) -> bool {
+        self.0.iter().all(|(name, wanted)| match (wanted, value(name)) {
+            (HeaderMatch::Present, value) => value.is_some(),
+            (HeaderMatch::Absent, value) => value.is_none(),
+            (HeaderMatch::Equals(wanted), value) => value.is_some_and(|value| value == wanted.as_str()),
+        })
+    }
+
+    /// The headers' names, in lower case.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| name.as_str())
+    }
+}
+
+// A list, not a map: a handful of conditions is looked through once, and a map would be a fifth of the module.
+impl<'de> Deserialize<'de> for HeaderMatches {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = HeaderMatches;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of header names")
+            }
+
+            fn visit_map<M: de::MapAccess<'de>>(self, mut map: M) -> Result<HeaderMatches, M::Error> {
+                let mut matches = Vec::new();
+                while let Some((name, wanted)) = map.next_entry::<String, _>()? {
+                    matches.push((name.to_ascii_lowercase(), wanted));
+                }
+                Ok(HeaderMatches(matches))
+            }
+        }
+
+        deserializer.deserialize_map(Visitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for HeaderMatch {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl de::Visitor<'_> for Visitor {
+            type Value = HeaderMatch;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("true (present), false (absent) or the header's whole value")
+            }
+
+            fn visit_bool<E: de::Error>(self, present: bool) -> Result<HeaderMatch, E> {
+                Ok(if present { HeaderMatch::Present } else { HeaderMatch::Absent })
+            }
+
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<HeaderMatch, E> {
+                Ok(HeaderMatch::Equals(value.to_owned()))
+            }
+        }
+
+        deserializer.deserialize_any(Visitor)
+    }
+}

@@ -1,0 +1,16 @@
+//! The host's functions: the real ones in a module, the ones of [`testing`](crate::testing) elsewhere.
+
+#[cfg(target_family = "wasm")]
+mod imported {
+    use crate::raw::beamline::edge;
+    pub(crate) use edge::http::RequestHead as Head;
+    pub(crate) use edge::{
+        config::get as config, log::write as log, random::get_u64 as random, upstreams::get as upstream,
+    };
+}
+
+#[cfg(target_family = "wasm")]
+pub(crate) use imported::*;
+
+#[cfg(not(target_family = "wasm"))]
+pub(crate) use crate::testing::host::*;

@@ -1,0 +1,153 @@
+//! The request's head, as a filter sees and changes it.
+
+use std::fmt;
+
+use crate::host::Head;
+pub use crate::raw::beamline::edge::http::{HeadSnapshot as Snapshot, HeaderError};
+
+/// The head of the request that a filter decides on.
+///
+/// The head stays with the host: every method is one call across the sandbox's border (about 0.1 µs). Where a filter
+/// knows which fields it wants, [`headers`](Self::headers) brings all of them at once.
+pub struct Request<'call> {
+    head: &'call Head,
+}
+
+/// The value of a header field: bytes, for HTTP does not promise text.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HeaderValue(Vec<u8>);
+
+impl<'call> Request<'call> {
+    pub(crate) fn new(head: &'call Head) -> Self {
+        Self { head }
+    }
+
+    /// The method, such as `GET`. Case matters.
+    pub fn method(&self) -> String {
+        self.head.method()
+    }
+
+    /// The path as the client sent it, without the query. See [`path`](crate::path) before you compare it.
+    pub fn path(&self) -> String {
+        self.head.path()
+    }
+
+    /// What follows the `?`, or none.
+    pub fn query(&self) -> Option<String> {
+        self.head.query()
+    }
+
+    /// The host that the client named, in lower case, without port.
+    pub fn host(&self) -> String {
+        self.head.host()
+    }
+
+    /// The first value of a field, or none.
+    pub fn header(&self, name: &str) -> Option<HeaderValue> {
+        self.head.get(name).map(HeaderValue)
+    }
+
+    /// The first value of each of several fields, in one crossing.
+    ///
+    /// ```
+    /// # use beamline_sdk::Request;
+    /// # fn f(request: &Request) {
+    /// let [plan, region] = request.headers(["x-plan", "x-region"]);
+    /// # }
+    /// ```
+    pub fn headers<const N: usize>(&self, names: [&str; N]) -> [Option<HeaderValue>; N] {
+        let mut values = self.head.get_many(&names).into_iter();
+        std::array::from_fn(|_| values.next().flatten().map(HeaderValue))
+    }
+
+    /// As [`headers`](Self::headers), for names that are known only when the filter runs. The answer has an item for
+    /// each name, in their order.
+    pub fn headers_by_name(&self, names: &[&str]) -> Vec<Option<HeaderValue>> {
+        self.head.get_many(names).into_iter().map(|value| value.map(HeaderValue)).collect()
+    }
+
+    /// Every value of a field, in order.
+    pub fn header_all(&self, name: &str) -> Vec<HeaderValue> {
+        self.head.get_all(name).into_iter().map(HeaderValue).collect()
+    }
+
+    /// The value of a cookie, as the client sent it (RFC 6265, section 5.4); the first where there are several.
+    pub fn cookie(&self, name: &str) -> Option<HeaderValue> {
+        self.head.get_all("cookie").iter().find_map(|header| {
+            header.split(|byte| *byte == b';').find_map(|pair| {
+                let value = pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
+                Some(HeaderValue(value.to_vec()))
+            })
+        })
+    }
+
+    /// Everything in one crossing: cheaper than asking where a filter looks at most of the head.
+    pub fn snapshot(&self) -> Snapshot {
+        self.head.snapshot()
+    }
+
+    /// Replaces every value of a field by one.
+    ///
+    /// # Errors
+    /// The head is as it was where the host refuses: see [`HeaderError`].
+    pub fn set_header(&mut self, name: &str, value: impl AsRef<[u8]>) -> Result<(), HeaderError> {
+        self.head.set(name, value.as_ref())
+    }
+
+    /// Adds a value to a field.
+    ///
+    /// # Errors
+    /// The head is as it was where the host refuses: see [`HeaderError`].
+    pub fn append_header(&mut self, name: &str, value: impl AsRef<[u8]>) -> Result<(), HeaderError> {
+        self.head.append(name, value.as_ref())
+    }
+
+    /// Removes every value of a field. One that is not there is no error.
+    ///
+    /// # Errors
+    /// The head is as it was where the host refuses: see [`HeaderError`].
+    pub fn remove_header(&mut self, name: &str) -> Result<(), HeaderError> {
+        self.head.remove(name)
+    }
+}
+
+impl HeaderValue {
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The value as text, or none where it is not UTF-8.
+    pub fn to_str(&self) -> Option<&str> {
+        std::str::from_utf8(&self.0).ok()
+    }
+
+    /// The bytes, without a copy.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
+}
+
+impl AsRef<[u8]> for HeaderValue {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl PartialEq<str> for HeaderValue {
+    fn eq(&self, other: &str) -> bool {
+        self.0 == other.as_bytes()
+    }
+}
+
+impl PartialEq<&str> for HeaderValue {
+    fn eq(&self, other: &&str) -> bool {
+        self == *other
+    }
+}
+
+impl fmt::Debug for HeaderValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\"", self.0.escape_ascii())
+    }
+}

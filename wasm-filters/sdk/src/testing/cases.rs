@@ -1,0 +1,193 @@
+//! Cases in a file: a request, a configuration, and what a filter should make of them.
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{Call, Outcome};
+use crate::{Filter, Verdict, upstream::State};
+
+/// One case.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    /// What the case claims, as a sentence.
+    name: String,
+    #[serde(default)]
+    config: Value,
+    #[serde(default)]
+    request: CaseRequest,
+    /// The upstreams' states by name: `ready`, `degraded` or `down`.
+    #[serde(default)]
+    upstreams: BTreeMap<String, CaseState>,
+    #[serde(default)]
+    random: u64,
+    expect: Expected,
+    /// Fields of the head after the call; `null` for one that must not be there.
+    #[serde(default)]
+    expect_headers: BTreeMap<String, Option<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct CaseRequest {
+    method: String,
+    target: String,
+    host: String,
+    headers: BTreeMap<String, String>,
+}
+
+impl Default for CaseRequest {
+    fn default() -> Self {
+        Self {
+            method: "GET".into(),
+            target: "/".into(),
+            host: "example.test".into(),
+            headers: BTreeMap::new(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum CaseState {
+    Ready,
+    Degraded,
+    Down,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+enum Expected {
+    Next,
+    Route(ExpectedRoute),
+    Respond(ExpectedResponse),
+    Enqueue(ExpectedEnqueue),
+    /// The configuration is refused, with a message that contains this.
+    ConfigError(String),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExpectedRoute {
+    upstream: String,
+    path: Option<String>,
+    host: Option<String>,
+    timeout_ms: Option<u32>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExpectedResponse {
+    status: u16,
+    /// Exactly these fields.
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    #[serde(default)]
+    body: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExpectedEnqueue {
+    upstream: String,
+    ordering_key: Option<String>,
+}
+
+/// Runs a filter over a file of cases, a JSON array, and says which of them failed.
+///
+/// A case has `name`, `config`, `request` (`method`, `target`, `host`, `headers`; by default `GET /` to
+/// `example.test`), `upstreams` (name to `ready`, `degraded` or `down`), `random`, and what is expected: `expect`
+/// (`"next"`, or one of `route`, `respond`, `enqueue`, `config-error`) and `expect_headers`.
+///
+/// # Panics
+/// Where a case does not come out as it says, or the file is not one of cases.
+#[track_caller]
+pub fn run_cases<F: Filter>(json: &str) {
+    let cases: Vec<Case> = serde_json::from_str(json).unwrap_or_else(|error| panic!("cases: {error}"));
+    assert!(!cases.is_empty(), "cases: expected at least one, found none");
+    let failures: Vec<_> = cases
+        .iter()
+        .filter_map(|case| {
+            let checked = catch_unwind(AssertUnwindSafe(|| case.check::<F>()))
+                .unwrap_or_else(|_| Err("the filter panicked".into()));
+            Some(format!("\n  {}: {}", case.name, checked.err()?))
+        })
+        .collect();
+    assert!(failures.is_empty(), "{} of {} cases failed:{}", failures.len(), cases.len(), failures.concat());
+}
+
+impl Case {
+    fn check<F: Filter>(&self) -> Result<(), String> {
+        let outcome = match (self.call().try_run::<F>(), &self.expect) {
+            (Err(found), Expected::ConfigError(expected)) if found.contains(expected) => return Ok(()),
+            (Err(found), expected) => return Err(format!("expected {expected:?}, found {found:?}")),
+            (Ok(outcome), _) => outcome,
+        };
+        if !self.expect.is(&outcome.verdict) {
+            return Err(format!("expected {:?}, found {:?}", self.expect, outcome.verdict));
+        }
+        self.check_headers(&outcome)
+    }
+
+    fn call(&self) -> Call {
+        let mut call = Call::new(&self.request.method, &self.request.target)
+            .host(&self.request.host)
+            .config(self.config.clone())
+            .random(self.random);
+        for (name, value) in &self.request.headers {
+            call = call.header(name, value);
+        }
+        for (name, state) in &self.upstreams {
+            call = call.upstream(
+                name,
+                match state {
+                    CaseState::Ready => State::Ready,
+                    CaseState::Degraded => State::Degraded,
+                    CaseState::Down => State::Down,
+                },
+            );
+        }
+        call
+    }
+
+    fn check_headers(&self, outcome: &Outcome) -> Result<(), String> {
+        for (name, expected) in &self.expect_headers {
+            let found = outcome.head.get(name).map(|value| String::from_utf8_lossy(&value).into_owned());
+            if found != *expected {
+                return Err(format!("header {name}: expected {expected:?}, found {found:?}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Expected {
+    fn is(&self, found: &Verdict) -> bool {
+        match (self, found) {
+            (Self::Next, Verdict::Next) => true,
+            (Self::Route(expected), Verdict::Route(found)) => {
+                let found = found.as_raw();
+                (&expected.upstream, &expected.path, &expected.host, expected.timeout_ms)
+                    == (&found.upstream, &found.path, &found.host, found.timeout_ms)
+            }
+            (Self::Respond(expected), Verdict::Respond(found)) => {
+                let found = found.as_raw();
+                let value = |name: &str| found.headers.iter().find(|f| f.name == name).map(|f| &*f.value);
+                expected.status == found.status
+                    && expected.headers.len() == found.headers.len()
+                    && expected.headers.iter().all(|(name, v)| value(name) == Some(v.as_bytes()))
+                    && expected.body.as_bytes() == found.body
+            }
+            (Self::Enqueue(expected), Verdict::Enqueue(found)) => {
+                let found = found.as_raw();
+                (&expected.upstream, &expected.ordering_key) == (&found.upstream, &found.ordering_key)
+            }
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! A request's head in memory, with the host's rules.
+
+use std::cell::RefCell;
+
+use crate::raw::beamline::edge::http::{Field, HeadSnapshot, HeaderError};
+
+/// A request's head that behaves as the host's does.
+#[derive(Clone, Debug, Default)]
+pub struct Head {
+    method: String,
+    path: String,
+    query: Option<String>,
+    host: String,
+    fields: RefCell<Vec<Field>>,
+}
+
+/// Fields that belong to the host.
+const FORBIDDEN: [&str; 17] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "content-length",
+    "host",
+    "via",
+    "expect",
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "proxy-status",
+    "traceparent",
+];
+
+/// The most field lines of a head, and the most bytes of their names and values.
+const MAX_FIELDS: usize = 100;
+const MAX_BYTES: usize = 64 << 10;
+
+impl Head {
+    pub(super) fn new(method: &str, target: &str) -> Self {
+        let (path, query) =
+            target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+        Self {
+            method: method.to_owned(),
+            path: path.to_owned(),
+            query: query.map(str::to_owned),
+            host: "example.test".to_owned(),
+            fields: RefCell::default(),
+        }
+    }
+
+    pub(super) fn with_host(self, host: &str) -> Self {
+        Self { host: host.to_ascii_lowercase(), ..self }
+    }
+
+    pub(super) fn with_header(self, name: &str, value: &[u8]) -> Self {
+        self.fields.borrow_mut().push(Field { name: name.to_ascii_lowercase(), value: value.to_vec() });
+        self
+    }
+
+    /// The method.
+    pub fn method(&self) -> String {
+        self.method.clone()
+    }
+
+    /// The path, without the query.
+    pub fn path(&self) -> String {
+        self.path.clone()
+    }
+
+    /// What follows the `?`.
+    pub fn query(&self) -> Option<String> {
+        self.query.clone()
+    }
+
+    /// The host that the client named.
+    pub fn host(&self) -> String {
+        self.host.clone()
+    }
+
+    /// The first value of a field.
+    pub fn get(&self, name: &str) -> Option<Vec<u8>> {
+        self.get_all(name).into_iter().next()
+    }
+
+    /// Every value of a field.
+    pub fn get_all(&self, name: &str) -> Vec<Vec<u8>> {
+        let fields = self.fields.borrow();
+        fields.iter().filter(|f| f.name.eq_ignore_ascii_case(name)).map(|f| f.value.clone()).collect()
+    }
+
+    pub(crate) fn get_many(&self, names: &[&str]) -> Vec<Option<Vec<u8>>> {
+        names.iter().map(|name| self.get(name)).collect()
+    }
+
+    pub(crate) fn snapshot(&self) -> HeadSnapshot {
+        HeadSnapshot {
+            method: self.method(),
+            path: self.path(),
+            query: self.query(),
+            host: self.host(),
+            fields: self.fields.borrow().clone(),
+        }
+    }
+
+    pub(crate) fn set(&self, name: &str, value: &[u8]) -> Result<(), HeaderError> {
+        let field = self.checked(name, value)?;
+        let mut fields = self.fields.borrow_mut();
+        let first = fields.iter().position(|f| f.name == field.name).unwrap_or(fields.len());
+        fields.retain(|f| f.name != field.name);
+        fields.insert(first, field);
+        Ok(())
+    }
+
+    pub(crate) fn append(&self, name: &str, value: &[u8]) -> Result<(), HeaderError> {
+        let field = self.checked(name, value)?;
+        self.fields.borrow_mut().push(field);
+        Ok(())
+    }
+
+    pub(crate) fn remove(&self, name: &str) -> Result<(), HeaderError> {
+        let name = checked_name(name)?;
+        self.fields.borrow_mut().retain(|f| f.name != name);
+        Ok(())
+    }
+
+    /// The field as the host would take it.
+    fn checked(&self, name: &str, value: &[u8]) -> Result<Field, HeaderError> {
+        let name = checked_name(name)?;
+        if value.iter().any(|b| matches!(b, 0..=8 | 10..=31 | 127)) {
+            return Err(HeaderError::InvalidValue);
+        }
+        let fields = self.fields.borrow();
+        let bytes: usize = fields.iter().map(|f| f.name.len() + f.value.len()).sum();
+        if fields.len() >= MAX_FIELDS || bytes + name.len() + value.len() > MAX_BYTES {
+            return Err(HeaderError::TooLarge);
+        }
+        Ok(Field { name, value: value.to_vec() })
+    }
+}
+
+/// A name that the host would take, in lower case (RFC 9110, section 5.6.2).
+fn checked_name(name: &str) -> Result<String, HeaderError> {
+    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    let name = name.to_ascii_lowercase();
+    if name.is_empty() || !name.bytes().all(token) {
+        return Err(HeaderError::InvalidName);
+    }
+    if FORBIDDEN.contains(&name.as_str()) {
+        return Err(HeaderError::Forbidden);
+    }
+    Ok(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_change_leaves_the_head_as_it_was() {
+        let head = Head::new("GET", "/").with_header("X-Plan", b"pro");
+        assert_eq!(head.set("x plan", b"free"), Err(HeaderError::InvalidName));
+        assert_eq!(head.set("x-plan", b"free\r\nx-admin: 1"), Err(HeaderError::InvalidValue));
+        assert_eq!(head.append("Transfer-Encoding", b"chunked"), Err(HeaderError::Forbidden));
+        assert_eq!(head.remove("x-forwarded-for"), Err(HeaderError::Forbidden));
+        assert_eq!(head.get("x-plan"), Some(b"pro".to_vec()));
+        assert_eq!(head.snapshot().fields.len(), 1);
+    }
+
+    #[test]
+    fn set_replaces_every_value_and_append_adds_one() {
+        let head = Head::new("GET", "/").with_header("x-a", b"1").with_header("x-a", b"2");
+        head.append("X-A", b"3").unwrap();
+        assert_eq!(head.get_all("x-a").len(), 3);
+        head.set("X-A", b"4").unwrap();
+        assert_eq!(head.get_all("x-a"), [b"4"]);
+        head.remove("x-A").unwrap();
+        assert_eq!(head.get_many(&["x-a", "x-b"]), [None, None]);
+    }
+
+    #[test]
+    fn a_head_stays_within_its_limits() {
+        let head = Head::new("GET", "/");
+        assert_eq!(head.set("x-big", &vec![b'a'; MAX_BYTES]), Err(HeaderError::TooLarge));
+        for _ in 0..MAX_FIELDS {
+            head.append("x-a", b"1").unwrap();
+        }
+        assert_eq!(head.append("x-a", b"1"), Err(HeaderError::TooLarge));
+    }
+}

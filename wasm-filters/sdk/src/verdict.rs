@@ -1,0 +1,145 @@
+//! What a filter decides.
+
+use std::time::Duration;
+
+use crate::raw::beamline::edge::{http::Field, verdicts as raw};
+
+/// What happens to the request.
+///
+/// [`Verdict::route`], [`Verdict::respond`] and [`Verdict::enqueue`] start a builder that `.into()` makes a verdict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The next filter decides; after the last one the manifest's default upstream is taken.
+    Next,
+    /// The chain ends; the request is sent to an upstream.
+    Route(Route),
+    /// The chain ends; the client gets this answer.
+    Respond(Response),
+    /// The chain ends; the request is queued and answered `202` with a receipt.
+    Enqueue(Enqueue),
+}
+
+/// Where a request is sent, and what of it is changed on the way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route(raw::Route);
+
+/// An answer that the filter gives itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Response(raw::Response);
+
+/// The durable queue that takes a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Enqueue(raw::Enqueue);
+
+impl Verdict {
+    /// The next filter decides; after the last one the manifest's default upstream is taken.
+    pub fn next() -> Self {
+        Self::Next
+    }
+
+    /// Sends the request to an upstream, by its name in the manifest.
+    pub fn route(upstream: impl Into<String>) -> Route {
+        Route(raw::Route { upstream: upstream.into(), path: None, host: None, timeout_ms: None })
+    }
+
+    /// Answers the request here, with a status from 200 to 599.
+    pub fn respond(status: u16) -> Response {
+        Response(raw::Response { status, headers: Vec::new(), body: Vec::new() })
+    }
+
+    /// Puts the request in the durable queue of an upstream whose queue mode is not `never`.
+    pub fn enqueue(upstream: impl Into<String>) -> Enqueue {
+        Enqueue(raw::Enqueue { upstream: upstream.into(), ordering_key: None })
+    }
+
+    #[cfg(target_family = "wasm")]
+    pub(crate) fn into_raw(self) -> raw::Verdict {
+        match self {
+            Self::Next => raw::Verdict::Next,
+            Self::Route(route) => raw::Verdict::Route(route.0),
+            Self::Respond(response) => raw::Verdict::Respond(response.0),
+            Self::Enqueue(enqueue) => raw::Verdict::Enqueue(enqueue.0),
+        }
+    }
+}
+
+impl Route {
+    /// Asks the upstream for this path (and query) in place of the client's. Starts with `/`.
+    pub fn path(mut self, path: impl Into<String>) -> Self {
+        self.0.path = Some(path.into());
+        self
+    }
+
+    /// Names this host to the upstream in place of the client's.
+    pub fn host(mut self, host: impl Into<String>) -> Self {
+        self.0.host = Some(host.into());
+        self
+    }
+
+    /// Waits so long for the response's head, in place of the upstream's own time-out, which it never exceeds.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.0.timeout_ms = Some(u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX));
+        self
+    }
+}
+
+impl Response {
+    /// Adds a header field.
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
+        self.0.headers.push(Field { name: name.into(), value: value.into() });
+        self
+    }
+
+    /// The body. The host sets `content-length`.
+    pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
+        self.0.body = body.into();
+        self
+    }
+}
+
+impl Enqueue {
+    /// Delivers requests with the same key in the order in which they were accepted.
+    pub fn ordering_key(mut self, key: impl Into<String>) -> Self {
+        self.0.ordering_key = Some(key.into());
+        self
+    }
+}
+
+#[cfg(not(target_family = "wasm"))]
+impl Route {
+    pub(crate) fn as_raw(&self) -> &raw::Route {
+        &self.0
+    }
+}
+
+impl From<Route> for Verdict {
+    fn from(route: Route) -> Self {
+        Self::Route(route)
+    }
+}
+
+#[cfg(not(target_family = "wasm"))]
+impl Response {
+    pub(crate) fn as_raw(&self) -> &raw::Response {
+        &self.0
+    }
+}
+
+impl From<Response> for Verdict {
+    fn from(response: Response) -> Self {
+        Self::Respond(response)
+    }
+}
+
+#[cfg(not(target_family = "wasm"))]
+impl Enqueue {
+    pub(crate) fn as_raw(&self) -> &raw::Enqueue {
+        &self.0
+    }
+}
+
+impl From<Enqueue> for Verdict {
+    fn from(enqueue: Enqueue) -> Self {
+        Self::Enqueue(enqueue)
+    }
+}
