@@ -5,6 +5,7 @@ use std::{
     fs::{self, File},
     io::ErrorKind,
     net::SocketAddr,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -20,6 +21,10 @@ use crate::{admin::Admin, client::Request, ports::Port, process};
 /// How a node is started.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// The port on 127.0.0.1 that takes traffic, in place of one of its own.
+    pub listen: Option<u16>,
+    /// The port on 127.0.0.1 of its admin API, in place of one of its own.
+    pub admin: Option<u16>,
     /// Data workers.
     pub workers: usize,
     /// Whether there is an access log (a file that [`Beamline::log`] reads).
@@ -34,6 +39,8 @@ pub struct Options {
     pub cpu: Option<usize>,
     /// The binary, in place of [`binary`].
     pub binary: Option<PathBuf>,
+    /// Whether it gets a process group of its own, so that Ctrl-C at a terminal does not reach it.
+    pub own_group: bool,
     /// How long it may take from start to ready.
     pub ready_within: Duration,
 }
@@ -41,6 +48,8 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            listen: None,
+            admin: None,
             workers: 2,
             log: true,
             otlp_endpoint: None,
@@ -48,6 +57,7 @@ impl Default for Options {
             environment: Vec::new(),
             cpu: None,
             binary: None,
+            own_group: false,
             ready_within: Duration::from_secs(30),
         }
     }
@@ -104,10 +114,11 @@ impl Beamline {
     pub fn prepare(options: Options) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("beamline-").tempdir()?;
         fs::create_dir(folder.path().join("data"))?;
+        let port = |named: Option<u16>| named.map_or_else(Port::reserve, Port::named);
         Ok(Self {
+            listen: port(options.listen)?,
+            admin: port(options.admin)?,
             options,
-            listen: Port::reserve()?,
-            admin: Port::reserve()?,
             child: None,
             last_exit: None,
             folder,
@@ -133,30 +144,32 @@ impl Beamline {
         let errors = File::options().create(true).append(true).open(self.errors())?;
         let mut command = Command::new(&binary);
         command
-            .args(["serve", "--listen", &self.address().to_string()])
-            .args(["--admin", &self.admin.address().to_string()])
-            .arg("--data-dir")
-            .arg(self.data_dir())
-            .args(["--workers", &self.options.workers.to_string()]);
-        command.arg("--log");
-        if self.options.log {
-            command.arg(self.log_file())
-        } else {
-            command.arg("off")
-        };
-        if let Some(endpoint) = &self.options.otlp_endpoint {
-            command.args(["--otlp-endpoint", endpoint]);
-        }
-        command
-            .args(&self.options.arguments)
+            .args(self.arguments())
             .envs(self.options.environment.iter().map(|(k, v)| (k, v)))
             .stdin(Stdio::null())
             .stdout(Stdio::from(errors.try_clone()?))
             .stderr(Stdio::from(errors));
+        if self.options.own_group {
+            command.process_group(0);
+        }
         let child = process::spawn_on(&mut command, self.options.cpu)
             .with_context(|| format!("cannot start {}", binary.display()))?;
         self.child = Some(child);
         Ok(())
+    }
+
+    /// What the binary is started with: `serve` and its options.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let mut out: Vec<OsString> = ["serve", "--listen"].map(Into::into).to_vec();
+        out.extend([self.address().to_string(), "--admin".into(), self.admin.address().to_string()].map(Into::into));
+        out.extend(["--data-dir".into(), self.data_dir().into()]);
+        out.extend(["--workers".into(), self.options.workers.to_string().into(), "--log".into()]);
+        out.push(if self.options.log { self.log_file().into() } else { "off".into() });
+        if let Some(endpoint) = &self.options.otlp_endpoint {
+            out.extend(["--otlp-endpoint", endpoint].map(Into::into));
+        }
+        out.extend(self.options.arguments.iter().map(Into::into));
+        out
     }
 
     /// Waits until `/readyz` of the admin address answers 200.

@@ -1,5 +1,5 @@
 //! The end-to-end harness: the real binary as a child process, real and raw clients before it, origins and a trace
-//! receiver behind it, a load generator, and faults (`kill -9`, power cuts). Suites drive the binary by its public
+//! receiver behind it, a load generator, and faults (`kill -9`, power cuts). Suites and the demo drive the binary by its public
 //! faces only: its command line, its ports, its files. No crate of the proxy is linked here.
 //!
 //! Everything is bounded in time and cleaned up on drop.
@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod beamline;
 pub mod client;
+pub mod demo;
 pub mod histogram;
 pub mod http1;
 pub mod load;

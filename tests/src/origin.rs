@@ -34,6 +34,7 @@ use serde_json::json;
 
 use crate::{
     http1::{self, Framing, Headers},
+    ports::Port,
     server::Server,
 };
 
@@ -91,6 +92,14 @@ impl Origin {
     /// # Errors
     /// Where no port is free.
     pub fn start(name: &str) -> Result<Self> {
+        Self::start_on(name, Port::reserve()?)
+    }
+
+    /// Starts one on this port.
+    ///
+    /// # Errors
+    /// Where something listens on it.
+    pub fn start_on(name: &str, port: Port) -> Result<Self> {
         let shared = Arc::new(Shared {
             name: name.into(),
             log: Mutex::default(),
@@ -102,7 +111,7 @@ impl Origin {
             stopping: AtomicBool::new(false),
         });
         let for_handler = shared.clone();
-        let server = Server::start("origin", Arc::new(move |stream, id| serve(&for_handler, stream, id)))?;
+        let server = Server::start("origin", port, Arc::new(move |stream, id| serve(&for_handler, stream, id)))?;
         Ok(Self { shared, server })
     }
 

@@ -22,6 +22,7 @@ use prost::Message;
 
 use crate::{
     http1::{self, Framing, Headers},
+    ports::Port,
     server::Server,
 };
 
@@ -111,9 +112,17 @@ impl Receiver {
     /// # Errors
     /// Where no port is free.
     pub fn start() -> Result<Self> {
+        Self::start_on(Port::reserve()?)
+    }
+
+    /// Starts one on this port.
+    ///
+    /// # Errors
+    /// Where something listens on it.
+    pub fn start_on(port: Port) -> Result<Self> {
         let shared = Arc::<Shared>::default();
         let for_handler = shared.clone();
-        let server = Server::start("otlp", Arc::new(move |stream, _| serve(&for_handler, stream)))?;
+        let server = Server::start("otlp", port, Arc::new(move |stream, _| serve(&for_handler, stream)))?;
         Ok(Self { shared, server })
     }
 
@@ -153,6 +162,16 @@ impl Receiver {
     /// What was sent that is not OTLP/HTTP with protobuf.
     pub fn malformed(&self) -> Vec<String> {
         self.shared.malformed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The number of spans that are kept.
+    pub fn count(&self) -> usize {
+        self.shared.spans().len()
+    }
+
+    /// Forgets the spans so far.
+    pub fn forget(&self) {
+        self.shared.spans().clear();
     }
 
     /// Every span so far.
@@ -201,10 +220,19 @@ fn of_trace(spans: &[Span], trace_id: &str) -> Vec<Span> {
     found
 }
 
-/// Spans as a tree: one line each, children under their parent by start, links named.
-///
-/// A span whose parent is not among them stands at the top, with a mark.
-pub fn tree(spans: &[Span]) -> String {
+/// A span in its place in the tree.
+#[derive(Debug)]
+pub struct Branch<'a> {
+    /// What leads to it, such as `│  └─ `; empty for a root.
+    pub lead: String,
+    /// The span.
+    pub span: &'a Span,
+    /// Whether it names a parent that is not among the spans; it then stands at the top.
+    pub is_orphan: bool,
+}
+
+/// Spans as a tree, line by line: children under their parent, in the order of their start.
+pub fn branches(spans: &[Span]) -> Vec<Branch<'_>> {
     let known: HashSet<_> = spans.iter().map(|s| s.span_id.as_str()).collect();
     let mut children: HashMap<&str, Vec<&Span>> = HashMap::new();
     let mut roots = Vec::new();
@@ -214,24 +242,40 @@ pub fn tree(spans: &[Span]) -> String {
             None => roots.push(span),
         }
     }
+    let mut out = Vec::new();
+    // Each with what stands before it and whether it is its parent's last; none of both for a root.
+    let mut todo: Vec<(&Span, Option<(String, bool)>)> =
+        roots.into_iter().rev().map(|s| (s, None)).collect();
+    while let Some((span, place)) = todo.pop() {
+        let is_orphan = place.is_none() && span.parent.is_some();
+        let (lead, below) = match place {
+            None => (String::new(), String::new()),
+            Some((before, true)) => (format!("{before}└─ "), format!("{before}   ")),
+            Some((before, false)) => (format!("{before}├─ "), format!("{before}│  ")),
+        };
+        let kids = children.remove(span.span_id.as_str()).unwrap_or_default();
+        let n = kids.len();
+        todo.extend(
+            kids.into_iter().enumerate().rev().map(|(i, kid)| (kid, Some((below.clone(), i + 1 == n)))),
+        );
+        out.push(Branch { lead, span, is_orphan });
+    }
+    out
+}
+
+/// Spans as a tree for messages: one line each, links named.
+pub fn tree(spans: &[Span]) -> String {
     let first = spans.iter().map(|s| s.start).min().unwrap_or(0);
     let mut out = String::new();
-    let mut todo: Vec<(&Span, String, bool, bool)> =
-        roots.iter().rev().map(|s| (*s, String::new(), true, true)).collect();
-    while let Some((span, indent, last, root)) = todo.pop() {
-        let branch = match (root, last) {
-            (true, _) => "",
-            (false, true) => "└─ ",
-            (false, false) => "├─ ",
-        };
-        let orphan = if root && span.parent.is_some() { " (its parent was not received)" } else { "" };
+    for Branch { lead, span, is_orphan } in branches(spans) {
         let _ = write!(
             out,
-            "{indent}{branch}{} [{:?}] +{:.1?} {:.1?}{orphan}",
+            "{lead}{} [{:?}] +{:.1?} {:.1?}{}",
             span.name,
             span.kind,
             Duration::from_nanos(span.start.saturating_sub(first)),
-            span.duration()
+            span.duration(),
+            if is_orphan { " (its parent was not received)" } else { "" },
         );
         for key in ["tenant.id", "http.response.status_code", "verdict", "error.type"] {
             if let Some(value) = span.attribute(key) {
@@ -247,12 +291,6 @@ pub fn tree(spans: &[Span]) -> String {
             let _ = write!(out, " ✗ {error}");
         }
         out.push('\n');
-        let below = if root { indent } else { format!("{indent}{}", if last { "   " } else { "│  " }) };
-        let kids = children.remove(span.span_id.as_str()).unwrap_or_default();
-        let n = kids.len();
-        todo.extend(
-            kids.into_iter().enumerate().rev().map(|(i, kid)| (kid, below.clone(), i + 1 == n, false)),
-        );
     }
     out
 }

@@ -10,7 +10,7 @@ use std::{
     sync::atomic::{AtomicU16, Ordering},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 
 /// The first port that is given out.
 const FIRST: u16 = 20_000;
@@ -23,7 +23,8 @@ static NEXT: AtomicU16 = AtomicU16::new(0);
 #[derive(Debug)]
 pub struct Port {
     number: u16,
-    _reservation: UdpSocket,
+    /// None for a port that was [named](Self::named) and whose UDP twin another process has.
+    _reservation: Option<UdpSocket>,
 }
 
 impl Port {
@@ -38,13 +39,24 @@ impl Port {
             let number = FIRST + (spread.wrapping_mul(37) % COUNT + step) % COUNT;
             let Ok(reservation) = UdpSocket::bind((Ipv4Addr::LOCALHOST, number)) else { continue };
             if TcpListener::bind((Ipv4Addr::LOCALHOST, number)).is_ok() {
-                return Ok(Self { number, _reservation: reservation });
+                return Ok(Self { number, _reservation: Some(reservation) });
             }
         }
         bail!(
             "expected a free port between {FIRST} and {}; found none: what listens on all of them?",
             FIRST + COUNT
         )
+    }
+
+    /// This port, where nothing listens on it: for what people have to find, such as `make demo`.
+    ///
+    /// # Errors
+    /// Where it can't be listened on; the message names it.
+    pub fn named(number: u16) -> Result<Self> {
+        TcpListener::bind((Ipv4Addr::LOCALHOST, number)).map_err(|error| {
+            anyhow!("expected to listen on 127.0.0.1:{number}; found that it can't be ({error})")
+        })?;
+        Ok(Self { number, _reservation: UdpSocket::bind((Ipv4Addr::LOCALHOST, number)).ok() })
     }
 
     /// Its number.
@@ -69,5 +81,14 @@ mod tests {
         let ports: Vec<_> = (0..200).map(|_| Port::reserve().unwrap()).collect();
         assert_eq!(ports.iter().map(Port::number).collect::<HashSet<_>>().len(), ports.len());
         assert!(ports.iter().all(|p| TcpStream::connect(p.address()).is_err()));
+    }
+
+    #[test]
+    fn a_named_port_that_is_taken_is_an_error_that_names_it() {
+        let number = Port::reserve().unwrap().number();
+        let port = Port::named(number).unwrap();
+        let _listener = TcpListener::bind(port.address()).unwrap();
+        let error = Port::named(number).unwrap_err().to_string();
+        assert!(error.contains(&format!("127.0.0.1:{number}")) && error.contains("in use"), "{error}");
     }
 }

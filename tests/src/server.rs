@@ -56,8 +56,8 @@ impl Drop for Ended {
 }
 
 impl Server {
-    pub(crate) fn start(name: &'static str, handler: Handler) -> Result<Self> {
-        let mut server = Self { name, port: Port::reserve()?, handler, live: Arc::default(), running: None };
+    pub(crate) fn start(name: &'static str, port: Port, handler: Handler) -> Result<Self> {
+        let mut server = Self { name, port, handler, live: Arc::default(), running: None };
         server.start_again()?;
         Ok(server)
     }

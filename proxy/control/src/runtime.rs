@@ -118,10 +118,14 @@ impl Prepared {
                 (upstream.clone(), UpstreamRuntime { label, cluster, queue: spec.queue.clone() })
             })
             .collect();
+        let mut chain = Chain::new(name.clone(), manifest.limits.clone(), filters);
+        if let Some(current) = current {
+            chain.succeed(&current.chain);
+        }
         Self {
             name: name.clone(),
             hosts: manifest.hosts.clone(),
-            chain: Chain::new(name.clone(), manifest.limits.clone(), filters),
+            chain,
             limits: manifest.limits.clone(),
             upstreams,
             default_upstream: manifest.default_upstream.clone(),

@@ -139,6 +139,11 @@ impl Chain {
         Self { tenant, limits, filters, long_calls: Arc::default() }
     }
 
+    /// Goes on counting the long calls of an earlier chain of the same tenant, so that a swap gives it no second limit.
+    pub fn succeed(&mut self, earlier: &Self) {
+        self.long_calls = Arc::clone(&earlier.long_calls);
+    }
+
     /// Whether there is nothing to run.
     pub fn is_empty(&self) -> bool {
         self.filters.is_empty()

@@ -17,6 +17,7 @@ use crate::{
     bindings::RequestFilterPre,
     engine::{compiling_engine, linker},
     inspect::{MAX_MODULE_BYTES, ModuleInfo, Rejection, inspect},
+    signature,
 };
 
 /// Address space of the worker.
@@ -99,6 +100,9 @@ pub(crate) fn compile(bytes: &[u8]) -> Result<(Answer, Vec<u8>), String> {
     let linker = linker(&engine).map_err(|e| format!("{e:#}"))?;
     if let Err(error) = linker.instantiate_pre(&component).and_then(RequestFilterPre::new) {
         return Ok((mismatch(error), Vec::new()));
+    }
+    if let Err(rejection) = signature::check(&engine, &component) {
+        return Ok((Answer::Rejected(rejection), Vec::new()));
     }
     let artifact = component.serialize().map_err(|e| format!("{e:#}"))?;
     let info = ModuleInfo {

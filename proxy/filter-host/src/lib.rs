@@ -19,6 +19,7 @@ mod head;
 mod host;
 mod inspect;
 mod module;
+mod signature;
 mod slow_lane;
 #[cfg(test)]
 mod tests;

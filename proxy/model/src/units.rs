@@ -38,7 +38,7 @@ fn written(value: u64, units: &[(&str, u64)]) -> String {
     by_size.sort_by_key(|(_, factor)| std::cmp::Reverse(*factor));
     let (unit, factor) = by_size
         .iter()
-        .find(|(_, f)| value >= *f && value % f == 0)
+        .find(|(_, f)| value >= *f && value.is_multiple_of(*f))
         .copied()
         .unwrap_or(by_size[by_size.len() - 1]);
     format!("{}{unit}", value / factor)

@@ -330,8 +330,10 @@ impl Worker {
     }
 
     fn trim_receipts(&mut self) {
-        if self.tools.books.receipts() > self.tools.max_receipts && self.first.is_empty() {
-            self.first.push((Change::Trim { limit: PAGE }, None));
+        let too_many = self.tools.books.receipts().saturating_sub(self.tools.max_receipts);
+        if too_many > 0 && self.first.is_empty() {
+            let limit = usize::try_from(too_many).unwrap_or(PAGE).min(PAGE);
+            self.first.push((Change::Trim { limit }, None));
         }
     }
 

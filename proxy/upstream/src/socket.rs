@@ -194,3 +194,55 @@ impl Write for Io {
         Pin::new(&mut *self.0.stream.borrow_mut()).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, io::Read as _};
+
+    use super::*;
+
+    async fn connected() -> (Rc<Socket>, std::net::TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (Socket::new(stream), listener.accept().unwrap().0)
+    }
+
+    async fn write(socket: &Rc<Socket>, bytes: &[u8]) -> io::Result<usize> {
+        let mut io = Io(Rc::clone(socket));
+        poll_fn(|cx| Pin::new(&mut io).poll_write(cx, bytes)).await
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn what_left_is_counted_from_the_beginning_of_each_request() {
+        let (socket, _peer) = connected().await;
+        for n in 1..4 {
+            socket.begin();
+            assert!(!socket.has_sent());
+            write(&socket, b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+            assert!(socket.has_sent());
+            assert_eq!(socket.written(), n * 18);
+            assert_eq!(socket.take_head().as_deref(), Some(&b"GET / HTTP/1.1\r\n\r\n"[..]));
+        }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn once_given_up_nothing_leaves() {
+        let (socket, mut peer) = connected().await;
+        socket.begin();
+        socket.give_up();
+        assert!(write(&socket, b"late").await.is_err());
+        assert!(!socket.has_sent() && socket.take_head().is_none());
+        drop(socket);
+        let mut seen = Vec::new();
+        peer.read_to_end(&mut seen).unwrap();
+        assert!(seen.is_empty());
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_head_too_long_to_keep_is_not_kept() {
+        let (socket, _peer) = connected().await;
+        socket.begin();
+        write(&socket, &[b'x'; HEAD_KEPT + 1]).await.unwrap();
+        assert!(socket.has_sent() && socket.take_head().is_none());
+    }
+}

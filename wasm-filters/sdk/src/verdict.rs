@@ -64,7 +64,8 @@ impl Verdict {
 }
 
 impl Route {
-    /// Asks the upstream for this path (and query) in place of the client's. Starts with `/`.
+    /// Asks the upstream for this path in place of the client's path and query. Starts with `/`; has a query of its
+    /// own if it should have one.
     pub fn path(mut self, path: impl Into<String>) -> Self {
         self.0.path = Some(path.into());
         self
@@ -98,7 +99,7 @@ impl Response {
 }
 
 impl Enqueue {
-    /// Delivers requests with the same key in the order in which they were accepted.
+    /// Delivers requests with the same key, 1 to 256 bytes, in the order in which they were accepted.
     pub fn ordering_key(mut self, key: impl Into<String>) -> Self {
         self.0.ordering_key = Some(key.into());
         self

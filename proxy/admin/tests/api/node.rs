@@ -57,7 +57,7 @@ impl Answer {
 }
 
 impl Node {
-    /// A node with the tenants `acme` (acme.test, www.acme.test, 127.0.0.1:9001) and `globex`.
+    /// A node with the tenant that `new_tenant` creates, which must be `acme`, and a tenant `globex`.
     pub async fn start(new_tenant: &Value) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let settings = beamline_telemetry::Settings { log: LogTarget::Off, ..Default::default() };
@@ -94,16 +94,14 @@ impl Node {
             _delivery: delivery,
             _dir: dir,
         };
-        let globex = json!({ "name": "globex", "hosts": ["globex.test"] });
-        for (tenant, token) in [(new_tenant, &mut String::new()), (&globex, &mut String::new())] {
-            let made = node.ask("POST /v1/tenants", &node.operator, tenant.to_string()).await.ok();
-            *token = made["token"].as_str().unwrap().to_owned();
-            match made["tenant"].as_str() {
-                Some("acme") => node.acme = token.clone(),
-                _ => node.globex = token.clone(),
-            }
-        }
+        node.acme = node.create(new_tenant).await;
+        node.globex = node.create(&json!({ "name": "globex", "hosts": ["globex.test"] })).await;
         node
+    }
+
+    async fn create(&self, tenant: &Value) -> String {
+        let created = self.ask("POST /v1/tenants", &self.operator, tenant.to_string()).await.ok();
+        created["token"].as_str().expect("a new tenant has a token").to_owned()
     }
 
     /// Asks for `METHOD /path` with a token (none where empty) and a body.

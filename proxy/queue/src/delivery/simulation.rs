@@ -19,7 +19,7 @@ use super::{
 use crate::{
     body::StoredBody,
     log::{
-        Append, Candidate, CensusRow, Change, Content, Effect, Ended, Log, LogReader as _,
+        Append, Candidate, CensusRow, Change, Content, Effect, Ended, Log,
         memory::{MemoryDisk, MemoryLog},
     },
     notices::Notice,

@@ -2,6 +2,7 @@
 //!
 //! Written against the generated bindings, without configuration: what is measured is the host's work, not the
 //! guest's. Routes to `other` where `x-h12` is `other`, else to `origin`.
+#![cfg(target_family = "wasm")]
 
 use beamline_sdk::raw::{
     self,
@@ -22,5 +23,4 @@ impl Guest for Tiny {
     }
 }
 
-#[cfg(target_family = "wasm")]
 raw::export!(Tiny with_types_in raw);

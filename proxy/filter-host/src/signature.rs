@@ -1,0 +1,102 @@
+//! Whether a component's phases have this host's types, told before anything of it runs.
+//!
+//! wasmtime checks an export's type when an instance exists; a module that is taken should not fail then. Types are
+//! written out as WIT-like text and compared, so that a refusal can show both.
+
+use std::fmt::Write as _;
+
+use wasmtime::component::{
+    Component,
+    types::{ComponentItem, Type},
+};
+
+use crate::inspect::{PHASES, Rejection};
+
+/// `handle` of `request-handler`, as [`write_type`] writes it.
+const HANDLE: &str = "func(borrow<resource>) -> variant{next, \
+    route(record{upstream: string, path: option<string>, host: option<string>, timeout-ms: option<u32>}), \
+    respond(record{status: u16, headers: list<record{name: string, value: list<u8>}>, body: list<u8>}), \
+    enqueue(record{upstream: string, ordering-key: option<string>})}";
+
+/// How deep a type is written out; deeper ones are none of ours.
+const MAX_DEPTH: usize = 16;
+
+/// Checks the functions of each phase that `component` exports.
+pub(crate) fn check(engine: &wasmtime::Engine, component: &Component) -> Result<(), Rejection> {
+    for (phase, function, expected) in [(PHASES[0], "handle", HANDLE)] {
+        let ty = component.component_type();
+        let Some(export) = ty.get_export(engine, phase) else { continue };
+        let found = match export.ty {
+            ComponentItem::ComponentInstance(instance) => {
+                match instance.get_export(engine, function).map(|e| e.ty) {
+                    Some(ComponentItem::ComponentFunc(func)) => {
+                        let mut text = String::from("func(");
+                        for (i, (_, param)) in func.params().enumerate() {
+                            text.push_str(if i > 0 { ", " } else { "" });
+                            write_type(&mut text, &param, 0);
+                        }
+                        text.push(')');
+                        for result in func.results() {
+                            text.push_str(" -> ");
+                            write_type(&mut text, &result, 0);
+                        }
+                        text
+                    }
+                    _ => "no such function".into(),
+                }
+            }
+            _ => "no interface".into(),
+        };
+        if found != expected {
+            let problem = format!("{phase}: {function}: expected {expected}; found {found}");
+            return Err(Rejection::Mismatch { problem });
+        }
+    }
+    Ok(())
+}
+
+fn write_type(out: &mut String, ty: &Type, depth: usize) {
+    if depth > MAX_DEPTH {
+        out.push('…');
+        return;
+    }
+    let one = |out: &mut String, name: &str, inner: &Type| {
+        let _ = write!(out, "{name}<");
+        write_type(out, inner, depth + 1);
+        out.push('>');
+    };
+    match ty {
+        Type::Bool => out.push_str("bool"),
+        Type::U8 => out.push_str("u8"),
+        Type::U16 => out.push_str("u16"),
+        Type::U32 => out.push_str("u32"),
+        Type::U64 => out.push_str("u64"),
+        Type::String => out.push_str("string"),
+        Type::Own(_) => out.push_str("own<resource>"),
+        Type::Borrow(_) => out.push_str("borrow<resource>"),
+        Type::List(list) => one(out, "list", &list.ty()),
+        Type::Option(option) => one(out, "option", &option.ty()),
+        Type::Record(record) => {
+            out.push_str("record{");
+            for (i, field) in record.fields().enumerate() {
+                let _ = write!(out, "{}{}: ", if i > 0 { ", " } else { "" }, field.name);
+                write_type(out, &field.ty, depth + 1);
+            }
+            out.push('}');
+        }
+        Type::Variant(variant) => {
+            out.push_str("variant{");
+            for (i, case) in variant.cases().enumerate() {
+                let _ = write!(out, "{}{}", if i > 0 { ", " } else { "" }, case.name);
+                if let Some(ty) = &case.ty {
+                    out.push('(');
+                    write_type(out, ty, depth + 1);
+                    out.push(')');
+                }
+            }
+            out.push('}');
+        }
+        // No part of this interface.
+        _ => out.push_str("another type"),
+    }
+}

@@ -1,0 +1,154 @@
+//! Disk errors: what was answered stays true, what was refused is never delivered, and proxying would go on.
+
+use std::sync::atomic::Ordering;
+
+use super::{
+    faults::{Fault, open_faulty},
+    *,
+};
+
+async fn becomes(queue: &Queue, wanted: impl Fn(&Health) -> bool) {
+    queue.health().wait_for(wanted).await.unwrap();
+}
+
+fn unavailable(refused: &Result<Accepted, EnqueueError>) -> bool {
+    matches!(refused, Err(EnqueueError::Refused(Refusal::Unavailable { .. })))
+}
+
+#[tokio::test]
+async fn after_a_disk_error_nothing_is_accepted_until_the_log_is_verified() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, _delivery, control) = open_faulty(&dir, settings(dir.path()));
+    accept(&queue, record(&queue, 0, b"").await).await;
+    control.broken_reopenings.store(3, Ordering::SeqCst);
+    control.fail_next(Fault::Before);
+    assert!(unavailable(&try_accept(&queue, record(&queue, 1, b"").await).await));
+    becomes(&queue, |h| matches!(h, Health::Unavailable { reason } if reason.contains("injected"))).await;
+    assert!(unavailable(&try_accept(&queue, record(&queue, 2, b"").await).await));
+    becomes(&queue, |h| *h == Health::Available).await;
+    assert_eq!(control.reopenings.load(Ordering::SeqCst), 4);
+    accept(&queue, record(&queue, 3, b"").await).await;
+    let totals = queue.totals();
+    assert_eq!((totals.open, totals.accepted, totals.reserved_bytes), (2, 2, 0));
+}
+
+#[tokio::test]
+async fn a_refused_record_is_never_delivered_though_it_be_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, delivery, control) = open_faulty(&dir, settings(dir.path()));
+    let mut keyed = record(&queue, 0, &vec![0; 50_000]).await;
+    keyed.ordering_key = Some("k".into());
+    control.fail_next(Fault::After);
+    assert!(unavailable(&try_accept(&queue, keyed).await));
+    becomes(&queue, |h| *h == Health::Available).await;
+    let totals = queue.totals();
+    assert_eq!((totals.open, totals.kept), (0, 1), "it is there, as a dead letter");
+    assert_eq!(body_files(&dir), 1, "with its body");
+    assert!(!queue.has_backlog(&tenant(), &upstream(), "k"));
+    accept(&queue, record(&queue, 1, b"").await).await;
+    let got = deliver_until(delivery, |_| now(ok()), until(&queue, |t| t.delivered == 1)).await;
+    assert_eq!(by_target(&got), HashMap::from([("/1", 1)]));
+    let reason: i64 = rusqlite::Connection::open(dir.path().join("queue.db"))
+        .unwrap()
+        .query_row("SELECT reason FROM record WHERE state = 4", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(reason, 4, "unconfirmed");
+}
+
+#[tokio::test]
+async fn a_refused_record_that_is_not_on_disk_leaves_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, _delivery, control) = open_faulty(&dir, settings(dir.path()));
+    control.fail_next(Fault::Before);
+    assert!(unavailable(&try_accept(&queue, record(&queue, 0, &vec![0; 50_000]).await).await));
+    becomes(&queue, |h| *h == Health::Available).await;
+    accept(&queue, record(&queue, 1, &vec![0; 50_000]).await).await;
+    assert_eq!(body_files(&dir), 1);
+}
+
+#[tokio::test]
+async fn what_was_delivered_while_the_log_failed_is_recorded_when_it_is_back() {
+    for fault in [Fault::Before, Fault::After] {
+        let dir = tempfile::tempdir().unwrap();
+        let (queue, delivery, control) = open_faulty(&dir, settings(dir.path()));
+        let mut accepted = Vec::new();
+        for n in 0..4 {
+            let mut record = record(&queue, n, b"").await;
+            record.repeat_safe = false;
+            record.ordering_key = Some("k".into());
+            accepted.push(accept(&queue, record).await);
+        }
+        let at_origin = std::sync::Arc::clone(&control);
+        let answer = move |attempt: &Attempt| {
+            if attempt.target == "/1" {
+                at_origin.broken_reopenings.store(2, Ordering::SeqCst);
+                at_origin.fail_next(fault);
+            }
+            now(ok())
+        };
+        let all = async {
+            while queue.totals().open > 0 {
+                tokio::time::sleep(Duration::from_millis(2)).await
+            }
+        };
+        let got = deliver_until(delivery, answer, all).await;
+        assert_eq!(got.len(), 4, "{fault:?}: each was sent once");
+        for accepted in &accepted {
+            assert!(matches!(state(&queue, accepted).await, State::Delivered { .. }), "{fault:?}");
+        }
+        assert_eq!(control.reopenings.load(Ordering::SeqCst), 3);
+        let totals = queue.totals();
+        assert_eq!((totals.kept, totals.kept_bytes, totals.receipts), (0, 0, 4), "{fault:?}");
+        assert!(!queue.has_backlog(&tenant(), &upstream(), "k"));
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_sent_whose_mark_is_not_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, delivery, control) = open_faulty(&dir, settings(dir.path()));
+    accept(&queue, record(&queue, 0, b"").await).await;
+    control.broken_reopenings.store(3, Ordering::SeqCst);
+    control.fail_next(Fault::Before);
+    let at_origin = std::sync::Arc::clone(&control);
+    let answer = move |_: &Attempt| {
+        assert_eq!(at_origin.broken_reopenings.load(Ordering::SeqCst), 0, "only after the log is back");
+        now(ok())
+    };
+    let got = deliver_until(delivery, answer, until(&queue, |t| t.delivered == 1)).await;
+    assert_eq!((got.len(), got[0].number), (1, 1));
+}
+
+#[tokio::test]
+async fn a_body_that_cannot_be_synced_is_refused_and_the_log_is_verified() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, _delivery, control) = open_faulty(&dir, settings(dir.path()));
+    std::fs::remove_dir_all(dir.path().join("bodies")).unwrap();
+    let mut record = record(&queue, 0, b"").await;
+    record.body = queue.body(1 << 20);
+    // The error shows at one of the pushes, or at the sync.
+    let pushed = record.body.push(vec![0; 60_000].into()).await;
+    let refused = try_accept(&queue, record).await;
+    assert!(matches!(refused, Err(EnqueueError::Body(BodyError::Disk(_)))), "{pushed:?} {refused:?}");
+    while control.reopenings.load(Ordering::SeqCst) == 0 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    becomes(&queue, |h| *h == Health::Available).await;
+    assert_eq!(queue.totals().reserved_bytes, 0);
+}
+
+#[tokio::test]
+async fn a_queue_that_ends_while_its_log_is_broken_keeps_every_file_that_a_row_may_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, delivery, control) = open_faulty(&dir, settings(dir.path()));
+    control.broken_reopenings.store(usize::MAX, Ordering::SeqCst);
+    control.fail_next(Fault::After);
+    assert!(unavailable(&try_accept(&queue, record(&queue, 0, &vec![5; 50_000]).await).await));
+    drop(delivery);
+    queue.shutdown(Duration::from_secs(10)).await;
+    drop(queue);
+    // Nobody could be told apart: the row is there, and was not disowned. It is delivered, whole.
+    let (queue, delivery) = open(&dir);
+    let got = deliver_until(delivery, |_| now(ok()), until(&queue, |t| t.delivered == 1)).await;
+    assert_eq!(read(&got[0].body), vec![5; 50_000]);
+}

@@ -1,0 +1,101 @@
+//! After the story: what to try next while everything stays up, and the orderly end.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::{
+    Told,
+    stage::{ACME, GLOBEX, Stage},
+};
+
+/// How often it is looked whether Ctrl-C came, the node ended, or memory should be freed.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How many requests and spans are kept while a person tries things, load generators among them.
+const KEPT: usize = 20_000;
+/// How long a drain may take: its own deadline, and then some.
+const DRAINED_WITHIN: Duration = Duration::from_secs(40);
+
+/// Stays until Ctrl-C, then ends the node. A node that ends by itself, or is killed, is started again.
+pub(super) fn stay(stage: &mut Stage) -> Told {
+    invite(stage)?;
+    while stage.interrupt.count() == 0 {
+        if !stage.node.runs() {
+            let how = stage.node.last_exit().map_or_else(String::new, |status| format!(" ({status})"));
+            stage.print.scene(&format!("the node ended{how} and is started again on the same folder"));
+            stage.node.launch()?;
+        }
+        for origin in &stage.origins {
+            if origin.count() > KEPT as u64 {
+                origin.forget();
+            }
+        }
+        if stage.traces.count() > KEPT {
+            stage.traces.forget();
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+    stop(stage)
+}
+
+/// Ends the node as an operator would. A second Ctrl-C kills it.
+pub(super) fn stop(stage: &mut Stage) -> Told {
+    let before = stage.interrupt.count();
+    stage.print.title("The end");
+    stage.print.command(&format!("kill -TERM {}", stage.node.pid()?));
+    stage.node.sigterm()?;
+    let code = drained(stage, before)?;
+    stage.claim("the node drained and ended in an orderly way", code == "exit status: 0", "exit status: 0", code)
+}
+
+fn drained(stage: &mut Stage, interrupts: usize) -> Result<String> {
+    let mut waiting = stage.print.waiting("draining");
+    let until = std::time::Instant::now() + DRAINED_WITHIN;
+    while stage.node.runs() && std::time::Instant::now() < until {
+        if stage.interrupt.count() > interrupts {
+            stage.node.kill_nine()?;
+        }
+        waiting.tick();
+        std::thread::sleep(LOOK_EVERY);
+    }
+    Ok(match stage.node.last_exit() {
+        Some(status) if !stage.node.runs() => status.to_string(),
+        _ => format!("it still runs after {DRAINED_WITHIN:?}"),
+    })
+}
+
+fn invite(stage: &Stage) -> Told {
+    let proxy = format!("http://{}", stage.node.address());
+    let binary = stage.binary().display();
+    stage.print.title("Everything stays up until Ctrl-C. To try next, in another terminal:");
+    let canary = stage.example(&ACME, "canary")?.to_apply(stage.node.folder(), "acme-canary.toml")?;
+    let at = |host: &str, rest: &str| format!("curl -i -H 'Host: {host}' {rest}{proxy}");
+    let lines = [
+        ("", format!("alias beamline={binary}")),
+        (
+            "",
+            format!(
+                "export BEAMLINE_DATA_DIR={} BEAMLINE_ADMIN={}",
+                stage.node.data_dir().display(),
+                stage.settings.admin_url()
+            ),
+        ),
+        ("a filter routes", format!("{}/", at(ACME.host, ""))),
+        ("", format!("{}/", at(ACME.host, "-H 'x-beta: yes' "))),
+        ("the neighbour", format!("{}/", at(GLOBEX.host, ""))),
+        ("what is where", "beamline status".into()),
+        ("", format!("beamline show {}", ACME.name)),
+        ("", format!("beamline show {} --revisions", ACME.name)),
+        ("change something", format!("beamline apply {} --tenant {}", canary.display(), ACME.name)),
+        ("and take it back", format!("beamline rollback --tenant {}", ACME.name)),
+        ("every request, as JSON", format!("tail -f {}", stage.node.log_file().display())),
+        ("it is started again", format!("kill -9 {}", stage.node.pid()?)),
+    ];
+    for (what, line) in lines {
+        if !what.is_empty() {
+            stage.print.line(&format!("  # {what}"));
+        }
+        stage.print.command(&line);
+    }
+    Ok(())
+}

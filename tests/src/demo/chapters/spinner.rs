@@ -1,0 +1,94 @@
+//! One tenant's looping module is stopped, and the other tenant notices nothing.
+
+use std::time::{Duration, Instant};
+
+use toml::toml;
+
+use super::Chapter;
+use crate::{
+    demo::{
+        Told,
+        stage::{ACME, Ask, GLOBEX, Stage},
+    },
+    load::{self, Plan},
+};
+
+pub(super) const CHAPTER: Chapter = Chapter {
+    title: "A looping filter is stopped, its neighbour notices nothing",
+    shows: "globex ships a filter that never ends. Its calls are cut off after 50 ms of CPU time, with an answer; they\n\
+            wait for their turns beside the worker, not in it, so that acme's requests go by.",
+    tell,
+};
+
+/// acme's requests per second.
+const RATE: f64 = 300.0;
+const CONNECTIONS: usize = 8;
+/// globex's loops at once.
+const LOOPS: usize = 8;
+const MEASURED: Duration = Duration::from_millis(2_500);
+/// How much longer acme's slowest hundredth may take beside the loops. Were they served in turn with acme's requests,
+/// it would be 8 times 50 ms; what is allowed is what a busy machine of two cores may add by itself.
+const ALLOWED: Duration = Duration::from_millis(60);
+
+fn tell(stage: &mut Stage) -> Told {
+    let looping = stage.example(&GLOBEX, "beamline")?.with_first(
+        &stage.settings,
+        "looping",
+        "probe.wasm",
+        toml! { do = "spin" },
+    )?;
+    stage.apply(&GLOBEX, &looping, "globex-looping.toml")?;
+    let began = Instant::now();
+    let stopped = stage.ask(&Ask::get(&GLOBEX, "/"))?;
+    let took = began.elapsed();
+    let problem = stopped.json().unwrap_or_default();
+    stage.print.detail(problem["detail"].as_str().unwrap_or_default());
+    let kind = problem["type"].as_str().unwrap_or("no problem document");
+    stage.claim(
+        format!("the loop was stopped and answered, after {} ms", took.as_millis()),
+        stopped.status == 503 && kind.ends_with(":filter-timeout"),
+        "503 filter-timeout",
+        format!("{} {kind}", stopped.status),
+    )?;
+
+    let acme = Plan::new(stage.node.address(), load::get("/", ACME.host))
+        .connections(CONNECTIONS)
+        .rate(RATE)
+        .lasting(MEASURED);
+    let globex = Plan::new(stage.node.address(), load::get("/", GLOBEX.host))
+        .connections(LOOPS)
+        .lasting(MEASURED + Duration::from_secs(30));
+    let alone = stage.load("acme alone", acme.clone())?;
+    let loops = load::start(globex)?;
+    let beside = stage.load("acme beside the loops", acme)?;
+    let loops = loops.stop()?;
+
+    for (when, report) in [("alone", &alone), ("beside the loops", &beside)] {
+        let at = |percent| report.latency.percentile(percent);
+        stage.print.detail(&format!(
+            "acme {when:17} {} requests, {} errors, p50 {:.1?}, p99 {:.1?}",
+            report.total(),
+            report.failed(),
+            at(50.0),
+            at(99.0)
+        ));
+    }
+    let stopped = loops.statuses.get(&503).copied().unwrap_or(0);
+    stage.print.detail(&format!("globex, {LOOPS} at once      {} requests, {stopped} stopped", loops.total()));
+    stage.claim(
+        "every loop was stopped, no request of acme failed",
+        loops.total() > 0 && stopped == loops.total() && alone.failed() + beside.failed() == 0,
+        "503 for each of globex's, 0 errors of acme's",
+        format!("globex: {loops}\nacme: {beside}"),
+    )?;
+    let (before, during) = (alone.latency.percentile(99.0), beside.latency.percentile(99.0));
+    stage.claim(
+        "acme's slowest hundredth did not notice",
+        during <= before + ALLOWED,
+        format!("a p99 of at most {ALLOWED:?} above {before:.1?}"),
+        format!("{during:.1?}"),
+    )?;
+    stage.roll_back(&GLOBEX, None)?;
+    let healed = stage.ask(&Ask::get(&GLOBEX, "/"))?;
+    stage.claim("globex is back by one command", healed.status == 200, 200, healed.status)
+}
