@@ -1,7 +1,7 @@
 //! Who is asking: bearer tokens (RFC 6750), looked at before anything else of a request.
 
 use axum::{
-    extract::{FromRequestParts, RawPathParams, Request, State},
+    extract::{FromRequestParts, RawPathParams, Request, State, rejection::RawPathParamsRejection},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -11,7 +11,7 @@ use http::{HeaderMap, header, request::Parts};
 
 use crate::{
     RouteRow, Who,
-    problem::{Refusal, unknown_tenant},
+    problem::{Refusal, unknown_tenant, unreadable_path},
 };
 
 /// Whom the request's token speaks for.
@@ -24,10 +24,14 @@ pub(crate) struct Caller(pub(crate) TokenScope);
 /// of others than `control`.
 pub(crate) async fn guard(
     State((control, row)): State<(Control, &'static RouteRow)>,
-    params: RawPathParams,
+    params: Result<RawPathParams, RawPathParamsRejection>,
     mut request: Request,
     next: Next,
 ) -> Response {
+    let params = match params {
+        Ok(params) => params,
+        Err(error) => return unreadable_path(error).into_response(),
+    };
     if row.who != Who::Anyone {
         let wanted = params.iter().find(|(name, _)| *name == "tenant").map(|(_, value)| value);
         match caller(&control, request.headers()).and_then(|caller| admitted(caller, row, wanted)) {

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use axum::{
     body::Body,
-    extract::MatchedPath,
+    extract::{MatchedPath, rejection::RawPathParamsRejection},
     response::{IntoResponse, Response},
 };
 use beamline_control::{ControlError, ControlErrorKind};
@@ -90,6 +90,11 @@ impl Refusal {
 /// For a name that no tenant can have.
 pub(crate) fn unknown_tenant(error: InvalidName) -> Refusal {
     Refusal::of("unknown-tenant", error.to_string())
+}
+
+/// For a path whose parameters are no text.
+pub(crate) fn unreadable_path(error: RawPathParamsRejection) -> Refusal {
+    Refusal::of("unknown-path", format!("the path cannot be read: {error}"))
 }
 
 impl From<ControlError> for Refusal {

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     RouteRow,
-    problem::{Refusal, unknown_tenant},
+    problem::{Refusal, unknown_tenant, unreadable_path},
 };
 
 /// How long a caller may take to send a body.
@@ -39,9 +39,7 @@ pub(crate) struct OrEmpty<T>(pub(crate) T);
 pub(crate) struct Query<T>(pub(crate) T);
 
 async fn parameter<S: Send + Sync>(parts: &mut Parts, state: &S, name: &str) -> Result<String, Refusal> {
-    let params = RawPathParams::from_request_parts(parts, state)
-        .await
-        .map_err(|error| Refusal::of("unknown-path", format!("the path cannot be read: {error}")))?;
+    let params = RawPathParams::from_request_parts(parts, state).await.map_err(unreadable_path)?;
     let found = params.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_owned());
     found.ok_or_else(|| Refusal::of("internal", format!("the route has no parameter {name}")))
 }

@@ -6,7 +6,8 @@ use anyhow::Result;
 
 use super::{
     Told,
-    stage::{ACME, GLOBEX, Stage},
+    printer::Style,
+    stage::{ACME, GLOBEX, Stage, Tenant},
 };
 
 /// How often it is looked whether Ctrl-C came, the node ended, or memory should be freed.
@@ -66,36 +67,42 @@ fn drained(stage: &mut Stage, interrupts: usize) -> Result<String> {
 
 fn invite(stage: &Stage) -> Told {
     let proxy = format!("http://{}", stage.node.address());
-    let binary = stage.binary().display();
-    stage.print.title("Everything stays up until Ctrl-C. To try next, in another terminal:");
-    let canary = stage.example(&ACME, "canary")?.to_apply(stage.node.folder(), "acme-canary.toml")?;
-    let at = |host: &str, rest: &str| format!("curl -i -H 'Host: {host}' {rest}{proxy}");
-    let lines = [
-        ("", format!("alias beamline={binary}")),
+    let curl = |tenant: &Tenant, rest: &str, path: &str| {
+        format!("curl -i -H 'Host: {}' {rest}{proxy}{path}", tenant.host)
+    };
+    let manifest = stage.example(&ACME)?.to_apply(stage.node.folder(), "acme.toml")?;
+    let settings = format!(
+        "export BEAMLINE_DATA_DIR={} BEAMLINE_ADMIN={}",
+        stage.node.data_dir().display(),
+        stage.settings.admin_url()
+    );
+    stage.print.title("Everything stays up until Ctrl-C. To try next, in another terminal in this folder:");
+    let scenes: [(&str, &[String]); 6] = [
+        ("the command line of this node", &[format!("alias beamline={}", stage.binary().display()), settings]),
         (
-            "",
-            format!(
-                "export BEAMLINE_DATA_DIR={} BEAMLINE_ADMIN={}",
-                stage.node.data_dir().display(),
-                stage.settings.admin_url()
-            ),
+            "requests",
+            &[
+                curl(&ACME, "", "/api/orders?page=2"),
+                curl(&ACME, "-H 'X-User: alice' ", "/"),
+                curl(&ACME, "-H 'X-Account: 7' -d '{\"item\":1}' ", "/orders"),
+                curl(&GLOBEX, "", "/"),
+            ],
         ),
-        ("a filter routes", format!("{}/", at(ACME.host, ""))),
-        ("", format!("{}/", at(ACME.host, "-H 'x-beta: yes' "))),
-        ("the neighbour", format!("{}/", at(GLOBEX.host, ""))),
-        ("what is where", "beamline status".into()),
-        ("", format!("beamline show {}", ACME.name)),
-        ("", format!("beamline show {} --revisions", ACME.name)),
-        ("change something", format!("beamline apply {} --tenant {}", canary.display(), ACME.name)),
-        ("and take it back", format!("beamline rollback --tenant {}", ACME.name)),
-        ("every request, as JSON", format!("tail -f {}", stage.node.log_file().display())),
-        ("it is started again", format!("kill -9 {}", stage.node.pid()?)),
+        ("what is where", &["beamline status".into(), format!("beamline show {}", ACME.name)]),
+        (
+            "change the canary's percent, apply, take it back",
+            &[
+                format!("beamline apply {} --tenant {}", manifest.display(), ACME.name),
+                format!("beamline show {} --revisions", ACME.name),
+                format!("beamline rollback --tenant {}", ACME.name),
+            ],
+        ),
+        ("every request as it ends", &[format!("tail -f {}", stage.node.log_file().display())]),
+        ("the node comes back by itself", &[format!("kill -9 {}", stage.node.pid()?)]),
     ];
-    for (what, line) in lines {
-        if !what.is_empty() {
-            stage.print.line(&format!("  # {what}"));
-        }
-        stage.print.command(&line);
+    for (what, lines) in scenes {
+        stage.print.line(&format!("\n  # {what}"));
+        lines.iter().for_each(|line| stage.print.line(&format!("  {}", stage.print.paint(Style::Command, line))));
     }
     Ok(())
 }

@@ -20,9 +20,9 @@ pub(super) struct Manifest {
 }
 
 impl Manifest {
-    /// Reads `examples/{tenant}/{name}.toml`; ports and module paths are made to fit the settings.
-    pub(super) fn example(settings: &Settings, tenant: &str, name: &str) -> Result<Self> {
-        let file = settings.examples.join(tenant).join(format!("{name}.toml"));
+    /// Reads `examples/{tenant}/manifest.toml`; ports and module paths are made to fit the settings.
+    pub(super) fn example(settings: &Settings, tenant: &str) -> Result<Self> {
+        let file = settings.examples.join(tenant).join("manifest.toml");
         let text = fs::read_to_string(&file).with_context(|| format!("no manifest at {}", file.display()))?;
         let document = text.parse().with_context(|| format!("{} is not TOML", file.display()))?;
         let mut manifest = Self { file, document, is_as_written: true };

@@ -20,12 +20,15 @@ use anyhow::Result;
 pub use settings::Settings;
 
 use self::{
-    chapters::{CHAPTERS, Chapter},
+    chapters::CHAPTERS,
     interrupt::{Interrupt, Interrupted},
     outcome::Missed,
     printer::Printer,
     stage::Stage,
 };
+
+/// A part of the story; what went wrong ends it.
+type Told = Result<()>;
 
 /// What a shell says of a program that SIGINT ended.
 const INTERRUPTED: u8 = 130;
@@ -47,7 +50,7 @@ pub fn tell(settings: Settings) -> ExitCode {
     for (i, chapter) in CHAPTERS.iter().enumerate() {
         print.chapter(i + 1, CHAPTERS.len(), chapter.title, chapter.shows);
         if let Err(error) = (chapter.tell)(&mut stage) {
-            return failed(&stage, i + 1, chapter, &error);
+            return failed(&stage, &format!("chapter {}, \"{}\"", i + 1, chapter.title), &error);
         }
     }
     let story = began.elapsed();
@@ -62,12 +65,12 @@ pub fn tell(settings: Settings) -> ExitCode {
             ));
             ExitCode::SUCCESS
         }
-        Err(error) => failed(&stage, CHAPTERS.len(), &Chapter::THE_END, &error),
+        Err(error) => failed(&stage, "the end", &error),
     }
 }
 
 /// Says why the story ends here.
-fn failed(stage: &Stage, number: usize, chapter: &Chapter, error: &anyhow::Error) -> ExitCode {
+fn failed(stage: &Stage, place: &str, error: &anyhow::Error) -> ExitCode {
     let print = stage.print;
     if error.is::<Interrupted>() || stage.interrupt.count() > 0 {
         print.problem("interrupted: everything that the demo started is stopped");
@@ -75,7 +78,7 @@ fn failed(stage: &Stage, number: usize, chapter: &Chapter, error: &anyhow::Error
     }
     let missed = error.downcast_ref::<Missed>();
     print.failure(
-        &format!("chapter {number}, \"{}\"", chapter.title),
+        place,
         missed.map_or("its steps go through", |m| &m.claim),
         missed.map_or("no error", |m| &m.expected),
         &missed.map_or_else(|| format!("{error:#}"), |m| m.found.clone()),
@@ -84,5 +87,3 @@ fn failed(stage: &Stage, number: usize, chapter: &Chapter, error: &anyhow::Error
     ExitCode::FAILURE
 }
 
-/// A part of the story that can end it.
-type Told = Result<()>;

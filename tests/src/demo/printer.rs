@@ -24,7 +24,7 @@ pub(super) enum Style {
 }
 
 /// How wide the first column of exchanges is.
-const REQUEST_COLUMN: usize = 46;
+const REQUEST_COLUMN: usize = 52;
 
 impl Printer {
     /// Colours where standard output is a terminal that has some and `NO_COLOR` is not set.
@@ -155,7 +155,7 @@ impl Waiting {
             write!(out, "\r\x1b[2K    {}", self.print.paint(Style::Faint, &text))
         } else if self.shown == 0 {
             self.shown = 1;
-            write!(out, "    {} ", self.what)
+            write!(out, "    {} …", self.what)
         } else if elapsed.as_secs() >= self.shown {
             self.shown += 1;
             write!(out, ".")

@@ -181,19 +181,19 @@ impl Stage {
     ///
     /// # Errors
     /// Where it is refused.
-    pub(super) fn apply(&self, tenant: &Tenant, manifest: &Manifest, name: &str) -> Result<()> {
-        let file = manifest.to_apply(self.node.folder(), name)?;
+    pub(super) fn apply(&self, tenant: &Tenant, manifest: &Manifest, file: &str) -> Result<()> {
+        let file = manifest.to_apply(self.node.folder(), file)?;
         let said = self.beamline(&["apply", shown(&file)?, "--tenant", tenant.name])?;
         self.print.detail(revision_in(&said));
         Ok(())
     }
 
-    /// Rolls a tenant back, without `to` to the revision before, and shows what the command says of the revision.
+    /// Makes the revision before the active one active again, and shows what the command says of it.
     ///
     /// # Errors
     /// Where it is refused.
-    pub(super) fn roll_back(&self, tenant: &Tenant, to: Option<&str>) -> Result<()> {
-        let said = self.beamline(&rollback(tenant, to))?;
+    pub(super) fn roll_back(&self, tenant: &Tenant) -> Result<()> {
+        let said = self.beamline(&["rollback", "--tenant", tenant.name])?;
         self.print.detail(revision_in(&said));
         Ok(())
     }
@@ -202,8 +202,8 @@ impl Stage {
     ///
     /// # Errors
     /// Where it can't be read.
-    pub(super) fn example(&self, tenant: &Tenant, name: &str) -> Result<Manifest> {
-        Manifest::example(&self.settings, tenant.name, name)
+    pub(super) fn example(&self, tenant: &Tenant) -> Result<Manifest> {
+        Manifest::example(&self.settings, tenant.name)
     }
 
     /// Sends a request to the proxy without showing it.
@@ -277,11 +277,6 @@ impl Stage {
         self.pass(what, time)?;
         load.finish()
     }
-}
-
-/// The arguments of a rollback.
-pub(super) fn rollback<'a>(tenant: &'a Tenant, to: Option<&'a str>) -> Vec<&'a str> {
-    ["rollback", "--tenant", tenant.name].into_iter().chain(to.into_iter().flat_map(|to| ["--to", to])).collect()
 }
 
 /// The path as it can be given to a command.

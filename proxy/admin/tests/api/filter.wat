@@ -42,6 +42,6 @@
   (core instance $running (instantiate $filter
     (with "host" (instance (export "drop-head" (func $drop-head))))))
   (func $handle (param "request" (borrow $head)) (result $verdict)
-    (canon lift (core func $running "handle") (memory $running "memory")))
+    (canon lift (core func $running "handle") (memory (core memory $running "memory"))))
   (instance $request-handler (export "handle" (func $handle)))
   (export "beamline:edge/request-handler@0.1.0" (instance $request-handler)))

@@ -138,7 +138,8 @@ async fn the_pages_examples_are_what_the_api_takes_and_answers(node: &Node, page
     let created = json!({ "name": "initech", "hosts": ["initech.test"], "upstream_ranges": [] });
     for row in ROUTES {
         let route = line(row);
-        let example = page.sections[&route].answer.as_ref().unwrap_or_else(|| panic!("{route} has an example"));
+        let example =
+            page.sections[&route].answer.as_ref().unwrap_or_else(|| panic!("{route} has an example"));
         let answer = match &*route {
             "POST /v1/tenants" => node.ask(&route, &node.operator, created.to_string()).await,
             "POST /v1/tenants/{tenant}/modules" => {
@@ -151,7 +152,8 @@ async fn the_pages_examples_are_what_the_api_takes_and_answers(node: &Node, page
             _ => node.ask(&for_acme(row), &node.operator, Body::empty()).await,
         };
         assert_eq!(answer.status, row.success, "{route}: {}", answer.document);
-        same_shape(&route, example, &answer.document).unwrap_or_else(|e| panic!("the page and the answer differ: {e}"));
+        same_shape(&route, example, &answer.document)
+            .unwrap_or_else(|e| panic!("the page and the answer differ: {e}"));
     }
     let acme = node.acme("GET /v1/tenants/acme").await.ok();
     assert_eq!((&acme["revision"], &acme["upstreams"]["api"]["queue_depth"]), (&json!(1), &json!(0)));
@@ -195,7 +197,10 @@ impl HttpBody for Watched {
     type Data = Bytes;
     type Error = std::io::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
         self.0.store(true, Ordering::Relaxed);
         Poll::Ready(None)
     }
@@ -221,22 +226,36 @@ async fn no_body_beyond_its_routes_limit_is_taken(node: &Node, _: &Page) {
 }
 
 async fn every_answer_is_json_and_kept_by_no_cache(node: &Node, _: &Page) {
-    let paths = ["/", "/v1", "/v1/tenants/", "/v2/tenants", "/v1/tenants/acme/manifest/x", "/readyz/", "/v1/tenants/%ff"];
+    let paths = [
+        "/",
+        "/v1",
+        "/v1/tenants/",
+        "/v2/tenants",
+        "/v1/tenants/acme/manifest/x",
+        "/readyz/",
+        "/v1/tenants/%ff",
+    ];
     for path in paths {
         let answer = node.ask(&format!("GET {path}"), &node.operator, Body::empty()).await;
         assert_eq!(answer.status, 404, "{path}");
         assert_eq!(answer.headers["content-type"], "application/problem+json");
-        assert!(["unknown-path", "unknown-tenant"].contains(&answer.problem()), "{path}: {}", answer.document);
+        assert!(
+            ["unknown-path", "unknown-tenant"].contains(&answer.problem()),
+            "{path}: {}",
+            answer.document
+        );
     }
     for row in ROUTES {
-        let answer = node.ask(&for_acme(row).replacen(row.method.as_str(), "PATCH", 1), "", Body::empty()).await;
+        let answer =
+            node.ask(&for_acme(row).replacen(row.method.as_str(), "PATCH", 1), "", Body::empty()).await;
         assert_eq!((answer.status.as_u16(), answer.problem()), (405, "method-not-allowed"), "{}", row.path);
         let allowed = answer.headers["allow"].to_str().unwrap();
         assert!(allowed.contains(row.method.as_str()), "{}: {allowed}", row.path);
         assert!(answer.detail().contains(row.method.as_str()) && answer.detail().contains("found PATCH"));
 
         let answer = node.ask(&for_acme(row), &node.operator, Body::empty()).await;
-        let expected = if answer.status.is_success() { "application/json" } else { "application/problem+json" };
+        let expected =
+            if answer.status.is_success() { "application/json" } else { "application/problem+json" };
         assert_eq!(answer.headers["content-type"], expected, "{}", line(row));
         assert_eq!(answer.headers["cache-control"], "no-store", "{}", line(row));
         assert_eq!(answer.headers["x-content-type-options"], "nosniff", "{}", line(row));
@@ -252,7 +271,9 @@ async fn a_manifest_beyond_the_grant_is_refused_by_name(node: &Node, _: &Page) {
     });
     let answer = apply(node, &beyond).await;
     assert_eq!((answer.status.as_u16(), answer.problem()), (422, "outside-grant"));
-    for named in ["hosts[1]: host globex.test", "upstreams.metadata.endpoints[0]: upstream address 169.254.169.254:80"] {
+    for named in
+        ["hosts[1]: host globex.test", "upstreams.metadata.endpoints[0]: upstream address 169.254.169.254:80"]
+    {
         assert!(answer.detail().contains(named), "{}", answer.detail());
     }
 }
@@ -270,12 +291,35 @@ async fn what_does_not_exist_is_named(node: &Node, page: &Page) {
         ("POST /v1/tenants/acme/rollback", json!({}), 404, "no-revision", "apply a manifest first"),
         ("POST /v1/tenants/acme/rollback", json!({ "to": 1 }), 422, "invalid-request", "unknown field `to`"),
         ("PUT /v1/tenants/acme/manifest?dry_run=perhaps", json!({}), 422, "invalid-request", "perhaps"),
-        ("PUT /v1/tenants/acme/manifest", json!({ "version": 1 }), 422, "invalid-manifest", "missing field `hosts`"),
-        ("POST /v1/tenants", json!({ "name": "x", "host": "x.test" }), 422, "invalid-request", "unknown field `host`"),
-        ("POST /v1/tenants", json!({ "name": "X", "hosts": [] }), 422, "invalid-request", "tenant name \"X\""),
+        (
+            "PUT /v1/tenants/acme/manifest",
+            json!({ "version": 1 }),
+            422,
+            "invalid-manifest",
+            "missing field `hosts`",
+        ),
+        (
+            "POST /v1/tenants",
+            json!({ "name": "x", "host": "x.test" }),
+            422,
+            "invalid-request",
+            "unknown field `host`",
+        ),
+        (
+            "POST /v1/tenants",
+            json!({ "name": "X", "hosts": [] }),
+            422,
+            "invalid-request",
+            "tenant name \"X\"",
+        ),
     ] {
         let answer = ask(line, body).await;
-        assert_eq!((answer.status.as_u16(), answer.problem()), (status, problem), "{line}: {}", answer.document);
+        assert_eq!(
+            (answer.status.as_u16(), answer.problem()),
+            (status, problem),
+            "{line}: {}",
+            answer.document
+        );
         assert!(answer.detail().contains(named), "{line}: {}", answer.detail());
     }
 
@@ -306,10 +350,18 @@ async fn a_module_that_is_none_is_refused_with_what_was_found(node: &Node, _: &P
     for (bytes, found) in [
         (b"#!/bin/sh".to_vec(), "expected it to begin with \\0asm"),
         (wat::parse_str("(component)").unwrap(), "exports no phase"),
-        (wat::parse_str("(component (import \"evil:host/door@1.0.0\" (instance)))").unwrap(), "evil:host/door@1.0.0"),
+        (
+            wat::parse_str("(component (import \"evil:host/door@1.0.0\" (instance)))").unwrap(),
+            "evil:host/door@1.0.0",
+        ),
     ] {
         let answer = node.ask(modules, &node.acme, bytes).await;
-        assert_eq!((answer.status.as_u16(), answer.problem()), (422, "module-rejected"), "{}", answer.document);
+        assert_eq!(
+            (answer.status.as_u16(), answer.problem()),
+            (422, "module-rejected"),
+            "{}",
+            answer.document
+        );
         assert!(answer.detail().contains(found), "{}", answer.detail());
     }
     let listed = node.acme("GET /v1/tenants/acme/modules").await.ok();
@@ -322,7 +374,8 @@ async fn a_dry_run_changes_nothing(node: &Node, page: &Page) {
     let would = node.ask(dry, &node.acme, manifest.clone()).await.ok();
     assert_eq!((&would["revision"], &would["changed"]), (&Value::Null, &json!(true)));
     assert_eq!(node.acme("GET /v1/tenants/acme/revisions").await.ok()["revisions"], json!([]));
-    let did = node.ask("PUT /v1/tenants/acme/manifest?dry_run=false", &node.acme, manifest.clone()).await.ok();
+    let did =
+        node.ask("PUT /v1/tenants/acme/manifest?dry_run=false", &node.acme, manifest.clone()).await.ok();
     assert_eq!((&did["revision"], &did["changed"], &did["diff"]), (&json!(1), &json!(true), &would["diff"]));
     let again = node.ask(dry, &node.acme, manifest).await.ok();
     assert_eq!(again, json!({ "revision": 1, "changed": false, "diff": [] }));

@@ -19,38 +19,41 @@ use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 /// A node, its two tenants' tokens and its operator's.
-pub struct Node {
-    pub router: Router,
-    pub state: NodeState,
-    pub alive: Arc<AtomicBool>,
-    pub operator: String,
-    pub acme: String,
-    pub globex: String,
+pub(crate) struct Node {
+    pub(crate) router: Router,
+    pub(crate) state: NodeState,
+    pub(crate) alive: Arc<AtomicBool>,
+    pub(crate) operator: String,
+    pub(crate) acme: String,
+    pub(crate) globex: String,
     _delivery: Delivery,
     _dir: tempfile::TempDir,
 }
 
 /// What the API answered.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub document: Value,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) document: Value,
 }
 
 impl Answer {
     /// The last part of a problem's type; empty where this is no problem.
-    pub fn problem(&self) -> &str {
-        self.document["type"].as_str().and_then(|t| t.strip_prefix("urn:beamline:problem:")).unwrap_or_default()
+    pub(crate) fn problem(&self) -> &str {
+        self.document["type"]
+            .as_str()
+            .and_then(|t| t.strip_prefix("urn:beamline:problem:"))
+            .unwrap_or_default()
     }
 
     /// A problem's detail.
-    pub fn detail(&self) -> &str {
+    pub(crate) fn detail(&self) -> &str {
         self.document["detail"].as_str().unwrap_or_default()
     }
 
     /// The document of a success.
-    pub fn ok(self) -> Value {
+    pub(crate) fn ok(self) -> Value {
         assert!(self.status.is_success(), "{} {}", self.status, self.document);
         self.document
     }
@@ -58,7 +61,7 @@ impl Answer {
 
 impl Node {
     /// A node with the tenant that `new_tenant` creates, which must be `acme`, and a tenant `globex`.
-    pub async fn start(new_tenant: &Value) -> Self {
+    pub(crate) async fn start(new_tenant: &Value) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let settings = beamline_telemetry::Settings { log: LogTarget::Off, ..Default::default() };
         let telemetry = Telemetry::open(settings, &tokio::runtime::Handle::current()).unwrap();
@@ -105,7 +108,7 @@ impl Node {
     }
 
     /// Asks for `METHOD /path` with a token (none where empty) and a body.
-    pub async fn ask(&self, line: &str, token: &str, body: impl Into<Body>) -> Answer {
+    pub(crate) async fn ask(&self, line: &str, token: &str, body: impl Into<Body>) -> Answer {
         let (method, path) = line.split_once(' ').unwrap();
         let mut request = Request::new(body.into());
         *request.method_mut() = Method::from_bytes(method.as_bytes()).unwrap();
@@ -125,7 +128,7 @@ impl Node {
     }
 
     /// As tenant `acme`, without a body.
-    pub async fn acme(&self, line: &str) -> Answer {
+    pub(crate) async fn acme(&self, line: &str) -> Answer {
         self.ask(line, &self.acme, Body::empty()).await
     }
 }

@@ -6,26 +6,26 @@ use serde_json::Value;
 
 /// One route's section.
 #[derive(Debug, Default)]
-pub struct Section {
+pub(crate) struct Section {
     /// Its lines that are no JSON.
-    pub lines: Vec<String>,
+    pub(crate) lines: Vec<String>,
     /// The document under "Request:".
-    pub request: Option<Value>,
+    pub(crate) request: Option<Value>,
     /// The document under "Answer:".
-    pub answer: Option<Value>,
+    pub(crate) answer: Option<Value>,
 }
 
 /// The page.
-pub struct Page {
+pub(crate) struct Page {
     /// Its text.
-    pub text: String,
+    pub(crate) text: String,
     /// The sections of routes by `METHOD /path`, in no order.
-    pub sections: BTreeMap<String, Section>,
+    pub(crate) sections: BTreeMap<String, Section>,
 }
 
 impl Page {
     /// Reads the page.
-    pub fn read() -> Self {
+    pub(crate) fn read() -> Self {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/admin-api.md");
         let text = std::fs::read_to_string(path).unwrap();
         let mut sections = BTreeMap::<String, Section>::new();
@@ -34,7 +34,10 @@ impl Page {
         while let Some(line) = lines.next() {
             if let Some(title) = line.strip_prefix("### `") {
                 let name = title.trim_end_matches('`').to_owned();
-                assert!(sections.insert(name.clone(), Section::default()).is_none(), "{name} has two sections");
+                assert!(
+                    sections.insert(name.clone(), Section::default()).is_none(),
+                    "{name} has two sections"
+                );
                 current = Some(name);
             } else if line.starts_with('#') {
                 current = None;
@@ -44,7 +47,8 @@ impl Page {
                 let json: Vec<_> = lines.by_ref().take_while(|l| *l != "```").collect();
                 let document = serde_json::from_str(&json.join("\n"))
                     .unwrap_or_else(|e| panic!("{current:?}: an example is no JSON: {e}"));
-                let of = section.lines.iter().rev().find(|l| l.starts_with("Request:") || l.starts_with("Answer"));
+                let of =
+                    section.lines.iter().rev().find(|l| l.starts_with("Request:") || l.starts_with("Answer"));
                 match of {
                     Some(l) if l.starts_with("Request:") => section.request = Some(document),
                     _ => section.answer = Some(document),
@@ -57,7 +61,7 @@ impl Page {
     }
 
     /// The example of what a route is asked.
-    pub fn request(&self, route: &str) -> &Value {
+    pub(crate) fn request(&self, route: &str) -> &Value {
         self.sections[route].request.as_ref().unwrap_or_else(|| panic!("{route} has an example of a request"))
     }
 }
@@ -65,7 +69,7 @@ impl Page {
 /// A document without its values: what two answers of one route have in common.
 ///
 /// Arrays and nulls say nothing of what could be in them, so they fit everything.
-pub fn same_shape(at: &str, a: &Value, b: &Value) -> Result<(), String> {
+pub(crate) fn same_shape(at: &str, a: &Value, b: &Value) -> Result<(), String> {
     match (a, b) {
         (Value::Object(left), Value::Object(right)) => {
             let names = |o: &serde_json::Map<String, Value>| o.keys().cloned().collect::<Vec<_>>();

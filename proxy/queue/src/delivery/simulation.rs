@@ -64,7 +64,11 @@ struct Plan {
     /// Records of this key are answered 500 until then.
     bad_key: Option<(u8, i64)>,
     crashes: Vec<i64>,
+    /// When delivery is told that it missed something, and reads all anew.
+    rescans: Vec<i64>,
     max_in_flight: usize,
+    /// The longest that a commit takes beyond 5 ms, and a read beyond 1 ms.
+    slow: (u64, u64),
 }
 
 enum Happens {
@@ -181,6 +185,9 @@ impl Simulation {
         for at in simulation.plan.crashes.clone() {
             simulation.at(at, Happens::Crash, false);
         }
+        for at in simulation.plan.rescans.clone() {
+            simulation.at(at, Happens::Machine(Event::Notice(Notice::Rescan)), false);
+        }
         simulation.at(0, Happens::Tick, true);
         simulation
     }
@@ -235,7 +242,10 @@ impl Simulation {
             Happens::Load { lane, limit } => {
                 let rows = self.log.reader().unwrap().window(&lane, limit).unwrap();
                 // Some answers take long enough to be out of date.
-                self.soon(20, Happens::Machine(Event::Loaded { lane, limit, rows: Some(rows) }));
+                self.soon(
+                    1 + self.plan.slow.1,
+                    Happens::Machine(Event::Loaded { lane, limit, rows: Some(rows) }),
+                );
             }
             Happens::Scan => {
                 let mut scan = Scan::default();
@@ -248,7 +258,7 @@ impl Simulation {
                     _ => {}
                 };
                 self.log.reader().unwrap().census(&mut visit).unwrap();
-                self.soon(20, Happens::Machine(Event::Scanned(Some(scan))));
+                self.soon(1 + self.plan.slow.1, Happens::Machine(Event::Scanned(Some(scan))));
             }
             Happens::MarkIt(candidate) => self.write(Inbox::Begin(candidate)),
             Happens::Deliver(candidate) => self.deliver(candidate),
@@ -263,7 +273,7 @@ impl Simulation {
 
     fn write(&mut self, entry: Inbox) {
         self.inbox.push_back(entry);
-        self.soon(5, Happens::Write);
+        self.soon(5 + self.plan.slow.0, Happens::Write);
     }
 
     fn apply(&mut self, entry: Inbox) {
@@ -362,8 +372,8 @@ impl Simulation {
         self.handled += 1;
         for action in self.machine.handle(now, event, &|_| CAP) {
             match action {
-                Action::Scan => self.soon(5, Happens::Scan),
-                Action::Load { lane, limit } => self.soon(5, Happens::Load { lane, limit }),
+                Action::Scan => self.soon(1, Happens::Scan),
+                Action::Load { lane, limit } => self.soon(1, Happens::Load { lane, limit }),
                 Action::Attempt(candidate) => self.soon(5, Happens::MarkIt(candidate)),
                 Action::Commit(change) => self.write(Inbox::Change(change)),
             }
@@ -398,7 +408,7 @@ impl Simulation {
         assert!(!self.fates[n].may_be_taken, "record {n} may have been taken, is unsafe, and is sent again");
         // The mark itself takes a moment.
         assert!(
-            self.now <= self.fates[n].appended_at + request.expiry + 20,
+            self.now <= self.fates[n].appended_at + request.expiry + 30 + self.plan.slow.0 as i64,
             "record {n} is sent after its expiry"
         );
         let of_lane = self.in_flight.values().filter(|l| **l == candidate.lane).count();
@@ -696,24 +706,23 @@ fn any_plan() -> impl Strategy<Value = Plan> {
     });
     (
         any::<u64>(),
-        vec(request, 1..120),
+        prop_oneof![vec(request.clone(), 1..8), vec(request, 1..120)],
         vec(modes, LANES),
         proptest::option::of((0..3_u8, 0..WELL)),
         vec(0..WELL, 0..4),
+        vec((any::<prop::sample::Index>(), 0..300_i64), 0..6),
         prop_oneof![Just(2_usize), Just(64)],
+        (prop_oneof![Just(0), Just(300_u64)], prop_oneof![Just(0), Just(50_u64)]),
     )
-        .prop_map(|(seed, requests, modes, bad_key, crashes, max_in_flight)| Plan {
-            seed,
-            requests,
-            modes,
-            bad_key,
-            crashes,
-            max_in_flight,
+        .prop_map(|(seed, requests, modes, bad_key, crashes, rescans, max_in_flight, slow)| {
+            // Reads are most likely to be out of date soon after a record came.
+            let rescans = rescans.iter().map(|(near, after)| near.get(&requests).at + after).collect();
+            Plan { seed, requests, modes, bad_key, crashes, rescans, max_in_flight, slow }
         })
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// The invariants of order, marks, caps, probes, expiry and repetition are asserted at each step of the run.
     #[test]

@@ -137,7 +137,7 @@ async fn quotas_hold_at_every_moment() {
     rooms.extend((0..4).map(|_| queue.reserve(&other, 0, Demand::Asked).unwrap()));
     let full = queue.reserve(&other, 0, Demand::Asked).unwrap_err();
     assert!(full.to_string().contains("records of this node"), "{full}");
-    rooms.remove(0);
+    drop(rooms.remove(0));
     accept(&queue, record(&queue, 1, b"").await).await;
     assert!(queue.reserve(&tenant(), 0, Demand::Asked).is_err(), "what was reserved is now kept");
     drop(rooms);

@@ -1,6 +1,6 @@
 //! A canary splits.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use anyhow::Result;
 
@@ -12,32 +12,35 @@ use crate::demo::{
 
 pub(super) const CHAPTER: Chapter = Chapter {
     title: "A canary splits",
-    shows: "A second revision puts `canary` behind `router`: one user in five gets the next version, and always the same.",
+    shows: "What `router` leaves undecided comes to `canary`, the next filter of the chain: it gives one user in five\n\
+            the other origin's page, and each user always the same.",
     tell,
 };
 
 const USERS: usize = 200;
 /// A fifth of the users, give or take what a hash does to 200 of them.
-const EXPECTED: std::ops::RangeInclusive<usize> = 20..=60;
+const EXPECTED: RangeInclusive<usize> = 20..=60;
 
 fn tell(stage: &mut Stage) -> Told {
-    stage.apply(&ACME, &stage.example(&ACME, "canary")?, "acme-canary.toml")?;
-    let [first, second] = stage.settings.origins().map(|port| format!("origin {port}"));
+    let [api, web] = stage.settings.origins().map(|port| format!("origin {port}"));
     let once = ask_all(stage)?;
     let count = |origin: &str| once.values().filter(|o| *o == origin).count();
-    let (stable, next) = (count(&first), count(&second));
-    stage.print.exchange(
-        &format!("{USERS} × GET http://{}/  x-user: user-…", ACME.host),
-        &format!("{stable} from {first}, {next} from {second}"),
-    );
+    let (stable, canary) = (count(&web), count(&api));
+    let counts = format!("{stable} from {web}, {canary} from {api}");
+    stage.print.exchange(&format!("{USERS} × GET http://{}/  x-user: …", ACME.host), &counts);
     stage.claim(
-        "about one user in five gets the next version",
-        EXPECTED.contains(&next) && stable + next == USERS,
-        format!("{} to {} of {USERS} from {second}, the others from {first}", EXPECTED.start(), EXPECTED.end()),
-        format!("{stable} from {first}, {next} from {second}"),
+        "about one user in five got the canary",
+        EXPECTED.contains(&canary) && stable + canary == USERS,
+        format!("{} to {} of {USERS} from {api}, the others from {web}", EXPECTED.start(), EXPECTED.end()),
+        counts,
     )?;
     let moved = ask_all(stage)?.iter().filter(|(user, origin)| once.get(*user) != Some(origin)).count();
-    stage.claim("asked again, everybody got the same version", moved == 0, "0 users moved", format!("{moved} moved"))
+    stage.claim(
+        "asked again, everybody got what they had before",
+        moved == 0,
+        "0 users moved",
+        format!("{moved} moved"),
+    )
 }
 
 /// Who answers each user.

@@ -19,11 +19,6 @@ pub(super) struct Chapter {
     pub(super) tell: fn(&mut Stage) -> Told,
 }
 
-impl Chapter {
-    /// What comes after the story.
-    pub(super) const THE_END: Self = Self { title: "the end", shows: "", tell: |_| Ok(()) };
-}
-
 /// The story.
 pub(super) const CHAPTERS: [Chapter; 8] = [
     setting::CHAPTER,

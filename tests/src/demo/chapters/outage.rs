@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -14,18 +15,21 @@ use crate::{
         Told,
         stage::{ACME, Ask, GLOBEX, Stage, Traced},
     },
+    origin::{Origin, Recorded},
     otlp::{Kind, Span},
     seed::Seed,
 };
 
 pub(super) const CHAPTER: Chapter = Chapter {
     title: "An origin dies, then the proxy: nothing accepted is lost",
-    shows: "acme lets its orders wait where their origin is down. The client gets `202` and a receipt once the order\n\
-            is on disk, not before. So even `kill -9` of the proxy loses none.",
+    shows: "acme lets orders wait where their origin is down. The client gets `202` and a receipt once the order is on\n\
+            disk, not before: even `kill -9` of the proxy loses none.",
     tell,
 };
 
 const ORDERS: usize = 20;
+/// The orders of an account arrive in the order in which they were accepted.
+const ACCOUNTS: usize = 4;
 /// Every so many orders there is a large one, whose body is a file beside the queue's database.
 const LARGE_EVERY: usize = 5;
 const LARGE: usize = 96 << 10;
@@ -33,6 +37,7 @@ const LARGE: usize = 96 << 10;
 /// An order that the proxy answered for.
 struct Accepted {
     key: String,
+    account: String,
     body: Vec<u8>,
     /// Where its receipt is.
     receipt: String,
@@ -43,9 +48,9 @@ fn tell(stage: &mut Stage) -> Told {
     let port = stage.settings.origin_1;
     stage.origins[0].stop();
     stage.print.scene(&format!("origin {port} is stopped: its port refuses"));
-    let read = stage.ask(&Ask::get(&ACME, "/orders/1"))?;
+    let read = stage.ask(&Ask::get(&ACME, "/api/orders/1"))?;
     let accepted = order(stage)?;
-    let other = stage.ask(&Ask::get(&GLOBEX, "/"))?;
+    let other = stage.ask(&Ask::get(&GLOBEX, "/health"))?;
     stage.claim(
         format!("{ORDERS} orders were accepted with a receipt each; a GET is never queued; globex goes on"),
         accepted.len() == ORDERS && read.status == 503 && other.status == 200,
@@ -55,11 +60,13 @@ fn tell(stage: &mut Stage) -> Told {
     let status = stage.beamline(&["status"])?;
     stage.print.detail(&status);
 
-    let trace_id = trace_of(stage, accepted.last().context("there are orders")?)?;
+    let first = accepted.first().context("orders were accepted")?;
+    show_receipt(stage, first)?;
+    let trace_id = trace_of(stage, first)?;
     stage.print.command(&format!("kill -9 {}", stage.node.pid()?));
     stage.node.kill_nine()?;
     let killed = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64;
-    let gone = stage.send(&Ask::get(&GLOBEX, "/")).is_err();
+    let gone = stage.send(&Ask::get(&GLOBEX, "/health")).is_err();
     stage.print.scene("the proxy is gone, and starts again on the same folder");
     let began = Instant::now();
     stage.node.launch()?;
@@ -81,8 +88,7 @@ fn tell(stage: &mut Stage) -> Told {
         let found = states(stage, &accepted)?;
         Ok(if found.get("delivered") == Some(&ORDERS) { Ok(found) } else { Err(in_words(&found)) })
     })?;
-    let shown = stage.send(&Ask::get(&ACME, &accepted[0].receipt))?.json()?;
-    stage.print.exchange(&format!("GET {}", shortened(&accepted[0].receipt)), &shown["state"].to_string());
+    show_receipt(stage, first)?;
     stage.claim(
         "every receipt says delivered",
         last.len() == 1,
@@ -100,12 +106,14 @@ fn order(stage: &Stage) -> Result<Vec<Accepted>> {
     let mut slowest = Duration::ZERO;
     for n in 1..=ORDERS {
         let key = format!("order-{n}-{:016x}", seed.bits());
+        let account = (n % ACCOUNTS).to_string();
         let filling = if n % LARGE_EVERY == 0 { LARGE } else { 40 };
         let note: String = (0..filling / 16).map(|_| format!("{:016x}", seed.bits())).collect();
         let body = format!(r#"{{"order":{n},"note":"{note}"}}"#).into_bytes();
         let ask = Ask::new("POST", &ACME, "/orders")
             .quiet_header("content-type", "application/json")
             .quiet_header("idempotency-key", &key)
+            .quiet_header("x-account", &account)
             .body(body.clone());
         let began = Instant::now();
         let response = stage.send(&ask)?;
@@ -121,11 +129,20 @@ fn order(stage: &Stage) -> Result<Vec<Accepted>> {
         if let (202, Some(receipt), Some(request_id)) =
             (response.status, field("location"), field("x-request-id"))
         {
-            accepted.push(Accepted { key, body, receipt, request_id });
+            accepted.push(Accepted { key, account, body, receipt, request_id });
         }
     }
     stage.print.detail(&format!("{} accepted, the slowest after {slowest:.1?}", accepted.len()));
     Ok(accepted)
+}
+
+/// Asks what became of an order, and shows it.
+fn show_receipt(stage: &Stage, order: &Accepted) -> Result<()> {
+    let receipt = stage.send(&Ask::get(&ACME, &order.receipt))?.json()?;
+    let attempts = receipt["attempts"].as_u64().unwrap_or(0);
+    let state = receipt["state"].as_str().unwrap_or("without a state");
+    stage.print.exchange(&format!("GET {}", shortened(&order.receipt)), &format!("{state}, {attempts} attempts"));
+    Ok(())
 }
 
 /// A receipt's address without most of its secret.
@@ -138,7 +155,7 @@ fn shortened(receipt: &str) -> String {
 
 /// The trace of an order, once the spans of its acceptance have been received: the node is about to be killed.
 fn trace_of(stage: &Stage, order: &Accepted) -> Result<String> {
-    let trace_id = stage.wait("the log's record of the last order", Duration::from_secs(10), || {
+    let trace_id = stage.wait("the log's record of the first order", Duration::from_secs(10), || {
         let log = stage.node.log()?;
         let record = log.iter().find(|r| r["kind"] == "access" && r["request.id"] == order.request_id.as_str());
         let trace_id = record.and_then(|r| r["trace_id"].as_str());
@@ -177,34 +194,55 @@ fn in_words(states: &BTreeMap<String, usize>) -> String {
 
 /// Waits until every order is at the origin, and compares what came with what was sent.
 fn arrived(stage: &mut Stage, accepted: &[Accepted], began: Instant) -> Told {
-    let came = |stage: &Stage| {
-        let mut bodies: BTreeMap<String, Vec<Vec<u8>>> = BTreeMap::new();
-        for request in stage.origins[0].requests() {
-            if request.whole && request.method == "POST" && request.target == "/orders" {
-                let key = request.headers.get("idempotency-key").unwrap_or_default();
-                bodies.entry(key.to_owned()).or_default().push(request.body.clone());
-            }
-        }
-        bodies
-    };
-    let bodies = stage.wait("the orders to arrive", Duration::from_secs(30), || {
-        let bodies = came(stage);
-        let here = accepted.iter().filter(|order| bodies.contains_key(&order.key)).count();
-        Ok(if here == ORDERS { Ok(bodies) } else { Err(format!("{here} of {ORDERS}")) })
+    let orders = stage.wait("the orders to arrive", Duration::from_secs(30), || {
+        let orders = orders_at(&stage.origins[0]);
+        let here = accepted.iter().filter(|order| orders.iter().any(|o| key(o) == order.key)).count();
+        Ok(if here == ORDERS { Ok(orders) } else { Err(format!("{here} of {ORDERS}")) })
     })?;
-    let took = began.elapsed();
-    let same = |order: &&Accepted| bodies[&order.key].iter().all(|body| *body == order.body);
-    let (whole, deliveries) = (accepted.iter().filter(same).count(), bodies.values().map(Vec::len).sum::<usize>());
     let size: usize = accepted.iter().map(|order| order.body.len()).sum();
     stage.print.detail(&format!(
-        "{ORDERS} orders, {} KiB, in {deliveries} deliveries, {:.1} s after the origin came back",
+        "{ORDERS} orders, {} KiB, in {} deliveries, all there {:.1} s after the origin came back",
         size >> 10,
-        took.as_secs_f64()
+        orders.len(),
+        began.elapsed().as_secs_f64()
     ));
+    let is_same = |order: &&Accepted| orders.iter().filter(|o| key(o) == order.key).all(|o| o.body == order.body);
+    let whole = accepted.iter().filter(is_same).count();
     stage.claim(
         "every accepted order arrived, byte for byte",
         whole == ORDERS,
         format!("{ORDERS} orders with the body that was sent"),
-        format!("{whole} of them, {deliveries} deliveries"),
+        format!("{whole} of them"),
+    )?;
+    let sent = |account: &str| -> Vec<&str> {
+        accepted.iter().filter(|o| o.account == account).map(|o| o.key.as_str()).collect()
+    };
+    let came = |account: &str| {
+        let mut keys: Vec<&str> = Vec::new();
+        for order in orders.iter().filter(|o| o.headers.get("x-account") == Some(account)) {
+            // A delivery that was repeated counts where it came first.
+            if !keys.contains(&key(order)) {
+                keys.push(key(order));
+            }
+        }
+        keys
+    };
+    let wrong = (0..ACCOUNTS).map(|n| n.to_string()).find(|account| came(account) != sent(account));
+    stage.claim(
+        format!("the orders of each of {ACCOUNTS} accounts arrived in the order in which they were accepted"),
+        wrong.is_none(),
+        "the order of acceptance for each account",
+        wrong.map_or_else(String::new, |account| format!("account {account}: {:?}", came(&account))),
     )
+}
+
+/// The orders that came whole, in the order in which they came.
+fn orders_at(origin: &Origin) -> Vec<Arc<Recorded>> {
+    let mut requests = origin.requests();
+    requests.retain(|r| r.whole && r.method == "POST" && r.target == "/orders");
+    requests
+}
+
+fn key(order: &Recorded) -> &str {
+    order.headers.get("idempotency-key").unwrap_or_default()
 }

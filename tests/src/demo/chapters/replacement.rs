@@ -9,7 +9,7 @@ use super::Chapter;
 use crate::{
     demo::{
         Told,
-        stage::{ACME, Ask, Stage, revision_in, rollback, shown},
+        stage::{ACME, Ask, Stage, revision_in, shown},
     },
     load::{self, Plan},
 };
@@ -21,6 +21,8 @@ pub(super) const CHAPTER: Chapter = Chapter {
     tell,
 };
 
+/// `router` sends it to the second origin, the other module to the first.
+const PATH: &str = "/static/logo.svg";
 /// Requests per second.
 const RATE: f64 = 400.0;
 const CONNECTIONS: usize = 8;
@@ -29,17 +31,17 @@ const ROUNDS: usize = 5;
 const BETWEEN: u64 = 60;
 
 fn tell(stage: &mut Stage) -> Told {
-    let other = stage.example(&ACME, "beamline")?.with_replaced(
+    let other = stage.example(&ACME)?.with_replaced(
         &stage.settings,
         "router",
         "probe.wasm",
-        toml! { do = "route" upstream = "next" },
+        toml! { do = "route" upstream = "api" },
     )?;
     let file = other.to_apply(stage.node.folder(), "acme-replaced.toml")?;
     let apply = ["apply", shown(&file)?, "--tenant", ACME.name];
-    let back = rollback(&ACME, None);
+    let back = ["rollback", "--tenant", ACME.name];
 
-    let plan = Plan::new(stage.node.address(), load::get("/", ACME.host))
+    let plan = Plan::new(stage.node.address(), load::get(PATH, ACME.host))
         .connections(CONNECTIONS)
         .rate(RATE)
         .lasting(Duration::from_secs(60));
@@ -48,7 +50,7 @@ fn tell(stage: &mut Stage) -> Told {
     let began = Instant::now();
     let mut waiting = None;
     for round in 0..ROUNDS {
-        for (change, origin) in [(&apply[..], stage.settings.origin_2), (&back[..], stage.settings.origin_1)] {
+        for (change, origin) in [(&apply[..], stage.settings.origin_1), (&back[..], stage.settings.origin_2)] {
             load.wait_for_more(BETWEEN, Duration::from_secs(10))?;
             if round == 0 {
                 stage.print.detail(revision_in(&stage.beamline(change)?));
@@ -76,7 +78,7 @@ fn tell(stage: &mut Stage) -> Told {
 
 /// The change is there when the command returns: the next request shows it.
 fn answered_by(stage: &Stage, port: u16) -> Result<()> {
-    let response = stage.send(&Ask::get(&ACME, "/"))?.expect(200)?;
+    let response = stage.send(&Ask::get(&ACME, PATH))?.expect(200)?;
     let (expected, found) = (format!("origin {port}"), response.header("x-origin").unwrap_or("nobody"));
     ensure!(found == expected, "expected the next request to be answered by {expected}; it was by {found}");
     Ok(())

@@ -3,23 +3,22 @@
 use super::Chapter;
 use crate::demo::{
     Told,
-    stage::{ACME, Ask, GLOBEX, Stage},
+    stage::{ACME, Ask, Stage},
 };
 
 pub(super) const CHAPTER: Chapter = Chapter {
     title: "A filter's decision routes",
-    shows: "Each request runs through its tenant's filters, each in a fresh sandbox. Here `router` chooses by path and\n\
-            header; the tenant is found by host.",
+    shows: "A request runs through its tenant's filters, each in a fresh sandbox. Here `router` decides by the rules in\n\
+            its configuration: by path, by header.",
     tell,
 };
 
 fn tell(stage: &mut Stage) -> Told {
-    let [first, second] = stage.settings.origins().map(|port| format!("origin {port}"));
+    let [api, web] = stage.settings.origins().map(|port| format!("origin {port}"));
     let scenes = [
-        (Ask::get(&ACME, "/"), &first),
-        (Ask::get(&ACME, "/beta/cart"), &second),
-        (Ask::get(&ACME, "/").header("x-beta", "yes"), &second),
-        (Ask::get(&GLOBEX, "/"), &second),
+        (Ask::get(&ACME, "/api/orders?page=2"), &api),
+        (Ask::get(&ACME, "/static/logo.svg"), &web),
+        (Ask::get(&ACME, "/").header("x-beta", "on"), &api),
     ];
     let mut found = Vec::new();
     for (ask, _) in &scenes {
@@ -35,5 +34,12 @@ fn tell(stage: &mut Stage) -> Told {
         found == expected,
         expected.join(", "),
         found.join(", "),
+    )?;
+    let asked = stage.origins[0].requests().first().map(|r| r.target.clone()).unwrap_or_default();
+    stage.claim(
+        format!("the rule took the prefix off: the origin was asked for {asked}"),
+        asked == "/orders?page=2",
+        "/orders?page=2",
+        &asked,
     )
 }

@@ -32,7 +32,7 @@ fn tell(stage: &mut Stage) -> Told {
         "the lines above",
     )?;
     for tenant in [&ACME, &GLOBEX] {
-        stage.apply(tenant, &stage.example(tenant, "beamline")?, &format!("{}.toml", tenant.name))?;
+        stage.apply(tenant, &stage.example(tenant)?, &format!("{}.toml", tenant.name))?;
     }
     let list = stage.beamline(&["show"])?;
     stage.print.detail(&list);

@@ -12,8 +12,8 @@ use crate::{
 
 pub(super) const CHAPTER: Chapter = Chapter {
     title: "One trace, from the edge to the delivery",
-    shows: "The last of those orders as the receiver of traces saw it, over OTLP: accepted by the process that was\n\
-            killed, delivered by the one after it.",
+    shows: "The first of those orders as the receiver of traces saw it, over OTLP: tried and accepted by the process\n\
+            that was killed, delivered by the one after it.",
     tell,
 };
 
