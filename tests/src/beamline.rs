@@ -161,7 +161,9 @@ impl Beamline {
     /// What the binary is started with: `serve` and its options.
     pub fn arguments(&self) -> Vec<OsString> {
         let mut out: Vec<OsString> = ["serve", "--listen"].map(Into::into).to_vec();
-        out.extend([self.address().to_string(), "--admin".into(), self.admin.address().to_string()].map(Into::into));
+        out.extend(
+            [self.address().to_string(), "--admin".into(), self.admin.address().to_string()].map(Into::into),
+        );
         out.extend(["--data-dir".into(), self.data_dir().into()]);
         out.extend(["--workers".into(), self.options.workers.to_string().into(), "--log".into()]);
         out.push(if self.options.log { self.log_file().into() } else { "off".into() });

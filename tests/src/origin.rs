@@ -111,7 +111,8 @@ impl Origin {
             stopping: AtomicBool::new(false),
         });
         let for_handler = shared.clone();
-        let server = Server::start("origin", port, Arc::new(move |stream, id| serve(&for_handler, stream, id)))?;
+        let server =
+            Server::start("origin", port, Arc::new(move |stream, id| serve(&for_handler, stream, id)))?;
         Ok(Self { shared, server })
     }
 

@@ -244,8 +244,7 @@ pub fn branches(spans: &[Span]) -> Vec<Branch<'_>> {
     }
     let mut out = Vec::new();
     // Each with what stands before it and whether it is its parent's last; none of both for a root.
-    let mut todo: Vec<(&Span, Option<(String, bool)>)> =
-        roots.into_iter().rev().map(|s| (s, None)).collect();
+    let mut todo: Vec<(&Span, Option<(String, bool)>)> = roots.into_iter().rev().map(|s| (s, None)).collect();
     while let Some((span, place)) = todo.pop() {
         let is_orphan = place.is_none() && span.parent.is_some();
         let (lead, below) = match place {

@@ -62,7 +62,8 @@ fn a_node_under_the_power_cut_shim_keeps_what_it_answered_and_loses_it_without_f
         origin.stop();
         let orders: Vec<_> = (0..5).map(|n| vec![b'a' + n; 40_000]).collect();
         for order in &orders {
-            let answer = Request::post("/echo", order.clone()).host("acme.test").send(node.address()).unwrap();
+            let answer =
+                Request::post("/echo", order.clone()).host("acme.test").send(node.address()).unwrap();
             assert_eq!(answer.status, 202, "{}", answer.text());
         }
 

@@ -46,7 +46,12 @@ pub(super) fn stop(stage: &mut Stage) -> Told {
     stage.print.command(&format!("kill -TERM {}", stage.node.pid()?));
     stage.node.sigterm()?;
     let code = drained(stage, before)?;
-    stage.claim("the node drained and ended in an orderly way", code == "exit status: 0", "exit status: 0", code)
+    stage.claim(
+        "the node drained and ended in an orderly way",
+        code == "exit status: 0",
+        "exit status: 0",
+        code,
+    )
 }
 
 fn drained(stage: &mut Stage, interrupts: usize) -> Result<String> {
@@ -78,7 +83,10 @@ fn invite(stage: &Stage) -> Told {
     );
     stage.print.title("Everything stays up until Ctrl-C. To try next, in another terminal in this folder:");
     let scenes: [(&str, &[String]); 6] = [
-        ("the command line of this node", &[format!("alias beamline={}", stage.binary().display()), settings]),
+        (
+            "the command line of this node",
+            &[format!("alias beamline={}", stage.binary().display()), settings],
+        ),
         (
             "requests",
             &[
@@ -102,7 +110,9 @@ fn invite(stage: &Stage) -> Told {
     ];
     for (what, lines) in scenes {
         stage.print.line(&format!("\n  # {what}"));
-        lines.iter().for_each(|line| stage.print.line(&format!("  {}", stage.print.paint(Style::Command, line))));
+        lines
+            .iter()
+            .for_each(|line| stage.print.line(&format!("  {}", stage.print.paint(Style::Command, line))));
     }
     Ok(())
 }

@@ -71,7 +71,13 @@ impl Manifest {
     }
 
     /// The same with a filter put before the others.
-    pub(super) fn with_first(mut self, settings: &Settings, name: &str, module: &str, config: Table) -> Result<Self> {
+    pub(super) fn with_first(
+        mut self,
+        settings: &Settings,
+        name: &str,
+        module: &str,
+        config: Table,
+    ) -> Result<Self> {
         self.is_as_written = false;
         self.find_modules(&settings.guests)?;
         let mut filter = Table::new();
@@ -83,7 +89,13 @@ impl Manifest {
     }
 
     /// The same with another module and configuration behind a filter's name.
-    pub(super) fn with_replaced(mut self, settings: &Settings, name: &str, module: &str, config: Table) -> Result<Self> {
+    pub(super) fn with_replaced(
+        mut self,
+        settings: &Settings,
+        name: &str,
+        module: &str,
+        config: Table,
+    ) -> Result<Self> {
         self.is_as_written = false;
         self.find_modules(&settings.guests)?;
         let module = whole(&settings.guests.join(module))?;

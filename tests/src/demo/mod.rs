@@ -86,4 +86,3 @@ fn failed(stage: &Stage, place: &str, error: &anyhow::Error) -> ExitCode {
     print.quote(&stage.node.last_words());
     ExitCode::FAILURE
 }
-

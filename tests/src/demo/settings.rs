@@ -136,7 +136,8 @@ mod tests {
         let error = settings.check().unwrap_err().to_string();
         let number = ports[1].number();
         assert!(
-            error.contains(&format!("port {number}, wanted for the admin API")) && error.contains("DEMO_ADMIN="),
+            error.contains(&format!("port {number}, wanted for the admin API"))
+                && error.contains("DEMO_ADMIN="),
             "{error}"
         );
         settings.admin = settings.listen;

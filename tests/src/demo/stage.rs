@@ -141,9 +141,7 @@ impl Stage {
         let claim = claim.into();
         if !holds {
             self.interrupt.check()?;
-            return Err(
-                Missed { claim, expected: expected.to_string(), found: found.to_string() }.into()
-            );
+            return Err(Missed { claim, expected: expected.to_string(), found: found.to_string() }.into());
         }
         self.claims += 1;
         self.print.met(&claim);

@@ -42,7 +42,8 @@ pub(super) fn lines(spans: &[Span], killed: u64) -> Vec<Line> {
             let at = passed(killed.saturating_sub(first));
             lines.push(Line::Kill(format!("{:8}  ── kill -9, another process from here on ── +{at}", "")));
         }
-        let (start, took) = (passed(span.start.saturating_sub(first)), passed(span.end.saturating_sub(span.start)));
+        let (start, took) =
+            (passed(span.start.saturating_sub(first)), passed(span.end.saturating_sub(span.start)));
         let (end, failed) = end(span);
         lines.push(Line::Span {
             role: format!("{:8}", role(span, spans)),
@@ -81,7 +82,9 @@ fn end(span: &Span) -> (String, bool) {
     let failed = span.error.is_some() || attribute("error.type").is_some();
     let status = attribute("http.response.status_code");
     let text = match span.kind {
-        Kind::Internal => attribute("verdict").or(attribute("beamline.filter.outcome")).unwrap_or_default().into(),
+        Kind::Internal => {
+            attribute("verdict").or(attribute("beamline.filter.outcome")).unwrap_or_default().into()
+        }
         Kind::Producer => "committed".into(),
         Kind::Consumer => {
             let outcome = attribute("beamline.queue.outcome").unwrap_or_default();
@@ -112,7 +115,14 @@ mod tests {
 
     use super::*;
 
-    fn span(id: &str, parent: Option<&str>, name: &str, kind: Kind, ms: u64, attributes: &[(&str, &str)]) -> Span {
+    fn span(
+        id: &str,
+        parent: Option<&str>,
+        name: &str,
+        kind: Kind,
+        ms: u64,
+        attributes: &[(&str, &str)],
+    ) -> Span {
         Span {
             trace_id: "t".into(),
             span_id: id.into(),
@@ -121,7 +131,10 @@ mod tests {
             kind,
             start: ms * 1_000_000,
             end: (ms + 2) * 1_000_000,
-            attributes: attributes.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<BTreeMap<_, _>>(),
+            attributes: attributes
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect::<BTreeMap<_, _>>(),
             links: Vec::new(),
             error: None,
             service: "beamline".into(),

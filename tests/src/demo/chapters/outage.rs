@@ -141,7 +141,9 @@ fn show_receipt(stage: &Stage, order: &Accepted) -> Result<()> {
     let receipt = stage.send(&Ask::get(&ACME, &order.receipt))?.json()?;
     let attempts = receipt["attempts"].as_u64().unwrap_or(0);
     let state = receipt["state"].as_str().unwrap_or("without a state");
-    stage.print.exchange(&format!("GET {}", shortened(&order.receipt)), &format!("{state}, {attempts} attempts"));
+    stage
+        .print
+        .exchange(&format!("GET {}", shortened(&order.receipt)), &format!("{state}, {attempts} attempts"));
     Ok(())
 }
 
@@ -157,7 +159,8 @@ fn shortened(receipt: &str) -> String {
 fn trace_of(stage: &Stage, order: &Accepted) -> Result<String> {
     let trace_id = stage.wait("the log's record of the first order", Duration::from_secs(10), || {
         let log = stage.node.log()?;
-        let record = log.iter().find(|r| r["kind"] == "access" && r["request.id"] == order.request_id.as_str());
+        let record =
+            log.iter().find(|r| r["kind"] == "access" && r["request.id"] == order.request_id.as_str());
         let trace_id = record.and_then(|r| r["trace_id"].as_str());
         Ok(trace_id.map(str::to_owned).ok_or_else(|| format!("{} records without it", log.len())))
     })?;
@@ -206,7 +209,8 @@ fn arrived(stage: &mut Stage, accepted: &[Accepted], began: Instant) -> Told {
         orders.len(),
         began.elapsed().as_secs_f64()
     ));
-    let is_same = |order: &&Accepted| orders.iter().filter(|o| key(o) == order.key).all(|o| o.body == order.body);
+    let is_same =
+        |order: &&Accepted| orders.iter().filter(|o| key(o) == order.key).all(|o| o.body == order.body);
     let whole = accepted.iter().filter(is_same).count();
     stage.claim(
         "every accepted order arrived, byte for byte",

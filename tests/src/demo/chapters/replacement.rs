@@ -50,7 +50,8 @@ fn tell(stage: &mut Stage) -> Told {
     let began = Instant::now();
     let mut waiting = None;
     for round in 0..ROUNDS {
-        for (change, origin) in [(&apply[..], stage.settings.origin_1), (&back[..], stage.settings.origin_2)] {
+        for (change, origin) in [(&apply[..], stage.settings.origin_1), (&back[..], stage.settings.origin_2)]
+        {
             load.wait_for_more(BETWEEN, Duration::from_secs(10))?;
             if round == 0 {
                 stage.print.detail(revision_in(&stage.beamline(change)?));
@@ -73,7 +74,12 @@ fn tell(stage: &mut Stage) -> Told {
         report.failed(),
         report.latency.percentile(99.0),
     ));
-    stage.claim("each change decided the very next request, and no request failed", report.failed() == 0, "0 non-2xx", report)
+    stage.claim(
+        "each change decided the very next request, and no request failed",
+        report.failed() == 0,
+        "0 non-2xx",
+        report,
+    )
 }
 
 /// The change is there when the command returns: the next request shows it.

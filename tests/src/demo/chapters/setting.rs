@@ -23,8 +23,12 @@ fn tell(stage: &mut Stage) -> Told {
     start(stage)?;
     create(stage, &ACME)?;
     create(stage, &GLOBEX)?;
-    let compiled =
-        FILTERS.iter().map(|filter| push(stage, filter)).collect::<Result<Vec<_>>>()?.iter().all(|said| *said);
+    let compiled = FILTERS
+        .iter()
+        .map(|filter| push(stage, filter))
+        .collect::<Result<Vec<_>>>()?
+        .iter()
+        .all(|said| *said);
     stage.claim(
         "the stock filters are checked and compiled",
         compiled,

@@ -74,7 +74,9 @@ fn tell(stage: &mut Stage) -> Told {
         ));
     }
     let stopped = loops.statuses.get(&503).copied().unwrap_or(0);
-    stage.print.detail(&format!("globex, {LOOPS} at once      {} requests, {stopped} stopped", loops.total()));
+    stage
+        .print
+        .detail(&format!("globex, {LOOPS} at once      {} requests, {stopped} stopped", loops.total()));
     stage.claim(
         "every loop was stopped, no request of acme failed",
         loops.total() > 0 && stopped == loops.total() && alone.failed() + beside.failed() == 0,

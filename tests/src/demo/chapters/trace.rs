@@ -26,7 +26,9 @@ fn tell(stage: &mut Stage) -> Told {
     // What is missing is told by the claim, which knows the parts by name.
     let spans = spans.unwrap_or_else(|_| stage.traces.trace(&traced.trace_id));
     stage.print.detail(&format!("trace {}", traced.trace_id));
-    trace_tree::lines(&spans, traced.killed).iter().for_each(|line| stage.print.detail(&line.painted(stage.print)));
+    trace_tree::lines(&spans, traced.killed)
+        .iter()
+        .for_each(|line| stage.print.detail(&line.painted(stage.print)));
     let missing = gaps(&spans);
     stage.claim(
         "edge → filter → queue → delivery are one tree, across two processes",
