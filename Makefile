@@ -19,7 +19,7 @@ demo: guests ## The story, told with real requests on 127.0.0.1:8080 (ONCE=1: as
 
 test: tools guests ## All tests; installs what they need
 	@echo "==> building BeamLine and its tests"
-	$(CARGO) build --profile $(PROFILE) -p beamline --bin beamline
+	$(CARGO) test --workspace --profile $(PROFILE) --no-run
 	BEAMLINE_BIN=$(CURDIR)/$(BINARY) $(CARGO) test --workspace --profile $(PROFILE)
 	@echo "==> filters"
 	cd wasm-filters && $(CARGO) test

@@ -21,6 +21,8 @@ use crate::{
 };
 
 pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// The request's own id, told to the client and to the upstream. What a client sends as such is not passed on.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// A client's request on its way out.
 pub(crate) struct Outbound {
@@ -61,6 +63,9 @@ impl Outbound {
         let forwarding =
             Forwarding { client: self.client.ip(), scheme: "http", host: &host, version: exchange.version() };
         request_for_upstream(&mut parts.headers, &forwarding);
+        if let Ok(id) = HeaderValue::try_from(exchange.request_id()) {
+            parts.headers.insert(REQUEST_ID, id);
+        }
         // What a remote tracer sent along belongs to a trace that is not continued here.
         for name in ["tracestate", "baggage"] {
             parts.headers.remove(name);

@@ -8,19 +8,19 @@ use beamline_control::{TenantRuntime, UpstreamRuntime};
 use beamline_filter_host::{Decision, HostView, RequestHead};
 use beamline_http::{ErrorKind, RESERVED_PATH, authority_of, is_loop};
 use beamline_telemetry::Verdict;
-use http::{HeaderName, HeaderValue, Request, Response, header, request::Parts};
+use http::{HeaderValue, Request, Response, header, request::Parts};
 use hyper::body::Incoming;
 
 use crate::{
     body::ClientBody,
-    enqueue, forward, receipts,
+    enqueue,
+    forward::{self, REQUEST_ID},
+    receipts,
     respond::{self, Refusal},
     transaction::{Finishing, failure_kind},
     view::TenantView,
     worker::Shared,
 };
-
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// One request, answered whatever happens.
 pub(crate) async fn handle(

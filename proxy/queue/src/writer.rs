@@ -314,6 +314,9 @@ impl Worker {
                     });
                 }
             }
+            (Change::Retry { again, .. }, Effect::Done) => {
+                self.tools.notices.send(Notice::Ready(again.clone()))
+            }
             (Change::Release { lane }, _) => self.tools.notices.send(Notice::Released(lane.clone())),
             _ => {}
         }

@@ -6,7 +6,8 @@ use serde::de::DeserializeOwned;
 pub(crate) fn read<C: DeserializeOwned>(text: &str) -> Result<C, String> {
     let read = |text| serde_json::from_str::<C>(text);
     if text != "null" {
-        return read(text).map_err(|error| format!("config is not valid: {error}: {text}"));
+        // The text itself stays out of the log: a configuration may hold words that not every reader should know.
+        return read(text).map_err(|error| format!("config is not valid: {error}"));
     }
     read("null")
         .or_else(|_| read("{}"))
@@ -44,6 +45,5 @@ mod tests {
         assert!(missing.contains("config is missing: missing field `name`"), "{missing}");
         let unknown = read::<Needs>(r#"{"nam":"x"}"#).unwrap_err();
         assert!(unknown.contains("unknown field `nam`, expected `name`"), "{unknown}");
-        assert!(unknown.contains(r#"{"nam":"x"}"#), "{unknown}");
     }
 }

@@ -151,3 +151,68 @@ impl fmt::Debug for HeaderValue {
         write!(f, "\"{}\"", self.0.escape_ascii())
     }
 }
+
+#[cfg(all(test, not(target_family = "wasm")))]
+mod tests {
+    use super::*;
+    use crate::testing::Call;
+
+    fn with_request(call: Call, check: fn(&mut Request)) {
+        thread_local! {
+            static CHECK: std::cell::Cell<fn(&mut Request)> = const { std::cell::Cell::new(|_| ()) };
+        }
+
+        struct Checked;
+
+        impl crate::Filter for Checked {
+            type Config = ();
+
+            fn on_request((): &(), request: &mut Request) -> crate::Verdict {
+                (CHECK.get())(request);
+                crate::Verdict::next()
+            }
+        }
+
+        CHECK.set(check);
+        call.run::<Checked>();
+    }
+
+    #[test]
+    fn several_headers_come_in_the_order_of_their_names() {
+        with_request(Call::get("/").header("x-b", "2").header("X-A", "1").header("x-a", "3"), |request| {
+            let [a, none, b] = request.headers(["x-a", "x-none", "X-B"]);
+            assert_eq!(
+                (a.unwrap(), none, b.unwrap()),
+                (HeaderValue(b"1".to_vec()), None, HeaderValue(b"2".to_vec()))
+            );
+            assert_eq!(request.header_all("x-a").len(), 2);
+            assert_eq!(request.headers_by_name(&["x-b"])[0].as_ref().unwrap(), "2");
+        });
+    }
+
+    #[test]
+    fn a_cookie_is_found_by_its_whole_name() {
+        let call =
+            Call::get("/").header("cookie", "sid2=no; xsid=no").header("cookie", "a=b;sid=yes=really ; c");
+        with_request(call, |request| {
+            assert_eq!(request.cookie("sid").unwrap(), "yes=really");
+            assert_eq!(request.cookie("c"), None);
+            assert_eq!(request.cookie("d"), None);
+        });
+    }
+
+    #[test]
+    fn a_target_is_path_and_query() {
+        with_request(Call::new("PUT", "/a/../b?c=d?e").host("API.acme.test"), |request| {
+            assert_eq!((request.method(), request.host()), ("PUT".into(), "api.acme.test".into()));
+            assert_eq!((request.path(), request.query()), ("/a/../b".into(), Some("c=d?e".into())));
+        });
+    }
+
+    #[test]
+    fn values_are_bytes() {
+        let value = HeaderValue(b"caf\xe9".to_vec());
+        assert_eq!(value.to_str(), None);
+        assert_eq!(format!("{value:?}"), r#""caf\xe9""#);
+    }
+}

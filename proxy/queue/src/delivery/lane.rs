@@ -1,6 +1,9 @@
 //! One lane: the records of one upstream that wait and fly, and how the upstream fares.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use super::{
     backoff::{Jitter, LANE_RETRY_AFTER, PROBE_CEILING},
@@ -46,6 +49,8 @@ pub(super) enum Turn {
 pub(super) struct LaneState {
     pub(super) window: Window,
     pub(super) flying: HashMap<Seq, Candidate>,
+    /// Landed, to be tried again, and not yet committed as such.
+    pub(super) returning: HashSet<Seq>,
     pub(super) health: Health,
     pub(super) probe: Option<Seq>,
     pub(super) turn: Turn,
@@ -77,6 +82,7 @@ impl LaneState {
         Self {
             window: Window::default(),
             flying: HashMap::new(),
+            returning: HashSet::new(),
             health: Health::FRESH,
             probe: None,
             turn: Turn::None,
@@ -88,6 +94,7 @@ impl LaneState {
     pub(super) fn is_idle(&self) -> bool {
         self.window.is_empty()
             && self.flying.is_empty()
+            && self.returning.is_empty()
             && !self.disk.may_hold_more()
             && !matches!(self.health, Health::Missing { .. })
     }

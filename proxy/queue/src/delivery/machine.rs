@@ -123,8 +123,8 @@ enum ScanState {
 enum From {
     /// A load: there is none before it on disk that is not in the window too.
     Disk,
-    /// A commit or a landing: there may be others before it on disk.
-    Memory,
+    /// A commit just now: there may be others before it on disk.
+    Commit,
 }
 
 /// Something to do at a wall-clock time, one at a time and not too often.
@@ -256,7 +256,8 @@ impl Machine {
             Notice::Ready(candidate) => {
                 self.sweep.wish(candidate.expires_ms);
                 let lane = candidate.lane.clone();
-                self.wait(now, candidate, From::Memory);
+                self.lane(&lane).returning.remove(&candidate.seq);
+                self.wait(now, candidate, From::Commit);
                 self.plan(now, &lane, caps);
             }
             Notice::Behind { expires_ms } => self.sweep.wish(expires_ms),
@@ -304,6 +305,8 @@ impl Machine {
             return;
         };
         self.scan = if again { ScanState::At(now.mono) } else { ScanState::Done };
+        // What has come back in the meantime was read, or will be: the lanes are read anew.
+        self.lanes.values_mut().for_each(|state| state.returning.clear());
         scan.expires_ms.into_iter().for_each(|at| self.sweep.wish(at));
         self.wish_to_prune(scan.delivered_ms, scan.dead_ms);
         for lane in &scan.lanes {
@@ -341,7 +344,7 @@ impl Machine {
             return;
         }
         // Otherwise a steady stream of new records would keep the window full, and those on disk would never come.
-        let waits_on_disk = matches!(from, From::Memory)
+        let waits_on_disk = from == From::Commit
             && state.disk.may_hold_more()
             && state.window.last_due().is_none_or(|last| last < due);
         if waits_on_disk || state.window.insert(candidate, due, capacity) {
@@ -395,7 +398,7 @@ impl Machine {
         self.actions.push(Action::Commit(Change::Finish { attempt, end, at_ms: now.wall, note }));
     }
 
-    /// Records what an attempt led to, and takes the record back where it is to be tried again.
+    /// Records what an attempt led to.
     fn resolve(&mut self, now: Now, mut candidate: Candidate, outcome: &Outcome) {
         let attempt = self.attempt_of(&candidate);
         let note = note(outcome);
@@ -425,11 +428,11 @@ impl Machine {
             }
             candidate.due_ms = now.wall_in(millis(wait));
         }
-        let (due_ms, blame) = (candidate.due_ms, candidate.blame);
-        self.actions.push(Action::Commit(Change::Retry { attempt, due_ms, blame, note }));
         candidate.attempts = attempt.attempts;
-        self.sweep.wish(candidate.expires_ms);
-        self.wait(now, candidate, From::Memory);
+        // It comes back as a notice when it is committed: until then a read of the log could not find it, and it would be
+        // lost to us if it had to wait on disk.
+        self.lane(&candidate.lane.clone()).returning.insert(candidate.seq);
+        self.actions.push(Action::Commit(Change::Retry { attempt, again: candidate, note }));
     }
 
     fn do_chores(&mut self, now: Now) {

@@ -359,6 +359,7 @@ impl Simulation {
                     full: pruned.len() >= limit,
                 });
             }
+            (Change::Retry { again, .. }, Effect::Done) => notices.push(Notice::Ready(again)),
             (Change::Release { lane }, _) => notices.push(Notice::Released(lane)),
             _ => {}
         }

@@ -153,10 +153,10 @@ fn a_retry_is_due_when_it_says_and_remembers_why(place: &dyn Place) {
     begin(&mut *log, seq, 0);
     let blame = Some(Blame { failures: 1, since_ms: 4000 });
     let note = Note { status: Some(503), error: Some("why".into()) };
+    let again = Candidate { due_ms: 7000, blame, ..append(1, None).candidate(seq) };
     let retry = |log: &dyn Log, attempts| Change::Retry {
         attempt: attempt(log, seq, attempts),
-        due_ms: 7000,
-        blame,
+        again: again.clone(),
         note: note.clone(),
     };
     let (wrong, right) = (retry(&*log, 2), retry(&*log, 1));
@@ -459,8 +459,11 @@ fn change(step: &Step, appended: &mut u64, finishes: &mut u64, epoch: u64) -> Op
         }
         Step::Retry { record, attempts, due } => Change::Retry {
             attempt: attempt(record, attempts),
-            due_ms: *due,
-            blame: due.is_multiple_of(2).then_some(Blame { failures: 2, since_ms: *due }),
+            again: Candidate {
+                due_ms: *due,
+                blame: due.is_multiple_of(2).then_some(Blame { failures: 2, since_ms: *due }),
+                ..append(u64::from(*record), None).candidate(Seq(i64::from(*record)))
+            },
             note: Note { status: None, error: Some("again".into()) },
         },
         Step::Hold { record, attempts } => Change::Hold { attempt: attempt(record, attempts) },

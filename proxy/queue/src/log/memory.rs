@@ -154,12 +154,12 @@ impl Rows {
                 }
                 _ => Effect::Stale,
             },
-            Change::Retry { attempt, due_ms, blame, note } => match self.attempted(attempt) {
+            Change::Retry { attempt, again, note } => match self.attempted(attempt) {
                 Some(row) => {
                     row.state = State::Queued;
                     row.epoch = None;
-                    row.due_ms = *due_ms;
-                    row.blame = *blame;
+                    row.due_ms = again.due_ms;
+                    row.blame = again.blame;
                     row.note = note.clone();
                     Effect::Done
                 }

@@ -84,8 +84,8 @@ pub(crate) enum Change {
     Append(Box<Append>),
     /// `queued → delivering`, owned by `epoch`.
     Begin { seq: Seq, attempts: u32, epoch: u64 },
-    /// `delivering → queued`, to be tried again at `due_ms`.
-    Retry { attempt: AttemptRef, due_ms: u64, blame: Option<Blame>, note: Note },
+    /// `delivering → queued`, to be tried again when `again` is due. Of `again`, only what an attempt changes is written.
+    Retry { attempt: AttemptRef, again: Candidate, note: Note },
     /// `delivering → held`.
     Hold { attempt: AttemptRef },
     /// Every record of the lane: `held → queued`.

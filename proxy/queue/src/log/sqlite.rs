@@ -24,8 +24,7 @@ use rusqlite::{
 
 use self::{checkpoint::Checkpointer, reader::SqliteReader, rows::*};
 use super::{
-    Append, AttemptRef, Blame, Candidate, Change, Effect, End, Ended, Log, LogError, LogReader, Note, Pruned,
-    codec,
+    Append, AttemptRef, Candidate, Change, Effect, End, Ended, Log, LogError, LogReader, Note, Pruned, codec,
 };
 use crate::{
     body::StoredBody,
@@ -239,7 +238,7 @@ impl Writer<'_> {
         match change {
             Change::Append(append) => self.append(append),
             Change::Begin { seq, attempts, epoch } => self.begin(*seq, *attempts, *epoch),
-            Change::Retry { attempt, due_ms, blame, note } => self.retry(attempt, *due_ms, *blame, note),
+            Change::Retry { attempt, again, note } => self.retry(attempt, again, note),
             Change::Hold { attempt } => self.hold(attempt),
             Change::Release { lane } => self.release(lane),
             Change::Finish { attempt, end, at_ms, note } => self.finish(attempt, *end, *at_ms, note),
@@ -342,13 +341,7 @@ impl Writer<'_> {
         Ok(if again { Effect::Done } else { Effect::Stale })
     }
 
-    fn retry(
-        &self,
-        attempt: &AttemptRef,
-        due_ms: u64,
-        blame: Option<Blame>,
-        note: &Note,
-    ) -> Result<Effect, LogError> {
+    fn retry(&self, attempt: &AttemptRef, again: &Candidate, note: &Note) -> Result<Effect, LogError> {
         let changed = self
             .sql(
                 "UPDATE record SET state = 0, epoch = NULL, due_ms = ?4, failures = ?5, failing_since_ms = ?6,
@@ -359,9 +352,9 @@ impl Writer<'_> {
                 attempt.seq.0,
                 attempt.attempts,
                 to_db(attempt.epoch),
-                to_db(due_ms),
-                blame.map_or(0, |b| b.failures),
-                blame.map(|b| to_db(b.since_ms)),
+                to_db(again.due_ms),
+                again.blame.map_or(0, |b| b.failures),
+                again.blame.map(|b| to_db(b.since_ms)),
                 note.status,
                 note.error,
             ])?;

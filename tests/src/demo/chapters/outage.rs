@@ -143,7 +143,7 @@ fn show_receipt(stage: &Stage, order: &Accepted) -> Result<()> {
     let state = receipt["state"].as_str().unwrap_or("without a state");
     stage
         .print
-        .exchange(&format!("GET {}", shortened(&order.receipt)), &format!("{state}, {attempts} attempts"));
+        .exchange(&format!("GET {}", shortened(&order.receipt)), &format!("{state}, attempts: {attempts}"));
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
 use toml::toml;
 
 use super::Chapter;
@@ -10,7 +11,7 @@ use crate::{
         Told,
         stage::{ACME, Ask, GLOBEX, Stage},
     },
-    load::{self, Plan},
+    load::{self, Plan, Report},
 };
 
 pub(super) const CHAPTER: Chapter = Chapter {
@@ -25,6 +26,8 @@ const RATE: f64 = 300.0;
 const CONNECTIONS: usize = 8;
 /// globex's loops at once.
 const LOOPS: usize = 16;
+/// How often it is measured at most: what the loops cost would show in every round, what another process costs not.
+const ROUNDS: u32 = 3;
 const MEASURED: Duration = Duration::from_millis(2_500);
 /// How much longer acme's slowest hundredth may take beside the loops. Were they served in turn with acme's requests,
 /// it would be 8 times 50 ms; what is allowed is what a busy machine of two cores may add by itself.
@@ -51,22 +54,46 @@ fn tell(stage: &mut Stage) -> Told {
         format!("{} {kind}", stopped.status),
     )?;
 
+    let mut rounds = 1;
+    let (alone, beside) = loop {
+        let (alone, beside) = measure(stage)?;
+        let p99 = |report: &Report| report.latency.percentile(99.0);
+        if p99(&beside) <= p99(&alone) + ALLOWED || rounds == ROUNDS {
+            break (p99(&alone), p99(&beside));
+        }
+        rounds += 1;
+        stage.print.scene("something else may have kept the machine busy: measured again");
+    };
+    stage.claim(
+        "acme's slowest hundredth did not notice",
+        beside <= alone + ALLOWED,
+        format!("a p99 of at most {ALLOWED:?} above {alone:.1?}, in one of {ROUNDS} rounds"),
+        format!("{beside:.1?} in the last"),
+    )?;
+    stage.roll_back(&GLOBEX)?;
+    let healed = stage.ask(&Ask::get(&GLOBEX, "/health"))?;
+    stage.claim("globex is back by one command", healed.status == 200, 200, healed.status)
+}
+
+/// Loads acme alone and then beside globex's loops.
+fn measure(stage: &mut Stage) -> Result<(Report, Report)> {
     let acme = Plan::new(stage.node.address(), load::get("/static/logo.svg", ACME.host))
         .connections(CONNECTIONS)
         .rate(RATE)
         .lasting(MEASURED);
     let globex = Plan::new(stage.node.address(), load::get("/health", GLOBEX.host))
         .connections(LOOPS)
+        .timeout(Duration::from_secs(30))
         .lasting(MEASURED + Duration::from_secs(30));
     let alone = stage.load("acme alone", acme.clone())?;
     let loops = load::start(globex)?;
     let beside = stage.load("acme beside the loops", acme)?;
     let loops = loops.stop()?;
 
-    for (when, report) in [("alone", &alone), ("beside the loops", &beside)] {
+    for (when, report) in [("acme alone", &alone), ("acme beside the loops", &beside)] {
         let at = |percent| report.latency.percentile(percent);
         stage.print.detail(&format!(
-            "acme {when:17} {} requests, {} errors, p50 {:.1?}, p99 {:.1?}",
+            "{when:24}{} requests, {} errors, p50 {:.1?}, p99 {:.1?}",
             report.total(),
             report.failed(),
             at(50.0),
@@ -74,23 +101,13 @@ fn tell(stage: &mut Stage) -> Told {
         ));
     }
     let stopped = loops.statuses.get(&503).copied().unwrap_or(0);
-    stage
-        .print
-        .detail(&format!("globex, {LOOPS} at once      {} requests, {stopped} stopped", loops.total()));
+    let what = format!("globex, {LOOPS} at once");
+    stage.print.detail(&format!("{what:24}{} requests, {stopped} stopped", loops.total()));
     stage.claim(
         "every loop was stopped, no request of acme failed",
         loops.total() > 0 && stopped == loops.total() && alone.failed() + beside.failed() == 0,
         "503 for each of globex's, 0 errors of acme's",
-        format!("globex: {loops}\nacme: {beside}"),
+        format!("globex: {loops}\nacme alone: {alone}\nacme beside: {beside}"),
     )?;
-    let (before, during) = (alone.latency.percentile(99.0), beside.latency.percentile(99.0));
-    stage.claim(
-        "acme's slowest hundredth did not notice",
-        during <= before + ALLOWED,
-        format!("a p99 of at most {ALLOWED:?} above {before:.1?}"),
-        format!("{during:.1?}"),
-    )?;
-    stage.roll_back(&GLOBEX)?;
-    let healed = stage.ask(&Ask::get(&GLOBEX, "/health"))?;
-    stage.claim("globex is back by one command", healed.status == 200, 200, healed.status)
+    Ok((alone, beside))
 }

@@ -191,3 +191,72 @@ impl Expected {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Request, log, upstream};
+
+    /// Says what its configuration says, or traps.
+    struct Told;
+
+    impl Filter for Told {
+        type Config = String;
+
+        fn on_request(told: &String, request: &mut Request) -> Verdict {
+            log::info!("told {told}");
+            match told.as_str() {
+                "next" => Verdict::next(),
+                "route" => Verdict::route("api").path("/x").into(),
+                "respond" => Verdict::respond(204).header("x-a", "1").into(),
+                "enqueue" => Verdict::enqueue("api").ordering_key("k").into(),
+                "set" => {
+                    request.set_header("x-a", "1").unwrap();
+                    Verdict::next()
+                }
+                "by-state" if upstream::is_up("api") => Verdict::route("api").into(),
+                "by-state" => Verdict::next(),
+                other => panic!("told {other}"),
+            }
+        }
+    }
+
+    #[test]
+    fn cases_that_come_out_pass() {
+        run_cases::<Told>(
+            r#"[
+                {"name": "1", "config": "next", "expect": "next"},
+                {"name": "2", "config": "route", "expect": {"route": {"upstream": "api", "path": "/x"}}},
+                {"name": "3", "config": "respond", "expect": {"respond": {"status": 204, "headers": {"x-a": "1"}}}},
+                {"name": "4", "config": "enqueue", "expect": {"enqueue": {"upstream": "api", "ordering_key": "k"}}},
+                {"name": "5", "config": "set", "expect": "next", "expect_headers": {"x-a": "1", "x-b": null}},
+                {"name": "6", "config": "by-state", "upstreams": {"api": "degraded"}, "expect": {"route": {"upstream": "api"}}},
+                {"name": "7", "config": "by-state", "upstreams": {"api": "down"}, "expect": "next"},
+                {"name": "8", "config": 1, "expect": {"config-error": "expected a string"}}
+            ]"#,
+        );
+    }
+
+    #[test]
+    fn a_case_that_does_not_come_out_fails() {
+        for case in [
+            r#"{"name": "", "config": "next", "expect": {"route": {"upstream": "api"}}}"#,
+            r#"{"name": "", "config": "route", "expect": {"route": {"upstream": "api"}}}"#,
+            r#"{"name": "", "config": "respond", "expect": {"respond": {"status": 204}}}"#,
+            r#"{"name": "", "config": "enqueue", "expect": {"enqueue": {"upstream": "api"}}}"#,
+            r#"{"name": "", "config": "set", "expect": "next", "expect_headers": {"x-a": null}}"#,
+            r#"{"name": "", "config": "next", "expect": {"config-error": ""}}"#,
+            r#"{"name": "", "config": 1, "expect": "next"}"#,
+            r#"{"name": "", "config": "trap", "expect": "next"}"#,
+        ] {
+            let cases = format!("[{case}]");
+            assert!(catch_unwind(|| run_cases::<Told>(&cases)).is_err(), "{case}");
+        }
+    }
+
+    #[test]
+    fn an_outcome_has_what_was_logged() {
+        let outcome = Call::get("/").config("next".into()).run::<Told>();
+        assert_eq!(outcome.log, [(log::Level::Info, "told next".to_owned())]);
+    }
+}

@@ -51,6 +51,12 @@ struct Round {
 }
 
 impl Case {
+    fn plan(&self, proxy: &dyn Proxy, settings: &Settings) -> Plan {
+        let mut plan = Plan::new(proxy.address(), Vec::new()).connections(settings.connections);
+        plan.requests.clone_from(&self.requests);
+        plan
+    }
+
     fn cpu_us(&self) -> f64 {
         median(self.rounds.iter().map(|r| r.cpu_us).collect())
     }
@@ -101,6 +107,12 @@ pub(crate) fn run(settings: &Settings) -> Result<usize> {
     ];
     let mut cases = cases(settings.modules);
     proxies.iter().try_for_each(|p| p.freeze(true))?;
+    for case in &cases {
+        let proxy = &proxies[case.proxy];
+        proxy.freeze(false)?;
+        touch_all(case, proxy.as_ref(), &mut stage, settings)?;
+        proxy.freeze(true)?;
+    }
     for round in 1..=settings.rounds {
         for case in &mut cases {
             let proxy = &proxies[case.proxy];
@@ -158,9 +170,17 @@ fn cases(modules: usize) -> Vec<Case> {
     ]
 }
 
+/// Sends each request a few times: no round is the first that a module sees.
+fn touch_all(case: &Case, proxy: &dyn Proxy, stage: &mut Stage, settings: &Settings) -> Result<()> {
+    let plan =
+        case.plan(proxy, settings).lasting(Duration::from_secs(30)).limit(3 * case.requests.len() as u64);
+    let report = stage.run(&plan)?;
+    ensure!(report.failed() == 0, "{}: not every request succeeded: {report}", case.name);
+    Ok(())
+}
+
 fn measure(case: &mut Case, proxy: &dyn Proxy, stage: &mut Stage, settings: &Settings) -> Result<()> {
-    let mut plan = Plan::new(proxy.address(), Vec::new()).connections(settings.connections).lasting(WARM_UP);
-    plan.requests = std::mem::take(&mut case.requests);
+    let mut plan = case.plan(proxy, settings).lasting(WARM_UP);
     stage.run(&plan)?;
     plan.duration = Duration::from_millis(settings.round_ms);
     let before = Usage::of(proxy.pid()?);
@@ -169,7 +189,6 @@ fn measure(case: &mut Case, proxy: &dyn Proxy, stage: &mut Stage, settings: &Set
     ensure!(report.good() > 0, "{}: no request succeeded: {report}", case.name);
     case.usage.add(&used);
     case.rounds.push(Round { cpu_us: used.total as f64 / 1000.0 / report.good() as f64, report });
-    case.requests = plan.requests;
     Ok(())
 }
 
