@@ -43,6 +43,7 @@ lint: ## Formatting and clippy, as CI has them
 	cd wasm-filters && $(CARGO) fmt --all --check
 	cd tests/guests && $(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --profile $(PROFILE) -- -D warnings
+	cd wasm-filters && $(CARGO) clippy --all-targets -- -D warnings
 
 fmt: ## Format everything
 	$(CARGO) fmt --all

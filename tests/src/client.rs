@@ -177,6 +177,15 @@ impl Response {
         serde_json::from_slice(&self.body).with_context(|| format!("expected JSON; found {:?}", self.text()))
     }
 
+    /// The token of the problem document that it is, such as `unknown-host`; empty where it is none.
+    pub fn problem(&self) -> String {
+        let kind = self.json().ok().and_then(|document| document["type"].as_str().map(str::to_owned));
+        kind.as_deref()
+            .and_then(|kind| kind.strip_prefix("urn:beamline:problem:"))
+            .unwrap_or_default()
+            .to_owned()
+    }
+
     /// The response itself where it has this status.
     ///
     /// # Errors

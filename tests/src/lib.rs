@@ -6,8 +6,12 @@
 
 pub mod admin;
 pub mod beamline;
+pub mod checker;
 pub mod client;
 pub mod demo;
+pub mod guests;
+pub mod handover;
+pub mod heavy;
 pub mod histogram;
 pub mod http1;
 pub mod load;
@@ -16,6 +20,8 @@ pub mod otlp;
 pub mod ports;
 pub mod powercut;
 pub mod process;
+pub mod raw;
+pub mod scene;
 pub mod seed;
 mod server;
 pub mod tools;

@@ -121,6 +121,11 @@ impl Origin {
         self.server.address()
     }
 
+    /// Whether it runs.
+    pub fn runs(&self) -> bool {
+        self.server.runs()
+    }
+
     /// Closes its port and connections. When this returns, connecting is refused.
     pub fn stop(&mut self) {
         self.shared.stopping.store(true, Ordering::SeqCst);

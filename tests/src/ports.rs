@@ -10,7 +10,7 @@ use std::{
     sync::atomic::{AtomicU16, Ordering},
 };
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 
 /// The first port that is given out.
 const FIRST: u16 = 20_000;
@@ -53,9 +53,8 @@ impl Port {
     /// # Errors
     /// Where it can't be listened on; the message names it.
     pub fn named(number: u16) -> Result<Self> {
-        TcpListener::bind((Ipv4Addr::LOCALHOST, number)).map_err(|error| {
-            anyhow!("expected to listen on 127.0.0.1:{number}; found that it can't be ({error})")
-        })?;
+        TcpListener::bind((Ipv4Addr::LOCALHOST, number))
+            .with_context(|| format!("cannot listen on 127.0.0.1:{number}"))?;
         Ok(Self { number, _reservation: UdpSocket::bind((Ipv4Addr::LOCALHOST, number)).ok() })
     }
 
@@ -88,7 +87,7 @@ mod tests {
         let number = Port::reserve().unwrap().number();
         let port = Port::named(number).unwrap();
         let _listener = TcpListener::bind(port.address()).unwrap();
-        let error = Port::named(number).unwrap_err().to_string();
+        let error = format!("{:#}", Port::named(number).unwrap_err());
         assert!(error.contains(&format!("127.0.0.1:{number}")) && error.contains("in use"), "{error}");
     }
 }

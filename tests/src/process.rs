@@ -62,6 +62,30 @@ pub fn wait_exit(child: &mut Child, within: Duration) -> Result<Option<ExitStatu
     Ok(child.try_wait()?)
 }
 
+/// What a process holds of the machine's memory, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// Now.
+    pub resident: u64,
+    /// At most so far.
+    pub peak: u64,
+}
+
+/// How much memory a process holds.
+///
+/// # Errors
+/// Where there is no such process.
+pub fn memory(id: u32) -> Result<Memory> {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
+    let of = |key: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
+        let kib = line
+            .and_then(|rest| rest.trim_start_matches(':').trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kib.map(|kib| kib << 10).with_context(|| format!("no {key} of process {id}"))
+    };
+    Ok(Memory { resident: of("VmRSS")?, peak: of("VmHWM")? })
+}
+
 /// A child that is killed and reaped when this is dropped.
 #[derive(Debug)]
 pub struct Guarded(pub Child);

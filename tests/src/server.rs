@@ -66,6 +66,10 @@ impl Server {
         self.port.address()
     }
 
+    pub(crate) fn runs(&self) -> bool {
+        self.running.is_some()
+    }
+
     pub(crate) fn start_again(&mut self) -> Result<()> {
         ensure!(self.running.is_none(), "{} at {} runs already", self.name, self.address());
         // The standard library sets SO_REUSEADDR: connections in TIME_WAIT don't keep the port.

@@ -175,7 +175,7 @@ impl Config {
             receipt_retention: file.queue.receipt_retention.map(HumanDuration::get),
             pool_instances: bounded(
                 "filters.pool_instances",
-                file.filters.pool_instances.unwrap_or(1024),
+                file.filters.pool_instances.unwrap_or(4096),
                 16,
                 16_384,
             )?,

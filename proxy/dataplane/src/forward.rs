@@ -53,7 +53,7 @@ impl Outbound {
     }
 
     /// Makes the head one for an upstream: target in origin form, hop-by-hop fields out, forwarding fields in.
-    pub(crate) fn prepare(&mut self, exchange: &Finishing) {
+    pub(crate) fn prepare(&mut self, exchange: &mut Finishing) {
         let parts = &mut self.parts;
         if parts.uri.authority().is_some() {
             let target = parts.uri.path_and_query().cloned();
@@ -63,9 +63,7 @@ impl Outbound {
         let forwarding =
             Forwarding { client: self.client.ip(), scheme: "http", host: &host, version: exchange.version() };
         request_for_upstream(&mut parts.headers, &forwarding);
-        if let Ok(id) = HeaderValue::try_from(exchange.request_id()) {
-            parts.headers.insert(REQUEST_ID, id);
-        }
+        parts.headers.insert(REQUEST_ID, exchange.id_field());
         // What a remote tracer sent along belongs to a trace that is not continued here.
         for name in ["tracestate", "baggage"] {
             parts.headers.remove(name);

@@ -34,9 +34,7 @@ pub(crate) async fn handle(
         Ok(response) => response,
         Err(refusal) => respond::problem(&worker, &mut exchange, refusal),
     };
-    if let Ok(id) = HeaderValue::try_from(exchange.request_id()) {
-        response.headers_mut().insert(REQUEST_ID, id);
-    }
+    response.headers_mut().insert(REQUEST_ID, exchange.id_field());
     if worker.is_draining() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }

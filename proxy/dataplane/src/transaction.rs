@@ -8,7 +8,7 @@ use beamline_telemetry::{
     Attempt, FilterRun as FilterRecord, GuestLog, Level, SpanId, Started, TraceContext, Transaction, Verdict,
 };
 use beamline_upstream::{AttemptInfo, Attempts};
-use http::{HeaderName, Version, request::Parts, uri::PathAndQuery};
+use http::{HeaderName, HeaderValue, Version, request::Parts, uri::PathAndQuery};
 
 use crate::worker::Shared;
 
@@ -21,6 +21,7 @@ pub(crate) struct Finishing {
     /// Taken by the drop alone.
     record: Option<Transaction>,
     request_bytes: Option<Rc<Cell<u64>>>,
+    id_field: Option<HeaderValue>,
 }
 
 impl Finishing {
@@ -32,7 +33,12 @@ impl Finishing {
         let mut record =
             Transaction::new(Started::now(), trace, parts.method.clone(), String::new(), path, client);
         record.version = parts.version;
-        Box::new(Self { worker: Rc::clone(worker), record: Some(record), request_bytes: None })
+        Box::new(Self {
+            worker: Rc::clone(worker),
+            record: Some(record),
+            request_bytes: None,
+            id_field: None,
+        })
     }
 
     /// The record, to be filled.
@@ -49,6 +55,19 @@ impl Finishing {
 
     pub(crate) fn request_id(&self) -> String {
         self.record.as_ref().expect("only the drop takes the record").request_id.to_string()
+    }
+
+    /// The request's id as a field value: written once, cloned for either side.
+    ///
+    /// # Panics
+    /// Never: an id is hexadecimal digits and hyphens.
+    pub(crate) fn id_field(&mut self) -> HeaderValue {
+        if let Some(field) = &self.id_field {
+            return field.clone();
+        }
+        let field =
+            HeaderValue::try_from(self.request_id()).expect("an id is hexadecimal digits and hyphens");
+        self.id_field.insert(field).clone()
     }
 
     pub(crate) fn version(&self) -> Version {

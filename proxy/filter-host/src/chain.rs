@@ -220,6 +220,7 @@ impl Chain {
         let state = CallState::new(head, Arc::clone(&filter.config), Arc::clone(view), &self.limits);
         let mut call: Call = Box::pin(on_request(Arc::clone(module), state));
         if long_calls < LONG_CALLS_BEFORE_LANE {
+            engine.about_to_run();
             begin_inline_slice(started);
             let first = std::future::poll_fn(|cx| Poll::Ready(Pin::as_mut(&mut call).poll(cx))).await;
             if let Poll::Ready(finished) = first {

@@ -1,6 +1,6 @@
 //! wasmtime as BeamLine uses it: one engine, one instance pool, one tick, one slow lane.
 
-use std::{sync::Arc, thread, time::Duration};
+use std::sync::Arc;
 
 use wasmtime::{
     Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig,
@@ -14,10 +14,8 @@ use crate::{
     inspect::ModuleInfo,
     module::Module,
     slow_lane::SlowLane,
+    ticker::Ticker,
 };
-
-/// How often a running guest is asked whether its slice is over.
-const TICK: Duration = Duration::from_millis(1);
 
 /// The largest linear memory that any limit can grant; the pool's slots are this large.
 const MAX_MEMORY: usize = 64 << 20;
@@ -25,7 +23,7 @@ const MAX_MEMORY: usize = 64 << 20;
 /// What the engine is given.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineSettings {
-    /// Instances that can exist at once on this node. Default 1024.
+    /// Instances that can exist at once on this node. Default 4096: beyond the number of modules in use, so that each keeps warm slots of its own.
     pub pool_instances: u32,
     /// Niced threads that run calls which outlived their first slice. Default 1.
     pub slow_lane_threads: usize,
@@ -33,12 +31,13 @@ pub struct EngineSettings {
 
 impl Default for EngineSettings {
     fn default() -> Self {
-        Self { pool_instances: 1024, slow_lane_threads: 1 }
+        Self { pool_instances: 4096, slow_lane_threads: 1 }
     }
 }
 
 /// wasmtime, its pool, the epoch tick and the slow lane. Shared by all workers; ends its threads when dropped.
 pub struct Engine {
+    ticker: Ticker,
     wasmtime: wasmtime::Engine,
     linker: Linker<CallState>,
     pub(crate) lane: SlowLane,
@@ -100,21 +99,21 @@ impl Engine {
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(&settings)));
         let wasmtime = wasmtime::Engine::new(&config).map_err(broken)?;
         let linker = linker(&wasmtime).map_err(broken)?;
-        let ticker = wasmtime.weak();
-        thread::Builder::new()
-            .name("epoch".into())
-            .spawn(move || {
-                while let Some(engine) = ticker.upgrade() {
-                    engine.increment_epoch();
-                    drop(engine);
-                    thread::sleep(TICK);
-                }
-            })
+        let ticker = Ticker::start(&wasmtime)
             .map_err(|e| CompileError::Host(format!("no thread for the epoch tick: {e}")))?;
         // A quarter of the pool stays free for calls that end within their slice.
-        let lane = SlowLane::start(settings.slow_lane_threads, settings.pool_instances as usize / 4 * 3)
-            .map_err(|e| CompileError::Host(format!("no thread for the slow lane: {e}")))?;
-        Ok(Arc::new(Self { wasmtime, linker, lane }))
+        let lane = SlowLane::start(
+            settings.slow_lane_threads,
+            settings.pool_instances as usize / 4 * 3,
+            ticker.clone(),
+        )
+        .map_err(|e| CompileError::Host(format!("no thread for the slow lane: {e}")))?;
+        Ok(Arc::new(Self { ticker, wasmtime, linker, lane }))
+    }
+
+    /// A guest is about to run on this thread: the tick must be on.
+    pub(crate) fn about_to_run(&self) {
+        self.ticker.keep();
     }
 
     pub(crate) fn wasmtime(&self) -> &wasmtime::Engine {

@@ -23,6 +23,7 @@ mod signature;
 mod slow_lane;
 #[cfg(test)]
 mod tests;
+mod ticker;
 
 pub use call::{Failure, SLICE};
 pub use chain::{Chain, ChainOutcome, Decision, FilterRun, FilterSetup};

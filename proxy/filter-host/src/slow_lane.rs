@@ -21,7 +21,10 @@ use std::{
 use beamline_model::TenantName;
 use tokio::sync::oneshot;
 
-use crate::call::{Finished, SLICE, begin_lane_slice, end_lane_slice};
+use crate::{
+    call::{Finished, SLICE, begin_lane_slice, end_lane_slice},
+    ticker::Ticker,
+};
 
 /// How much lower than the data workers' the lane's priority is.
 const NICENESS: i32 = 10;
@@ -38,6 +41,7 @@ struct Shared {
     runnable: Condvar,
     live: AtomicUsize,
     capacity: usize,
+    ticker: Ticker,
 }
 
 #[derive(Default)]
@@ -185,6 +189,7 @@ impl Shared {
     fn run(&self) {
         while let Some(entry) = self.next() {
             let Some(mut task) = entry.lift() else { continue };
+            self.ticker.keep();
             let start = begin_lane_slice();
             let polled = if task.done.is_closed() {
                 Poll::Ready(None)
@@ -221,12 +226,13 @@ impl Shared {
 }
 
 impl SlowLane {
-    pub(crate) fn start(threads: usize, capacity: usize) -> io::Result<Self> {
+    pub(crate) fn start(threads: usize, capacity: usize, ticker: Ticker) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             runnable: Condvar::new(),
             live: AtomicUsize::new(0),
             capacity,
+            ticker,
         });
         for i in 0..threads.max(1) {
             let shared = Arc::clone(&shared);

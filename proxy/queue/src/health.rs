@@ -41,7 +41,8 @@ impl HealthCell {
     }
 
     pub(crate) fn restored(&self) {
-        self.watch.send_replace(Health::Available);
+        // Whoever waits for the watch may count on it.
         self.available.store(true, Ordering::Release);
+        self.watch.send_replace(Health::Available);
     }
 }

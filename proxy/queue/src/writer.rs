@@ -237,8 +237,9 @@ impl Worker {
 
     fn commit(&mut self, mut group: Group) -> Result<(), LogError> {
         if let Some(reason) = group.suspect.take() {
-            self.give_up(group, false);
-            return Err(LogError::Failed(reason));
+            let error = LogError::Failed(reason);
+            self.give_up(group, &error, false);
+            return Err(error);
         }
         if group.changes.is_empty() {
             return Ok(());
@@ -263,7 +264,7 @@ impl Worker {
                 self.tools.log.maintain()
             }
             Err(error) => {
-                self.give_up(group, true);
+                self.give_up(group, &error, true);
                 Err(error)
             }
         }
@@ -341,7 +342,9 @@ impl Worker {
     }
 
     /// Refuses a group's appends and keeps its other changes for later.
-    fn give_up(&mut self, group: Group, may_be_there: bool) {
+    fn give_up(&mut self, group: Group, error: &LogError, may_be_there: bool) {
+        // Before anyone is told no, so that nobody who was is told yes in the next moment.
+        self.tools.health.failed(error.to_string());
         for (change, then) in group.changes.into_iter().zip(group.thens) {
             match (change, then) {
                 (Change::Append(append), Then::Append(rest)) => self.refuse(append.id, rest, may_be_there),

@@ -1,6 +1,10 @@
 //! After the story: what to try next while everything stays up, and the orderly end.
 
-use std::time::Duration;
+use std::{
+    io::{IsTerminal as _, stdin},
+    sync::mpsc::{self, Receiver},
+    time::Duration,
+};
 
 use anyhow::Result;
 
@@ -20,11 +24,15 @@ const DRAINED_WITHIN: Duration = Duration::from_secs(40);
 /// Stays until Ctrl-C, then ends the node. A node that ends by itself, or is killed, is started again.
 pub(super) fn stay(stage: &mut Stage) -> Told {
     invite(stage)?;
+    let enters = enters();
     while stage.interrupt.count() == 0 {
         if !stage.node.runs() {
             let how = stage.node.last_exit().map_or_else(String::new, |status| format!(" ({status})"));
             stage.print.scene(&format!("the node ended{how} and is started again on the same folder"));
             stage.node.launch()?;
+        }
+        if enters.try_recv().is_ok() {
+            toggle(stage)?;
         }
         for origin in &stage.origins {
             if origin.count() > KEPT as u64 {
@@ -37,6 +45,33 @@ pub(super) fn stay(stage: &mut Stage) -> Told {
         std::thread::sleep(LOOK_EVERY);
     }
     stop(stage)
+}
+
+/// Each Enter at the terminal; none where standard input is not one.
+fn enters() -> Receiver<()> {
+    let (enter, enters) = mpsc::channel();
+    if stdin().is_terminal() {
+        // Lives as long as the process: nothing ends a read of a terminal.
+        std::thread::spawn(move || {
+            stdin().lines().map_while(Result::ok).try_for_each(|_| enter.send(())).ok();
+        });
+    }
+    enters
+}
+
+/// Stops the first origin where it runs, else starts it.
+fn toggle(stage: &mut Stage) -> Told {
+    let port = stage.settings.origin_1;
+    if stage.origins[0].runs() {
+        stage.origins[0].stop();
+        stage
+            .print
+            .scene(&format!("origin {port} is stopped: POST an order, GET its receipt. Enter starts it"));
+    } else {
+        stage.origins[0].start_again()?;
+        stage.print.scene(&format!("origin {port} is back: the receipt says `delivered` within seconds"));
+    }
+    Ok(())
 }
 
 /// Ends the node as an operator would. A second Ctrl-C kills it.
@@ -113,6 +148,10 @@ fn invite(stage: &Stage) -> Told {
         lines
             .iter()
             .for_each(|line| stage.print.line(&format!("  {}", stage.print.paint(Style::Command, line))));
+    }
+    if stdin().is_terminal() {
+        let port = stage.settings.origin_1;
+        stage.print.line(&format!("\n  # an outage: Enter, here, stops origin {port} or starts it again"));
     }
     Ok(())
 }

@@ -73,7 +73,7 @@ pub fn tell(settings: Settings) -> ExitCode {
 fn failed(stage: &Stage, place: &str, error: &anyhow::Error) -> ExitCode {
     let print = stage.print;
     if error.is::<Interrupted>() || stage.interrupt.count() > 0 {
-        print.problem("interrupted: everything that the demo started is stopped");
+        print.problem("interrupted: what the demo started is stopped now");
         return ExitCode::from(INTERRUPTED);
     }
     let missed = error.downcast_ref::<Missed>();

@@ -1,8 +1,11 @@
 //! What the demo can be told: where its modules and manifests are, and which ports it takes.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::Parser;
 
 use crate::ports::Port;
@@ -63,7 +66,7 @@ impl Settings {
 
     /// Whether what the manifests of `examples/` say about ports and paths holds.
     pub(super) fn are_those_of_the_examples(&self) -> bool {
-        self.origins() == Self::ORIGINS && self.guests == PathBuf::from(Self::GUESTS)
+        self.origins() == Self::ORIGINS && self.guests == Path::new(Self::GUESTS)
     }
 
     /// The URL of the admin API.
@@ -92,18 +95,19 @@ impl Settings {
         ];
         for (i, (port, user, variable)) in wanted.into_iter().enumerate() {
             if let Some((_, other, _)) = wanted[..i].iter().find(|(p, ..)| *p == port) {
-                anyhow::bail!(
+                bail!(
                     "port {port} is wanted for {user} and for {other}: give one of them another, such as {variable}={}",
                     20_000 + i
                 );
             }
-            Port::named(port).with_context(|| {
-                format!(
-                    "port {port}, wanted for {user}, is not free: stop what listens on it (`ss -ltnp 'sport = :{port}'` \
-                     shows it), or choose another: make demo {variable}={}",
+            if let Err(error) = Port::named(port) {
+                bail!(
+                    "port {port}, wanted for {user}, cannot be had ({}): stop what listens on it (`ss -ltnp 'sport = \
+                     :{port}'` shows it), or choose another: make demo {variable}={}",
+                    error.root_cause(),
                     20_000 + i
-                )
-            })?;
+                );
+            }
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! What the chapters share: the node, its origins, the receiver of traces, and the few ways to act on them.
 
 use std::{
+    collections::BTreeMap,
     fmt::Display,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -221,6 +222,18 @@ impl Stage {
         let response = self.send(ask)?;
         self.print.exchange(&ask.line, &summary(&response));
         Ok(response)
+    }
+
+    /// What the node's log says of a tenant's requests that failed, for a claim that none did.
+    pub(super) fn logged_errors(&self, tenant: &Tenant) -> String {
+        let mut errors = BTreeMap::<String, usize>::new();
+        for record in self.node.log().unwrap_or_default() {
+            if record["kind"] == "access" && record["tenant.id"] == tenant.name {
+                let error = record["error.type"].as_str();
+                error.into_iter().for_each(|error| *errors.entry(error.to_owned()).or_default() += 1);
+            }
+        }
+        format!("in the log of {}: {errors:?}", tenant.name)
     }
 
     /// Waits until `look` gives what is awaited. What it gives in its place says how far things are.

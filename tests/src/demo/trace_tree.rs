@@ -164,13 +164,13 @@ mod tests {
         assert_eq!(
             text.join("\n"),
             "\
-edge      POST orders                      +0.0 ms   2.0 ms  202
-filter    ├─ filter router                 +1.0 ms   2.0 ms  route
-upstream  ├─ POST                          +2.0 ms   2.0 ms  connect-refused
-queue     └─ enqueue acme/orders           +3.0 ms   2.0 ms  committed
+edge      POST orders                  +0.0 ms   2.0 ms  202
+filter    ├─ filter router             +1.0 ms   2.0 ms  route
+upstream  ├─ POST                      +2.0 ms   2.0 ms  connect-refused
+queue     └─ enqueue acme/orders       +3.0 ms   2.0 ms  committed
           ── kill -9, another process from here on ── +1.00 s
-delivery     └─ deliver acme/orders        +2.50 s   2.0 ms  delivered, attempt 1
-origin          └─ POST                    +2.50 s   2.0 ms  200"
+delivery     └─ deliver acme/orders    +2.50 s   2.0 ms  delivered, attempt 1
+origin          └─ POST                +2.50 s   2.0 ms  200"
         );
     }
 }

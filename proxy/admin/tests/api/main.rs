@@ -3,6 +3,11 @@
 //! One program without the standard harness, because it is its node's compile worker too: each claim below is a
 //! function, run in turn on one node; an argument picks the claims whose name contains it.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "the whole program is a test, which clippy cannot see without the standard harness"
+)]
+
 mod node;
 mod page;
 

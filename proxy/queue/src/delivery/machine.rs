@@ -309,9 +309,11 @@ impl Machine {
         self.lanes.values_mut().for_each(|state| state.returning.clear());
         scan.expires_ms.into_iter().for_each(|at| self.sweep.wish(at));
         self.wish_to_prune(scan.delivered_ms, scan.dead_ms);
-        for lane in &scan.lanes {
-            self.lane(lane).disk.stale = true;
-            self.plan(now, lane, caps);
+        for lane in scan.lanes {
+            self.lane(&lane).disk.stale = true;
+        }
+        for lane in self.lanes.keys().cloned().collect::<Vec<_>>() {
+            self.plan(now, &lane, caps);
         }
     }
 

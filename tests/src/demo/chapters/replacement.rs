@@ -78,7 +78,7 @@ fn tell(stage: &mut Stage) -> Told {
         "each change decided the very next request, and no request failed",
         report.failed() == 0,
         "0 non-2xx",
-        report,
+        format!("{report}\n{}", stage.logged_errors(&ACME)),
     )
 }
 

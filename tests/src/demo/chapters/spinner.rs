@@ -107,7 +107,10 @@ fn measure(stage: &mut Stage) -> Result<(Report, Report)> {
         "every loop was stopped, no request of acme failed",
         loops.total() > 0 && stopped == loops.total() && alone.failed() + beside.failed() == 0,
         "503 for each of globex's, 0 errors of acme's",
-        format!("globex: {loops}\nacme alone: {alone}\nacme beside: {beside}"),
+        format!(
+            "globex: {loops}\nacme alone: {alone}\nacme beside: {beside}\n{}",
+            stage.logged_errors(&ACME)
+        ),
     )?;
     Ok((alone, beside))
 }

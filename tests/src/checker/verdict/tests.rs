@@ -1,0 +1,297 @@
+//! A judge that finds nothing must be able to find everything: a good run first, then one thing wrong at a time.
+
+use super::*;
+use crate::checker::{Intent, Ledger};
+
+/// Everything that a judge is shown.
+struct Run {
+    ledger: Ledger,
+    arrivals: Vec<Arrival>,
+    receipts: HashMap<String, Option<Receipt>>,
+}
+
+fn intent(id: &str) -> Intent {
+    Intent {
+        id: id.into(),
+        method: "POST".into(),
+        body: format!("the body of {id}").into(),
+        ordering_key: id.split_once('-').map(|(key, _)| key.into()),
+        repeat_safe: false,
+        origin_answers: 200,
+    }
+}
+
+fn put(id: &str) -> Intent {
+    Intent { method: "PUT".into(), repeat_safe: true, ..intent(id) }
+}
+
+fn receipt(state: &str, reason: Option<&str>, attempts: u64, last_status: Option<u16>) -> Receipt {
+    Receipt { state: state.into(), reason: reason.map(Into::into), attempts, last_status, last_error: None }
+}
+
+fn delivered() -> Receipt {
+    receipt("delivered", None, 1, Some(200))
+}
+
+impl Run {
+    fn new() -> Self {
+        Self { ledger: Ledger::default(), arrivals: Vec::new(), receipts: HashMap::new() }
+    }
+
+    /// A client sends it whole and is answered.
+    fn sent(&mut self, intent: Intent, status: u16) -> &mut Self {
+        let id = intent.id.clone();
+        self.ledger.begins(intent);
+        self.ledger.sent_whole(&id);
+        self.ledger.answered(&id, status, Some("/receipt"));
+        self
+    }
+
+    /// It is in flight while the node crashes.
+    fn crashed(&mut self, intent: Intent) -> &mut Self {
+        let id = intent.id.clone();
+        self.ledger.begins(intent);
+        self.ledger.sent_whole(&id);
+        self.ledger.crash_begins();
+        self.ledger.crash_ends();
+        self.ledger.unanswered(&id);
+        self
+    }
+
+    fn arrives(&mut self, id: &str, attempt: Option<u64>) -> &mut Self {
+        let exchanges = self.ledger.exchanges();
+        let intent = &exchanges.iter().find(|e| e.intent.id == id).unwrap().intent;
+        self.arrivals.push(Arrival {
+            id: id.into(),
+            whole: true,
+            method: intent.method.clone(),
+            body: intent.body.clone(),
+            attempt,
+        });
+        self
+    }
+
+    fn tells(&mut self, id: &str, receipt: Receipt) -> &mut Self {
+        self.receipts.insert(id.into(), Some(receipt));
+        self
+    }
+
+    fn verdict(&self) -> Verdict {
+        judge(&self.ledger.exchanges(), &self.arrivals, &self.receipts)
+    }
+
+    /// The kinds of violations, each once.
+    fn finds(&self) -> Vec<Kind> {
+        kinds(&self.verdict().violations).into_keys().collect()
+    }
+}
+
+/// A run with everything that may happen.
+fn good() -> Run {
+    let mut run = Run::new();
+    run.sent(intent("a-1"), 202).sent(put("a-2"), 202).crashed(put("a-3")).sent(intent("live"), 200);
+    run.sent(intent("refused"), 503)
+        .sent(intent("waits"), 202)
+        .crashed(intent("gone"))
+        .sent(intent("b-1"), 202);
+    run.sent(Intent { origin_answers: 404, ..intent("unwanted") }, 202);
+    run.ledger.begins(intent("cut"));
+    run.ledger.unanswered("cut");
+    run.ledger.begins(intent("too-early"));
+    run.ledger.never_left("too-early");
+    run.arrives("live", None).arrives("a-1", Some(1)).arrives("a-2", Some(1)).arrives("a-2", Some(3));
+    run.arrives("a-3", Some(1)).arrives("unwanted", Some(2)).arrives("b-1", Some(1));
+    run.arrivals.push(Arrival {
+        whole: false,
+        body: b"the b".to_vec(),
+        ..Arrival { id: "cut".into(), method: "POST".into(), body: vec![], whole: false, attempt: None }
+    });
+    run.tells("a-1", delivered()).tells("a-2", receipt("delivered", None, 3, Some(200)));
+    run.tells("waits", receipt("queued", None, 4, None));
+    run.tells("unwanted", receipt("dead", Some("rejected"), 2, Some(404)));
+    run.tells("b-1", receipt("dead", Some("indeterminate"), 1, None));
+    run
+}
+
+#[test]
+fn a_good_run_has_no_violations_and_is_counted() {
+    let verdict = good().verdict();
+    assert_eq!(verdict.violations, []);
+    let n = verdict.numbers;
+    assert_eq!((n.begun, n.cut, n.live, n.refused), (11, 1, 1, 1));
+    assert_eq!((n.acknowledged, n.delivered, n.rejected, n.indeterminate, n.open), (5, 2, 1, 1, 1));
+    assert_eq!((n.unanswered, n.unseen_commits, n.in_flight_at_crashes, n.repeated), (2, 1, 2, 1));
+}
+
+#[test]
+fn a_202_that_is_unknown_afterwards_is_lost() {
+    let mut run = good();
+    run.receipts.insert("waits".into(), None);
+    assert_eq!(run.finds(), [Kind::Lost]);
+    run.receipts.remove("waits");
+    assert_eq!(run.finds(), [Kind::Lost], "a receipt that nobody asked for proves nothing");
+}
+
+#[test]
+fn a_202_whose_body_is_gone_is_lost_too() {
+    let mut run = good();
+    let told = receipt("dead", Some("indeterminate"), 1, None);
+    run.tells("waits", Receipt { last_error: Some("content-lost".into()), ..told });
+    assert_eq!(run.finds(), [Kind::ContentLost]);
+}
+
+#[test]
+fn a_202_for_a_part_is_caught() {
+    let mut run = good();
+    run.ledger.begins(intent("part"));
+    run.ledger.answered("part", 202, Some("/receipt"));
+    run.tells("part", receipt("queued", None, 0, None));
+    assert_eq!(run.finds(), [Kind::AcceptedInPart]);
+}
+
+#[test]
+fn a_202_without_a_receipt_is_caught() {
+    let mut run = good();
+    run.ledger.begins(intent("bare"));
+    run.ledger.sent_whole("bare");
+    run.ledger.answered("bare", 202, None);
+    run.tells("bare", receipt("queued", None, 0, None));
+    assert_eq!(run.finds(), [Kind::FalseReceipt]);
+}
+
+#[test]
+fn what_no_client_sent_whole_must_not_arrive() {
+    let mut run = good();
+    run.arrivals.push(Arrival { id: "nobody's".into(), ..run.arrivals[0].clone() });
+    assert_eq!(run.finds(), [Kind::NeverSent]);
+    let mut run = good();
+    run.arrivals.pop();
+    run.arrives("cut", None);
+    assert_eq!(run.finds(), [Kind::NeverSent]);
+    let mut run = good();
+    run.arrives("too-early", None);
+    assert_eq!(run.finds(), [Kind::NeverSent]);
+}
+
+#[test]
+fn every_byte_of_a_body_counts_and_the_method_too() {
+    let changes: [fn(&mut Arrival); 5] = [
+        |a| a.body[3] ^= 1,
+        |a| a.body.push(b'x'),
+        |a| a.body.truncate(4),
+        |a| a.body.clear(),
+        |a| a.method = "PUT".into(),
+    ];
+    for change in changes {
+        let mut run = good();
+        change(&mut run.arrivals[0]);
+        assert_eq!(run.finds(), [Kind::Altered]);
+    }
+    let mut run = good();
+    run.arrivals.last_mut().unwrap().body = b"the B".to_vec();
+    assert_eq!(run.finds(), [Kind::Altered], "of a part, too");
+}
+
+#[test]
+fn what_is_not_safe_to_repeat_must_not_arrive_twice_from_wherever() {
+    for attempt in [None, Some(2)] {
+        let mut run = good();
+        run.arrives("a-1", attempt).tells("a-1", receipt("delivered", None, 2, Some(200)));
+        let finds = run.finds();
+        assert!(finds.contains(&Kind::Repeated), "{finds:?}");
+    }
+    let mut run = good();
+    let last = run.arrivals.last().unwrap().clone();
+    run.arrivals.push(last);
+    assert_eq!(run.finds(), [Kind::Repeated], "nor in part");
+}
+
+#[test]
+fn what_arrived_and_is_not_safe_to_repeat_must_not_wait() {
+    let mut run = good();
+    run.arrives("waits", Some(4));
+    assert_eq!(run.finds(), [Kind::WillRepeat]);
+    run.tells("waits", receipt("delivering", None, 4, None));
+    assert_eq!(run.finds(), [], "it may be under way");
+}
+
+#[test]
+fn nothing_is_delivered_that_was_refused_or_answered() {
+    for id in ["refused", "live"] {
+        let mut run = good();
+        run.arrivals.retain(|a| a.id != id);
+        run.arrives(id, Some(1));
+        assert_eq!(run.finds(), [Kind::DeliveredThoughRefused]);
+    }
+}
+
+#[test]
+fn order_within_a_key_is_that_of_commits() {
+    let mut run = good();
+    let first = run.arrivals.iter().position(|a| a.id == "a-1").unwrap();
+    let a1 = run.arrivals.remove(first);
+    run.arrivals.insert(first + 1, a1);
+    assert_eq!(run.finds(), [Kind::OutOfOrder], "a-2 before a-1");
+    let mut run = good();
+    let last = run.arrivals.iter().rposition(|a| a.id == "a-2").unwrap();
+    let a2 = run.arrivals.remove(last);
+    run.arrivals.push(a2);
+    assert_eq!(run.finds(), [Kind::OutOfOrder], "a-2 again after a-3, whose commit nobody saw");
+    let mut run = good();
+    let b1 = run.arrivals.iter().position(|a| a.id == "b-1").unwrap();
+    let b1 = run.arrivals.remove(b1);
+    run.arrivals.insert(0, b1);
+    assert_eq!(run.finds(), [], "other keys don't wait");
+}
+
+#[test]
+fn a_live_request_must_not_pass_the_backlog_of_its_key() {
+    let mut run = good();
+    run.sent(intent("a-4"), 200).arrives("a-4", None);
+    assert_eq!(run.finds(), []);
+    let a4 = run.arrivals.pop().unwrap();
+    run.arrivals.insert(0, a4);
+    assert_eq!(run.finds(), [Kind::OutOfOrder]);
+}
+
+#[test]
+fn receipts_that_cannot_be_true_are_caught() {
+    for (id, told) in [
+        ("waits", delivered()),
+        ("unwanted", receipt("delivered", None, 2, Some(404))),
+        ("a-1", receipt("delivered", None, 1, Some(204))),
+        ("a-2", receipt("delivered", None, 2, Some(200))),
+        ("a-1", receipt("dead", Some("rejected"), 1, Some(200))),
+        ("waits", receipt("dead", Some("rejected"), 1, Some(404))),
+        ("a-2", receipt("dead", Some("indeterminate"), 3, None)),
+        ("waits", receipt("dead", Some("indeterminate"), 0, None)),
+        ("waits", receipt("dead", Some("expired"), 1, None)),
+        ("waits", receipt("dead", Some("exhausted"), 1, None)),
+        ("waits", receipt("dead", Some("unconfirmed"), 1, None)),
+        ("waits", receipt("dead", None, 1, None)),
+        ("waits", receipt("lost in thought", None, 1, None)),
+    ] {
+        let mut run = good();
+        run.tells(id, told.clone());
+        assert_eq!(run.finds(), [Kind::FalseReceipt], "{id}: {told:?}");
+    }
+}
+
+#[test]
+fn attempts_are_numbered_upwards() {
+    let mut run = good();
+    run.arrivals.retain(|a| a.id != "a-2");
+    run.arrivals.retain(|a| a.id != "a-3");
+    run.arrives("a-2", Some(2)).arrives("a-2", Some(2));
+    assert_eq!(run.finds(), [Kind::AttemptRepeated]);
+}
+
+#[test]
+fn without_a_crash_every_whole_request_is_answered() {
+    let mut run = good();
+    run.ledger.begins(intent("ignored"));
+    run.ledger.sent_whole("ignored");
+    run.ledger.unanswered("ignored");
+    run.ledger.begins(intent("forgotten"));
+    assert_eq!(kinds(&run.verdict().violations), BTreeMap::from([(Kind::Unanswered, 2)]));
+}
