@@ -1,6 +1,6 @@
 //! The end-to-end harness: the real binary as a child process, real and raw clients before it, origins and a trace
-//! receiver behind it, a load generator, and faults (`kill -9`, power cuts). Suites and the demo drive the binary by its public
-//! faces only: its command line, its ports, its files. No crate of the proxy is linked here.
+//! receiver behind it, a load generator, and faults (`kill -9`, power cuts). Suites and the demo drive the binary by its
+//! public faces only: its command line, its ports, its files. No crate of the proxy is linked here.
 //!
 //! Everything is bounded in time and cleaned up on drop.
 
@@ -25,3 +25,4 @@ pub mod scene;
 pub mod seed;
 mod server;
 pub mod tools;
+pub mod workload;

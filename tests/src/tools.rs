@@ -33,7 +33,10 @@ pub fn require(programs: &[&str]) -> Result<()> {
 }
 
 /// Runs a command to its end, or kills it after `within`.
-pub(crate) fn run(command: &mut Command, within: Duration) -> Result<Output> {
+///
+/// # Errors
+/// Where it can't be started, or doesn't end by then.
+pub fn run(command: &mut Command, within: Duration) -> Result<Output> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     // Read on other threads: a child that fills a pipe would otherwise never end.
     let read = |pipe: Option<Box<dyn std::io::Read + Send>>| {

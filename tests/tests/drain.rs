@@ -43,6 +43,11 @@ fn quickly() -> Options {
     drains(LAME_DUCK, IDLE_GRACE)
 }
 
+/// Long enough for a test on a busy machine to do something in it.
+fn with_room() -> Options {
+    drains(Duration::from_secs(2), IDLE_GRACE)
+}
+
 /// Waits until the node says that it takes no new traffic.
 fn wait_draining(node: &Beamline) {
     let until = Instant::now() + SOON;
@@ -129,6 +134,26 @@ fn a_head_that_was_half_sent_before_the_signal_is_served() {
 }
 
 #[test]
+fn who_came_before_the_signal_is_served_although_the_node_was_still_starting() {
+    let mut node = Beamline::prepare(quickly()).unwrap();
+    node.spawn().unwrap();
+    let until = Instant::now() + SOON;
+    let mut early = loop {
+        match Connection::open(node.address(), PATIENCE) {
+            Ok(connection) => break connection,
+            Err(error) => assert!(Instant::now() < until, "{error:#}"),
+        }
+    };
+    early.send_raw(&Request::get("/").host("nobody.test").to_bytes()).unwrap();
+
+    node.sigterm().unwrap();
+
+    let code = node.wait_exit(SOON).unwrap().code();
+    assert_eq!(code, Some(0), "none means that the signal killed it");
+    assert_eq!(early.read_response("GET").unwrap().status, 404);
+}
+
+#[test]
 fn a_kept_connection_that_rests_is_closed_after_the_grace_and_not_reset() {
     let mut scene = Scene::with(quickly()).unwrap();
     let mut resting: Vec<_> =
@@ -150,7 +175,7 @@ fn a_kept_connection_that_rests_is_closed_after_the_grace_and_not_reset() {
 
 #[test]
 fn a_lame_duck_is_alive_but_not_ready_and_serves_newcomers_once_each() {
-    let mut scene = Scene::with(drains(Duration::from_secs(3), IDLE_GRACE)).unwrap();
+    let mut scene = Scene::with(drains(Duration::from_secs(4), IDLE_GRACE)).unwrap();
     let (to, admin) = (scene.node.address(), scene.node.admin_address());
     let mut kept = Connection::open(to, PATIENCE).unwrap();
     let before = kept.exchange(&Request::get("/").host(HOST)).unwrap();
@@ -229,7 +254,7 @@ fn a_node_is_alive_until_the_end_of_a_long_drain() {
 #[test]
 fn at_the_drain_timeout_what_is_left_is_cut_counted_and_told_by_the_exit_code() {
     let mut options = quickly();
-    options.arguments.extend(["--drain-timeout", "500ms"].map(Into::into));
+    options.arguments.extend(["--drain-timeout", "1s"].map(Into::into));
     let mut scene = Scene::with(options).unwrap();
     let to = scene.node.address();
     let unanswered: Vec<_> = (0..2)
@@ -243,7 +268,7 @@ fn at_the_drain_timeout_what_is_left_is_cut_counted_and_told_by_the_exit_code() 
     scene.node.sigterm().unwrap();
 
     assert_eq!(exit_code(&mut scene.node), Some(4));
-    assert!(signalled.elapsed() > Duration::from_millis(750), "{:?}", signalled.elapsed());
+    assert!(signalled.elapsed() > Duration::from_millis(1250), "{:?}", signalled.elapsed());
     assert!(unanswered.into_iter().all(|client| client.join().unwrap()));
     let download = download.join().unwrap();
     assert!(!download.end.is_whole() && download.body.len() < 10_000_000);
@@ -277,8 +302,8 @@ fn a_second_signal_ends_the_node_at_once() {
 
 #[test]
 fn sigint_drains_as_sigterm_does() {
-    let mut scene = Scene::with(quickly()).unwrap();
-    let slow = under_way(scene.node.address(), Request::get("/slow?ms=1000"));
+    let mut scene = Scene::with(with_room()).unwrap();
+    let slow = under_way(scene.node.address(), Request::get("/slow?ms=3000"));
     scene.origin.wait_for_count(1, PATIENCE).unwrap();
 
     scene.node.signal(Signal::INT).unwrap();
@@ -296,7 +321,7 @@ fn sigint_drains_as_sigterm_does() {
 #[test]
 fn what_was_queued_and_recorded_is_on_disk_and_exported_before_the_exit() {
     let collector = Receiver::start().unwrap();
-    let options = Options { otlp_endpoint: Some(collector.endpoint()), ..quickly() };
+    let options = Options { otlp_endpoint: Some(collector.endpoint()), ..with_room() };
     let mut scene = Scene::with(options).unwrap();
     scene.apply(|m| m["upstreams"]["origin"]["queue"] = json!({ "mode": "on-failure" })).unwrap();
     scene.origin.stop();
@@ -403,12 +428,17 @@ fn drain_again_and_again(mode: Mode, drains: u64, mut seed: Seed) -> Total {
 
 fn drain_once(scene: &mut Scene, mode: Mode, seed: &mut Seed, total: &mut Total) {
     let to = scene.node.address();
-    let plan = Plan::new(to, load::get("/load", HOST))
+    // Some quick, some with a body, some that are under way for long enough to meet the signal and the close.
+    let order = vec![b'o'; 2000];
+    let mut plan = Plan::new(to, load::get("/load", HOST))
         .mode(mode)
+        .connections(32)
         .rate(1000.0)
         .lasting(Duration::from_secs(60))
-        .timeout(SOON)
-        .labelled();
+        .timeout(SOON);
+    plan.requests.push(load::request("POST", "/echo", HOST, &[], &order));
+    plan.requests.push(load::get("/slow?ms=30", HOST));
+    let plan = plan.labelled();
     let started = Instant::now();
     let load = load::start(plan).unwrap();
     let resting: Vec<_> = match mode {

@@ -84,8 +84,9 @@ fn an_upstream_that_is_down_degrades_the_node_by_name_and_its_return_heals_it() 
     assert_eq!(scene.admin.get("/v1/status").unwrap()["node"], healthy);
     assert_eq!(own_proxy_status(&scene.node), "beamline; error=destination_not_found");
     let log = scene.node.wait_log(PATIENCE, |log| states(log).last() == Some(&healthy)).unwrap();
-    let phases: Vec<_> = states(&log).into_iter().map(|s| s["phase"].clone()).collect();
-    assert_eq!(phases, ["healthy", "degraded", "healthy"]);
+    // Whether it begins with the first `healthy` depends on who is up first.
+    let told: Vec<_> = states(&log).into_iter().skip_while(|state| *state == healthy).collect();
+    assert_eq!(told, [degraded, healthy], "degraded for a reason, then healthy, and nothing between");
 }
 
 #[test]
@@ -102,7 +103,7 @@ fn a_queued_request_of_a_degraded_node_is_accepted_and_says_so() {
 
 #[test]
 fn a_draining_node_says_so_wherever_its_state_is_told() {
-    let arguments = ["--lame-duck", "2s", "--drain-idle-grace", "200ms"].map(Into::into).into();
+    let arguments = ["--lame-duck", "4s", "--drain-idle-grace", "200ms"].map(Into::into).into();
     let mut scene = Scene::with(Options { arguments, ..Options::default() }).unwrap();
 
     scene.node.sigterm().unwrap();

@@ -175,14 +175,15 @@ fn a_descriptor_that_is_no_listening_tcp_socket_stops_the_start() {
         socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
         OwnedFd::from(socket)
     };
-    for (what, wrong) in [("a UDP socket", datagrams()), ("a TCP socket that does not listen", unlistened())] {
+    for (what, wrong) in [("a UDP socket", datagrams()), ("a TCP socket that does not listen", unlistened())]
+    {
         let sockets = Handover::of(vec![wrong], None).unwrap();
         let mut node = prepared();
         sockets.give_to(&mut node).unwrap();
 
         node.spawn().unwrap();
 
-        let ended = node.wait_exit(Duration::from_secs(5));
+        let ended = node.wait_exit(Duration::from_secs(10));
         let said = node.last_words();
         assert_eq!(ended.map(|status| status.code()).ok(), Some(Some(2)), "{what} was taken: {said}");
         assert!(said.contains("not a listening TCP socket"), "{what}: {said}");

@@ -9,9 +9,12 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use beamline_filter_host::EngineSettings;
 use beamline_model::{ByteSize, Duration as HumanDuration};
 use beamline_telemetry::{LogTarget, OtlpEndpoint, Sampler};
 use serde::Deserialize;
+
+use crate::bounded::Bounded;
 
 /// `beamline serve`: runs a node.
 #[derive(clap::Args, Debug, Default)]
@@ -34,7 +37,7 @@ pub(crate) struct ServeArgs {
 
     /// Data worker threads [default: one for each processor]
     #[arg(long, env = "BEAMLINE_WORKERS", value_name = "N")]
-    pub(crate) workers: Option<usize>,
+    pub(crate) workers: Option<Bounded<1, 1024>>,
 
     /// Where access records and events go, as JSON Lines: "stdout", "off", or a file [default: stdout]
     #[arg(long, env = "BEAMLINE_LOG", value_name = "TARGET")]
@@ -42,11 +45,11 @@ pub(crate) struct ServeArgs {
 
     /// OTLP/HTTP collector that traces are sent to, such as http://127.0.0.1:4318; none are sent without it
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
-    pub(crate) otlp_endpoint: Option<String>,
+    pub(crate) otlp_endpoint: Option<OtlpEndpoint>,
 
     /// Share of traces that are recorded, from 0 to 1 [default: 1]
     #[arg(long, env = "BEAMLINE_SAMPLE_RATIO", value_name = "RATIO")]
-    pub(crate) sample_ratio: Option<f64>,
+    pub(crate) sample_ratio: Option<Sampler>,
 
     /// On SIGTERM: how long to go on accepting while not ready any more [default: 5s]
     #[arg(long, value_name = "DURATION")]
@@ -68,10 +71,10 @@ pub(crate) struct FileConfig {
     listen: Vec<SocketAddr>,
     admin: Option<SocketAddr>,
     data_dir: Option<PathBuf>,
-    workers: Option<usize>,
+    workers: Option<Bounded<1, 1024>>,
     log: Option<String>,
-    otlp_endpoint: Option<String>,
-    sample_ratio: Option<f64>,
+    otlp_endpoint: Option<OtlpEndpoint>,
+    sample_ratio: Option<Sampler>,
     drain: DrainFile,
     queue: QueueFile,
     filters: FiltersFile,
@@ -96,8 +99,8 @@ struct QueueFile {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct FiltersFile {
-    pool_instances: Option<u32>,
-    slow_lane_threads: Option<usize>,
+    pool_instances: Option<Bounded<16, 16_384>>,
+    slow_lane_threads: Option<Bounded<1, 64>>,
 }
 
 /// The configuration as the node runs it.
@@ -130,7 +133,9 @@ impl FileConfig {
     fn parse(text: &str, name: &str) -> anyhow::Result<Self> {
         toml::from_str(text).map_err(|error| {
             let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
-            anyhow::anyhow!("{name}:{line}: {}", error.message())
+            // The line itself shows key and value, which the parser's words leave out.
+            let shown = text.lines().nth(line - 1).unwrap_or_default().trim();
+            anyhow::anyhow!("{name}:{line}: {} in `{shown}`", error.message())
         })
     }
 }
@@ -149,12 +154,7 @@ impl Config {
         if admin.port() != 0 && listen.contains(&admin) {
             bail!("listen and admin are both {admin}: choose another address for one of them");
         }
-        let workers = args.workers.or(file.workers).unwrap_or(processors);
-        if !(1..=1024).contains(&workers) {
-            bail!("workers: expected 1 to 1024; found {workers}");
-        }
-        let ratio = args.sample_ratio.or(file.sample_ratio).unwrap_or(1.0);
-        let otlp_endpoint = args.otlp_endpoint.or(file.otlp_endpoint).map(|e| e.parse()).transpose()?;
+        let defaults = EngineSettings::default();
         let Ok(log) = args.log.or(file.log).unwrap_or_else(|| "stdout".into()).parse();
         let span = |flag: Option<HumanDuration>, file: Option<HumanDuration>, default: HumanDuration| {
             flag.or(file).unwrap_or(default).get()
@@ -163,37 +163,23 @@ impl Config {
             listen,
             admin,
             data_dir: args.data_dir.or(file.data_dir).unwrap_or_else(|| "beamline-data".into()),
-            workers,
+            workers: args.workers.or(file.workers).map_or(processors, |n| n.get() as usize),
             log,
-            otlp_endpoint,
-            sampler: Sampler::ratio(ratio)?,
+            otlp_endpoint: args.otlp_endpoint.or(file.otlp_endpoint),
+            sampler: args.sample_ratio.or(file.sample_ratio).unwrap_or(Sampler::ALWAYS),
             lame_duck: span(args.lame_duck, file.drain.lame_duck, HumanDuration::secs(5)),
             drain_idle_grace: span(args.drain_idle_grace, file.drain.idle_grace, HumanDuration::secs(1)),
             drain_timeout: span(args.drain_timeout, file.drain.timeout, HumanDuration::secs(30)),
             queue_max_records: file.queue.max_records,
             queue_max_bytes: file.queue.max_bytes.map(ByteSize::get),
             receipt_retention: file.queue.receipt_retention.map(HumanDuration::get),
-            pool_instances: bounded(
-                "filters.pool_instances",
-                file.filters.pool_instances.unwrap_or(4096),
-                16,
-                16_384,
-            )?,
-            slow_lane_threads: bounded(
-                "filters.slow_lane_threads",
-                file.filters.slow_lane_threads.unwrap_or(1),
-                1,
-                64,
-            )?,
+            pool_instances: file.filters.pool_instances.map_or(defaults.pool_instances, Bounded::get),
+            slow_lane_threads: file
+                .filters
+                .slow_lane_threads
+                .map_or(defaults.slow_lane_threads, |n| n.get() as usize),
         })
     }
-}
-
-fn bounded<T: PartialOrd + std::fmt::Display>(key: &str, value: T, least: T, most: T) -> anyhow::Result<T> {
-    if value < least || value > most {
-        bail!("{key}: expected {least} to {most}; found {value}");
-    }
-    Ok(value)
 }
 
 #[cfg(test)]
@@ -205,7 +191,11 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("beamline-config-{}", std::process::id()));
         std::fs::write(&dir, "workers = 3\nlisten = [\"127.0.0.1:1\"]\n[drain]\nlame_duck = \"9s\"\n")
             .unwrap();
-        let args = ServeArgs { config: Some(dir.clone()), workers: Some(5), ..Default::default() };
+        let args = ServeArgs {
+            config: Some(dir.clone()),
+            workers: Some("5".parse().unwrap()),
+            ..Default::default()
+        };
         let config = Config::resolve(args).unwrap();
         std::fs::remove_file(dir).unwrap();
         assert_eq!(config.workers, 5);

@@ -28,9 +28,8 @@ pub(crate) fn start(
     queue: Queue,
     telemetry: Telemetry,
 ) -> JoinHandle<()> {
+    let (mut states, mut health) = (node.watch(), queue.health());
     tokio::spawn(async move {
-        let mut states = node.watch();
-        let mut health = queue.health();
         let mut every = tokio::time::interval(PERIOD);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

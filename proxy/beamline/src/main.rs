@@ -1,5 +1,6 @@
 //! `beamline`: the node (`serve`), and the command line to it.
 
+mod bounded;
 mod cli;
 mod config;
 mod housekeeping;

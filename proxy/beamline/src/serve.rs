@@ -70,13 +70,19 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
 
     // Sockets first: an address that is taken should be known before anything is opened.
     let listeners = if inherited.data.is_empty() {
-        config.listen.iter().map(|addr| Listener::bind(*addr)).collect::<Result<Vec<_>, _>>()?
+        config
+            .listen
+            .iter()
+            .map(|addr| Listener::bind(*addr))
+            .collect::<Result<Vec<_>, _>>()
+            .context("choose another address with --listen, or stop what holds this one")?
     } else {
         inherited.data
     };
     let admin = match inherited.admin {
         Some(listener) => listener,
-        None => Listener::bind(config.admin)?,
+        None => Listener::bind(config.admin)
+            .context("choose another address for the admin API with --admin, or stop what holds this one")?,
     };
     let addresses: Vec<SocketAddr> = listeners.iter().map(Listener::local_addr).collect();
 

@@ -21,5 +21,5 @@ fn a_wrong_setting_is_named_and_nothing_is_started() {
     let output = beamline(&["serve", "--workers", "0", "--data-dir", "/nonexistent/x"]);
     assert_eq!(output.status.code(), Some(2));
     let text = String::from_utf8_lossy(&output.stderr);
-    assert!(text.contains("workers: expected 1 to 1024; found 0"), "{text}");
+    assert!(text.contains("expected 1 to 1024; found 0"), "{text}");
 }

@@ -35,6 +35,13 @@ impl Heartbeats {
         }
     }
 
+    /// Worker `index` has nothing left to do, as when the node drains: its silence is no sign of trouble.
+    pub(crate) fn ended(&self, index: usize) {
+        if let Some(beat) = self.beats.get(index) {
+            beat.store(u64::MAX, Ordering::Relaxed);
+        }
+    }
+
     /// Which worker is stuck, if one is.
     pub fn check(&self) -> Result<(), String> {
         let now = self.now();

@@ -16,7 +16,7 @@ const BACKLOG: i32 = 4096;
 #[derive(Debug, Error)]
 pub enum ListenError {
     /// Binding failed.
-    #[error("cannot listen on {addr}: {source}. Choose another address with --listen, or stop what holds it")]
+    #[error("cannot listen on {addr}")]
     Bind {
         /// The address.
         addr: SocketAddr,
@@ -24,8 +24,8 @@ pub enum ListenError {
         source: io::Error,
     },
     /// What was inherited is no listening TCP socket.
-    #[error("the inherited descriptor is not a listening TCP socket: {0}")]
-    Inherited(io::Error),
+    #[error("a descriptor of LISTEN_FDS cannot be listened on")]
+    Inherited(#[source] io::Error),
 }
 
 /// One listening socket. One for all workers: an idle worker takes the next connection, and there is one accept
@@ -62,6 +62,13 @@ impl Listener {
     /// [`ListenError::Inherited`].
     pub fn inherit(fd: OwnedFd) -> Result<Self, ListenError> {
         let take = || {
+            let socket = socket2::SockRef::from(&fd);
+            if socket.r#type()? != Type::STREAM || !socket.is_listener()? {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "expected a TCP socket that listens",
+                ));
+            }
             // Not for the compile worker, nor for any other child.
             rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
             let socket = TcpListener::from(fd);

@@ -4,7 +4,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     task::Poll,
     time::{Duration, Instant},
@@ -24,8 +24,10 @@ use crate::{
     slow_lane::Call,
 };
 
-/// Long calls of one tenant beyond which its further calls do not begin on a data worker at all.
+/// Long calls of one tenant under way beyond which its further calls do not begin on a data worker at all.
 const LONG_CALLS_BEFORE_LANE: u32 = 4;
+/// Slices that one tenant may use up on data workers in a second; beyond it its calls begin in the lane.
+const LONG_SLICES_PER_SECOND: u32 = 16;
 
 /// One filter of a chain, ready to run.
 #[derive(Clone, Debug)]
@@ -46,8 +48,49 @@ pub struct Chain {
     tenant: TenantName,
     limits: FilterLimits,
     filters: Vec<(Arc<str>, FilterSetup)>,
-    /// Calls of this tenant in the slow lane.
-    long_calls: Arc<AtomicU32>,
+    load: Arc<TenantLoad>,
+}
+
+/// What one tenant's calls cost lately, over all its chains.
+#[derive(Debug)]
+struct TenantLoad {
+    since: Instant,
+    /// Its calls in the slow lane.
+    long_calls: AtomicU32,
+    /// The second (since `since`) in the upper half, and in the lower the slices that were used up in it.
+    long_slices: AtomicU64,
+}
+
+impl TenantLoad {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            since: Instant::now(),
+            long_calls: AtomicU32::new(0),
+            long_slices: AtomicU64::new(0),
+        })
+    }
+
+    fn second(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.since).as_secs() << 32
+    }
+
+    /// Whether a call may begin on a data worker.
+    fn may_begin_inline(&self, long_calls: u32, now: Instant) -> bool {
+        let slices = self.long_slices.load(Ordering::Relaxed);
+        // No call was long in this second: the rule, told without a clock's arithmetic.
+        slices == 0
+            || long_calls < LONG_CALLS_BEFORE_LANE
+                && (slices & !0xffff_ffff != self.second(now)
+                    || slices & 0xffff_ffff < u64::from(LONG_SLICES_PER_SECOND))
+    }
+
+    fn used_up_a_slice(&self, now: Instant) {
+        let second = self.second(now);
+        // Two workers that count at once may lose one: this is a budget, not a balance.
+        let slices = self.long_slices.load(Ordering::Relaxed);
+        let count = if slices & !0xffff_ffff == second { slices & 0xffff_ffff } else { 0 };
+        self.long_slices.store(second | (count + 1), Ordering::Relaxed);
+    }
 }
 
 /// What the chain decided.
@@ -124,11 +167,11 @@ pub struct ChainOutcome {
 }
 
 /// The mark that a call is in the slow lane.
-struct LongCall(Arc<AtomicU32>);
+struct LongCall(Arc<TenantLoad>);
 
 impl Drop for LongCall {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.0.long_calls.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -136,12 +179,12 @@ impl Chain {
     /// A chain of `filters` in their order; `limits` hold for each call of each of them.
     pub fn new(tenant: TenantName, limits: FilterLimits, filters: Vec<FilterSetup>) -> Self {
         let filters = filters.into_iter().map(|f| (Arc::from(f.name.as_str()), f)).collect();
-        Self { tenant, limits, filters, long_calls: Arc::default() }
+        Self { tenant, limits, filters, load: TenantLoad::new() }
     }
 
     /// Goes on counting the long calls of an earlier chain of the same tenant, so that a swap gives it no second limit.
     pub fn succeed(&mut self, earlier: &Self) {
-        self.long_calls = Arc::clone(&earlier.long_calls);
+        self.load = Arc::clone(&earlier.load);
     }
 
     /// Whether there is nothing to run.
@@ -213,22 +256,23 @@ impl Chain {
     ) -> (RequestHead, Result<Verdict, Failure>, Duration, GuestLog) {
         let refused = |head, failure| (head, Err(failure), Duration::ZERO, GuestLog::default());
         let Some(module) = &filter.module else { return refused(head, Failure::Unavailable) };
-        let long_calls = self.long_calls.load(Ordering::Acquire);
+        let long_calls = self.load.long_calls.load(Ordering::Acquire);
         if long_calls >= self.limits.concurrency {
             return refused(head, Failure::Capacity);
         }
         let state = CallState::new(head, Arc::clone(&filter.config), Arc::clone(view), &self.limits);
         let mut call: Call = Box::pin(on_request(Arc::clone(module), state));
-        if long_calls < LONG_CALLS_BEFORE_LANE {
+        if self.load.may_begin_inline(long_calls, started) {
             engine.about_to_run();
             begin_inline_slice(started);
             let first = std::future::poll_fn(|cx| Poll::Ready(Pin::as_mut(&mut call).poll(cx))).await;
             if let Poll::Ready(finished) = first {
                 return taken_apart(finished);
             }
+            self.load.used_up_a_slice(started);
         }
-        self.long_calls.fetch_add(1, Ordering::AcqRel);
-        let _mark = LongCall(Arc::clone(&self.long_calls));
+        self.load.long_calls.fetch_add(1, Ordering::AcqRel);
+        let _mark = LongCall(Arc::clone(&self.load));
         // What is refused or lost here has the head with it: the request ends, so nobody asks for it again.
         let lost = |failure| {
             refused(RequestHead::new(Method::GET, Uri::default(), "".into(), HeaderMap::new()), failure)

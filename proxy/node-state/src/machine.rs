@@ -31,20 +31,17 @@ pub(crate) struct Machine {
     phase: Phase,
     evidence: BTreeMap<Reason, Evidence>,
     last_transition: Option<Instant>,
+    /// Why the node became degraded, or is: kept until it is healthy, so that it is never degraded for no reason.
+    shown: Vec<Reason>,
 }
 
 impl Machine {
     pub(crate) fn new() -> Self {
-        Self { phase: Phase::Starting, evidence: BTreeMap::new(), last_transition: None }
+        Self { phase: Phase::Starting, evidence: BTreeMap::new(), last_transition: None, shown: Vec::new() }
     }
 
     pub(crate) fn state(&self) -> State {
-        let reasons = self.evidence.iter().filter(|(_, e)| e.active).map(|(r, _)| r.clone()).collect();
-        match self.phase {
-            // What is wrong is shown with the transition, not before it.
-            Phase::Starting | Phase::Healthy => State { phase: self.phase, reasons: Vec::new() },
-            Phase::Degraded | Phase::Draining => State { phase: self.phase, reasons },
-        }
+        State { phase: self.phase, reasons: self.shown.clone() }
     }
 
     pub(crate) fn started(&mut self) {
@@ -88,6 +85,13 @@ impl Machine {
         if matches!(self.phase, Phase::Healthy | Phase::Degraded) && wanted != self.phase && settled {
             self.phase = wanted;
             self.last_transition = Some(now);
+        }
+        let active: Vec<_> = self.evidence.iter().filter(|(_, e)| e.active).map(|(r, _)| r.clone()).collect();
+        match self.phase {
+            // What is wrong is shown with the transition, not before it.
+            Phase::Starting | Phase::Healthy => self.shown.clear(),
+            Phase::Degraded | Phase::Draining if !active.is_empty() => self.shown = active,
+            Phase::Degraded | Phase::Draining => {}
         }
     }
 }

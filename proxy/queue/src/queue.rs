@@ -99,6 +99,8 @@ pub struct Accepted {
 }
 
 /// The durable queue. Cheap to clone; all clones are one queue.
+///
+/// When all clones and the [`Delivery`] are dropped the log is closed in the background; [`Queue::shutdown`] waits for it.
 #[derive(Clone)]
 pub struct Queue(Arc<Shared>);
 
@@ -315,13 +317,16 @@ impl Queue {
     /// Whether records of this ordering key are in the queue, or about to be: then a request of that key must not go
     /// past them, but behind them.
     pub fn has_backlog(&self, tenant: &TenantName, upstream: &UpstreamName, ordering_key: &str) -> bool {
-        // An index entry is made before the depth counts, so the depth cannot spare the look-up.
         let lane = Lane { tenant: tenant.clone(), upstream: upstream.clone() };
         self.0.books.keys.has_backlog(&lane, ordering_key)
     }
 
-    /// Says that an upstream may be well, or there, again: it is probed now rather than at the end of its back-off.
+    /// Says that an upstream may be well, or there, again: it is probed now rather than at the end of its back-off. For
+    /// changes of state, such as a new revision or a breaker that closed. Does nothing where nothing waits.
     pub fn nudge(&self, tenant: &TenantName, upstream: &UpstreamName) {
+        if self.depth(tenant, upstream) == 0 {
+            return;
+        }
         self.0.writer.nudge(Lane { tenant: tenant.clone(), upstream: upstream.clone() });
     }
 

@@ -9,9 +9,8 @@ use std::{
 /// Milliseconds since the Unix epoch, from whatever the caller takes as the wall clock.
 pub type WallClock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
-/// How a queue is opened. [`Settings::new`] gives the defaults.
+/// How a queue is opened. [`Settings::new`] gives the defaults: `Settings { max_records: 1000, ..Settings::new(dir) }`.
 #[derive(Clone)]
-#[non_exhaustive]
 pub struct Settings {
     /// The folder that holds `queue.db`, `queue.lock` and the body files. Made where it is missing, mode 0700.
     pub dir: PathBuf,
@@ -79,7 +78,7 @@ impl std::fmt::Debug for Settings {
 
 /// The system's wall clock; a clock before 1970 reads as 1970.
 fn system_wall_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| millis(d))
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis)
 }
 
 /// A duration in whole milliseconds, at most `u64::MAX`.

@@ -162,7 +162,7 @@ struct Worker {
     /// Changes to commit before anything from the inbox: what a failed group left, and the writer's own chores.
     first: Vec<PendingChange>,
     disowned: Vec<Disowned>,
-    /// Flushes of the group that is being gathered.
+    /// Those who wait until all that came before is committed.
     flushes: Vec<oneshot::Sender<()>>,
 }
 
@@ -213,8 +213,10 @@ impl Worker {
             {
                 stopped = self.restore(&error);
             }
-            for flush in self.flushes.drain(..) {
-                let _ = flush.send(());
+            if self.first.is_empty() {
+                for flush in self.flushes.drain(..) {
+                    let _ = flush.send(());
+                }
             }
             if let Some(stopped) = stopped {
                 return stopped;

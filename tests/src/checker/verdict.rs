@@ -1,9 +1,6 @@
 //! Clients, origins and receipts held against each other.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fmt,
-};
+use std::{collections::HashMap, fmt};
 
 use serde_json::Value;
 
@@ -355,7 +352,7 @@ fn count(cases: &[Case<'_>]) -> Numbers {
         let exchange = case.exchange;
         n.cut +=
             usize::from(!exchange.sent_whole && exchange.end != End::NeverLeft && exchange.crash.is_none());
-        n.in_flight_at_crashes += usize::from(exchange.crash.is_some());
+        n.in_flight_at_crashes += usize::from(exchange.crash.is_some() && exchange.end != End::NeverLeft);
         n.repeated += case.whole().count().saturating_sub(1);
         match exchange.end {
             End::Answered(202) => n.acknowledged += 1,
@@ -381,8 +378,8 @@ fn count(cases: &[Case<'_>]) -> Numbers {
 
 /// Violations by kind, for tests of the judge.
 #[cfg(test)]
-pub(super) fn kinds(violations: &[Violation]) -> BTreeMap<Kind, usize> {
-    let mut kinds = BTreeMap::new();
+pub(super) fn kinds(violations: &[Violation]) -> std::collections::BTreeMap<Kind, usize> {
+    let mut kinds = std::collections::BTreeMap::new();
     violations.iter().for_each(|v| *kinds.entry(v.kind).or_default() += 1);
     kinds
 }

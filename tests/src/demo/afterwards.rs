@@ -1,12 +1,13 @@
 //! After the story: what to try next while everything stays up, and the orderly end.
 
 use std::{
-    io::{IsTerminal as _, stdin},
+    io::stdin,
     sync::mpsc::{self, Receiver},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
+use rustix::{process::getpgrp, termios::tcgetpgrp};
 
 use super::{
     Told,
@@ -28,8 +29,11 @@ pub(super) fn stay(stage: &mut Stage) -> Told {
     while stage.interrupt.count() == 0 {
         if !stage.node.runs() {
             let how = stage.node.last_exit().map_or_else(String::new, |status| format!(" ({status})"));
-            stage.print.scene(&format!("the node ended{how} and is started again on the same folder"));
             stage.node.launch()?;
+            let pid = stage.node.pid()?;
+            stage
+                .print
+                .scene(&format!("the node ended{how} and runs again on the same folder, as process {pid}"));
         }
         if enters.try_recv().is_ok() {
             toggle(stage)?;
@@ -47,10 +51,15 @@ pub(super) fn stay(stage: &mut Stage) -> Told {
     stop(stage)
 }
 
-/// Each Enter at the terminal; none where standard input is not one.
+/// Whether somebody sits at the terminal. In the background, reading from it would stop this process.
+fn is_attended() -> bool {
+    tcgetpgrp(stdin()).is_ok_and(|foreground| foreground == getpgrp())
+}
+
+/// Each Enter at the terminal; none where nobody sits there.
 fn enters() -> Receiver<()> {
     let (enter, enters) = mpsc::channel();
-    if stdin().is_terminal() {
+    if is_attended() {
         // Lives as long as the process: nothing ends a read of a terminal.
         std::thread::spawn(move || {
             stdin().lines().map_while(Result::ok).try_for_each(|_| enter.send(())).ok();
@@ -91,8 +100,8 @@ pub(super) fn stop(stage: &mut Stage) -> Told {
 
 fn drained(stage: &mut Stage, interrupts: usize) -> Result<String> {
     let mut waiting = stage.print.waiting("draining");
-    let until = std::time::Instant::now() + DRAINED_WITHIN;
-    while stage.node.runs() && std::time::Instant::now() < until {
+    let until = Instant::now() + DRAINED_WITHIN;
+    while stage.node.runs() && Instant::now() < until {
         if stage.interrupt.count() > interrupts {
             stage.node.kill_nine()?;
         }
@@ -108,7 +117,7 @@ fn drained(stage: &mut Stage, interrupts: usize) -> Result<String> {
 fn invite(stage: &Stage) -> Told {
     let proxy = format!("http://{}", stage.node.address());
     let curl = |tenant: &Tenant, rest: &str, path: &str| {
-        format!("curl -i -H 'Host: {}' {rest}{proxy}{path}", tenant.host)
+        format!("curl -i -H 'Host: {}' {rest}'{proxy}{path}'", tenant.host)
     };
     let manifest = stage.example(&ACME)?.to_apply(stage.node.folder(), "acme.toml")?;
     let settings = format!(
@@ -149,7 +158,7 @@ fn invite(stage: &Stage) -> Told {
             .iter()
             .for_each(|line| stage.print.line(&format!("  {}", stage.print.paint(Style::Command, line))));
     }
-    if stdin().is_terminal() {
+    if is_attended() {
         let port = stage.settings.origin_1;
         stage.print.line(&format!("\n  # an outage: Enter, here, stops origin {port} or starts it again"));
     }

@@ -57,11 +57,11 @@ pub(crate) fn run(args: &PushArgs) -> Result<Report, Failure> {
     table.row(["digest".into(), module.digest.to_string()]);
     table.row(["size".into(), format!("{}, {}", size(module.size), module.effort())]);
     table.row(["kind".into(), module.kind]);
-    table.row(["phases".into(), module.phases.join(", ")]);
-    table.row([
-        "imports".into(),
-        if module.imports.is_empty() { "none".into() } else { module.imports.join(", ") },
-    ]);
+    for (label, names) in [("phases", module.phases), ("imports", module.imports)] {
+        for (i, name) in names.into_iter().enumerate() {
+            table.row([if i == 0 { label.to_owned() } else { String::new() }, name]);
+        }
+    }
     Ok(Report { json: answer.0, text: table.rendered() })
 }
 
@@ -96,7 +96,7 @@ mod tests {
                  size     48.2 KiB, compiled in 212 ms\n\
                  kind     core-module\n\
                  phases   beamline:edge/request-handler@0.1.0\n\
-                 imports  none\n"
+                 imports  beamline:edge/http@0.1.0\n         beamline:edge/verdicts@0.1.0\n"
             )
         );
         assert!(ask(&node, &line).unwrap().text.contains("compiled before"));

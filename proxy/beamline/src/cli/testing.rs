@@ -20,7 +20,7 @@ pub(crate) fn module(cached: bool) -> Value {
         "digest": DIGEST,
         "kind": "core-module",
         "phases": ["beamline:edge/request-handler@0.1.0"],
-        "imports": [],
+        "imports": ["beamline:edge/http@0.1.0", "beamline:edge/verdicts@0.1.0"],
         "size": 49_400,
         "artifact_size": 120_000,
         "compile_ms": 212,

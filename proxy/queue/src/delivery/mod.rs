@@ -26,7 +26,6 @@ pub use runner::{Delivery, DeliveryError};
 
 /// One attempt to deliver a record, as [`Deliver`] gets it. By now it is marked `delivering` on disk.
 #[derive(Clone, Debug)]
-#[non_exhaustive]
 pub struct Attempt {
     /// The record.
     pub id: RecordId,

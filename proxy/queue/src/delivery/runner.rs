@@ -38,6 +38,9 @@ use crate::{
     writer::Writer,
 };
 
+/// How long the end of delivery waits for a log that does not commit.
+const FLUSH: Duration = Duration::from_secs(5);
+
 /// Why delivery ended before it was told to.
 #[derive(Debug, Error)]
 pub enum DeliveryError {
@@ -67,7 +70,8 @@ impl std::fmt::Debug for Delivery {
 }
 
 impl Delivery {
-    /// Runs on a thread of its own, named `queue-delivery`, with a current-thread runtime. `make` is called there.
+    /// Runs on a thread of its own, named `queue-delivery`, with a current-thread runtime. `make` is called there, within
+    /// a [`LocalSet`].
     ///
     /// # Errors
     /// Where the thread cannot be started. The thread ends with what [`Delivery::run`] returns, or with the error that kept
@@ -80,7 +84,8 @@ impl Delivery {
     ) -> io::Result<JoinHandle<io::Result<()>>> {
         thread::Builder::new().name("queue-delivery".into()).spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(self.run(make(), shutdown, grace)).map_err(io::Error::other)
+            let delivered = async { self.run(make(), shutdown, grace).await };
+            runtime.block_on(LocalSet::new().run_until(delivered)).map_err(io::Error::other)
         })
     }
 
@@ -167,7 +172,9 @@ impl Delivery {
                 }
             };
         }
-        writer.flush().await;
+        if timeout(FLUSH, writer.flush()).await.is_err() {
+            tracing::warn!("the last deliveries could not be recorded in time; the next start recovers them");
+        }
         Ok(())
     }
 }
@@ -192,8 +199,15 @@ impl Clock {
 struct Tasks<D> {
     set: JoinSet<Event>,
     /// Which attempt a task is, for when it panics or is cut off.
-    attempts: HashMap<Id, (Lane, Seq)>,
+    attempts: HashMap<Id, Flight>,
     shared: Rc<Shared<D>>,
+}
+
+struct Flight {
+    lane: Lane,
+    seq: Seq,
+    /// Whether it was handed to [`Deliver`], so that bytes may have left.
+    sent: Rc<Cell<bool>>,
 }
 
 struct Shared<D> {
@@ -223,12 +237,12 @@ impl<D: Deliver> Tasks<D> {
                 });
             }
             Action::Attempt(candidate) => {
-                let (lane, seq) = (candidate.lane.clone(), candidate.seq);
-                let event_lane = lane.clone();
+                let (lane, seq, sent) = (candidate.lane.clone(), candidate.seq, Rc::default());
+                let flight = Flight { lane: lane.clone(), seq, sent: Rc::clone(&sent) };
                 let task = self.set.spawn_local(async move {
-                    Event::Landed { lane: event_lane, seq, landing: shared.attempt(candidate).await }
+                    Event::Landed { lane, seq, landing: shared.attempt(candidate, &sent).await }
                 });
-                self.attempts.insert(task.id(), (lane, seq));
+                self.attempts.insert(task.id(), flight);
             }
             Action::Commit(_) => unreachable!("changes are written by the loop, in order"),
         }
@@ -246,14 +260,16 @@ impl<D: Deliver> Tasks<D> {
     }
 
     fn cut_off(&mut self, error: &JoinError) -> Option<Event> {
-        let (lane, seq) = self.attempts.remove(&error.id())?;
+        let Flight { lane, seq, sent } = self.attempts.remove(&error.id())?;
         let reason = if error.is_panic() {
             tracing::error!(%error, "a delivery panicked; it counts as broken");
-            "internal-error"
+            "internal-error".into()
         } else {
-            "shutdown"
+            "shutdown".into()
         };
-        Some(Event::Landed { lane, seq, landing: Landing::Made(Outcome::Broken { reason: reason.into() }) })
+        // One that was not sent may be marked all the same, or be about to: it is put back in either case.
+        let outcome = if sent.get() { Outcome::Broken { reason } } else { Outcome::NotSent { reason } };
+        Some(Event::Landed { lane, seq, landing: Landing::Made(outcome) })
     }
 }
 
@@ -263,7 +279,7 @@ fn read_failed(error: &crate::log::LogError) {
 
 impl<D: Deliver> Shared<D> {
     /// One attempt: read it, mark it, and only then send it.
-    async fn attempt(&self, candidate: Candidate) -> Landing {
+    async fn attempt(&self, candidate: Candidate, sent: &Cell<bool>) -> Landing {
         let content = match self.reader.content(candidate.seq).await {
             Ok(content) => content,
             Err(error) => {
@@ -314,6 +330,7 @@ impl<D: Deliver> Shared<D> {
             repeat_safe: candidate.repeat_safe,
             request_id: content.request_id,
         };
+        sent.set(true);
         match timeout(self.attempt_timeout, self.deliver.deliver(attempt)).await {
             Ok(outcome) => Landing::Made(outcome),
             Err(_) => Landing::Made(Outcome::Broken { reason: "attempt-timeout".into() }),

@@ -383,9 +383,11 @@ impl Simulation {
         assert!(self.machine.in_flight() <= self.plan.max_in_flight, "too many in flight");
         let wake = self.machine.wake_at(now);
         assert!(wake.is_none_or(|at| at > self.now), "it would wake at once, again and again");
-        if wake.is_some() && wake != self.tick {
+        if let Some(at) = wake
+            && wake != self.tick
+        {
             self.tick = wake;
-            self.at(wake.unwrap(), Happens::Tick, true);
+            self.at(at, Happens::Tick, true);
         }
     }
 

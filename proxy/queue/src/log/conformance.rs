@@ -40,7 +40,7 @@ fn id(n: u64) -> RecordId {
     RecordId::from_bytes(u128::from(n).to_be_bytes())
 }
 
-fn append(n: u64, key: Option<&str>) -> Box<Append> {
+pub(super) fn append(n: u64, key: Option<&str>) -> Box<Append> {
     let body = if n.is_multiple_of(3) {
         StoredBody::File { name: format!("{n:032x}").parse().unwrap(), len: 99_000 }
     } else {

@@ -40,6 +40,8 @@ const APPLICATION_ID: i64 = 0x424c_4d51;
 const WAL_PAGES: i32 = 1000;
 /// Pages in the WAL at which the writer itself stops to copy them back: 64 MiB.
 const WAL_PAGES_MAX: i32 = 16_000;
+/// What the WAL's file is cut down to when it starts anew, in bytes.
+const WAL_FILE_KEPT: i64 = 16 << 20;
 const BUSY: Duration = Duration::from_secs(5);
 
 /// The log in one SQLite database.
@@ -85,6 +87,7 @@ fn connect(path: &Path) -> Result<Connection, LogError> {
     let synchronous = if disk::skips_fsync() { "OFF" } else { "FULL" };
     connection.pragma_update(None, "synchronous", synchronous)?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    connection.pragma_update(None, "journal_size_limit", WAL_FILE_KEPT)?;
     connection.pragma_update(None, "secure_delete", "FAST")?;
     connection.pragma_update(None, "cell_size_check", true)?;
     connection.pragma_update(None, "trusted_schema", false)?;
@@ -544,4 +547,105 @@ impl Writer<'_> {
 
 fn done_if(changed: usize) -> Effect {
     if changed == 1 { Effect::Done } else { Effect::Stale }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::conformance::{append, lane};
+
+    fn open(dir: &tempfile::TempDir) -> SqliteLog {
+        SqliteLog::open(&dir.path().join("queue.db")).unwrap()
+    }
+
+    fn appends(numbers: std::ops::Range<u64>) -> Vec<Change> {
+        numbers.map(|n| Change::Append(append(n, None))).collect()
+    }
+
+    fn count(log: &SqliteLog) -> usize {
+        log.reader().unwrap().window(&lane("acme"), usize::MAX).unwrap().len()
+    }
+
+    #[test]
+    fn every_connection_is_as_durable_as_it_must_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(&dir);
+        let connection = &log.open.as_ref().unwrap().connection;
+        let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap();
+        assert_eq!(pragma("synchronous"), 2, "FULL");
+        assert_eq!(pragma("wal_autocheckpoint"), 0);
+        assert_eq!(pragma("application_id"), APPLICATION_ID);
+    }
+
+    #[test]
+    fn a_full_disk_takes_nothing_of_the_group_and_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = open(&dir);
+        log.commit(&appends(0..5)).unwrap();
+        let connection = &log.open.as_ref().unwrap().connection;
+        let pages: i64 = connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+        connection.pragma_update(None, "max_page_count", pages + 2).unwrap();
+        let error = log.commit(&appends(5..200)).unwrap_err();
+        assert!(matches!(error, LogError::Full(_)), "{error}");
+        let error = log.commit(&appends(200..201)).unwrap_err();
+        assert!(error.to_string().contains("not reopened"), "{error}");
+        assert!(log.maintain().is_err());
+        log.reopen().unwrap();
+        assert_eq!(count(&log), 5);
+        log.commit(&appends(5..200)).unwrap();
+        assert_eq!(count(&log), 200);
+    }
+
+    #[test]
+    fn a_log_of_another_version_or_kind_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("queue.db");
+        drop(open(&dir));
+        Connection::open(&path).unwrap().pragma_update(None, "user_version", 9).unwrap();
+        let error = SqliteLog::open(&path).err().unwrap();
+        assert!(error.to_string().contains("schema version 9, expected 1"), "{error}");
+        std::fs::write(&path, "this is no database, and long enough to be seen as none at all. ".repeat(20))
+            .unwrap();
+        let _ = std::fs::remove_file(dir.path().join("queue.db-wal"));
+        assert!(matches!(SqliteLog::open(&path), Err(LogError::Corrupt(_))));
+    }
+
+    #[test]
+    fn a_log_that_another_owner_took_over_is_not_reopened() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = open(&dir);
+        let _other = open(&dir);
+        let error = log.reopen().unwrap_err();
+        assert!(error.to_string().contains("another owner"), "{error}");
+    }
+
+    #[test]
+    fn the_wal_stays_bounded_however_much_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = open(&dir);
+        // 12 MiB of bodies in groups, each body erased by the next group.
+        let big = |n| {
+            let mut append = append(n * 3 + 1, None);
+            append.content.body = StoredBody::Inline(vec![7; 30_000].into());
+            Change::Append(append)
+        };
+        let (mut largest, epoch) = (0, log.epoch());
+        for group in 0..20_i64 {
+            let mut changes: Vec<_> = (0..20).map(|n| big(u64::try_from(group * 20 + n).unwrap())).collect();
+            for seq in (group * 20 - 19..=group * 20).filter(|seq| *seq > 0).map(Seq) {
+                let attempt = AttemptRef { seq, attempts: 1, epoch };
+                let end = End::Delivered { response_complete: true };
+                changes.push(Change::Begin { seq, attempts: 0, epoch });
+                changes.push(Change::Finish { attempt, end, at_ms: 1, note: Note::default() });
+            }
+            log.commit(&changes).unwrap();
+            log.maintain().unwrap();
+            // The checkpointer works beside us; let it come to its end, as it does between real groups.
+            log.open.as_ref().unwrap().checkpointer.wait();
+            largest = largest.max(log.open.as_ref().unwrap().wal_pages.load(Ordering::Relaxed));
+        }
+        assert!(largest < 2 * WAL_PAGES + 500, "{largest} pages");
+        let database = std::fs::metadata(dir.path().join("queue.db")).unwrap().len();
+        assert!(database < 6 << 20, "erased bodies make room for new ones: {database} bytes");
+    }
 }

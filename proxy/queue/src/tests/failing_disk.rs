@@ -120,6 +120,29 @@ async fn nothing_is_sent_whose_mark_is_not_on_disk() {
 }
 
 #[tokio::test]
+async fn delivery_ends_though_the_log_is_broken_and_what_was_not_sent_is_put_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, delivery, control) = open_faulty(&dir, settings(dir.path()));
+    let mut fragile = record(&queue, 0, b"").await;
+    fragile.repeat_safe = false;
+    let accepted = accept(&queue, fragile).await;
+    control.broken_reopenings.store(usize::MAX, Ordering::SeqCst);
+    control.fail_next(Fault::After);
+    // Its mark fails, and yet is on disk. Nothing is sent, and the wait for the mark is cut off.
+    let origin = Origin { answer: |_: &Attempt| now(ok()), got: Rc::default() };
+    let got = Rc::clone(&origin.got);
+    let broken = async { becomes(&queue, |h| *h != Health::Available).await };
+    let ended = delivery.run(origin, broken, Duration::from_millis(10));
+    let (ended, ()) = tokio::join!(ended, async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        control.broken_reopenings.store(0, Ordering::SeqCst);
+    });
+    ended.unwrap();
+    assert!(got.borrow().is_empty());
+    assert_eq!(state(&queue, &accepted).await, State::Queued);
+}
+
+#[tokio::test]
 async fn a_body_that_cannot_be_synced_is_refused_and_the_log_is_verified() {
     let dir = tempfile::tempdir().unwrap();
     let (queue, _delivery, control) = open_faulty(&dir, settings(dir.path()));

@@ -1,5 +1,7 @@
 //! A judge that finds nothing must be able to find everything: a good run first, then one thing wrong at a time.
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::checker::{Intent, Ledger};
 
@@ -288,7 +290,7 @@ fn attempts_are_numbered_upwards() {
 
 #[test]
 fn without_a_crash_every_whole_request_is_answered() {
-    let mut run = good();
+    let run = good();
     run.ledger.begins(intent("ignored"));
     run.ledger.sent_whole("ignored");
     run.ledger.unanswered("ignored");

@@ -48,6 +48,16 @@ impl Checkpointer {
         }
     }
 
+    /// Returns when the thread has done what was asked of it before.
+    #[cfg(test)]
+    pub(super) fn wait(&self) {
+        // There is room for one request: two go through only when the thread has taken the first and is at the second.
+        let wake = self.wake.as_ref().expect("it runs");
+        for _ in 0..2 {
+            wake.send(()).expect("it runs");
+        }
+    }
+
     /// The error that ended the thread, if one did.
     pub(super) fn check(&self) -> Result<(), LogError> {
         match self.failures.try_recv() {
