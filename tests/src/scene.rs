@@ -52,8 +52,15 @@ impl Scene {
     /// # Errors
     /// Where the node doesn't start or refuses its tenant.
     pub fn with(options: Options) -> Result<Self> {
-        let (origin, node) = (Origin::start(TENANT)?, Beamline::start(options)?);
-        let admin = node.admin()?;
+        Self::on(Beamline::start(options)?)
+    }
+
+    /// On a node that runs already and has no tenants.
+    ///
+    /// # Errors
+    /// Where it refuses the tenant.
+    pub fn on(node: Beamline) -> Result<Self> {
+        let (origin, admin) = (Origin::start(TENANT)?, node.admin()?);
         let token = admin.create_tenant(TENANT, &[HOST], &["127.0.0.0/8"])?;
         let scene = Self { node, origin, admin, token };
         scene.apply(|_| ())?;

@@ -15,6 +15,7 @@ use beamline_tests::{
     heavy::heavy,
     load::{self, Plan, QuickOrigin},
     scene::{HOST, PATIENCE, TENANT},
+    tools,
 };
 use serde_json::{Value, json};
 
@@ -70,6 +71,15 @@ fn effect(connection: &mut Connection) -> usize {
     let answer = connection.exchange(&Request::get("/effect").host(HOST)).unwrap();
     assert_eq!(answer.status, 200, "{}", answer.text());
     answer.header("x-effect").unwrap().parse().unwrap()
+}
+
+/// Says that it is over, also where the test fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 struct Stage {
@@ -128,28 +138,26 @@ fn five_hundred_changes_under_half_load_drop_nothing_and_each_is_in_effect_when_
             })
             .collect();
 
+        let at_the_end = Over(&over);
         // Enough connections that both workers are asked.
         let mut connections: Vec<_> = (0..6).map(|_| Connection::open(to, PATIENCE).unwrap()).collect();
         let began = Instant::now();
-        for n in 1..=CHANGES {
+        for (n, expected) in effects.iter().enumerate().skip(1) {
             begun.store(n, Ordering::SeqCst);
             let applied = match change(n) {
                 Change::Apply => admin.apply(TENANT, &manifest(n, &digests, &origin)),
                 Change::Rollback => admin.rollback(TENANT, None),
             };
-            let applied = applied.unwrap_or_else(|error| {
-                over.store(true, Ordering::SeqCst);
-                panic!("change {n}: {error}")
-            });
+            let applied = applied.unwrap_or_else(|error| panic!("change {n}: {error}"));
             answered.store(n, Ordering::SeqCst);
             let found: Vec<_> = connections.iter_mut().map(effect).collect();
-            if !applied.changed || found.iter().any(|found| *found != effects[n]) {
-                over.store(true, Ordering::SeqCst);
-                panic!("change {n} was answered, {:?} should be in effect, found {found:?}", effects[n]);
-            }
+            assert!(
+                applied.changed && found.iter().all(|found| found == expected),
+                "change {n} was answered, {expected} should be in effect, found {found:?}"
+            );
         }
         took = began.elapsed();
-        over.store(true, Ordering::SeqCst);
+        drop(at_the_end);
         seen = watchers.into_iter().map(|watcher| watcher.join().unwrap()).collect();
     });
     let report = load.stop().unwrap();
@@ -160,6 +168,26 @@ fn five_hundred_changes_under_half_load_drop_nothing_and_each_is_in_effect_when_
     assert!(report.good() > 1000 && seen.iter().all(|n| *n > 100), "{report}, {seen:?}");
     let last = admin.show(TENANT).unwrap();
     assert_eq!(last["revision"], admin.manifest(TENANT).unwrap()["revision"]);
+}
+
+#[test]
+fn wrk_meets_no_error_while_modules_are_replaced() {
+    let _heavy = heavy().unwrap();
+    let Stage { node, admin, origin, digests } = stage();
+    let seen = std::thread::scope(|scope| {
+        let wrk =
+            scope.spawn(|| tools::wrk(node.address(), "/", &[&format!("host: {HOST}")], 16, 3).unwrap());
+        let mut n = 0;
+        while !wrk.is_finished() {
+            n += 1;
+            admin.apply(TENANT, &manifest(n, &digests, &origin)).unwrap();
+        }
+        assert!(n > 10, "{n} changes in 3 s");
+        wrk.join().unwrap()
+    });
+    println!("{seen:?}");
+    assert_eq!(seen.errors(), 0, "{seen:?}");
+    assert!(seen.requests > 1000, "{seen:?}");
 }
 
 #[test]

@@ -390,6 +390,55 @@ fn ambiguous_requests_are_refused_and_reach_nobody() {
 }
 
 #[test]
+fn what_is_not_http_leaves_an_event_that_says_so() {
+    let scene = Scene::start().unwrap();
+    let mut connection = Connection::open(scene.node.address(), PATIENCE).unwrap();
+    connection.send_raw(b"\x16\x03\x01 this is TLS, or so\r\n\r\n").unwrap();
+    assert_eq!(connection.read_response("GET").unwrap().status, 400);
+    connection.wait_closed(PATIENCE).unwrap();
+    let is_it = |r: &Value| r["event.name"] == "connection.protocol_error";
+    scene.node.wait_log(PATIENCE, |log| log.iter().any(is_it)).unwrap();
+}
+
+#[test]
+fn a_head_beyond_its_limits_is_refused() {
+    let scene = Scene::start().unwrap();
+    let fields = |n: usize, bytes: usize| {
+        let value = "x".repeat(bytes);
+        (0..n).fold(Request::get("/"), |request, i| request.header(&format!("x-{i}"), &value)).host(HOST)
+    };
+    assert_eq!(fields(90, 100).send(scene.node.address()).unwrap().status, 200);
+    assert_eq!(fields(101, 1).send(scene.node.address()).unwrap().status, 431);
+    assert_eq!(fields(1, 200_000).attempt(scene.node.address()).unwrap().status, 431);
+    assert_eq!(scene.origin.count(), 1);
+}
+
+#[test]
+fn requests_that_were_sent_together_are_answered_in_their_order() {
+    let scene = Scene::start().unwrap();
+    let mut connection = Connection::open(scene.node.address(), PATIENCE).unwrap();
+    let requests =
+        ["/slow?ms=100", "/status/404", "/echo", "/bytes?n=3"].map(|t| Request::get(t).host(HOST).to_bytes());
+    connection.send_raw(&requests.concat()).unwrap();
+    let answers: Vec<_> = (0..4).map(|_| connection.read_response("GET").unwrap()).collect();
+    assert_eq!(answers.iter().map(|a| a.status).collect::<Vec<_>>(), [200, 404, 200, 200]);
+    assert_eq!((answers[0].text().as_str(), answers[3].text().as_str()), ("slow\n", "xxx"));
+}
+
+#[test]
+fn a_client_of_http_1_0_is_sent_no_chunks() {
+    let scene = Scene::start().unwrap();
+    let mut connection = Connection::open(scene.node.address(), PATIENCE).unwrap();
+    let request = format!("GET /bytes?n=100000&chunked HTTP/1.0\r\nhost: {HOST}\r\n\r\n");
+    connection.send_raw(request.as_bytes()).unwrap();
+    let answer = connection.read_response("GET").unwrap();
+    assert_eq!((answer.status, answer.body.len()), (200, 100_000));
+    assert_eq!(answer.header("transfer-encoding"), None);
+    assert_eq!(scene.origin.requests()[0].headers.get("via"), Some("1.0 beamline"));
+    assert_eq!(scene.access(|r| r["url.path"] == "/bytes").unwrap()["network.protocol.version"], "1.0");
+}
+
+#[test]
 fn a_message_with_two_framings_is_never_passed_on_with_both() {
     let scene = Scene::start().unwrap();
     let mut connection = Connection::open(scene.node.address(), PATIENCE).unwrap();

@@ -363,7 +363,7 @@ impl Machine {
         self.in_flight -= 1;
         match landing {
             // Whatever the log has of it now is read again.
-            Landing::Stale => {}
+            Landing::Stale => self.lane(lane).disk.more = true,
             Landing::NotBegun => {
                 let capacity = self.window_size();
                 let state = self.lane(lane);
