@@ -176,7 +176,7 @@ fn wrk_meets_no_error_while_modules_are_replaced() {
     let Stage { node, admin, origin, digests } = stage();
     let seen = std::thread::scope(|scope| {
         let wrk =
-            scope.spawn(|| tools::wrk(node.address(), "/", &[&format!("host: {HOST}")], 16, 3).unwrap());
+            scope.spawn(|| tools::wrk(node.address(), "/", &[&format!("Host: {HOST}")], 16, 3).unwrap());
         let mut n = 0;
         while !wrk.is_finished() {
             n += 1;

@@ -572,7 +572,7 @@ fn a_refusal_comes_before_the_body_is_asked_for() {
 #[test]
 fn each_way_in_which_an_upstream_fails_has_its_own_answer() {
     let mut scene = one_worker();
-    scene.apply(|m| m["upstreams"]["origin"]["response_timeout"] = json!("300ms")).unwrap();
+    scene.apply(|m| m["upstreams"]["origin"]["response_timeout"] = json!("1s")).unwrap();
     for (target, status, problem) in [
         ("/reset", 502, "upstream-reset"),
         ("/garbage", 502, "upstream-reset"),

@@ -35,7 +35,7 @@ pub(crate) fn start(
         loop {
             tokio::select! {
                 _ = every.tick() => {
-                    report_upstreams(&node, &snapshots.load());
+                    report_upstreams(&node, &snapshots.load(), &queue);
                     report_queue(&node, &health.borrow_and_update());
                     report_telemetry(&node, &telemetry);
                     node.tick();
@@ -52,12 +52,19 @@ pub(crate) fn start(
     })
 }
 
-fn report_upstreams(node: &NodeState, snapshot: &Snapshot) {
+fn report_upstreams(node: &NodeState, snapshot: &Snapshot, queue: &Queue) {
     for upstream in snapshot.tenants().flat_map(|t| t.upstreams.values()) {
-        let reason = Reason::UpstreamDown(upstream.cluster.key().to_string());
+        let key = upstream.cluster.key();
+        let reason = Reason::UpstreamDown(key.to_string());
         match upstream.cluster.state() {
             UpstreamState::Down => node.failed(reason),
-            UpstreamState::Ready => node.worked(&reason),
+            UpstreamState::Ready => {
+                node.worked(&reason);
+                // It may be there again since a revision ago, or be known to be well from live requests.
+                if queue.depth(&key.tenant, &key.upstream) > 0 {
+                    queue.nudge(&key.tenant, &key.upstream);
+                }
+            }
             UpstreamState::Degraded => {}
         }
     }

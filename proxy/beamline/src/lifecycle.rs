@@ -3,27 +3,41 @@
 use std::process;
 
 use anyhow::Context as _;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The exit code of a second signal.
 const EXIT_AT_ONCE: i32 = 130;
 
-/// Waits for SIGTERM or SIGINT and names it.
-pub(crate) async fn first_signal() -> anyhow::Result<&'static str> {
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be awaited")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be awaited")?;
-    Ok(tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-    })
+/// SIGTERM and SIGINT, caught from the moment that this is made: before the first socket listens, so that a signal
+/// during the start drains what was accepted by then.
+pub(crate) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
 }
 
-/// From now on a signal ends the process where it stands. What the queue accepted is on disk.
-pub(crate) fn exit_at_second_signal() {
-    tokio::spawn(async {
-        if let Ok(name) = first_signal().await {
+impl Signals {
+    /// Begins to catch them.
+    pub(crate) fn catch() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("SIGTERM cannot be awaited")?,
+            interrupt: signal(SignalKind::interrupt()).context("SIGINT cannot be awaited")?,
+        })
+    }
+
+    /// Waits for the next one and names it.
+    pub(crate) async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+
+    /// From now on a signal ends the process where it stands. What the queue accepted is on disk.
+    pub(crate) fn exit_at_the_next(mut self) {
+        tokio::spawn(async move {
+            let name = self.next().await;
             eprintln!("beamline: a second signal ({name}): ending at once");
             process::exit(EXIT_AT_ONCE);
-        }
-    });
+        });
+    }
 }

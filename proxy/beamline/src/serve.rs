@@ -64,6 +64,7 @@ fn give_way() {
 }
 
 async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<ExitCode> {
+    let mut signals = lifecycle::Signals::catch()?;
     make_private_dir(&config.data_dir)?;
     let node = NodeState::new();
     let telemetry = telemetry(&config)?;
@@ -159,8 +160,8 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
     eprintln!("beamline: serving on {shown}, admin API on {admin_addr}");
 
     // Until a signal; a second one ends the process wherever it is.
-    let signal = lifecycle::first_signal().await?;
-    lifecycle::exit_at_second_signal();
+    let signal = signals.next().await;
+    signals.exit_at_the_next();
     telemetry.event("node.draining", json!({ "signal": signal }));
     let outcome = workers.drain().await;
 

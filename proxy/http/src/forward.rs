@@ -116,6 +116,8 @@ fn add_via(headers: &mut HeaderMap, version: Version) {
 /// What the client sent as `Forwarded` and `X-Forwarded-*` is dropped: nobody vouched for it.
 /// `Expect` goes too: the proxy itself answers `100 Continue`.
 pub fn request_for_upstream(headers: &mut HeaderMap, forwarding: &Forwarding<'_>) {
+    // What is added here and by the caller, so that the map grows once.
+    headers.reserve(8);
     remove_hop_by_hop(headers, u16::MAX);
     let mut client = String::with_capacity(45);
     let _ = write!(client, "{}", forwarding.client.to_canonical());

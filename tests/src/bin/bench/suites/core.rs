@@ -95,7 +95,7 @@ pub(crate) fn run(settings: &Settings) -> Result<usize> {
     let mut stage = Stage::with_origin(&port, ANSWER)?;
 
     println!(
-        "starting nginx twice, BeamLine without a filter, with 1 module, with {} modules",
+        "starting nginx twice, BeamLine for 1 tenant and for {}, each without a filter and with a module a tenant",
         settings.modules
     );
     let proxies: Vec<Box<dyn Proxy>> = vec![
@@ -104,6 +104,7 @@ pub(crate) fn run(settings: &Settings) -> Result<usize> {
         Box::new(Node::start(origin, 1, None)?),
         Box::new(Node::start(origin, 1, Some(&filter))?),
         Box::new(Node::start(origin, settings.modules, Some(&filter))?),
+        Box::new(Node::start(origin, settings.modules, None)?),
     ];
     let mut cases = cases(settings.modules);
     proxies.iter().try_for_each(|p| p.freeze(true))?;
@@ -139,7 +140,8 @@ const PLAIN: usize = 2;
 const NGINX_12: usize = 3;
 const PLAIN_12: usize = 4;
 const FILTER_ONE: usize = 5;
-const FILTER_MANY: usize = 6;
+const PLAIN_MANY: usize = 6;
+const FILTER_MANY: usize = 7;
 
 fn cases(modules: usize) -> Vec<Case> {
     let twelve: Vec<_> = (1..=12).map(|i| (format!("x-h{i}"), format!("{i:0>64}"))).collect();
@@ -161,6 +163,13 @@ fn cases(modules: usize) -> Vec<Case> {
         case("nginx, 12 headers", 0, NGINX_12, vec![with_twelve(0)]),
         case("beamline, 12 headers, no filter", 2, NGINX_12, vec![with_twelve(0)]),
         case("beamline, 12-header filter, 1 module", 3, NGINX_12, vec![with_twelve(0)]),
+        // As many tenants without filters: each has its own connections to the origin, which cost what they cost.
+        case(
+            &format!("beamline, 12 headers, no filter, {modules} tenants"),
+            5,
+            NGINX_12,
+            (0..modules).map(with_twelve).collect(),
+        ),
         case(
             &format!("beamline, 12-header filter, {modules} modules"),
             4,
@@ -243,7 +252,7 @@ fn bars(cases: &[Case], modules: usize) -> Vec<Bar> {
         let failed: u64 = of.iter().map(|i| cases[*i].failed()).sum();
         (failed > 0).then(|| format!("{failed} requests failed"))
     };
-    let more = |i: usize| cases[i].paired(&cases[PLAIN_12], |a, b| a - b);
+    let more = |i: usize, base: usize| cases[i].paired(&cases[base], |a, b| a - b);
     vec![
         Bar {
             what: "no filter, CPU per request".into(),
@@ -254,17 +263,17 @@ fn bars(cases: &[Case], modules: usize) -> Vec<Bar> {
         },
         Bar {
             what: "a filter that reads 12 headers in a fresh instance, 1 module".into(),
-            found: more(FILTER_ONE),
+            found: more(FILTER_ONE, PLAIN_12),
             at_most: BAR_FILTER,
             unit: "µs more",
             void: void(&[PLAIN_12, FILTER_ONE]),
         },
         Bar {
-            what: format!("the same with {modules} modules in turn"),
-            found: more(FILTER_MANY),
+            what: format!("the same with {modules} modules in turn, against as many tenants without"),
+            found: more(FILTER_MANY, PLAIN_MANY),
             at_most: BAR_FILTER,
             unit: "µs more",
-            void: void(&[PLAIN_12, FILTER_MANY]),
+            void: void(&[PLAIN_MANY, FILTER_MANY]),
         },
     ]
 }
