@@ -28,13 +28,9 @@ use crate::{
     checker::{self, Arrival, Change, Changes, Ledger, Numbers, Outcome, Receipt, Violation},
     client::{Connection, Request},
     origin::Origin,
+    scene::{HOST, TENANT},
     seed::Seed,
 };
-
-/// The host of the tenant whose requests are sent.
-pub const HOST: &str = "acme.test";
-/// That tenant.
-pub const TENANT: &str = "acme";
 
 /// How many clients there are.
 #[derive(Clone, Copy, Debug)]

@@ -331,6 +331,7 @@ fn both_sides_see_who_is_in_between() {
         "x-forwarded-for: 10.0.0.1",
         "x-forwarded-proto: https",
         "forwarded: for=10.0.0.1",
+        "x-request-id: mine",
     ];
     let arguments: Vec<&str> = claims.iter().flat_map(|line| ["-H", line]).collect();
     let (head, body) = curled(&scene, "/inspect?q=1", &arguments);
@@ -344,7 +345,8 @@ fn both_sides_see_who_is_in_between() {
     assert_eq!(values(&fields, "forwarded"), Vec::<&str>::new());
     assert_eq!(serde_json::from_slice::<Value>(&body).unwrap()["target"], "/inspect?q=1");
     assert_eq!(head.headers.get("via"), Some("1.1 beamline"));
-    assert!(head.headers.get("x-request-id").is_some());
+    let id = head.headers.get("x-request-id").unwrap();
+    assert_eq!(values(&fields, "x-request-id"), [id], "one id for the client, the origin and the log");
 }
 
 #[test]

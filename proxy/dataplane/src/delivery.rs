@@ -154,7 +154,7 @@ fn request(attempt: &Attempt, trace: &TraceContext, span: SpanId) -> Result<Requ
     headers.insert(ACCEPTED, HeaderValue::try_from(accepted).map_err(|e| e.to_string())?);
     headers.insert(TRACEPARENT, trace.traceparent(span));
     // Some methods say that they have no body; the others say how long theirs is, though it be empty.
-    if attempt.body.len() > 0 || matches!(attempt.method.as_str(), "POST" | "PUT" | "PATCH") {
+    if !attempt.body.is_empty() || matches!(attempt.method.as_str(), "POST" | "PUT" | "PATCH") {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(attempt.body.len()));
     }
     let mut request = Request::new(StoredBody(attempt.body.reader()));

@@ -2,10 +2,11 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use super::{HOST, Told};
+use super::Told;
 use crate::{
     checker::Intent,
     client::{Connection, Request},
+    scene::HOST,
     seed::Seed,
 };
 

@@ -1,0 +1,259 @@
+//! How records are delivered: what each answer of the origin leads to, how an upstream that is down is probed, and how
+//! it is spared when it is back.
+
+use std::time::{Duration, Instant};
+
+use beamline_tests::{
+    admin::manifest,
+    client::Request,
+    scene::{HOST, PATIENCE, Scene, TENANT},
+};
+use serde_json::{Value, json};
+
+use crate::{attempt, body_files, count, deliveries, outage, queue, queueing, receipt, wait, wait_state};
+
+#[test]
+fn a_delivery_carries_what_the_origin_needs_to_know_it_by() {
+    let mut scene = outage();
+    let body = vec![b'x'; 100_000];
+    let answer = scene.send(Request::post("/in?a=b", body.clone()).chunked()).unwrap();
+    let location = crate::location(&answer);
+    let access = scene.record(&answer).unwrap();
+    let told = receipt(&scene, &location);
+    assert_eq!(body_files(&scene), 1, "a large body waits in a file");
+    scene.origin.start_again().unwrap();
+    wait_state(&scene, &location, "delivered");
+    let log = scene.origin.requests();
+    let (seen, headers) = (&log[0], &log[0].headers);
+    assert_eq!((seen.method.as_str(), seen.target.as_str(), log.len()), ("POST", "/in?a=b", 1));
+    assert!(seen.body == body, "byte for byte");
+    assert_eq!(headers.get("host"), Some(HOST));
+    assert!(attempt(headers) >= Some(1));
+    let accepted: f64 = headers.get("beamline-accepted").unwrap().parse().unwrap();
+    let told_ms = told["accepted_ms"].as_f64().unwrap();
+    assert!((accepted * 1000.0 - told_ms).abs() < 1.0, "Unix time: {accepted}, {told_ms} ms");
+    assert_eq!(headers.get("idempotency-key"), told["id"].as_str(), "the record's id");
+    let trace = access["trace_id"].as_str().unwrap();
+    assert!(headers.get("traceparent").unwrap().contains(trace), "of the original trace");
+    assert!(headers.get("prefer").is_none());
+    wait(PATIENCE, || body_files(&scene), |files| *files == 0);
+}
+
+#[test]
+fn attempts_are_counted_and_the_key_stays_the_same() {
+    let mut scene = outage();
+    let location = queue(&scene, Request::new("PUT", "/in").body("body"));
+    scene.origin.answer_all(Some(500));
+    scene.origin.start_again().unwrap();
+    let three = |log: &[_]| deliveries(log).len() >= 3;
+    scene.origin.wait_for(PATIENCE, three).unwrap();
+    scene.origin.answer_all(None);
+    let told = wait_state(&scene, &location, "delivered");
+    let log = scene.origin.requests();
+    let attempts: Vec<_> = log.iter().map(|r| attempt(&r.headers).unwrap()).collect();
+    assert!(attempts.windows(2).all(|pair| pair[1] == pair[0] + 1), "{attempts:?}");
+    assert_eq!(told["attempts"].as_u64(), attempts.last().copied());
+    assert!(log.iter().all(|r| r.headers.get("idempotency-key") == told["id"].as_str()));
+}
+
+/// What an outcome leads to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Then {
+    Delivered,
+    Dead(&'static str),
+    Again,
+}
+
+#[test]
+fn each_answer_of_the_origin_leads_to_what_the_table_says() {
+    use Then::{Again, Dead, Delivered};
+    let (rejected, indeterminate) = (Dead("rejected"), Dead("indeterminate"));
+    let table = [
+        ("/in", Delivered, Delivered),
+        ("/status/204", Delivered, Delivered),
+        ("/status/301", rejected, rejected),
+        ("/status/404", rejected, rejected),
+        ("/status/422", rejected, rejected),
+        ("/status/425", Again, Again),
+        ("/status/429", Again, Again),
+        ("/status/503?retry-after=1", Again, Again),
+        ("/status/408", Again, rejected),
+        ("/status/500", Again, indeterminate),
+        ("/status/503", Again, indeterminate),
+        ("/reset", Again, indeterminate),
+        ("/garbage", Again, indeterminate),
+        // The head came: the origin has answered, though not to the end.
+        ("/cut", Delivered, Delivered),
+    ];
+    let mut scene = Scene::start().unwrap();
+    scene.origin.stop();
+    // Each in a tenant of its own, so that none waits for another's back-off.
+    let mut waiting = Vec::new();
+    for (row, (target, safe, unsafe_)) in table.into_iter().enumerate() {
+        for (method, then) in [("PUT", safe), ("POST", unsafe_)] {
+            let name = format!("row{row}-{}", method.to_lowercase());
+            let host = format!("{name}.test");
+            scene.admin.create_tenant(&name, &[&host], &["127.0.0.0/8"]).unwrap();
+            let mut manifest = manifest(&host, scene.origin.address());
+            manifest["upstreams"]["origin"]["queue"] = json!({ "mode": "on-failure" });
+            scene.admin.apply(&name, &manifest).unwrap();
+            let body = format!("{method} {target}");
+            let request = Request::new(method, target).host(&host).body(body.clone());
+            let location = crate::location(&request.send(scene.node.address()).unwrap());
+            waiting.push((body, host, location, then));
+        }
+    }
+    let told = |host: &str, location: &str| -> Value {
+        Request::get(location).host(host).send(scene.node.address()).unwrap().json().unwrap()
+    };
+    scene.origin.start_again().unwrap();
+    let arrived = |body: &str| -> usize {
+        scene.origin.requests().iter().filter(|r| r.body == body.as_bytes()).count()
+    };
+    for (body, host, location, then) in &waiting {
+        match then {
+            Delivered => {
+                let seen = wait(PATIENCE, || told(host, location), |told| told["state"] == "delivered");
+                assert_eq!(arrived(body), 1, "{body}");
+                assert_eq!(seen["response_complete"], !body.contains("/cut"), "{body}: {seen}");
+            }
+            Dead(reason) => {
+                let seen = wait(PATIENCE, || told(host, location), |told| told["state"] == "dead");
+                assert_eq!(seen["reason"], *reason, "{body}");
+                assert_eq!(arrived(body), 1, "{body}");
+            }
+            Again => {
+                wait(PATIENCE, || arrived(body), |times| *times >= 2);
+                let seen = told(host, location);
+                assert!(seen["state"] == "queued" || seen["state"] == "delivering", "{body}: {seen}");
+            }
+        }
+    }
+    scene.origin.answer_all(Some(200));
+    for (body, host, location, _) in waiting.iter().filter(|row| row.3 == Again) {
+        let seen = wait(
+            PATIENCE,
+            || told(host, location),
+            |told| told["state"] != "queued" && told["state"] != "delivering",
+        );
+        assert_eq!(seen["state"], "delivered", "{body}");
+    }
+}
+
+#[test]
+fn retry_after_is_honoured() {
+    let mut scene = outage();
+    queue(&scene, Request::post("/status/429?retry-after=3", "body"));
+    scene.origin.start_again().unwrap();
+    let log = scene.origin.wait_for_count(2, PATIENCE).unwrap();
+    let apart = log[1].at.duration_since(log[0].at).unwrap();
+    assert!(apart >= Duration::from_secs(3), "{apart:?}");
+}
+
+#[test]
+fn a_record_expires() {
+    let mut scene = queueing(json!({ "mode": "on-failure", "expiry": "1s" }));
+    scene.origin.stop();
+    let location = queue(&scene, Request::new("PUT", "/in").body("body"));
+    let told = wait_state(&scene, &location, "dead");
+    assert_eq!(told["reason"], "expired");
+    scene.origin.start_again().unwrap();
+    assert_eq!(count(&scene, "open"), 0);
+    assert_eq!(scene.send(Request::post("/in", "live")).unwrap().status, 200);
+    assert_eq!(scene.origin.count(), 1, "what is dead is not delivered");
+}
+
+/// Seconds into the day.
+fn seconds(record: &Value) -> f64 {
+    let text = record["timestamp"].as_str().unwrap();
+    let time: Vec<f64> =
+        text[11..].trim_end_matches('Z').split(':').map(|part| part.parse().unwrap()).collect();
+    time[0] * 3600.0 + time[1] * 60.0 + time[2]
+}
+
+#[test]
+fn an_upstream_that_cannot_be_reached_is_probed_by_one_record_at_a_time_at_least_every_five_seconds() {
+    let mut scene = outage();
+    (0..6).for_each(|n| drop(queue(&scene, Request::post("/in", format!("{n}")))));
+    let is_delivery = |r: &&Value| r["kind"] == "delivery";
+    let began = Instant::now();
+    std::thread::sleep(Duration::from_secs(14));
+    let log = scene.node.log().unwrap();
+    let probes: Vec<_> = log.iter().filter(is_delivery).collect();
+    assert!(probes.iter().all(|r| r["beamline.queue.outcome"] == "not-sent"));
+    let times: Vec<f64> = probes.iter().map(|r| seconds(r)).collect();
+    let gaps: Vec<f64> = times.windows(2).map(|pair| (pair[1] - pair[0]).rem_euclid(86_400.0)).collect();
+    assert!(probes.len() >= 4, "at least every 5 s, for {:?}: {gaps:?}", began.elapsed());
+    assert!(gaps.iter().all(|gap| (0.09..6.0).contains(gap)), "one at a time, and not more rarely: {gaps:?}");
+    assert!(probes.len() <= 30, "and not all the time: {gaps:?}");
+    let up = std::time::SystemTime::now();
+    scene.origin.start_again().unwrap();
+    let log = scene.origin.wait_for_count(6, PATIENCE).unwrap();
+    let noticed = log[0].at.duration_since(up).unwrap();
+    assert!(noticed < Duration::from_secs(6), "its return is noticed within 5 s: {noticed:?}");
+}
+
+#[test]
+fn after_an_outage_one_probe_comes_and_then_more_and_more_up_to_the_cap() {
+    let mut scene = queueing(json!({ "mode": "on-failure", "max_in_flight": 4 }));
+    scene.origin.stop();
+    (0..30).for_each(|n| drop(queue(&scene, Request::post("/in", format!("{n}")))));
+    let delay = Duration::from_millis(150);
+    scene.origin.delay_all(delay);
+    scene.origin.start_again().unwrap();
+    let log = scene.origin.wait_for_count(30, PATIENCE).unwrap();
+    // How many are with the origin at each arrival, that one included.
+    let beside: Vec<_> =
+        (0..log.len()).map(|i| log[..=i].iter().filter(|r| r.at + delay > log[i].at).count()).collect();
+    assert_eq!(beside[..2], [1, 1], "a probe, and after it one more: {beside:?}");
+    assert!(beside[..4].iter().all(|n| *n <= 2), "slowly at first: {beside:?}");
+    let most = beside.iter().max().copied().unwrap();
+    assert!(most <= 4, "never beyond max_in_flight: {beside:?}");
+    assert!(most >= 3, "but up to it: {beside:?}");
+}
+
+#[test]
+fn a_record_whose_upstream_is_gone_is_held_until_it_is_back() {
+    let mut scene = outage();
+    let location = queue(&scene, Request::post("/in", "body"));
+    scene
+        .apply(|manifest| {
+            manifest["default_upstream"] = json!("other");
+            manifest["upstreams"] = json!({ "other": { "endpoints": [scene.origin.address().to_string()] } });
+        })
+        .unwrap();
+    scene.origin.start_again().unwrap();
+    wait_state(&scene, &location, "held");
+    assert_eq!(scene.send(Request::post("/in", "live")).unwrap().status, 200);
+    assert_eq!(receipt(&scene, &location)["state"], "held", "another upstream is not its own");
+    scene
+        .apply(|manifest| manifest["upstreams"]["origin"]["queue"] = json!({ "mode": "on-failure" }))
+        .unwrap();
+    let back = Instant::now();
+    wait(Duration::from_secs(60), || receipt(&scene, &location), |told| told["state"] == "delivered");
+    let took = back.elapsed();
+    assert_eq!(deliveries(&scene.origin.requests()).len(), 1);
+    assert!(took < Duration::from_secs(10), "held only while the upstream is gone; it took {took:?} more");
+}
+
+#[test]
+fn a_held_record_also_comes_back_by_a_rollback_and_after_a_crash() {
+    let mut scene = outage();
+    let first = scene.admin.show(TENANT).unwrap()["revision"].as_u64();
+    let location = queue(&scene, Request::post("/in", "body"));
+    scene
+        .apply(|manifest| {
+            manifest["upstreams"] = json!({});
+            manifest.as_object_mut().unwrap().remove("default_upstream");
+        })
+        .unwrap();
+    wait_state(&scene, &location, "held");
+    scene.node.kill_nine().unwrap();
+    scene.node.launch().unwrap();
+    wait_state(&scene, &location, "held");
+    scene.admin.rollback(TENANT, first).unwrap();
+    scene.node.kill_nine().unwrap();
+    scene.origin.start_again().unwrap();
+    scene.node.launch().unwrap();
+    wait_state(&scene, &location, "delivered");
+}
