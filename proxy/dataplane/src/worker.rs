@@ -23,6 +23,7 @@ use tokio::{
     net::TcpListener,
     runtime::{Builder, LocalOptions},
     sync::{Notify, watch},
+    task::unconstrained,
     time::{Instant, MissedTickBehavior},
 };
 
@@ -293,8 +294,9 @@ async fn accept(shared: Rc<Shared>, listener: TcpListener, mut stage: watch::Rec
             }
         }
     }
-    // One poll each: ready while somebody waits.
-    while let Poll::Ready(Ok((stream, client))) = poll_fn(|cx| Poll::Ready(listener.poll_accept(cx))).await {
+    // One poll each: ready while somebody waits. Outside tokio's budget, which would say pending for a full queue.
+    let next = || unconstrained(poll_fn(|cx| Poll::Ready(listener.poll_accept(cx))));
+    while let Poll::Ready(Ok((stream, client))) = next().await {
         begin(&shared, stream, client, &stage);
     }
 }

@@ -10,6 +10,9 @@ use super::{
 };
 use crate::origin::Recorded;
 
+/// How a receipt tells that the node could not read, to the end, what it had stored itself.
+const OWN_COPY_GONE: [&str; 2] = ["content-lost", "request-body"];
+
 /// A request as an origin saw it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Arrival {
@@ -286,7 +289,7 @@ impl Case<'_> {
             found.add(Kind::Lost, self.id(), "it was answered 202, and its receipt is unknown");
             return;
         };
-        if receipt.last_error.as_deref() == Some("content-lost") {
+        if receipt.last_error.as_deref().is_some_and(|error| OWN_COPY_GONE.contains(&error)) {
             found.add(Kind::ContentLost, self.id(), format!("its receipt tells so: {receipt:?}"));
             return;
         }

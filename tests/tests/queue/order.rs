@@ -8,7 +8,7 @@ use beamline_tests::{
 };
 use serde_json::{Value, json};
 
-use crate::{attempt, deliveries, queue, queueing, receipt, wait, wait_state};
+use crate::{asking, attempt, deliveries, queue, queueing, receipt, wait, wait_state};
 
 fn policy() -> Value {
     json!({ "mode": "on-failure", "ordering_key": { "header": "x-key" }, "max_in_flight": 16 })
@@ -139,4 +139,15 @@ fn what_cannot_be_queued_does_not_pass_the_backlog_of_its_key() {
         assert!(!passed, "{what}: it passed what was accepted before it");
         assert_eq!((answer.status, answer.problem().as_str()), (503, "not-queueable"), "{what}");
     }
+}
+
+#[test]
+fn who_did_not_ask_goes_behind_the_backlog_of_a_key_too() {
+    let mut policy = policy();
+    policy["mode"] = json!("prefer");
+    let scene = queueing(policy);
+    queue(&scene, asking(keyed("a", Request::new("PUT", "/reset").body("a0"))));
+    let later = scene.send(keyed("a", Request::post("/in", "a1"))).unwrap();
+    assert!(scene.origin.requests().iter().all(|r| r.body != b"a1"), "it passed what was accepted before it");
+    assert_eq!(later.status, 202, "{}", later.text());
 }

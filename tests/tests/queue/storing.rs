@@ -261,6 +261,7 @@ fn goes_away(scene: &Scene, method: &str, part: usize, chunked: bool, key: Optio
 #[test]
 fn who_goes_away_before_the_body_is_whole_has_queued_nothing() {
     let mut scene = queueing(json!({ "mode": "on-failure", "ordering_key": { "header": "x-key" } }));
+    let recorded = |log: &[Value]| log.iter().filter(|r| r["error.type"] == "client-gone").count();
     let mut gone = 0;
     for up in [true, false] {
         if !up {
@@ -272,9 +273,9 @@ fn who_goes_away_before_the_body_is_whole_has_queued_nothing() {
                 gone += 1;
             }
         }
+        // Before anything else becomes of the origin: the node has noticed that they are gone.
+        scene.node.wait_log(PATIENCE, |log| recorded(log) == gone).unwrap();
     }
-    let recorded = |log: &[Value]| log.iter().filter(|r| r["error.type"] == "client-gone").count();
-    scene.node.wait_log(PATIENCE, |log| recorded(log) >= gone).unwrap();
     nothing_is_queued(&scene);
     // Behind others of its key, too.
     queue(&scene, Request::post("/in", "whole").header("X-Key", "k"));

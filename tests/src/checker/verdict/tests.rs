@@ -136,10 +136,16 @@ fn a_202_that_is_unknown_afterwards_is_lost() {
 
 #[test]
 fn a_202_whose_body_is_gone_is_lost_too() {
-    let mut run = good();
-    let told = receipt("dead", Some("indeterminate"), 1, None);
-    run.tells("waits", Receipt { last_error: Some("content-lost".into()), ..told });
-    assert_eq!(run.finds(), [Kind::ContentLost]);
+    let dead = receipt("dead", Some("indeterminate"), 1, None);
+    for (told, error) in [
+        (&dead, "content-lost"),
+        (&dead, "request-body"),
+        (&receipt("queued", None, 4, None), "request-body"),
+    ] {
+        let mut run = good();
+        run.tells("waits", Receipt { last_error: Some(error.into()), ..told.clone() });
+        assert_eq!(run.finds(), [Kind::ContentLost], "{error}");
+    }
 }
 
 #[test]
