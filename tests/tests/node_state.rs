@@ -98,7 +98,7 @@ fn a_queued_request_of_a_degraded_node_is_accepted_and_says_so() {
 
     let accepted = scene.send(Request::post("/orders", "order")).unwrap().expect(202).unwrap();
 
-    assert_eq!(accepted.header("proxy-status"), Some("beamline; details=\"node degraded\""));
+    assert_eq!(accepted.header("proxy-status"), Some("beamline; details=\"queued; node degraded\""));
 }
 
 #[test]

@@ -95,22 +95,70 @@ fn obstacle(policy: &QueuePolicy, outbound: &Outbound) -> Option<String> {
     (least > max).then(|| format!("the body of {least} bytes is longer than queue.max_body = {max}"))
 }
 
-impl Eligibility {
-    /// Whether the policy, the request and the queue's room allow queueing at all.
-    pub(crate) fn of(worker: &Shared, upstream: &UpstreamRuntime, outbound: &Outbound) -> Option<Self> {
-        let policy = &upstream.queue;
-        if policy.mode == QueueMode::Never {
-            return None;
-        }
-        let asked = asks_for_async(&outbound.parts.headers);
-        if policy.mode == QueueMode::Prefer && !asked || obstacle(policy, outbound).is_some() {
-            return None;
-        }
-        let demand = if asked { Demand::Asked } else { Demand::Unasked };
-        Self::unchecked(worker, upstream, outbound, asked, demand).ok()
-    }
+/// What is to become of a request, as far as the queue has a say before it is sent.
+pub(crate) enum Queueing {
+    /// It is sent, and never queued.
+    Never,
+    /// It is sent, and queued where that fails.
+    OnFailure(Eligibility),
+    /// It is sent. The queue would take it after a failure, but has no room: then that is what the client is told.
+    NoRoom { refusal: QueueRefusal, repeat_safe: bool },
+    /// Requests of its ordering key wait already: it is not sent past them but goes behind them.
+    Behind(Eligibility),
+}
 
-    fn unchecked(
+/// Decides that, by the policy, the request, its ordering key's backlog and the queue's room.
+///
+/// # Errors
+/// Where requests of its ordering key wait and it cannot go behind them: sent past them, it would break their order.
+pub(crate) fn consider(
+    worker: &Shared,
+    upstream: &UpstreamRuntime,
+    outbound: &Outbound,
+) -> Result<Queueing, Refusal> {
+    let (policy, headers) = (&upstream.queue, &outbound.parts.headers);
+    if policy.mode == QueueMode::Never {
+        return Ok(Queueing::Never);
+    }
+    let asked = asks_for_async(headers);
+    let key = upstream.cluster.key();
+    if let Some(ordering_key) = ordering_key(policy, &outbound.parts)
+        && worker.queue.has_backlog(&key.tenant, &key.upstream, &ordering_key)
+    {
+        if let Some(why) = obstacle(policy, outbound) {
+            let why = format!("requests of its ordering key wait, and it cannot wait behind them: {why}");
+            return Err(not_queueable(upstream, &why));
+        }
+        return Eligibility::reserve(worker, upstream, outbound, asked, Demand::Asked)
+            .map(Queueing::Behind)
+            .map_err(|refusal| queue_refused(worker, &refusal));
+    }
+    if policy.mode == QueueMode::Prefer && !asked || obstacle(policy, outbound).is_some() {
+        return Ok(Queueing::Never);
+    }
+    let demand = if asked { Demand::Asked } else { Demand::Unasked };
+    Ok(match Eligibility::reserve(worker, upstream, outbound, asked, demand) {
+        Ok(eligible) => Queueing::OnFailure(eligible),
+        Err(refusal) => {
+            let repeat_safe = is_repeat_safe(policy, &outbound.parts.method, headers);
+            Queueing::NoRoom { refusal, repeat_safe }
+        }
+    })
+}
+
+/// What puts the request in order, where the policy names it and the request has it. Reads are in no order.
+fn ordering_key(policy: &QueuePolicy, parts: &Parts) -> Option<String> {
+    if parts.method.is_safe() || parts.method == Method::CONNECT {
+        return None;
+    }
+    let value = parts.headers.get(&policy.ordering_key.as_ref()?.header)?;
+    let fits = !value.is_empty() && value.len() <= MAX_ORDERING_KEY;
+    fits.then(|| String::from_utf8_lossy(value.as_bytes()).into_owned())
+}
+
+impl Eligibility {
+    /// Takes room for the request, before its body is read.
+    fn reserve(
         worker: &Shared,
         upstream: &UpstreamRuntime,
         outbound: &Outbound,
@@ -126,20 +174,9 @@ impl Eligibility {
             max_body,
             asked,
             repeat_safe: is_repeat_safe(policy, &outbound.parts.method, headers),
-            ordering_key: policy
-                .ordering_key
-                .as_ref()
-                .and_then(|key| headers.get(&key.header))
-                .filter(|value| !value.is_empty() && value.len() <= MAX_ORDERING_KEY)
-                .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()),
+            ordering_key: ordering_key(policy, &outbound.parts),
             reservation,
         })
-    }
-
-    /// Whether requests of the same ordering key wait already: this one must not overtake them.
-    pub(crate) fn is_behind_others(&self, worker: &Shared, upstream: &UpstreamRuntime) -> bool {
-        let key = upstream.cluster.key();
-        self.ordering_key.as_ref().is_some_and(|k| worker.queue.has_backlog(&key.tenant, &key.upstream, k))
     }
 }
 
@@ -225,7 +262,7 @@ pub(crate) async fn by_verdict(
         return Err(not_queueable(upstream, &why));
     }
     let asked = asks_for_async(&outbound.parts.headers);
-    let mut queueing = Eligibility::unchecked(worker, upstream, &outbound, asked, Demand::Asked)
+    let mut queueing = Eligibility::reserve(worker, upstream, &outbound, asked, Demand::Asked)
         .map_err(|error| queue_refused(worker, &error))?;
     if ordering_key.is_some() {
         queueing.ordering_key = ordering_key;
@@ -249,7 +286,7 @@ fn unavailable(worker: &Shared, why: &str) -> Refusal {
     .retry_after(Duration::from_secs(5))
 }
 
-fn queue_refused(worker: &Shared, refusal: &QueueRefusal) -> Refusal {
+pub(crate) fn queue_refused(worker: &Shared, refusal: &QueueRefusal) -> Refusal {
     match refusal {
         QueueRefusal::Full { retry_after, .. } => {
             worker.node.failed(Reason::QueueFull);
@@ -342,7 +379,11 @@ fn accepted_response(worker: &Shared, receipt: &str, asked: bool) -> Response<Cl
     if asked {
         headers.insert("preference-applied", HeaderValue::from_static("respond-async"));
     }
-    proxy_status(headers, None, node_detail(worker).or(Some("queued")));
+    let details = match node_detail(worker) {
+        Some(node) => &*format!("queued; {node}"),
+        None => "queued",
+    };
+    proxy_status(headers, None, Some(details));
     response
 }
 

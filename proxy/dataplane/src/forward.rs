@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use crate::{
     body::{ClientBody, Counted, RequestBody},
     capture::{Capture, capture},
-    enqueue::{self, Failed},
+    enqueue::{self, Failed, Queueing},
     respond::Refusal,
     transaction::Finishing,
     worker::Shared,
@@ -84,11 +84,11 @@ pub(crate) async fn send(
 ) -> Result<Response<ClientBody>, Refusal> {
     exchange.record().upstream = Some(upstream.label.clone());
     exchange.record().route = Some(upstream.label.clone());
-    let queueing = enqueue::Eligibility::of(worker, upstream, &outbound);
+    let queueing = enqueue::consider(worker, upstream, &outbound)?;
     outbound.prepare(exchange);
     let queueing = match queueing {
-        Some(queueing) if queueing.is_behind_others(worker, upstream) => {
-            return enqueue::behind_others(worker, exchange, tenant, upstream, outbound, queueing).await;
+        Queueing::Behind(eligible) => {
+            return enqueue::behind_others(worker, exchange, tenant, upstream, outbound, eligible).await;
         }
         queueing => queueing,
     };
@@ -96,7 +96,7 @@ pub(crate) async fn send(
     let span = SpanId::random();
     outbound.parts.headers.insert(TRACEPARENT, exchange.trace().traceparent(span));
     let options = SendOptions { response_timeout: outbound.timeout, probe: false };
-    let (body, kept) = outgoing_body(worker, exchange, outbound.body, queueing.as_ref());
+    let (body, kept) = outgoing_body(worker, exchange, outbound.body, &queueing);
     let request = Request::from_parts(upstream_head(outbound.parts), body);
 
     match worker.pools.send(&upstream.cluster, request, options).await {
@@ -110,12 +110,20 @@ pub(crate) async fn send(
             exchange.attempts(&error.attempts, span);
             let head = error.request.take().or(error.begun.take()).map(|request| request.into_parts().0);
             let refusal = refusal(upstream, &error);
+            let nothing_sent = error.sent == Sentness::Nothing;
+            // The client's own end, or an address outside the grant: no outage, nothing to wait for.
+            let is_outage = !matches!(error.kind, UpstreamError::RequestBody | UpstreamError::Denied(_));
+            // The other half of the body goes with the error: what follows reads what is left of it.
+            drop(error);
             match (queueing, head) {
-                (Some(queueing), Some(head)) if error.kind != UpstreamError::RequestBody => {
-                    let failed = Failed { head, kept, nothing_sent: error.sent == Sentness::Nothing };
-                    // The other half of the body goes with the error: what follows reads what is left of it.
-                    drop(error);
-                    enqueue::on_failure(worker, exchange, tenant, upstream, queueing, failed, refusal).await
+                (Queueing::OnFailure(eligible), Some(head)) if is_outage => {
+                    let failed = Failed { head, kept, nothing_sent };
+                    enqueue::on_failure(worker, exchange, tenant, upstream, eligible, failed, refusal).await
+                }
+                (Queueing::NoRoom { refusal, repeat_safe }, _)
+                    if is_outage && (nothing_sent || repeat_safe) =>
+                {
+                    Err(enqueue::queue_refused(worker, &refusal))
                 }
                 _ => Err(refusal),
             }
@@ -143,18 +151,18 @@ fn outgoing_body(
     worker: &Shared,
     exchange: &mut Finishing,
     body: Incoming,
-    queueing: Option<&enqueue::Eligibility>,
+    queueing: &Queueing,
 ) -> (RequestBody, Kept) {
     if body.is_end_stream() {
         return (RequestBody::Empty, Kept::Nothing);
     }
     let counted = Counted { incoming: body, bytes: exchange.count_request() };
     match queueing {
-        Some(queueing) => {
-            let (sent, kept) = capture(counted, worker.queue.body(queueing.max_body));
+        Queueing::OnFailure(eligible) => {
+            let (sent, kept) = capture(counted, worker.queue.body(eligible.max_body));
             (RequestBody::Kept(sent), Kept::Captured(kept))
         }
-        None => (RequestBody::Streamed(counted), Kept::Streamed),
+        _ => (RequestBody::Streamed(counted), Kept::Streamed),
     }
 }
 

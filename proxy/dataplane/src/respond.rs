@@ -5,7 +5,7 @@ use std::time::Duration;
 use beamline_http::{ErrorKind, Problem, proxy_status};
 use beamline_node_state::Phase;
 use bytes::Bytes;
-use http::{HeaderMap, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
 use crate::{body::ClientBody, transaction::Finishing, worker::Shared};
 
@@ -52,6 +52,10 @@ pub(crate) fn problem(worker: &Shared, exchange: &mut Finishing, refusal: Refusa
         problem = problem.retry_after(after);
     }
     let mut response = problem.into_response().map(ClientBody::full);
+    if refusal.kind == ErrorKind::MethodNotAllowed {
+        // RFC 9110, section 15.5.6. Receipts are all that this answers for.
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+    }
     proxy_status(response.headers_mut(), error, node_detail(worker));
     response
 }

@@ -207,7 +207,10 @@ impl Manifest {
     pub fn from_toml(text: &str, file: &str) -> Result<Self, ManifestError> {
         let manifest: Self = toml::from_str(text).map_err(|error| {
             let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
-            ManifestError::Syntax(format!("{file}:{line}: {}", error.message()))
+            // The line itself shows the key, which the parser's words can leave out.
+            let shown: String =
+                text.lines().nth(line - 1).unwrap_or_default().trim().chars().take(120).collect();
+            ManifestError::Syntax(format!("{file}:{line}: {} in `{shown}`", error.message()))
         })?;
         manifest.check()?;
         Ok(manifest)
@@ -215,8 +218,10 @@ impl Manifest {
 
     /// Reads a manifest as the admin API takes it.
     pub fn from_json(bytes: &[u8]) -> Result<Self, ManifestError> {
-        let manifest: Self = serde_json::from_slice(bytes)
-            .map_err(|error| ManifestError::Syntax(format!("manifest: {error}")))?;
+        let mut json = serde_json::Deserializer::from_slice(bytes);
+        let manifest: Self = serde_path_to_error::deserialize(&mut json)
+            .map_err(|error| ManifestError::Syntax(format!("{}: {}", error.path(), error.inner())))?;
+        json.end().map_err(|error| ManifestError::Syntax(format!("after the manifest: {error}")))?;
         manifest.check()?;
         Ok(manifest)
     }
@@ -435,6 +440,14 @@ cpu = "20ms"
         assert_eq!(manifest.limits.cpu, Duration::millis(20));
         assert_eq!(manifest.upstreams.values().next().unwrap().queue.mode, QueueMode::OnFailure);
         assert_eq!(Manifest::from_json(manifest.to_json().as_bytes()).unwrap(), manifest);
+    }
+
+    #[test]
+    fn errors_in_json_name_the_key() {
+        let json = r#"{"version":1,"hosts":["a.test"],"limits":{"memory":"1TiB"}}"#;
+        let error = Manifest::from_json(json.as_bytes()).unwrap_err().to_string();
+        assert!(error.starts_with("limits.memory: \"1TiB\" is not a size"), "{error}");
+        assert!(Manifest::from_json(br#"{"version":1,"hosts":["a.test"]} more"#).is_err());
     }
 
     #[test]

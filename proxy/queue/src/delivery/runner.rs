@@ -342,6 +342,10 @@ impl<D: Deliver> Shared<D> {
             StoredBody::Inline(bytes) => Ok(AttemptBody::Memory(bytes.clone())),
             StoredBody::File { name, len } => {
                 let file = File::open(body_path(&self.bodies, *name))?;
+                // A disk that lost what it had promised to keep: there is nothing whole to send.
+                if file.metadata()?.len() != *len {
+                    return Err(io::ErrorKind::NotFound.into());
+                }
                 Ok(AttemptBody::File { file: Arc::new(file), len: *len })
             }
         }
