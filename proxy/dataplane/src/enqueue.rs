@@ -121,6 +121,7 @@ pub(crate) fn consider(
         return Ok(Queueing::Never);
     }
     let asked = asks_for_async(headers);
+    let demand = if asked { Demand::Asked } else { Demand::Unasked };
     let key = upstream.cluster.key();
     if let Some(ordering_key) = ordering_key(policy, &outbound.parts)
         && worker.queue.has_backlog(&key.tenant, &key.upstream, &ordering_key)
@@ -129,6 +130,7 @@ pub(crate) fn consider(
             let why = format!("requests of its ordering key wait, and it cannot wait behind them: {why}");
             return Err(not_queueable(upstream, &why));
         }
+        // Whoever must wait may use the room that is kept for who asks.
         return Eligibility::reserve(worker, upstream, outbound, asked, Demand::Asked)
             .map(Queueing::Behind)
             .map_err(|refusal| queue_refused(worker, &refusal));
@@ -136,7 +138,6 @@ pub(crate) fn consider(
     if policy.mode == QueueMode::Prefer && !asked || obstacle(policy, outbound).is_some() {
         return Ok(Queueing::Never);
     }
-    let demand = if asked { Demand::Asked } else { Demand::Unasked };
     Ok(match Eligibility::reserve(worker, upstream, outbound, asked, demand) {
         Ok(eligible) => Queueing::OnFailure(eligible),
         Err(refusal) => {

@@ -2,10 +2,14 @@
 
 use std::fs;
 
-use beamline_tests::{beamline::Options, client::Request, scene::Scene};
+use beamline_tests::{
+    beamline::Options,
+    client::Request,
+    scene::{PATIENCE, Scene, TENANT},
+};
 use serde_json::json;
 
-use crate::{asking, count, queue, queueing_with, wait_state};
+use crate::{asking, count, queue, queueing_with, wait, wait_state};
 
 /// A node that holds ten records at most, eight of them for requests that did not ask to be queued.
 fn small() -> (tempfile::TempDir, Scene) {
@@ -40,6 +44,24 @@ fn a_full_queue_refuses_with_a_word_on_when_to_come_back_and_evicts_nothing() {
 }
 
 #[test]
+fn a_full_queue_is_only_told_to_whom_it_would_have_taken() {
+    let (_folder, mut scene) = small();
+    scene.origin.stop();
+    (0..10).for_each(|n| drop(queue(&scene, asking(Request::post("/status/429", format!("{n}"))))));
+    scene.origin.start_again().unwrap();
+    let state = || scene.admin.show(TENANT).unwrap()["upstreams"]["origin"]["state"].clone();
+    wait(PATIENCE, state, |state| state == "ready");
+    let told = |request| {
+        let answer = scene.send(request).unwrap();
+        (answer.status, answer.problem(), answer.header("retry-after").is_some())
+    };
+    assert_eq!(told(Request::new("PUT", "/reset").body("twice")), (503, "queue-full".into(), true));
+    assert_eq!(told(Request::post("/reset", "not twice")), (502, "upstream-reset".into(), false));
+    assert_eq!(told(Request::get("/reset")), (502, "upstream-reset".into(), false));
+    assert_eq!(told(Request::post("/in", "live")).0, 200, "who needs no room is served");
+}
+
+#[test]
 fn where_there_is_room_again_requests_are_queued_again() {
     let (_folder, mut scene) = small();
     scene.origin.stop();
@@ -61,9 +83,9 @@ fn a_full_queue_is_no_way_past_the_backlog_of_a_key() {
         });
     })
     .unwrap();
-    let keyed = |request: Request| request.header("X-Key", "k");
+    let keyed = |request: Request| asking(request.header("X-Key", "k"));
     queue(&scene, keyed(Request::new("PUT", "/reset").body("0")));
-    (1..8).for_each(|n| drop(queue(&scene, keyed(Request::post("/in", format!("{n}"))))));
+    (1..10).for_each(|n| drop(queue(&scene, keyed(Request::post("/in", format!("{n}"))))));
     let late = scene.send(keyed(Request::post("/in", "overtakes"))).unwrap();
     assert!(scene.origin.requests().iter().all(|r| r.body != b"overtakes"), "it must not pass them");
     assert_eq!((late.status, late.problem().as_str()), (503, "queue-full"));
