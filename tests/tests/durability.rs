@@ -73,4 +73,11 @@ fn what_was_answered_survives_kill_nine_at_any_moment() {
     // A run that had nothing to lose shows nothing.
     let n = judged.numbers;
     assert!(n.acknowledged > kills as usize && n.delivered > 0 && n.cut > 0 && done > kills as usize);
+
+    // What crashes left behind is collected: a dead record keeps its body, and nobody else does.
+    node.kill_nine().unwrap();
+    node.launch().unwrap();
+    let files = std::fs::read_dir(node.data_dir().join("queue/bodies")).unwrap().count();
+    let dead = n.rejected + n.indeterminate + n.unseen_commits;
+    assert!(files <= dead, "expected body files of at most {dead} dead records; found {files}");
 }
