@@ -61,11 +61,7 @@ impl Line {
         home: &Rc<EndpointPool>,
     ) -> Result<Lease, hyper::Error> {
         let socket = Socket::new(stream);
-        let (sender, connection) = http1::Builder::new()
-            // A head leaves by a plain write, which measured cheaper than a vectored one of a single piece.
-            .writev(false)
-            .handshake(Io(Rc::clone(&socket)))
-            .await?;
+        let (sender, connection) = http1::handshake(Io(Rc::clone(&socket))).await?;
         let line = Rc::new(Self {
             socket,
             peer,

@@ -172,6 +172,10 @@ impl Write for Io {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        // A head alone leaves by a plain write, which is cheaper than a vectored one of a single piece.
+        if let [only] = bufs {
+            return self.poll_write(cx, only);
+        }
         let socket = &*self.0;
         let wanted = bufs.iter().map(|b| b.len()).sum();
         if let Some(answer) = socket.closed_to_writes(wanted) {

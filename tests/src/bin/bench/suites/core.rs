@@ -15,6 +15,7 @@ use beamline_tests::{
 };
 use serde_json::{Value, json};
 
+use super::scenes;
 use crate::{
     Settings,
     cpu::{self, Usage},
@@ -127,9 +128,15 @@ pub(crate) fn run(settings: &Settings) -> Result<usize> {
     proxies.iter().try_for_each(|p| p.freeze(false))?;
 
     print(&cases, &memory, settings);
-    let bars = bars(&cases, settings.modules);
+    drop(proxies);
+    println!("\nscenes");
+    let (scene_bars, scenes) = scenes::run()?;
+    let mut bars = bars(&cases, settings.modules);
+    bars.extend(scene_bars);
     let missed = report::print_bars(&bars);
-    report::write_json(&settings.out, "core", &bars, figures(&cases, &memory, settings))?;
+    let mut figures = figures(&cases, &memory, settings);
+    figures["scenes"] = scenes;
+    report::write_json(&settings.out, "core", &bars, figures)?;
     Ok(missed)
 }
 

@@ -1,3 +1,4 @@
 //! One module for each suite that has bars; each runs, prints, writes its JSON and gives how many bars were missed.
 
 pub(crate) mod core;
+mod scenes;

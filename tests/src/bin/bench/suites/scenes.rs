@@ -1,0 +1,145 @@
+//! The scenes of the core suite: what one tenant's loops, bombs and changes do to another's latency.
+//!
+//! The node has one worker, on the proxy's processor. Each pair of turns takes the same load at the same rate, alone
+//! and beside what disturbs it; what counts is the median of the differences. Latency counts from when a request was due.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use beamline_tests::{
+    beamline::Options,
+    guests::{self, variant},
+    load::{self, Plan, QuickOrigin, Report},
+    scene::{HOST, PATIENCE, Scene, TENANT},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    proxies::PROXY_CPU,
+    report::{Bar, median},
+};
+
+/// How much a tenant's p99 may rise beside another's loops or bombs, in ms.
+const BAR_BESIDE: f64 = 3.0;
+/// How much p99.9 may rise in a run with changes, in ms.
+const BAR_CHANGES: f64 = 5.0;
+
+const NOISY: &str = "noisy.test";
+/// Calls of the noisy tenant at once.
+const CALLS: usize = 64;
+const PAIRS: usize = 5;
+const TURN: Duration = Duration::from_secs(2);
+const CHANGES: usize = 500;
+
+/// Runs the scenes; gives their bars and figures.
+pub(crate) fn run() -> Result<(Vec<Bar>, Value)> {
+    let spinners = beside("spin", "64 spinners of another tenant on the same worker, p99")?;
+    let bombs = beside("bomb", "64 memory bombs of another tenant on the same worker, p99")?;
+    let changes = changes()?;
+    let (bars, figures): (Vec<_>, Vec<_>) = [spinners, bombs, changes].into_iter().unzip();
+    Ok((bars, Value::Array(figures)))
+}
+
+fn millis(report: &Report, percent: f64) -> f64 {
+    report.latency.percentile(percent).as_secs_f64() * 1e3
+}
+
+/// One scene's bar and figures from pairs of turns, alone and disturbed.
+fn judged(what: &str, at_most: f64, percent: f64, pairs: &[(Report, Report)]) -> (Bar, Value) {
+    let alone: Vec<_> = pairs.iter().map(|(alone, _)| millis(alone, percent)).collect();
+    let beside: Vec<_> = pairs.iter().map(|(_, beside)| millis(beside, percent)).collect();
+    let found = median(beside.iter().zip(&alone).map(|(b, a)| b - a).collect());
+    let failed: u64 = pairs.iter().map(|(a, b)| a.failed() + b.failed()).sum();
+    println!("  {what}: alone {alone:.2?} ms, beside {beside:.2?} ms, {failed} requests failed");
+    let bar = Bar {
+        what: what.into(),
+        found,
+        at_most,
+        unit: "ms more",
+        void: (failed > 0).then(|| format!("{failed} requests failed")),
+    };
+    (bar, json!({ "name": what, "alone_ms": alone, "beside_ms": beside, "failed": failed }))
+}
+
+/// `acme`, with a short filter, beside `CALLS` calls of `noisy`, whose filter does `step`.
+fn beside(step: &str, what: &str) -> Result<(Bar, Value)> {
+    let origin = QuickOrigin::start(128)?;
+    let scene = Scene::with(Options { workers: 1, cpu: Some(PROXY_CPU), ..Options::default() })?;
+    let probe = scene.filter("probe")?;
+    let endpoints = json!([origin.address().to_string()]);
+    scene.apply(|m| {
+        (m["filters"], m["upstreams"]["origin"]["endpoints"]) = (json!([probe]), endpoints.clone());
+    })?;
+    scene.admin.create_tenant("noisy", &[NOISY], &["127.0.0.0/8"])?;
+    let module = scene.admin.push("noisy", &guests::module("probe")?)?;
+    let manifest = json!({
+        "version": 1,
+        "hosts": [NOISY],
+        "default_upstream": "origin",
+        "upstreams": { "origin": { "endpoints": endpoints } },
+        "filters": [{ "name": "probe", "module": module.digest, "config": { "do": step } }],
+    });
+    scene.admin.apply("noisy", &manifest)?;
+
+    let to = scene.node.address();
+    let acme = load::request("GET", "/", HOST, &[("x-probe", "headers")], b"");
+    let acme = Plan::new(to, acme).connections(16).rate(2000.0).lasting(TURN).timeout(PATIENCE);
+    let noise = Plan::new(to, load::get("/", NOISY))
+        .connections(CALLS)
+        .lasting(PATIENCE)
+        .timeout(PATIENCE)
+        .also_good(503);
+    let mut pairs = Vec::new();
+    for _ in 0..PAIRS {
+        let alone = load::run(&acme)?;
+        let noise = load::start(noise.clone())?;
+        noise.wait_for_more(1, PATIENCE)?;
+        let disturbed = load::run(&acme)?;
+        let noise = noise.stop()?;
+        ensure!(
+            noise.statuses.get(&503) == Some(&noise.total()),
+            "every call of the noisy tenant is ended: {noise}"
+        );
+        pairs.push((alone, disturbed));
+    }
+    Ok(judged(what, BAR_BESIDE, 99.0, &pairs))
+}
+
+/// Half of the full load, alone and in a run with `CHANGES` changes: applies, rollbacks, replaced modules.
+fn changes() -> Result<(Bar, Value)> {
+    let origin = QuickOrigin::start(128)?;
+    let scene = Scene::with(Options { workers: 1, cpu: Some(PROXY_CPU), ..Options::default() })?;
+    let probe = guests::module("probe")?;
+    let digests = ["a", "b", "c"]
+        .iter()
+        .map(|mark| Ok(scene.admin.push(TENANT, &variant(&probe, mark))?.digest))
+        .collect::<Result<Vec<_>>>()?;
+    let manifest = |n: usize| {
+        json!({
+            "version": 1,
+            "hosts": [HOST],
+            "default_upstream": "origin",
+            "upstreams": { "origin": { "endpoints": [origin.address().to_string()] } },
+            "filters": [{ "name": "probe", "module": digests[n % digests.len()], "config": { "mark": n } }],
+        })
+    };
+    scene.admin.apply(TENANT, &manifest(0))?;
+    let plan = Plan::new(scene.node.address(), load::get("/", HOST)).connections(16).timeout(PATIENCE);
+    let full = load::run(&plan.clone().lasting(Duration::from_secs(1)))?;
+    let half = plan.rate(full.rate() / 2.0);
+
+    let mut pairs = Vec::new();
+    for pair in 0..PAIRS {
+        let alone = load::run(&half.clone().lasting(TURN))?;
+        let load = load::start(half.clone().lasting(PATIENCE))?;
+        for n in 1..=CHANGES / PAIRS {
+            if n % 5 == 0 {
+                scene.admin.rollback(TENANT, None)?;
+            } else {
+                scene.admin.apply(TENANT, &manifest(pair * CHANGES + n))?;
+            }
+        }
+        pairs.push((alone, load.stop()?));
+    }
+    Ok(judged("500 changes in a run at half load, p99.9", BAR_CHANGES, 99.9, &pairs))
+}
