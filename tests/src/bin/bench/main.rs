@@ -32,6 +32,9 @@ struct Settings {
     /// The filter that reads 12 headers, `x-h1` to `x-h12`, and routes to `origin`.
     #[arg(long, default_value = "target/guests/tiny.wasm", value_name = "FILE")]
     filter: PathBuf,
+    /// Whether the core suite runs its scenes, which measure latency, beside its CPU tables.
+    #[arg(long, default_value = "all", value_name = "WHICH")]
+    scenes: Scenes,
     /// Where the figures go as JSON.
     #[arg(long, default_value = "target/bench", value_name = "FOLDER")]
     out: PathBuf,
@@ -52,6 +55,16 @@ enum Suite {
     Dataplane,
     /// What logs, spans and metrics cost.
     Telemetry,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Scenes {
+    /// The scenes without the CPU tables.
+    Only,
+    /// The CPU tables without the scenes.
+    None,
+    /// The CPU tables, then the scenes.
+    All,
 }
 
 fn main() -> Result<ExitCode> {

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::scenes;
 use crate::{
-    Settings,
+    Scenes, Settings,
     cpu::{self, Usage},
     proxies::{Nginx, Node, PROXY_CPU, Proxy, host},
     report::{self, Bar, Table, median},
@@ -87,10 +87,27 @@ pub(crate) fn run(settings: &Settings) -> Result<usize> {
         processors >= 2,
         "expected two processors, one for the proxy, one for the load; found {processors}"
     );
+    process::pin_to(PROXY_CPU + 1)?;
+    let (mut bars, mut figures) = match settings.scenes {
+        Scenes::Only => (Vec::new(), json!({})),
+        Scenes::None | Scenes::All => costs(settings)?,
+    };
+    if settings.scenes != Scenes::None {
+        println!("\nscenes");
+        let (scene_bars, scenes) = scenes::run()?;
+        bars.extend(scene_bars);
+        figures["scenes"] = scenes;
+    }
+    let missed = report::print_bars(&bars);
+    report::write_json(&settings.out, "core", &bars, figures)?;
+    Ok(missed)
+}
+
+/// Measures and prints what a request costs; gives the bars and figures of that.
+fn costs(settings: &Settings) -> Result<(Vec<Bar>, Value)> {
     let filter = std::fs::read(&settings.filter).with_context(|| {
         format!("the filter {} can't be read: `make guests` builds it", settings.filter.display())
     })?;
-    process::pin_to(PROXY_CPU + 1)?;
     let port = Port::reserve()?;
     let origin = port.address();
     let mut stage = Stage::with_origin(&port, ANSWER)?;
@@ -128,16 +145,7 @@ pub(crate) fn run(settings: &Settings) -> Result<usize> {
     proxies.iter().try_for_each(|p| p.freeze(false))?;
 
     print(&cases, &memory, settings);
-    drop(proxies);
-    println!("\nscenes");
-    let (scene_bars, scenes) = scenes::run()?;
-    let mut bars = bars(&cases, settings.modules);
-    bars.extend(scene_bars);
-    let missed = report::print_bars(&bars);
-    let mut figures = figures(&cases, &memory, settings);
-    figures["scenes"] = scenes;
-    report::write_json(&settings.out, "core", &bars, figures)?;
-    Ok(missed)
+    Ok((bars(&cases, settings.modules), figures(&cases, &memory, settings)))
 }
 
 // The cases by their place.

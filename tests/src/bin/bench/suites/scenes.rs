@@ -115,17 +115,19 @@ fn changes() -> Result<(Bar, Value)> {
         .map(|mark| Ok(scene.admin.push(TENANT, &variant(&probe, mark))?.digest))
         .collect::<Result<Vec<_>>>()?;
     let manifest = |n: usize| {
+        let effect = json!({ "do": "respond", "headers": { "x-effect": n.to_string() } });
         json!({
             "version": 1,
             "hosts": [HOST],
             "default_upstream": "origin",
             "upstreams": { "origin": { "endpoints": [origin.address().to_string()] } },
-            "filters": [{ "name": "probe", "module": digests[n % digests.len()], "config": { "mark": n } }],
+            "filters": [{ "name": "probe", "module": digests[n % digests.len()], "config": { "paths": { "/effect": effect } } }],
         })
     };
     scene.admin.apply(TENANT, &manifest(0))?;
     let plan = Plan::new(scene.node.address(), load::get("/", HOST)).connections(16).timeout(PATIENCE);
     let full = load::run(&plan.clone().lasting(Duration::from_secs(1)))?;
+    ensure!(full.failed() == 0, "every request at full load is answered well: {full}");
     let half = plan.rate(full.rate() / 2.0);
 
     let mut pairs = Vec::new();
