@@ -33,8 +33,8 @@ const CHANGES: usize = 500;
 
 /// Runs the scenes; gives their bars and figures.
 pub(crate) fn run() -> Result<(Vec<Bar>, Value)> {
-    let spinners = beside("spin", "64 spinners of another tenant on the same worker, p99")?;
-    let bombs = beside("bomb", "64 memory bombs of another tenant on the same worker, p99")?;
+    let spinners = beside("spin", "filter-timeout", "64 spinners of another tenant on the same worker, p99")?;
+    let bombs = beside("bomb", "filter-memory", "64 memory bombs of another tenant on the same worker, p99")?;
     let changes = changes()?;
     let (bars, figures): (Vec<_>, Vec<_>) = [spinners, bombs, changes].into_iter().unzip();
     Ok((bars, Value::Array(figures)))
@@ -61,8 +61,8 @@ fn judged(what: &str, at_most: f64, percent: f64, pairs: &[(Report, Report)]) ->
     (bar, json!({ "name": what, "alone_ms": alone, "beside_ms": beside, "failed": failed }))
 }
 
-/// `acme`, with a short filter, beside `CALLS` calls of `noisy`, whose filter does `step`.
-fn beside(step: &str, what: &str) -> Result<(Bar, Value)> {
+/// `acme`, with a short filter, beside `CALLS` calls of `noisy`, whose filter does `step` and is ended as `expected`.
+fn beside(step: &str, expected: &str, what: &str) -> Result<(Bar, Value)> {
     let origin = QuickOrigin::start(128)?;
     let scene = Scene::with(Options { workers: 1, cpu: Some(PROXY_CPU), ..Options::default() })?;
     let probe = scene.filter("probe")?;
@@ -89,7 +89,7 @@ fn beside(step: &str, what: &str) -> Result<(Bar, Value)> {
         .lasting(PATIENCE)
         .timeout(PATIENCE)
         .also_good(503);
-    let mut pairs = Vec::new();
+    let (mut pairs, mut calls) = (Vec::new(), Vec::new());
     for _ in 0..PAIRS {
         let alone = load::run(&acme)?;
         let noise = load::start(noise.clone())?;
@@ -100,9 +100,19 @@ fn beside(step: &str, what: &str) -> Result<(Bar, Value)> {
             noise.statuses.get(&503) == Some(&noise.total()),
             "every call of the noisy tenant is ended: {noise}"
         );
+        calls.push(noise.total());
         pairs.push((alone, disturbed));
     }
-    Ok(judged(what, BAR_BESIDE, 99.0, &pairs))
+    // A call that was refused is answered 503, too, and disturbs nobody.
+    let of_noisy = |r: &&Value| r["kind"] == "access" && r["tenant.id"] == "noisy";
+    let total: u64 = calls.iter().sum();
+    let log = scene.node.wait_log(PATIENCE, |log| log.iter().filter(of_noisy).count() as u64 >= total)?;
+    let ended = log.iter().filter(of_noisy).filter(|r| r["error.type"] == expected).count() as u64;
+    ensure!(ended == total, "of {total} calls of the noisy tenant {ended} ended as {expected}");
+    let (bar, mut figures) = judged(what, BAR_BESIDE, 99.0, &pairs);
+    println!("    {calls:?} calls of the noisy tenant, each ended as {expected}");
+    figures["noisy_calls"] = json!(calls);
+    Ok((bar, figures))
 }
 
 /// Half of the full load, alone and in a run with `CHANGES` changes: applies, rollbacks, replaced modules.
