@@ -119,7 +119,7 @@ fn sync_folder(path: &Path) {
 }
 
 #[test]
-#[ignore = "the child of the other tests"]
+#[ignore = "the child of the other tests, which run it with --ignored"]
 fn a_writer() {
     let Ok(script) = std::env::var("WRITER_SCRIPT") else { return };
     let root = PathBuf::from(std::env::var_os("WRITER_ROOT").unwrap());

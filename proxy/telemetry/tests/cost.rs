@@ -61,7 +61,7 @@ fn cpu() -> Duration {
 }
 
 #[tokio::test]
-#[ignore = "a measurement"]
+#[ignore = "a measurement: cargo test --release -p beamline-telemetry --test cost -- --ignored --nocapture"]
 async fn the_cost_of_a_request() {
     let (name, digest): (Arc<str>, Arc<str>) = ("orders".into(), format!("sha256:{}", "a".repeat(64)).into());
     for (what, log, filtered) in [

@@ -113,7 +113,7 @@ fn the_quick_origin_answers_in_the_same_thread_and_in_its_own() {
 }
 
 #[test]
-#[ignore = "a figure, not a claim: what the generator and its origin cost without a proxy"]
+#[ignore = "a figure, not a claim: cargo test --release -p beamline-tests --lib load -- --ignored --nocapture"]
 fn what_it_costs() {
     let port = Port::reserve().unwrap();
     let mut stage = Stage::with_origin(&port, 128).unwrap();
