@@ -22,6 +22,15 @@ pub fn pin_to(cpu: usize) -> Result<()> {
     sched_setaffinity(None, &set).with_context(|| format!("cannot run on processor {cpu} alone"))
 }
 
+/// The processors that the calling thread may run on.
+///
+/// # Errors
+/// Where the kernel can't tell.
+pub fn processors() -> Result<Vec<usize>> {
+    let set = sched_getaffinity(None)?;
+    Ok((0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect())
+}
+
 /// Starts a command, where `cpu` is given on that processor alone. The calling thread's own processors stay.
 ///
 /// # Errors

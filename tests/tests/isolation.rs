@@ -5,7 +5,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
 use beamline_tests::{
     beamline::Options,
@@ -26,8 +33,8 @@ const CPU: Duration = Duration::from_millis(20);
 const ALLOWED: Duration = Duration::from_millis(25);
 
 /// A node with one worker: the tenant `acme` with a short filter, and the tenant `noisy` whose filter does `step`.
-fn scene(step: &str, origin: &QuickOrigin) -> Scene {
-    let scene = Scene::with(Options { workers: 1, ..Options::default() }).unwrap();
+fn scene(step: &str, origin: &QuickOrigin, cpu: Option<usize>) -> Scene {
+    let scene = Scene::with(Options { workers: 1, cpu, ..Options::default() }).unwrap();
     let probe = scene.filter("probe").unwrap();
     let endpoints = json!([origin.address().to_string()]);
     scene
@@ -54,7 +61,7 @@ fn scene(step: &str, origin: &QuickOrigin) -> Scene {
 fn notices_nothing(step: &str, expected: &str) {
     let _heavy = heavy().unwrap();
     let origin = QuickOrigin::start(64).unwrap();
-    let scene = scene(step, &origin);
+    let scene = scene(step, &origin, None);
     let to = scene.node.address();
     let acme = load::request("GET", "/", HOST, &[("x-probe", "headers")], b"");
     let acme =
@@ -125,4 +132,72 @@ fn sixty_four_endless_loops_are_ended_and_the_other_tenant_notices_nothing() {
 #[test]
 fn sixty_four_memory_bombs_are_ended_and_the_other_tenant_notices_nothing() {
     notices_nothing("bomb", "filter-memory");
+}
+
+/// Keeps a processor busy until it is dropped, with threads that never give it back of their own will.
+struct Busy {
+    enough: Arc<AtomicBool>,
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+impl Busy {
+    fn on(cpu: usize, threads: usize) -> Self {
+        let enough = Arc::new(AtomicBool::new(false));
+        let spin = |_| {
+            let enough = Arc::clone(&enough);
+            thread::spawn(move || {
+                process::pin_to(cpu).unwrap();
+                while !enough.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            })
+        };
+        let threads = (0..threads).map(spin).collect();
+        Self { enough, threads }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.enough.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The lane's threads are niced: a processor that others keep busy may leave them nothing for as long as it is busy.
+#[test]
+fn endless_loops_are_answered_where_other_programs_keep_the_processor_busy() {
+    let _heavy = heavy().unwrap();
+    let cpu = process::processors().unwrap().first().copied().unwrap();
+    let origin = QuickOrigin::start(64).unwrap();
+    let scene = scene("spin", &origin, Some(cpu));
+    let busy = Busy::on(cpu, 2);
+    let to = scene.node.address();
+    // Each call is answered within 5 s of its beginning; the rest is for a worker that has a third of a processor.
+    let patience = Duration::from_secs(12);
+    let noise = load::start(
+        Plan::new(to, load::get("/", NOISY))
+            .connections(CALLS)
+            .lasting(PATIENCE)
+            .timeout(patience)
+            .also_good(503),
+    )
+    .unwrap();
+    let acme = load::request("GET", "/", HOST, &[("x-probe", "headers")], b"");
+    let acme =
+        Plan::new(to, acme).connections(4).rate(50.0).lasting(Duration::from_secs(15)).timeout(patience);
+    let acme = load::run(&acme).unwrap();
+    let noise = noise.stop().unwrap();
+    drop(busy);
+
+    println!("beside: {acme}\nnoise:  {noise}");
+    assert_eq!(acme.failed(), 0, "every request of acme was answered well: {acme}");
+    assert_eq!(
+        (noise.failed(), noise.statuses.get(&503)),
+        (0, Some(&noise.total())),
+        "every call was ended, and answered: {noise}"
+    );
+    assert!(noise.total() >= 2 * CALLS as u64, "{noise}");
 }

@@ -75,6 +75,8 @@ fn what_was_answered_survives_power_cuts() {
         let mut scene = Scene::new(&origin, entries, None, seed.fork());
         scene.workload.start();
         let weather = Weather::changes(origin, seed.fork(), Duration::from_millis(600));
+        // On a fast disk a strike may find all that was written fsynced: that is a node that does well, and no proof that
+        // the strikes are any good. The test below has that proof.
         let mut reverted = 0;
         for _ in 0..3 {
             let lost = scene.strike();
@@ -91,7 +93,6 @@ fn what_was_answered_survives_power_cuts() {
         );
         assert!(judged.violations.is_empty(), "{}", checker::summary(&judged.violations));
         assert_eq!(open, 0, "with its origin up the queue drains; {}", judged.numbers);
-        assert!(reverted > 0, "a power cut under load takes something away");
         assert!(judged.numbers.acknowledged > 50 && judged.changes.0 > 10, "{judged:?}");
     }
 }

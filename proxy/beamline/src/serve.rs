@@ -90,6 +90,7 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
     let engine = Engine::new(EngineSettings {
         pool_instances: config.pool_instances,
         slow_lane_threads: config.slow_lane_threads,
+        ..EngineSettings::default()
     })?;
     let compiler =
         Compiler::new(Arc::clone(&engine), CompilerSettings::new(config.data_dir.join("artifacts")))?;

@@ -179,7 +179,7 @@ fn verdict_named(name: &str) -> Option<Verdict> {
 pub(crate) fn failure_kind(failure: &Failure) -> ErrorKind {
     match failure {
         Failure::Trap(_) => ErrorKind::FilterTrap,
-        Failure::CpuTime(_) => ErrorKind::FilterTimeout,
+        Failure::CpuTime(_) | Failure::WallTime(_) => ErrorKind::FilterTimeout,
         Failure::Memory(_) => ErrorKind::FilterMemory,
         Failure::Capacity => ErrorKind::FilterCapacity,
         Failure::Verdict(_) => ErrorKind::FilterVerdict,

@@ -12,13 +12,11 @@ use std::{
 use thiserror::Error;
 use wasmtime::{Store, Trap, UpdateDeadline, component::Resource};
 
-use crate::{bindings::beamline::edge::verdicts::Verdict, host::CallState, module::Module};
+use crate::{bindings::beamline::edge::verdicts::Verdict, host::CallState, module::Module, ticker::TICK};
 
-/// The longest that a guest holds a data worker before it is set aside (up to one epoch tick more).
+/// CPU time after which a guest is set aside, at the next epoch tick. A guest that spins holds a data worker for 1 to 2 ms:
+/// to the first tick, from which its CPU time is counted, and one tick more.
 pub const SLICE: Duration = Duration::from_micros(500);
-
-/// The most CPU time that a guest can use in a slice: it ends at the first tick after [`SLICE`].
-const LONGEST_SLICE: Duration = Duration::from_micros(1500);
 
 /// Why a filter call gave no verdict.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -31,6 +29,11 @@ pub enum Failure {
         "the call used more than its limit of {0:?} CPU time: make it shorter, or ask for more in limits.cpu"
     )]
     CpuTime(Duration),
+    /// The call had not ended after this time, most of which it waited for a processor.
+    #[error(
+        "the call had not ended {0:?} after it began: too many long calls are under way, or the node is short of processors"
+    )]
+    WallTime(Duration),
     /// The call failed after memory growth had been refused.
     #[error(
         "the instance asked for more than its limit of {0} bytes of memory, then trapped: use less, or ask for more in limits.memory"
@@ -127,21 +130,20 @@ impl Future for SetAside {
 /// At every epoch tick that a running guest meets.
 fn at_tick(state: &mut CallState) -> wasmtime::Result<UpdateDeadline> {
     let slice = slice_elapsed();
-    let charged = match SLICE_CLOCK.get() {
-        // Wall time tells when to give the worker back, not what the guest used: the thread may have been off its
-        // processor. The lane's clock decides about limits.
-        Some(SliceClock::Wall(_)) => slice.min(LONGEST_SLICE),
-        _ => {
-            if state.cpu.before + slice >= state.cpu.limit {
-                return Err(CpuExhausted.into());
-            }
-            slice
-        }
-    };
+    if let Some(SliceClock::Wall(_)) = SLICE_CLOCK.get() {
+        // The first tick on a data worker. By the wall the guest may have used anything from nothing to a tick: the
+        // thread may have been off its processor. From here on its CPU time is read, which few calls live to pay for.
+        state.cpu.before += slice.min(TICK);
+        SLICE_CLOCK.set(Some(SliceClock::Cpu(thread_cpu())));
+        return Ok(UpdateDeadline::Continue(1));
+    }
+    if state.cpu.before + slice >= state.cpu.limit {
+        return Err(CpuExhausted.into());
+    }
     if slice < SLICE {
         return Ok(UpdateDeadline::Continue(1));
     }
-    state.cpu.before += charged;
+    state.cpu.before += slice;
     // The slice is accounted for; what is left of this poll belongs to the next one.
     SLICE_CLOCK.set(None);
     Ok(UpdateDeadline::YieldCustom(1, Box::pin(SetAside(false))))

@@ -2,17 +2,15 @@
 
 use std::{
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
-    },
+    sync::Arc,
     task::Poll,
     time::{Duration, Instant},
 };
 
 use beamline_model::{FilterLimits, FilterName, HostName, OnError, TenantName};
 use bytes::Bytes;
-use http::{HeaderMap, Method, StatusCode, Uri, uri::PathAndQuery};
+use http::{HeaderMap, StatusCode, uri::PathAndQuery};
+use tokio::time::timeout_at;
 
 use crate::{
     bindings::beamline::edge::verdicts::Verdict,
@@ -20,14 +18,13 @@ use crate::{
     engine::Engine,
     head::RequestHead,
     host::{CallState, GuestLog, HostView},
+    load::{LongCall, TenantLoad},
     module::Module,
     slow_lane::Call,
 };
 
-/// Long calls of one tenant under way beyond which its further calls do not begin on a data worker at all.
-const LONG_CALLS_BEFORE_LANE: u32 = 4;
-/// Slices that one tenant may use up on data workers in a second; beyond it its calls begin in the lane.
-const LONG_SLICES_PER_SECOND: u32 = 16;
+/// How long after its beginning a call must have ended, whatever it waited for: a starved slow lane answers, too.
+pub const LONGEST_CALL: Duration = Duration::from_secs(5);
 
 /// One filter of a chain, ready to run.
 #[derive(Clone, Debug)]
@@ -49,48 +46,6 @@ pub struct Chain {
     limits: FilterLimits,
     filters: Vec<(Arc<str>, FilterSetup)>,
     load: Arc<TenantLoad>,
-}
-
-/// What one tenant's calls cost lately, over all its chains.
-#[derive(Debug)]
-struct TenantLoad {
-    since: Instant,
-    /// Its calls in the slow lane.
-    long_calls: AtomicU32,
-    /// The second (since `since`) in the upper half, and in the lower the slices that were used up in it.
-    long_slices: AtomicU64,
-}
-
-impl TenantLoad {
-    fn new() -> Arc<Self> {
-        Arc::new(Self {
-            since: Instant::now(),
-            long_calls: AtomicU32::new(0),
-            long_slices: AtomicU64::new(0),
-        })
-    }
-
-    fn second(&self, now: Instant) -> u64 {
-        now.saturating_duration_since(self.since).as_secs() << 32
-    }
-
-    /// Whether a call may begin on a data worker.
-    fn may_begin_inline(&self, long_calls: u32, now: Instant) -> bool {
-        let slices = self.long_slices.load(Ordering::Relaxed);
-        // No call was long in this second: the rule, told without a clock's arithmetic.
-        slices == 0
-            || long_calls < LONG_CALLS_BEFORE_LANE
-                && (slices & !0xffff_ffff != self.second(now)
-                    || slices & 0xffff_ffff < u64::from(LONG_SLICES_PER_SECOND))
-    }
-
-    fn used_up_a_slice(&self, now: Instant) {
-        let second = self.second(now);
-        // Two workers that count at once may lose one: this is a budget, not a balance.
-        let slices = self.long_slices.load(Ordering::Relaxed);
-        let count = if slices & !0xffff_ffff == second { slices & 0xffff_ffff } else { 0 };
-        self.long_slices.store(second | (count + 1), Ordering::Relaxed);
-    }
 }
 
 /// What the chain decided.
@@ -164,15 +119,6 @@ pub struct ChainOutcome {
     pub decision: Decision,
     /// What each filter did.
     pub runs: Vec<FilterRun>,
-}
-
-/// The mark that a call is in the slow lane.
-struct LongCall(Arc<TenantLoad>);
-
-impl Drop for LongCall {
-    fn drop(&mut self) {
-        self.0.long_calls.fetch_sub(1, Ordering::AcqRel);
-    }
 }
 
 impl Chain {
@@ -256,10 +202,13 @@ impl Chain {
     ) -> (RequestHead, Result<Verdict, Failure>, Duration, GuestLog) {
         let refused = |head, failure| (head, Err(failure), Duration::ZERO, GuestLog::default());
         let Some(module) = &filter.module else { return refused(head, Failure::Unavailable) };
-        let long_calls = self.load.long_calls.load(Ordering::Acquire);
+        let long_calls = self.load.long_calls();
         if long_calls >= self.limits.concurrency {
             return refused(head, Failure::Capacity);
         }
+        // A call that is refused or lost in the lane has the head with it. The request ends there, unless its filter
+        // may fail.
+        let spare = (filter.on_error == OnError::FailOpen).then(|| head.clone());
         let state = CallState::new(head, Arc::clone(&filter.config), Arc::clone(view), &self.limits);
         let mut call: Call = Box::pin(on_request(Arc::clone(module), state));
         if self.load.may_begin_inline(long_calls, started) {
@@ -271,19 +220,16 @@ impl Chain {
             }
             self.load.used_up_a_slice(started);
         }
-        self.load.long_calls.fetch_add(1, Ordering::AcqRel);
-        let _mark = LongCall(Arc::clone(&self.load));
-        // What is refused or lost here has the head with it: the request ends, so nobody asks for it again.
-        let lost = |failure| {
-            refused(RequestHead::new(Method::GET, Uri::default(), "".into(), HeaderMap::new()), failure)
-        };
-        match engine.lane.take(self.tenant.clone(), call) {
-            None => lost(Failure::Capacity),
-            Some(verdict) => match verdict.await {
-                Ok(finished) => taken_apart(finished),
-                Err(_) => lost(Failure::Trap("the host's side of the call failed".into())),
+        let failure = match engine.lane.take(self.tenant.clone(), call, LongCall::of(&self.load)) {
+            None => Failure::Capacity,
+            // The receiver goes with the time-out: the lane drops the call at what would be its next slice.
+            Some(verdict) => match timeout_at((started + engine.longest_call).into(), verdict).await {
+                Ok(Ok(finished)) => return taken_apart(finished),
+                Ok(Err(_)) => Failure::Trap("the host's side of the call failed".into()),
+                Err(_) => Failure::WallTime(engine.longest_call),
             },
-        }
+        };
+        refused(spare.unwrap_or_else(RequestHead::gone), failure)
     }
 }
 

@@ -1,6 +1,6 @@
 //! wasmtime as BeamLine uses it: one engine, one instance pool, one tick, one slow lane.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use wasmtime::{
     Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig,
@@ -9,6 +9,7 @@ use wasmtime::{
 
 use crate::{
     bindings::{RequestFilter, RequestFilterPre},
+    chain::LONGEST_CALL,
     compile::CompileError,
     host::CallState,
     inspect::ModuleInfo,
@@ -27,11 +28,13 @@ pub struct EngineSettings {
     pub pool_instances: u32,
     /// Niced threads that run calls which outlived their first slice. Default 1.
     pub slow_lane_threads: usize,
+    /// Wall time after which a call that is still in the slow lane is given up. Default [`LONGEST_CALL`].
+    pub longest_call: Duration,
 }
 
 impl Default for EngineSettings {
     fn default() -> Self {
-        Self { pool_instances: 4096, slow_lane_threads: 1 }
+        Self { pool_instances: 4096, slow_lane_threads: 1, longest_call: LONGEST_CALL }
     }
 }
 
@@ -41,6 +44,7 @@ pub struct Engine {
     wasmtime: wasmtime::Engine,
     linker: Linker<CallState>,
     pub(crate) lane: SlowLane,
+    pub(crate) longest_call: Duration,
 }
 
 /// What must be the same wherever a module is compiled or run.
@@ -108,7 +112,7 @@ impl Engine {
             ticker.clone(),
         )
         .map_err(|e| CompileError::Host(format!("no thread for the slow lane: {e}")))?;
-        Ok(Arc::new(Self { ticker, wasmtime, linker, lane }))
+        Ok(Arc::new(Self { ticker, wasmtime, linker, lane, longest_call: settings.longest_call }))
     }
 
     /// A guest is about to run on this thread: the tick must be on.

@@ -5,7 +5,7 @@ use http::{HeaderMap, Method, Uri};
 /// A request head on its way through the filter chain.
 ///
 /// The first change a guest makes keeps a copy of the fields as they were, so that a failing filter leaves no trace.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RequestHead {
     /// The method.
     pub method: Method,
@@ -22,6 +22,11 @@ impl RequestHead {
     /// A head as the client sent it.
     pub fn new(method: Method, uri: Uri, host: Box<str>, headers: HeaderMap) -> Self {
         Self { method, uri, host, headers, before: None }
+    }
+
+    /// In the place of a head that nobody asks for any more.
+    pub(crate) fn gone() -> Self {
+        Self::new(Method::GET, Uri::default(), "".into(), HeaderMap::new())
     }
 
     /// The fields, to be changed by a guest.

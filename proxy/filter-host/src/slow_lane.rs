@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     call::{Finished, SLICE, begin_lane_slice, end_lane_slice},
+    load::LongCall,
     ticker::Ticker,
 };
 
@@ -81,6 +82,8 @@ struct Place {
 struct Task {
     call: Call,
     done: oneshot::Sender<Finished>,
+    /// Dropped before the verdict is told: whoever hears it may begin the next call.
+    mark: LongCall,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -215,6 +218,7 @@ impl Shared {
                 }
                 Poll::Ready(finished) => {
                     self.live.fetch_sub(1, Ordering::AcqRel);
+                    drop(task.mark);
                     if let Some(finished) = finished {
                         // Nobody waits any more where the client went away.
                         let _ = task.done.send(finished);
@@ -246,7 +250,12 @@ impl SlowLane {
     }
 
     /// Takes a call over. `None` where the lane is full. The receiver fails where the call died with its host function.
-    pub(crate) fn take(&self, tenant: TenantName, call: Call) -> Option<oneshot::Receiver<Finished>> {
+    pub(crate) fn take(
+        &self,
+        tenant: TenantName,
+        call: Call,
+        mark: LongCall,
+    ) -> Option<oneshot::Receiver<Finished>> {
         let shared = &self.shared;
         if shared.live.fetch_add(1, Ordering::AcqRel) >= shared.capacity {
             shared.live.fetch_sub(1, Ordering::AcqRel);
@@ -256,7 +265,7 @@ impl SlowLane {
         let entry = Arc::new(Entry {
             tenant: tenant.clone(),
             lane: Arc::downgrade(shared),
-            place: Mutex::new(Place { task: Some(Task { call, done }), queued: true, woken: false }),
+            place: Mutex::new(Place { task: Some(Task { call, done, mark }), queued: true, woken: false }),
         });
         let mut queue = locked(&shared.queue);
         queue.tenants.entry(tenant).or_default().live += 1;

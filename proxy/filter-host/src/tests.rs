@@ -26,7 +26,7 @@ fn guest(name: &str) -> Vec<u8> {
 
 fn engine() -> &'static Arc<Engine> {
     static ENGINE: OnceLock<Arc<Engine>> = OnceLock::new();
-    ENGINE.get_or_init(|| Engine::new(EngineSettings { pool_instances: 128, slow_lane_threads: 1 }).unwrap())
+    ENGINE.get_or_init(|| Engine::new(EngineSettings { pool_instances: 128, ..Default::default() }).unwrap())
 }
 
 fn taken(bytes: &[u8]) -> (crate::ModuleInfo, Vec<u8>) {
@@ -237,4 +237,61 @@ async fn too_many_long_calls_of_one_tenant_are_refused() {
     assert!(matches!(failure(&b), Failure::CpuTime(_)));
     assert_eq!(*failure(&c), Failure::Capacity);
     assert_eq!(c.head.headers["x-kept"], "1");
+}
+
+/// Keeps the lane's thread busy until it is told to go on, like a processor that others hold.
+fn hold_up_the_lane(engine: &Engine) -> (std::sync::mpsc::Sender<()>, impl Sized) {
+    let (go_on, told) = std::sync::mpsc::channel::<()>();
+    let block = std::future::poll_fn(move |_| {
+        let _ = told.recv();
+        panic!("a call that ends without a verdict")
+    });
+    let mark = crate::load::LongCall::of(&crate::load::TenantLoad::new());
+    (go_on, engine.lane.take("other".parse().unwrap(), Box::pin(block), mark).unwrap())
+}
+
+#[tokio::test]
+async fn a_call_in_a_starved_lane_is_given_up_and_answered() {
+    let longest_call = Duration::from_millis(200);
+    let engine =
+        Engine::new(EngineSettings { pool_instances: 16, longest_call, ..Default::default() }).unwrap();
+    let (info, artifact) = taken(&guest("probe.wasm"));
+    let module = engine.load(&artifact, info).unwrap();
+    let limits = FilterLimits { concurrency: 2, ..Default::default() };
+    let chain = |do_what: &str, on_error| {
+        let filter = FilterSetup {
+            name: "probe".parse().unwrap(),
+            module: Some(Arc::clone(&module)),
+            config: do_what.into(),
+            on_error,
+        };
+        Chain::new("acme".parse().unwrap(), limits.clone(), vec![filter])
+    };
+    let closed = chain(r#"{"do":"spin"}"#, OnError::FailClosed);
+    let mut open = chain(r#"{"do":"spin"}"#, OnError::FailOpen);
+    open.succeed(&closed);
+    let mut short = chain(r#"{"do":"next"}"#, OnError::FailClosed);
+    short.succeed(&closed);
+    let view: Arc<dyn HostView> = Arc::new(View);
+    let (go_on, _verdict) = hold_up_the_lane(&engine);
+
+    let began = Instant::now();
+    let (a, b) = tokio::join!(
+        closed.on_request(&engine, &view, head(&[])),
+        open.on_request(&engine, &view, head(&[("x-kept", "1")]))
+    );
+    assert!(began.elapsed() >= longest_call);
+    assert_eq!(*failure(&a), Failure::WallTime(longest_call));
+    assert_eq!(b.runs[0].failure, Some(Failure::WallTime(longest_call)));
+    assert!(matches!(b.decision, Decision::Next), "{:?}", b.decision);
+    assert_eq!(b.head.headers["x-kept"], "1", "the request goes on as it was");
+
+    // Given up is not gone: the lane still holds both, so they still count.
+    assert_eq!(*failure(&short.on_request(&engine, &view, head(&[])).await), Failure::Capacity);
+    go_on.send(()).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !matches!(short.on_request(&engine, &view, head(&[])).await.decision, Decision::Next) {
+        assert!(Instant::now() < deadline, "the lane never let go of what was given up");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }

@@ -11,9 +11,9 @@ use std::{
 };
 
 /// How often a running guest is asked whether its slice is over.
-const TICK: Duration = Duration::from_millis(1);
+pub(crate) const TICK: Duration = Duration::from_millis(1);
 /// Ticks without a guest after which the ticker rests. Longer than any guest runs without [`Ticker::keep`] being called
-/// again: a slice ends two ticks after it began.
+/// again: a slice ends a few ticks after it began.
 const REST_AFTER: u32 = 200;
 
 /// The ticker's handle. Cheap to clone.

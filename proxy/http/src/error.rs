@@ -94,7 +94,7 @@ pub const ERRORS: [ErrorRow; 22] = [
         "filter-timeout",
         503,
         "proxy_internal_error",
-        "A filter used up its CPU time",
+        "A filter did not end in time",
     ),
     row(ErrorKind::FilterMemory, "filter-memory", 503, "proxy_internal_error", "A filter used up its memory"),
     row(

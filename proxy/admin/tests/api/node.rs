@@ -65,7 +65,12 @@ impl Node {
         let dir = tempfile::tempdir().unwrap();
         let settings = beamline_telemetry::Settings { log: LogTarget::Off, ..Default::default() };
         let telemetry = Telemetry::open(settings, &tokio::runtime::Handle::current()).unwrap();
-        let engine = Engine::new(EngineSettings { pool_instances: 16, slow_lane_threads: 1 }).unwrap();
+        let engine = Engine::new(EngineSettings {
+            pool_instances: 16,
+            slow_lane_threads: 1,
+            ..EngineSettings::default()
+        })
+        .unwrap();
         let compiler = Compiler::new(engine, CompilerSettings::new(dir.path().join("artifacts"))).unwrap();
         let store = Arc::new(SqliteStore::open(&dir.path().join("store")).unwrap());
         let control = Control::open(store, ControlSettings::default(), compiler, telemetry).await.unwrap();
