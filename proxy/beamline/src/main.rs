@@ -12,6 +12,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A multi-tenant edge proxy whose tenants upload their routing logic as WebAssembly modules.
 ///
 /// Start a node with `beamline serve`, create a tenant with `beamline tenant create`, give it a manifest with

@@ -35,6 +35,9 @@ struct Settings {
     /// Whether the core suite runs its scenes, which measure latency, beside its CPU tables.
     #[arg(long, default_value = "all", value_name = "WHICH")]
     scenes: Scenes,
+    /// Another build of BeamLine that takes its turns in the same rounds, for comparing two builds. May be given again.
+    #[arg(long, value_name = "BINARY")]
+    against: Vec<PathBuf>,
     /// Where the figures go as JSON.
     #[arg(long, default_value = "target/bench", value_name = "FOLDER")]
     out: PathBuf,

@@ -128,9 +128,15 @@ pub(crate) fn host(n: usize) -> String {
 
 impl Node {
     /// With so many tenants, each without a filter or with a module of its own: `filter` with another custom section
-    /// each time, so that no two have the same digest.
-    pub(crate) fn start(origin: SocketAddr, tenants: usize, filter: Option<&[u8]>) -> Result<Self> {
+    /// each time, so that no two have the same digest. `binary` in place of the one that is measured.
+    pub(crate) fn start(
+        origin: SocketAddr,
+        tenants: usize,
+        filter: Option<&[u8]>,
+        binary: Option<&Path>,
+    ) -> Result<Self> {
         let node = Beamline::start(Options {
+            binary: binary.map(Path::to_owned),
             workers: 1,
             cpu: Some(PROXY_CPU),
             ready_within: Duration::from_secs(60),
@@ -162,6 +168,14 @@ impl Proxy for Node {
 
     fn pid(&self) -> Result<u32> {
         self.0.pid()
+    }
+}
+
+impl Drop for Node {
+    /// Ends it in order, so that it writes what it writes at its end, such as a profile. What doesn't end is killed.
+    fn drop(&mut self) {
+        let _ = self.0.sigterm();
+        let _ = self.0.wait_exit(Duration::from_secs(10));
     }
 }
 

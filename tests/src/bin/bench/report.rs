@@ -86,7 +86,7 @@ fn machine() -> Value {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     json!({
         "processor": model,
-        "processors": std::thread::available_parallelism().map_or(0, usize::from),
+        "processors": cpuinfo.lines().filter(|l| l.starts_with("processor")).count(),
         "kernel": kernel.trim(),
     })
 }

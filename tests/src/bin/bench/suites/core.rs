@@ -52,6 +52,18 @@ struct Round {
 }
 
 impl Case {
+    /// The same requests, held against the same case, not measured yet.
+    fn again(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            proxy: self.proxy,
+            base: self.base,
+            requests: self.requests.clone(),
+            rounds: Vec::new(),
+            usage: Usage::default(),
+        }
+    }
+
     fn plan(&self, proxy: &dyn Proxy, settings: &Settings) -> Plan {
         let mut plan = Plan::new(proxy.address(), Vec::new()).connections(settings.connections);
         plan.requests.clone_from(&self.requests);
@@ -99,7 +111,13 @@ pub(crate) fn run(settings: &Settings) -> Result<usize> {
         figures["scenes"] = scenes;
     }
     let missed = report::print_bars(&bars);
-    report::write_json(&settings.out, "core", &bars, figures)?;
+    // A part of the suite leaves the figures of the whole in place.
+    let name = match settings.scenes {
+        Scenes::All => "core",
+        Scenes::None => "core-costs",
+        Scenes::Only => "core-scenes",
+    };
+    report::write_json(&settings.out, name, &bars, figures)?;
     Ok(missed)
 }
 
@@ -116,15 +134,32 @@ fn costs(settings: &Settings) -> Result<(Vec<Bar>, Value)> {
         "starting nginx twice, BeamLine for 1 tenant and for {}, each without a filter and with a module a tenant",
         settings.modules
     );
-    let proxies: Vec<Box<dyn Proxy>> = vec![
+    let mut proxies: Vec<Box<dyn Proxy>> = vec![
         Box::new(Nginx::start(origin)?),
         Box::new(Nginx::start(origin)?),
-        Box::new(Node::start(origin, 1, None)?),
-        Box::new(Node::start(origin, 1, Some(&filter))?),
-        Box::new(Node::start(origin, settings.modules, Some(&filter))?),
-        Box::new(Node::start(origin, settings.modules, None)?),
+        Box::new(Node::start(origin, 1, None, None)?),
+        Box::new(Node::start(origin, 1, Some(&filter), None)?),
+        Box::new(Node::start(origin, settings.modules, Some(&filter), None)?),
+        Box::new(Node::start(origin, settings.modules, None, None)?),
     ];
     let mut cases = cases(settings.modules);
+    for build in &settings.against {
+        let nodes = proxies.len();
+        for (tenants, filter) in
+            [(1, None), (1, Some(&*filter)), (settings.modules, Some(&*filter)), (settings.modules, None)]
+        {
+            proxies.push(Box::new(Node::start(origin, tenants, filter, Some(build))?));
+        }
+        let ours = cases[PLAIN..=FILTER_MANY].iter().filter(|case| case.proxy >= FIRST_NODE);
+        let theirs: Vec<_> = ours
+            .map(|case| Case {
+                name: format!("{}: {}", build.display(), case.name),
+                proxy: case.proxy - FIRST_NODE + nodes,
+                ..case.again()
+            })
+            .collect();
+        cases.extend(theirs);
+    }
     proxies.iter().try_for_each(|p| p.freeze(true))?;
     for case in &cases {
         let proxy = &proxies[case.proxy];
@@ -148,6 +183,8 @@ fn costs(settings: &Settings) -> Result<(Vec<Bar>, Value)> {
     Ok((bars(&cases, settings.modules), figures(&cases, &memory, settings)))
 }
 
+/// Of the proxies, the first that is BeamLine.
+const FIRST_NODE: usize = 2;
 // The cases by their place.
 const NGINX: usize = 0;
 const NGINX_AGAIN: usize = 1;

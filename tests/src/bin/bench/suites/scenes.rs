@@ -48,9 +48,13 @@ fn millis(report: &Report, percent: f64) -> f64 {
 fn judged(what: &str, at_most: f64, percent: f64, pairs: &[(Report, Report)]) -> (Bar, Value) {
     let alone: Vec<_> = pairs.iter().map(|(alone, _)| millis(alone, percent)).collect();
     let beside: Vec<_> = pairs.iter().map(|(_, beside)| millis(beside, percent)).collect();
-    let found = median(beside.iter().zip(&alone).map(|(b, a)| b - a).collect());
+    let more: Vec<_> = beside.iter().zip(&alone).map(|(b, a)| b - a).collect();
+    let worst = more.iter().copied().fold(f64::MIN, f64::max);
+    let found = median(more);
     let failed: u64 = pairs.iter().map(|(a, b)| a.failed() + b.failed()).sum();
-    println!("  {what}: alone {alone:.2?} ms, beside {beside:.2?} ms, {failed} requests failed");
+    println!(
+        "  {what}: alone {alone:.2?} ms, beside {beside:.2?} ms, at worst {worst:.2} ms more, {failed} requests failed"
+    );
     let bar = Bar {
         what: what.into(),
         found,
@@ -58,7 +62,10 @@ fn judged(what: &str, at_most: f64, percent: f64, pairs: &[(Report, Report)]) ->
         unit: "ms more",
         void: (failed > 0).then(|| format!("{failed} requests failed")),
     };
-    (bar, json!({ "name": what, "alone_ms": alone, "beside_ms": beside, "failed": failed }))
+    (
+        bar,
+        json!({ "name": what, "alone_ms": alone, "beside_ms": beside, "worst_ms": worst, "failed": failed }),
+    )
 }
 
 /// `acme`, with a short filter, beside `CALLS` calls of `noisy`, whose filter does `step` and is ended as `expected`.
@@ -148,7 +155,8 @@ fn changes() -> Result<(Bar, Value)> {
             if n % 5 == 0 {
                 scene.admin.rollback(TENANT, None)?;
             } else {
-                scene.admin.apply(TENANT, &manifest(pair * CHANGES + n))?;
+                let applied = scene.admin.apply(TENANT, &manifest(pair * CHANGES + n))?;
+                ensure!(applied.changed, "each manifest differs from the one before it");
             }
         }
         pairs.push((alone, load.stop()?));
