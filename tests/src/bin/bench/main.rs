@@ -58,6 +58,8 @@ enum Suite {
     Dataplane,
     /// What logs, spans and metrics cost.
     Telemetry,
+    /// No measurement: the mix that a release build is trained with.
+    Train,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -74,6 +76,10 @@ fn main() -> Result<ExitCode> {
     let settings = Settings::parse();
     let missed = match settings.suite {
         Suite::Core => suites::core::run(&settings)?,
+        Suite::Train => {
+            suites::train::run(&settings)?;
+            0
+        }
         other => {
             let name = other.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default();
             println!("{name}: no bars yet");

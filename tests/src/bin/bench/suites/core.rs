@@ -195,11 +195,15 @@ const FILTER_ONE: usize = 5;
 const PLAIN_MANY: usize = 6;
 const FILTER_MANY: usize = 7;
 
-fn cases(modules: usize) -> Vec<Case> {
+/// A request to the n-th tenant with the 12 headers that the filter reads.
+pub(crate) fn twelve_headers(n: usize) -> Vec<u8> {
     let twelve: Vec<_> = (1..=12).map(|i| (format!("x-h{i}"), format!("{i:0>64}"))).collect();
     let twelve: Vec<_> = twelve.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    load::request("GET", "/", &host(n), &twelve, b"")
+}
+
+fn cases(modules: usize) -> Vec<Case> {
     let small = vec![load::get("/", &host(0))];
-    let with_twelve = |n: usize| load::request("GET", "/", &host(n), &twelve, b"");
     let case = |name: &str, proxy, base, requests| Case {
         name: name.into(),
         proxy,
@@ -212,21 +216,21 @@ fn cases(modules: usize) -> Vec<Case> {
         case("nginx", 0, NGINX, small.clone()),
         case("nginx again (noise)", 1, NGINX, small.clone()),
         case("beamline, no filter", 2, NGINX, small),
-        case("nginx, 12 headers", 0, NGINX_12, vec![with_twelve(0)]),
-        case("beamline, 12 headers, no filter", 2, NGINX_12, vec![with_twelve(0)]),
-        case("beamline, 12-header filter, 1 module", 3, NGINX_12, vec![with_twelve(0)]),
+        case("nginx, 12 headers", 0, NGINX_12, vec![twelve_headers(0)]),
+        case("beamline, 12 headers, no filter", 2, NGINX_12, vec![twelve_headers(0)]),
+        case("beamline, 12-header filter, 1 module", 3, NGINX_12, vec![twelve_headers(0)]),
         // As many tenants without filters: each has its own connections to the origin, which cost what they cost.
         case(
             &format!("beamline, 12 headers, no filter, {modules} tenants"),
             5,
             NGINX_12,
-            (0..modules).map(with_twelve).collect(),
+            (0..modules).map(twelve_headers).collect(),
         ),
         case(
             &format!("beamline, 12-header filter, {modules} modules"),
             4,
             NGINX_12,
-            (0..modules).map(with_twelve).collect(),
+            (0..modules).map(twelve_headers).collect(),
         ),
     ]
 }

@@ -2,3 +2,4 @@
 
 pub(crate) mod core;
 mod scenes;
+pub(crate) mod train;
