@@ -6,7 +6,7 @@ SUITE   ?= core
 GUESTS  := target/guests
 BINARY   = target/$(PROFILE)/beamline
 
-.PHONY: help demo test bench release guests tools lint fmt clean
+.PHONY: help demo test faults bench release guests tools lint fmt clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,11 @@ test: tools guests ## All tests; installs what they need
 	@echo "==> filters"
 	cd wasm-filters && $(CARGO) test
 	cd tests/guests && $(CARGO) test
+
+faults: tools guests ## Mixed faults from RUNS=300 seeds, kills and power cuts among them, judged by the checker (BINARY=… for another build)
+	$(CARGO) test --workspace --profile $(PROFILE) --no-run
+	BEAMLINE_RUNS=$(or $(RUNS),300) BEAMLINE_BIN=$(abspath $(BINARY)) $(CARGO) test --workspace --profile $(PROFILE) \
+		--test faults --test durability --test powercut -- --nocapture
 
 bench: tools guests release ## Measure against nginx: SUITE=core|filter|queue|dataplane|telemetry
 	$(CARGO) build --release -p beamline-tests --bin bench

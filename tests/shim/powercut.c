@@ -25,6 +25,8 @@
  * POWERCUT_SKIP_FSYNC: on files and directories whose path contains this text, fsync and fdatasync do nothing and
  * return 0. That is a build that forgot to fsync; a power-cut test must fail on it.
  *
+ * While IMAGE/failing exists, the disk fails: fsync and fdatasync below the root do nothing and return EIO.
+ *
  * Not seen: raw system calls, stdio, mmap, io_uring, O_SYNC, sync and syncfs. What is written so is lost, which a test
  * notices; what copies inside the kernel (copy_file_range, sendfile, splice) is refused, and callers then write.
  */
@@ -277,6 +279,12 @@ static void put_way(char *path) {
 
 /* ---- fsync ---- */
 
+static int failing(void) {
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s/failing", config.image);
+    return syscall(SYS_faccessat, AT_FDCWD, path, F_OK) == 0;
+}
+
 static void copy_blocks(int from, const struct stat *st, const unsigned char *dirty, size_t dirty_bytes) {
     char path[PATH_MAX], block[BLOCK];
     struct stat now;
@@ -353,6 +361,10 @@ static int sync_fd(int fd, int call) {
     if (!on() || fstat(fd, &st) != 0 || st.st_dev != config.device || !path_of(fd, path) || !below_root(path))
         return syscall(call, fd);
     if (config.skip && strstr(path, config.skip)) return 0;
+    if (failing()) {
+        errno = EIO;
+        return -1;
+    }
     if (S_ISDIR(st.st_mode)) return sync_directory(fd, call, &st, path);
     if (S_ISREG(st.st_mode) && st.st_nlink > 0 && !left_out(path)) return sync_file(fd, call, &st, path);
     return syscall(call, fd);

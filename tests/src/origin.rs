@@ -20,6 +20,7 @@
 //! Every answer names the origin in `x-origin`. Requests are told apart by whether they came whole.
 
 use std::{
+    collections::BTreeMap,
     io::{self, BufReader, Write},
     net::{SocketAddr, TcpStream},
     sync::{
@@ -41,6 +42,23 @@ use crate::{
 /// The most requests that are remembered; later ones are only counted.
 const MAX_RECORDED: usize = 1 << 20;
 
+/// What an origin does to one request in place of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mischief {
+    /// It answers with this status.
+    Status(u16),
+    /// It answers 503 with `Retry-After: 0`: the request was not taken.
+    Busy,
+    /// It resets the connection before a head.
+    Reset,
+    /// Of a delivery from a queue, it breaks the answer's body off; anything else it answers well.
+    Cut,
+    /// It waits this many milliseconds, then resets the connection.
+    Hang(u64),
+    /// It waits this many milliseconds, then answers well.
+    Slow(u64),
+}
+
 /// A request as it arrived.
 #[derive(Clone, Debug)]
 pub struct Recorded {
@@ -60,6 +78,8 @@ pub struct Recorded {
     pub connection: u64,
     /// When its last byte came.
     pub at: SystemTime,
+    /// What the origin did to it, if it did not answer it well.
+    pub mischief: Option<Mischief>,
 }
 
 /// A running or stopped origin. Dropping it stops it.
@@ -77,6 +97,8 @@ struct Shared {
     close_silently: AtomicBool,
     status: AtomicU16,
     delay_ms: AtomicU64,
+    /// By the number of the request among those that came whole, from 1.
+    mischief: Mutex<BTreeMap<u64, Mischief>>,
     stopping: AtomicBool,
 }
 
@@ -108,6 +130,7 @@ impl Origin {
             close_silently: AtomicBool::new(false),
             status: AtomicU16::new(0),
             delay_ms: AtomicU64::new(0),
+            mischief: Mutex::default(),
             stopping: AtomicBool::new(false),
         });
         let for_handler = shared.clone();
@@ -154,6 +177,11 @@ impl Origin {
     /// From now on waits this long before each answer (at most 60 s).
     pub fn delay_all(&self, delay: Duration) {
         self.shared.delay_ms.store(delay.as_millis() as u64, Ordering::SeqCst);
+    }
+
+    /// Does this to the n-th request that comes whole, counted from 1 over its whole life. An empty map ends it.
+    pub fn misbehaves(&self, plan: BTreeMap<u64, Mischief>) {
+        *self.shared.mischief.lock().unwrap_or_else(PoisonError::into_inner) = plan;
     }
 
     /// The requests so far, those cut off among them, in the order in which they ended.
@@ -226,27 +254,30 @@ fn serve(shared: &Shared, stream: TcpStream, connection: u64) {
         }
         let Ok(framing) = Framing::of_request(&head.headers) else { return };
         let body = http1::read_body(&mut input, framing);
+        let whole = body.end.is_whole();
+        let number = shared.total.fetch_add(u64::from(whole), Ordering::SeqCst) + 1;
+        let planned = || shared.mischief.lock().unwrap_or_else(PoisonError::into_inner).get(&number).copied();
+        let mischief = if whole { planned() } else { None };
         let request = Arc::new(Recorded {
+            mischief,
             method: method.into(),
             target: target.into(),
-            whole: body.end.is_whole(),
+            whole,
             headers: head.headers,
             body: body.bytes,
             trailers: body.trailers,
             connection,
             at: SystemTime::now(),
         });
-        let whole = request.whole;
         // First remembered, then answered: who has the answer finds the request.
         {
             let mut log = shared.log();
-            shared.total.fetch_add(u64::from(whole), Ordering::SeqCst);
             if log.len() < MAX_RECORDED {
                 log.push(request.clone());
             }
         }
         shared.one_more.notify_all();
-        let answered = if whole { answer(shared, &request, &mut out) } else { Ok(Then::Close) };
+        let answered = if whole { answer(shared, &request, mischief, &mut out) } else { Ok(Then::Close) };
         match answered {
             Ok(Then::Keep) => {}
             Ok(Then::Close) | Err(_) => return,
@@ -275,12 +306,42 @@ fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
     })
 }
 
-fn answer(shared: &Shared, request: &Recorded, out: &mut TcpStream) -> io::Result<Then> {
+fn answer(
+    shared: &Shared,
+    request: &Recorded,
+    mischief: Option<Mischief>,
+    out: &mut TcpStream,
+) -> io::Result<Then> {
     let (path, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
     let number = |name| parameter(query, name).and_then(|v| v.parse::<u64>().ok());
     let mut reply = Reply { shared, request, out, head: String::new() };
     let forced = shared.status.load(Ordering::SeqCst);
     pause(shared, shared.delay_ms.load(Ordering::SeqCst));
+    match mischief {
+        Some(Mischief::Status(status)) => {
+            reply.send(status, b"")?;
+            return Ok(Then::Keep);
+        }
+        Some(Mischief::Busy) => {
+            reply.field("retry-after", "0");
+            reply.send(503, b"")?;
+            return Ok(Then::Keep);
+        }
+        Some(Mischief::Reset) => return Ok(Then::Reset),
+        Some(Mischief::Cut)
+            if request.headers.get("beamline-attempt").is_some() && !path.starts_with("/status/") =>
+        {
+            reply.write_head(200, Some(1000))?;
+            reply.out.write_all(&[b'x'; 10])?;
+            return Ok(Then::Close);
+        }
+        Some(Mischief::Hang(ms)) => {
+            pause(shared, ms);
+            return Ok(Then::Reset);
+        }
+        Some(Mischief::Slow(ms)) => pause(shared, ms),
+        Some(Mischief::Cut) | None => {}
+    }
     if forced != 0 {
         reply.send(forced, b"")?;
     } else {

@@ -108,6 +108,20 @@ impl PowerCut {
         all
     }
 
+    /// From now on every fsync fails with EIO, or works again.
+    ///
+    /// # Errors
+    /// Where the image can't be written.
+    pub fn failing(&self, on: bool) -> Result<()> {
+        let mark = self.image().join("failing");
+        match on {
+            true => fs::write(mark, b"")?,
+            false if mark.exists() => fs::remove_file(mark)?,
+            false => {}
+        }
+        Ok(())
+    }
+
     /// Takes away what was not fsynced. The processes must have been killed before.
     ///
     /// # Errors

@@ -52,6 +52,14 @@ pub struct Told {
     pub ledger: Ledger,
     /// Of changes.
     pub changes: Changes,
+    /// The clients are to end: nobody waits any more for a node that is down.
+    going_home: AtomicBool,
+}
+
+impl Told {
+    fn gone_home(&self) -> bool {
+        self.going_home.load(Ordering::Relaxed)
+    }
 }
 
 /// Clients at work, or between two stretches of it.
@@ -133,13 +141,24 @@ impl Workload {
     /// # Panics
     /// Where they are at work.
     pub fn start(&mut self) {
+        self.start_with(u64::MAX);
+    }
+
+    /// The clients go to work; each that sends requests sends so many, and then waits for the others.
+    ///
+    /// # Panics
+    /// Where they are at work.
+    pub fn start_with(&mut self, requests_each: u64) {
+        self.told.going_home.store(false, Ordering::Relaxed);
         assert!(self.running.is_none(), "the clients are at work");
         let stop = Arc::<AtomicBool>::default();
         let senders = self.senders.drain(..).map(|mut sender| {
             let stop = Arc::clone(&stop);
             std::thread::spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
+                let mut left = requests_each;
+                while left > 0 && !stop.load(Ordering::Relaxed) {
                     sender.step();
+                    left -= 1;
                 }
                 sender
             })
@@ -157,6 +176,11 @@ impl Workload {
         self.running = Some(Running { stop, senders, changers });
     }
 
+    /// Whether all clients that send have sent what they had to.
+    pub fn has_sent(&self) -> bool {
+        self.running.as_ref().is_none_or(|running| running.senders.iter().all(JoinHandle::is_finished))
+    }
+
     /// The clients end what they are doing, and go home. The node may be down.
     ///
     /// # Panics
@@ -164,6 +188,7 @@ impl Workload {
     pub fn stop(&mut self) {
         let Some(running) = self.running.take() else { return };
         running.stop.store(true, Ordering::Relaxed);
+        self.told.going_home.store(true, Ordering::Relaxed);
         self.senders = running.senders.into_iter().map(joined).collect();
         self.changers = running.changers.into_iter().map(joined).collect();
     }

@@ -294,6 +294,10 @@ pub(crate) fn queue_refused(worker: &Shared, refusal: &QueueRefusal) -> Refusal 
             Refusal::new(ErrorKind::QueueFull, refusal.to_string()).retry_after(*retry_after)
         }
         QueueRefusal::Unavailable { .. } => unavailable(worker, &refusal.to_string()),
+        QueueRefusal::Unconfirmed => {
+            worker.node.failed(Reason::QueueUnavailable);
+            Refusal::new(ErrorKind::QueueUnconfirmed, refusal.to_string())
+        }
     }
 }
 

@@ -26,6 +26,7 @@ pub enum ErrorKind {
     UpstreamDenied,
     QueueFull,
     QueueUnavailable,
+    QueueUnconfirmed,
     NotQueueable,
     ClientGone,
     Internal,
@@ -57,7 +58,7 @@ const fn row(
 }
 
 /// Every error, in the order of [`ErrorKind`].
-pub const ERRORS: [ErrorRow; 22] = [
+pub const ERRORS: [ErrorRow; 23] = [
     row(
         ErrorKind::BadRequest,
         "bad-request",
@@ -160,6 +161,13 @@ pub const ERRORS: [ErrorRow; 22] = [
         503,
         "proxy_internal_error",
         "The durable queue cannot take requests now",
+    ),
+    row(
+        ErrorKind::QueueUnconfirmed,
+        "queue-unconfirmed",
+        500,
+        "proxy_internal_error",
+        "Whether the request was stored is not known: it may still be delivered",
     ),
     row(
         ErrorKind::NotQueueable,

@@ -29,7 +29,7 @@ const UNASKED_SHARE: u64 = 80;
 const RETRY_WHEN_FULL: Duration = Duration::from_secs(30);
 pub(crate) const RETRY_WHEN_UNAVAILABLE: Duration = Duration::from_secs(5);
 
-/// Why a request cannot be queued now. Both are a `503` with `Retry-After`.
+/// Why a request cannot be queued now. The first two are a `503` with `Retry-After`.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
     /// A quota or the disk is used up. Nothing that is queued is ever evicted to make room.
@@ -46,6 +46,12 @@ pub enum Refusal {
         /// When it is worth another try.
         retry_after: Duration,
     },
+    /// The disk failed at this record's commit, and the log could not be read again in time: the record may be there, and
+    /// then is delivered.
+    #[error(
+        "whether the request was stored is not known: the disk failed, and its log could not be read again in time"
+    )]
+    Unconfirmed,
 }
 
 impl Refusal {
@@ -57,10 +63,11 @@ impl Refusal {
         Self::Unavailable { retry_after: RETRY_WHEN_UNAVAILABLE }
     }
 
-    /// When it is worth another try.
-    pub fn retry_after(&self) -> Duration {
+    /// When it is worth another try. None where a try may be a repetition.
+    pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Full { retry_after, .. } | Self::Unavailable { retry_after } => *retry_after,
+            Self::Full { retry_after, .. } | Self::Unavailable { retry_after } => Some(*retry_after),
+            Self::Unconfirmed => None,
         }
     }
 }

@@ -234,7 +234,7 @@ impl Queue {
     /// committed, and then is delivered, though nobody has its receipt.
     ///
     /// # Errors
-    /// [`EnqueueError`]. After any of them the record is not delivered.
+    /// [`EnqueueError`]. After any of them but [`Refusal::Unconfirmed`] the record is not delivered.
     pub async fn enqueue(
         &self,
         record: NewRecord,
@@ -286,7 +286,7 @@ impl Queue {
         });
         let (reply, committed) = tokio::sync::oneshot::channel();
         writer.append(PendingAppend { append, rest: AppendRest { body, reservation, key, reply, place } });
-        committed.await.map_err(|_| Refusal::unavailable())??;
+        committed.await.map_err(|_| Refusal::Unconfirmed)??;
         Ok(Accepted { id, receipt })
     }
 

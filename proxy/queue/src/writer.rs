@@ -3,9 +3,9 @@
 //! A group is whatever waits when the commit before it is done: up to 64 changes, 1 MiB or 2 ms of gathering. A lone
 //! record is committed at once; under load the fsync that is under way is what gathers the next group.
 //!
-//! When a commit fails, its appends are refused, and so is every append until the log was reopened and verified. What
-//! delivery wants recorded is kept and committed first after that. Appends that were refused and are found in the log
-//! all the same are disowned: their clients were told no.
+//! When a commit fails, its appends may be in the log or not. They are answered when it was reopened and those of them
+//! that it has were disowned: then no is the truth. Where that takes too long they are told that nobody knows. What comes
+//! meanwhile is refused, and what delivery wants recorded is kept and committed first after that.
 
 use std::{
     io,
@@ -38,6 +38,8 @@ use crate::{
 
 const REOPEN_FIRST: Duration = Duration::from_millis(100);
 const REOPEN_LAST: Duration = Duration::from_secs(10);
+/// How long an append of a failed commit waits for the log to tell whether it is there.
+const UNCONFIRMED_AFTER: Duration = Duration::from_secs(5);
 
 /// An append with all that is settled or given back with it.
 pub(crate) struct PendingAppend {
@@ -150,10 +152,21 @@ enum Then {
     Change(Option<oneshot::Sender<Effect>>),
 }
 
-/// An append that was refused after its commit failed: it may be in the log.
+/// An append whose commit failed: it may be in the log, and is not to be.
 struct Disowned {
     id: RecordId,
     body: SettledBody,
+    since: Instant,
+    /// Until it is answered.
+    reply: Option<oneshot::Sender<Result<(), Refusal>>>,
+}
+
+impl Disowned {
+    fn answer(&mut self, refusal: Refusal) {
+        if let Some(reply) = self.reply.take() {
+            let _ = reply.send(Err(refusal));
+        }
+    }
 }
 
 struct Worker {
@@ -360,9 +373,11 @@ impl Worker {
         self.tools.books.refused();
         if may_be_there {
             // Its body stays until the log says that no row names it.
-            self.disowned.push(Disowned { id, body: rest.body });
+            let AppendRest { body, reply, .. } = rest;
+            self.disowned.push(Disowned { id, body, since: Instant::now(), reply: Some(reply) });
+        } else {
+            let _ = rest.reply.send(Err(Refusal::unavailable()));
         }
-        let _ = rest.reply.send(Err(Refusal::unavailable()));
     }
 
     /// Refuses what comes until the log is reopened and verified.
@@ -400,8 +415,11 @@ impl Worker {
         let at_ms = (self.tools.wall_clock)();
         let disown: Vec<_> =
             self.disowned.iter().map(|refused| Change::Disown { id: refused.id, at_ms }).collect();
-        for (page, effects) in disown.chunks(PAGE).map(|page| (page.len(), self.tools.log.commit(page))) {
-            for (refused, effect) in self.disowned.drain(..page).zip(effects?) {
+        for page in disown.chunks(PAGE) {
+            // Before anything is taken out: where this fails, they are disowned the next time.
+            let effects = self.tools.log.commit(page)?;
+            for (mut refused, effect) in self.disowned.drain(..page.len()).zip(effects) {
+                refused.answer(Refusal::unavailable());
                 if let (Effect::Ended(_), SettledBody::File(file, _)) = (&effect, refused.body) {
                     file.keep();
                 }
@@ -413,7 +431,17 @@ impl Worker {
     fn refuse_for(&mut self, pause: Duration) -> Option<Stopped> {
         let until = Instant::now() + pause;
         loop {
-            match self.inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            let waiting = self.disowned.iter_mut().filter(|refused| refused.reply.is_some());
+            let mut wake = until;
+            for refused in waiting {
+                let latest = refused.since + UNCONFIRMED_AFTER;
+                if latest <= Instant::now() {
+                    refused.answer(Refusal::Unconfirmed);
+                } else {
+                    wake = wake.min(latest);
+                }
+            }
+            match self.inbox.recv_timeout(wake.saturating_duration_since(Instant::now())) {
                 Ok(Command::Append(pending)) => self.refuse(pending.append.id, pending.rest, false),
                 Ok(Command::Change(change)) => self.first.push(change),
                 Ok(Command::Suspect(_)) => {}
@@ -421,6 +449,7 @@ impl Worker {
                 Ok(Command::Nudge(lane)) => self.tools.notices.send(Notice::Nudge(lane)),
                 Ok(Command::Flush(reply)) => self.flushes.push(reply),
                 Ok(Command::Stop(reply)) => return Some(Stopped(Some(reply))),
+                Err(RecvTimeoutError::Timeout) if wake < until => {}
                 Err(RecvTimeoutError::Timeout) => return None,
                 Err(RecvTimeoutError::Disconnected) => return Some(Stopped(None)),
             }
@@ -431,7 +460,8 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         // Whether rows name these files, only the next start can say: it collects those that none names.
-        for refused in self.disowned.drain(..) {
+        for mut refused in self.disowned.drain(..) {
+            refused.answer(Refusal::Unconfirmed);
             if let SettledBody::File(file, _) = refused.body {
                 file.keep();
             }

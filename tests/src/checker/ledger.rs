@@ -33,6 +33,8 @@ pub enum End {
     Answered(u16),
     /// Without one.
     Unanswered,
+    /// With the word that nobody knows whether it was stored.
+    Unconfirmed,
 }
 
 /// A request and what became of it for its client.
@@ -48,6 +50,8 @@ pub struct Exchange {
     pub crash: Option<u32>,
     /// Where its receipt is, after a `202`.
     pub receipt: Option<String>,
+    /// What an answer that is an error says.
+    pub error: Option<String>,
 }
 
 /// Every request of a run, in the order in which clients began them.
@@ -82,6 +86,21 @@ impl Ledger {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A request was answered that nobody knows whether it was stored.
+    pub fn unconfirmed(&self, id: &str) {
+        self.book().end(id, End::Unconfirmed);
+    }
+
+    /// What an answer that is an error says, for people.
+    pub fn explains(&self, id: &str, error: &str) {
+        self.book().entry(id).error = Some(error.into());
+    }
+
+    /// How many requests were begun.
+    pub fn begun(&self) -> u64 {
+        self.book().exchanges.len() as u64
+    }
+
     /// A client is about to send this.
     ///
     /// # Panics
@@ -92,7 +111,14 @@ impl Ledger {
         let doubled = book.by_id.insert(intent.id.clone(), at);
         assert!(doubled.is_none(), "two requests have the id {}", intent.id);
         let crash = book.crashing.then_some(book.crashes);
-        book.exchanges.push(Exchange { intent, sent_whole: false, end: End::Open, crash, receipt: None });
+        book.exchanges.push(Exchange {
+            intent,
+            sent_whole: false,
+            end: End::Open,
+            crash,
+            receipt: None,
+            error: None,
+        });
         book.open.push(at);
     }
 

@@ -8,7 +8,7 @@ use super::{
     Kind, Violation,
     ledger::{End, Exchange},
 };
-use crate::origin::Recorded;
+use crate::origin::{Mischief, Recorded};
 
 /// How a receipt tells that the node could not read, to the end, what it had stored itself.
 const OWN_COPY_GONE: [&str; 2] = ["content-lost", "request-body"];
@@ -26,9 +26,16 @@ pub struct Arrival {
     pub body: Vec<u8>,
     /// Which delivery from the queue it is, from 1; none where it came from its client directly.
     pub attempt: Option<u64>,
+    /// What the origin did to it, if it did not answer it well.
+    pub mischief: Option<Mischief>,
 }
 
 impl Arrival {
+    /// Whether the origin said that it did not take it: then it may come again.
+    fn was_declined(&self) -> bool {
+        self.mischief == Some(Mischief::Busy)
+    }
+
     /// A recorded request whose target has the id as its parameter `id`; none of any other.
     pub fn of(recorded: &Recorded) -> Option<Self> {
         let (_, query) = recorded.target.split_once('?')?;
@@ -39,6 +46,7 @@ impl Arrival {
             method: recorded.method.clone(),
             body: recorded.body.clone(),
             attempt: recorded.headers.get("beamline-attempt").and_then(|n| n.parse().ok()),
+            mischief: recorded.mischief,
         })
     }
 }
@@ -92,7 +100,9 @@ pub struct Numbers {
     pub refused: usize,
     /// Not answered, because of a crash.
     pub unanswered: usize,
-    /// Of these, those that arrived from the queue all the same.
+    /// Answered that nobody knows whether they were stored.
+    pub unconfirmed: usize,
+    /// Of the unanswered, those that arrived from the queue all the same.
     pub unseen_commits: usize,
     /// Requests that were in flight at a crash: as many commits could have been unseen.
     pub in_flight_at_crashes: usize,
@@ -112,12 +122,13 @@ impl fmt::Display for Numbers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { begun, cut, acknowledged, live, refused, unanswered, unseen_commits, .. } = self;
         let Self { in_flight_at_crashes, delivered, repeated, rejected, indeterminate, open, .. } = self;
+        let unconfirmed = self.unconfirmed;
         write!(
             f,
             "{begun} begun ({cut} cut off by their clients), {live} answered by the origin, {refused} refused, \
              {unanswered} unanswered of {in_flight_at_crashes} in flight at crashes ({unseen_commits} unseen commits); \
              {acknowledged} acknowledged: {delivered} delivered, {rejected} dead (rejected), \
-             {indeterminate} dead (indeterminate), {open} still queued; {repeated} repeated arrivals"
+             {indeterminate} dead (indeterminate), {open} still queued; {repeated} repeated arrivals, {unconfirmed} unconfirmed"
         )
     }
 }
@@ -190,6 +201,25 @@ impl Case<'_> {
         &self.exchange.intent.id
     }
 
+    /// Its arrivals, and its receipt.
+    fn story(&self) -> String {
+        let arrivals: Vec<_> = self
+            .arrivals
+            .iter()
+            .map(|(place, a)| {
+                format!("{place}: attempt {:?}, whole {}, {:?}", a.attempt, a.whole, a.mischief)
+            })
+            .collect();
+        let safe = if self.exchange.intent.repeat_safe { "safe" } else { "not safe" };
+        format!(
+            "{safe} to repeat; {}; {:?}; {:?}; {:?}",
+            arrivals.join("; "),
+            self.exchange.end,
+            self.exchange.error,
+            self.receipt
+        )
+    }
+
     fn accepted(&self) -> bool {
         self.exchange.end == End::Answered(202)
     }
@@ -204,7 +234,7 @@ impl Case<'_> {
 
     /// Committed, though nobody saw its `202`.
     fn is_unseen_commit(&self) -> bool {
-        self.exchange.end == End::Unanswered && self.deliveries().next().is_some()
+        matches!(self.exchange.end, End::Unanswered | End::Unconfirmed) && self.deliveries().next().is_some()
     }
 
     fn arrivals_are_what_was_sent(&self, found: &mut Found) {
@@ -238,7 +268,7 @@ impl Case<'_> {
     }
 
     fn arrives_no_more_often_than_it_may(&self, found: &mut Found) {
-        let times = self.arrivals.len();
+        let times = self.arrivals.iter().filter(|(_, arrival)| !arrival.was_declined()).count();
         if times > 1 && !self.exchange.intent.repeat_safe {
             found.add(
                 Kind::Repeated,
@@ -246,10 +276,18 @@ impl Case<'_> {
                 format!("it is not safe to repeat and arrived {times} times"),
             );
         }
-        let mut last = 0;
-        for attempt in self.arrivals.iter().filter_map(|(_, arrival)| arrival.attempt) {
-            if attempt <= last {
-                found.add(Kind::AttemptRepeated, self.id(), format!("attempt {attempt} came after {last}"));
+        let (mut last, mut times) = (0, 0);
+        for (_, arrival) in &self.arrivals {
+            let Some(attempt) = arrival.attempt else { continue };
+            times = if attempt == last { times + 1 } else { 1 };
+            // Within one delivery, what is safe to repeat goes once more where a kept connection broke before an answer.
+            let again = attempt == last && times <= 2 && self.exchange.intent.repeat_safe;
+            if attempt <= last && !again {
+                found.add(
+                    Kind::AttemptRepeated,
+                    self.id(),
+                    format!("attempt {attempt} came after {last} ({})", self.story()),
+                );
             }
             last = attempt;
         }
@@ -268,7 +306,8 @@ impl Case<'_> {
             }
             End::Answered(status) => {
                 if self.deliveries().next().is_some() {
-                    let how = format!("it was answered {status} and delivered from the queue");
+                    let how =
+                        format!("it was answered {status} and delivered from the queue ({})", self.story());
                     found.add(Kind::DeliveredThoughRefused, self.id(), how);
                 }
             }
@@ -277,7 +316,7 @@ impl Case<'_> {
                 found.add(Kind::Unanswered, self.id(), "it got no answer while the node ran");
             }
             End::Open => found.add(Kind::Unanswered, self.id(), "its client never told how it ended"),
-            End::Unanswered | End::NeverLeft => {}
+            End::Unanswered | End::NeverLeft | End::Unconfirmed => {}
         }
     }
 
@@ -319,7 +358,10 @@ impl Case<'_> {
         if let Some(but) = lie {
             found.add(Kind::FalseReceipt, self.id(), format!("{but}, but its receipt tells {receipt:?}"));
         }
-        if receipt.state == "queued" && !intent.repeat_safe && !self.arrivals.is_empty() {
+        if receipt.state == "queued"
+            && !intent.repeat_safe
+            && self.arrivals.iter().any(|(_, a)| !a.was_declined())
+        {
             found.add(Kind::WillRepeat, self.id(), "it arrived, is not safe to repeat, and is still queued");
         }
     }
@@ -365,6 +407,7 @@ fn count(cases: &[Case<'_>]) -> Numbers {
                 n.unanswered += 1;
                 n.unseen_commits += usize::from(case.is_unseen_commit());
             }
+            End::Unconfirmed => n.unconfirmed += 1,
             End::Unanswered | End::NeverLeft | End::Open => {}
         }
         if let (true, Some(Some(receipt))) = (case.accepted(), case.receipt) {

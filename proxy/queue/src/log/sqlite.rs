@@ -166,9 +166,11 @@ impl Log for SqliteLog {
         if check != "ok" {
             return Err(LogError::Corrupt(format!("{}: {check}", self.path.display())));
         }
-        // And it takes a durable write of the same owner.
+        // And it takes a durable write of the same owner. One that changes something: SQLite writes no page that stays as
+        // it is, and this one must be written over what the failed commit left in the WAL.
         let owned = connection.execute(
-            "UPDATE meta SET value = value WHERE name = 'epoch' AND value = ?1",
+            "INSERT INTO meta SELECT 'reopened', 1 FROM meta WHERE name = 'epoch' AND value = ?1
+             ON CONFLICT (name) DO UPDATE SET value = value + 1",
             [to_db(self.epoch)],
         )?;
         if owned != 1 {

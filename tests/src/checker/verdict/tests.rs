@@ -69,6 +69,7 @@ impl Run {
             method: intent.method.clone(),
             body: intent.body.clone(),
             attempt,
+            mischief: None,
         });
         self
     }
@@ -106,7 +107,14 @@ fn good() -> Run {
     run.arrivals.push(Arrival {
         whole: false,
         body: b"the b".to_vec(),
-        ..Arrival { id: "cut".into(), method: "POST".into(), body: vec![], whole: false, attempt: None }
+        ..Arrival {
+            id: "cut".into(),
+            method: "POST".into(),
+            body: vec![],
+            whole: false,
+            attempt: None,
+            mischief: None,
+        }
     });
     run.tells("a-1", delivered()).tells("a-2", receipt("delivered", None, 3, Some(200)));
     run.tells("waits", receipt("queued", None, 4, None));
@@ -290,7 +298,7 @@ fn attempts_are_numbered_upwards() {
     let mut run = good();
     run.arrivals.retain(|a| a.id != "a-2");
     run.arrivals.retain(|a| a.id != "a-3");
-    run.arrives("a-2", Some(2)).arrives("a-2", Some(2));
+    run.arrives("a-2", Some(2)).arrives("a-2", Some(1));
     assert_eq!(run.finds(), [Kind::AttemptRepeated]);
 }
 

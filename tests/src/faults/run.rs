@@ -1,0 +1,110 @@
+//! One run: a node, its clients, and what goes wrong.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Fault, Schedule};
+use crate::{
+    beamline::{Beamline, Options},
+    origin::Origin,
+    powercut::{Entries, PowerCut},
+    seed::Seed,
+    workload::{Crowd, Judged, Workload},
+};
+
+const CROWD: Crowd = Crowd { keyed: 4, unkeyed: 4, changers: 0, pause: Duration::from_millis(10) };
+/// Requests of each client.
+const REQUESTS: u64 = 25;
+/// How long the next step may be waited for, and the end.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// What a run came to.
+pub struct Ran {
+    /// What went wrong in it.
+    pub schedule: Schedule,
+    /// The judge's word.
+    pub judged: Judged,
+    /// Records that were still queued when the queue should have been empty.
+    pub left: u64,
+    /// Every request that clients began, sorted: the same for the same seed.
+    pub requests: Vec<String>,
+}
+
+/// Runs one seed.
+///
+/// # Errors
+/// Where the harness itself fails, or the node does not start again.
+pub fn run(seed: u64) -> Result<Ran> {
+    let mut seed = Seed::new(seed);
+    let schedule = Schedule::new(REQUESTS * (CROWD.keyed + CROWD.unkeyed) as u64, &mut seed);
+    let mut origin = Origin::start("acme")?;
+    let mut node = Beamline::start(Options { log: false, ..Options::default() })?;
+    let mut workload = Workload::new(&node, origin.address(), CROWD, &mut seed)?;
+    node.kill_nine()?;
+    let entries = if seed.one_in(2) { Entries::ByDirectory } else { Entries::ByFileToo };
+    let power = PowerCut::over(&node.data_dir(), entries)?;
+    node.options_mut().environment = power.environment();
+    node.launch()?;
+
+    origin.misbehaves(schedule.mischief.clone());
+    let told = workload.told().clone();
+    workload.start_with(REQUESTS);
+    for step in &schedule.steps {
+        let until = Instant::now() + PATIENCE;
+        while told.ledger.begun() < step.at && !workload.has_sent() {
+            ensure!(Instant::now() < until, "the clients came to no {} requests: {schedule}", step.at);
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        match step.fault {
+            Fault::OriginDown => origin.stop(),
+            Fault::OriginUp => origin.start_again()?,
+            Fault::DiskFails => power.failing(true)?,
+            Fault::DiskWorks => power.failing(false)?,
+            Fault::Kill | Fault::KillTwice | Fault::PowerCut => {
+                told.ledger.crash_begins();
+                node.kill_nine()?;
+                told.ledger.crash_ends();
+                if step.fault == Fault::PowerCut {
+                    power.strike()?;
+                }
+                if step.fault == Fault::KillTwice {
+                    node.spawn()?;
+                    std::thread::sleep(Duration::from_millis(seed.within(0..120)));
+                    told.ledger.crash_begins();
+                    node.kill_nine()?;
+                    told.ledger.crash_ends();
+                }
+                node.launch().with_context(|| format!("after {:?}: {schedule}", step.fault))?;
+            }
+        }
+    }
+
+    // Everything is well again. What was accepted ends.
+    power.failing(false)?;
+    if !origin.runs() {
+        origin.start_again()?;
+    }
+    let until = Instant::now() + PATIENCE;
+    while !workload.has_sent() {
+        ensure!(Instant::now() < until, "the clients did not come to an end: {schedule}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    workload.stop();
+    origin.misbehaves(BTreeMap::new());
+    let admin = node.admin()?;
+    let left = workload.drained(&admin, PATIENCE)?;
+    workload.look()?;
+    let judged = workload.judged(&origin)?;
+    let mut requests: Vec<_> = told
+        .ledger
+        .exchanges()
+        .iter()
+        .map(|e| format!("{} {} {} bytes", e.intent.id, e.intent.method, e.intent.body.len()))
+        .collect();
+    requests.sort();
+    Ok(Ran { schedule, judged, left, requests })
+}
