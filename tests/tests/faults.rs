@@ -3,8 +3,6 @@
 //!
 //! `BEAMLINE_RUNS` says how many seeds (`make faults`: 300); `BEAMLINE_SEED` which one is the first.
 
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
-
 use beamline_tests::{checker, faults, heavy::heavy, seed::Seed};
 
 #[test]
@@ -14,7 +12,7 @@ fn nothing_accepted_is_lost_whatever_goes_wrong() {
     let first = Seed::from_env("faults").bits() % 1_000_000_000;
     let (mut acknowledged, mut delivered, mut repeated, mut dead, mut indeterminate) = (0, 0, 0, 0, 0);
     for seed in first..first + runs {
-        let ran = faults::run(seed).unwrap();
+        let ran = faults::run(seed, None).unwrap();
         let n = ran.judged.numbers;
         println!("seed {seed}: {}\n  {n}", ran.schedule);
         assert!(
@@ -39,7 +37,7 @@ fn nothing_accepted_is_lost_whatever_goes_wrong() {
 #[test]
 fn one_seed_is_one_schedule_and_one_set_of_requests() {
     let _alone = heavy().unwrap();
-    let (one, again) = (faults::run(4711).unwrap(), faults::run(4711).unwrap());
+    let (one, again) = (faults::run(4711, None).unwrap(), faults::run(4711, None).unwrap());
     assert_eq!(one.schedule, again.schedule);
     assert_eq!(one.requests, again.requests);
 }

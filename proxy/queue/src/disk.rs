@@ -14,21 +14,18 @@ use std::{
 
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+use crate::fault::Fault;
 
-/// Whether this is a test build that was told to leave the fsyncs out, so that a power-cut test must fail.
-pub(crate) fn skips_fsync() -> bool {
-    cfg!(feature = "fault-points") && std::env::var_os("BEAMLINE_TEST_SKIP_FSYNC").is_some()
-}
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Puts a file's content on stable storage.
 pub(crate) fn sync_file(file: &File) -> io::Result<()> {
-    if skips_fsync() { Ok(()) } else { file.sync_all() }
+    if Fault::SkipFsync.is_on() { Ok(()) } else { file.sync_all() }
 }
 
 /// Puts a folder's entries on stable storage.
 pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
-    if skips_fsync() { Ok(()) } else { File::open(path)?.sync_all() }
+    if Fault::SkipFsync.is_on() { Ok(()) } else { File::open(path)?.sync_all() }
 }
 
 /// Makes `path` and its parents, 0700, each entry on stable storage.

@@ -51,6 +51,7 @@ mod body;
 mod books;
 mod delivery;
 mod disk;
+mod fault;
 mod health;
 mod keys;
 mod log;

@@ -23,6 +23,7 @@ use crate::{
     body::{SettledBody, StoredBody},
     books::{Books, Refusal, Reservation},
     disk::Disk,
+    fault::Fault,
     health::HealthCell,
     keys::PendingKey,
     log::{Append, Change, Effect, Ended, Log, LogError},
@@ -488,7 +489,12 @@ struct Group {
 }
 
 impl Group {
-    fn add_append(&mut self, pending: PendingAppend) {
+    fn add_append(&mut self, mut pending: PendingAppend) {
+        if Fault::AnswerBeforeCommit.is_on() {
+            let reply = std::mem::replace(&mut pending.rest.reply, oneshot::channel().0);
+            let _ = reply.send(Ok(()));
+            thread::sleep(Duration::from_millis(20));
+        }
         // A body in a file is not part of the transaction.
         self.bytes += match &pending.append.content.body {
             StoredBody::Inline(_) => pending.append.size,

@@ -34,11 +34,11 @@ pub struct Ran {
     pub requests: Vec<String>,
 }
 
-/// Runs one seed.
+/// Runs one seed. `broken` names a promise that the node, a build with debug assertions, is told to break.
 ///
 /// # Errors
 /// Where the harness itself fails, or the node does not start again.
-pub fn run(seed: u64) -> Result<Ran> {
+pub fn run(seed: u64, broken: Option<&str>) -> Result<Ran> {
     let mut seed = Seed::new(seed);
     let schedule = Schedule::new(REQUESTS * (CROWD.keyed + CROWD.unkeyed) as u64, &mut seed);
     let mut origin = Origin::start("acme")?;
@@ -47,7 +47,9 @@ pub fn run(seed: u64) -> Result<Ran> {
     node.kill_nine()?;
     let entries = if seed.one_in(2) { Entries::ByDirectory } else { Entries::ByFileToo };
     let power = PowerCut::over(&node.data_dir(), entries)?;
-    node.options_mut().environment = power.environment();
+    let mut environment = power.environment();
+    environment.extend(broken.map(|name| ("BEAMLINE_FAULT".into(), name.into())));
+    node.options_mut().environment = environment;
     node.launch()?;
 
     origin.misbehaves(schedule.mischief.clone());

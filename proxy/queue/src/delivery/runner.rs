@@ -29,6 +29,7 @@ use super::{
 use crate::{
     body::StoredBody,
     books::Books,
+    fault::Fault,
     log::{Candidate, Change, Effect},
     notices::NoticeReceiver,
     reader::Reader,
@@ -299,10 +300,15 @@ impl<D: Deliver> Shared<D> {
             return Landing::NotBegun;
         }
         let begin = Change::Begin { seq: candidate.seq, attempts: candidate.attempts, epoch: self.epoch };
-        match self.writer.committed(begin).await {
-            Some(Effect::Done) => {}
-            Some(_) => return Landing::Stale,
-            None => return Landing::NotBegun,
+        let mut unmarked = Some(begin);
+        if !Fault::MarkAfterDelivery.is_on()
+            && let Some(begin) = unmarked.take()
+        {
+            match self.writer.committed(begin).await {
+                Some(Effect::Done) => {}
+                Some(_) => return Landing::Stale,
+                None => return Landing::NotBegun,
+            }
         }
         let (Some(content), Some(body)) = (content, body) else {
             tracing::error!(
@@ -331,7 +337,11 @@ impl<D: Deliver> Shared<D> {
             request_id: content.request_id,
         };
         sent.set(true);
-        match timeout(self.attempt_timeout, self.deliver.deliver(attempt)).await {
+        let outcome = timeout(self.attempt_timeout, self.deliver.deliver(attempt)).await;
+        if let Some(begin) = unmarked {
+            self.writer.committed(begin).await;
+        }
+        match outcome {
             Ok(outcome) => Landing::Made(outcome),
             Err(_) => Landing::Made(Outcome::Broken { reason: "attempt-timeout".into() }),
         }
