@@ -9,6 +9,7 @@ pub mod beamline;
 pub mod checker;
 pub mod client;
 pub mod demo;
+pub mod disk;
 pub mod faults;
 pub mod guests;
 pub mod handover;

@@ -1,6 +1,8 @@
 //! A checker that finds nothing may be one that can find nothing: nodes that break one promise each are caught. What they
 //! break is built in only where debug assertions are, as in the profile that tests are run with.
 
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
+
 use beamline_tests::{
     checker::{self, Kind},
     faults,

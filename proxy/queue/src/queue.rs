@@ -135,7 +135,15 @@ impl Queue {
             io::ErrorKind::WouldBlock => OpenError::Owned { dir: dir.clone() },
             _ => folder(&dir)(error),
         })?;
-        let log = SqliteLog::open(&dir.join("queue.db"))?;
+        let path = dir.join("queue.db");
+        let log = SqliteLog::open(&path).or_else(|error| match error {
+            // Taking over writes a little. The ballast is there for that: what was accepted must be delivered.
+            LogError::Full(_) => {
+                Disk::new(dir.clone(), settings.min_free_disk, settings.ballast).free_ballast();
+                SqliteLog::open(&path)
+            }
+            error => Err(error),
+        })?;
         Self::open_log(settings, Box::new(log), Some(lock))
     }
 
