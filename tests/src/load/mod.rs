@@ -297,7 +297,14 @@ impl QuickOrigin {
     /// # Errors
     /// Where no port is free.
     pub fn start(body_bytes: usize) -> Result<Self> {
-        let port = Port::reserve()?;
+        Self::start_on(Port::reserve()?, body_bytes)
+    }
+
+    /// The same on this port.
+    ///
+    /// # Errors
+    /// Where something listens on it.
+    pub fn start_on(port: Port, body_bytes: usize) -> Result<Self> {
         let listener = TcpListener::bind(port.address())?;
         let stop = Arc::new(AtomicBool::new(false));
         let for_thread = stop.clone();

@@ -76,6 +76,7 @@ fn main() -> Result<ExitCode> {
     let settings = Settings::parse();
     let missed = match settings.suite {
         Suite::Core => suites::core::run(&settings)?,
+        Suite::Queue => suites::queue::run(&settings)?,
         Suite::Train => {
             suites::train::run(&settings)?;
             0

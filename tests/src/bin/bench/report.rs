@@ -5,11 +5,34 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-/// A bar: the most that a figure may be.
+/// What a figure may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Bound {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Bound {
+    fn allows(self, found: f64) -> bool {
+        match self {
+            Self::AtMost(bound) => found <= bound,
+            Self::AtLeast(bound) => found >= bound,
+        }
+    }
+
+    fn words(self) -> (&'static str, f64) {
+        match self {
+            Self::AtMost(bound) => ("at most", bound),
+            Self::AtLeast(bound) => ("at least", bound),
+        }
+    }
+}
+
+/// A bar: a figure and what it may be.
 pub(crate) struct Bar {
     pub(crate) what: String,
     pub(crate) found: f64,
-    pub(crate) at_most: f64,
+    pub(crate) bound: Bound,
     pub(crate) unit: &'static str,
     /// Why the figure counts for nothing, such as failed requests.
     pub(crate) void: Option<String>,
@@ -17,7 +40,7 @@ pub(crate) struct Bar {
 
 impl Bar {
     pub(crate) fn met(&self) -> bool {
-        self.void.is_none() && self.found <= self.at_most
+        self.void.is_none() && self.bound.allows(self.found)
     }
 }
 
@@ -58,7 +81,8 @@ pub(crate) fn print_bars(bars: &[Bar]) -> usize {
     for bar in bars {
         let word = if bar.met() { "met   " } else { "MISSED" };
         let void = bar.void.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
-        println!("  {word}  {}: {:.2} {}, at most {}{void}", bar.what, bar.found, bar.unit, bar.at_most);
+        let (side, bound) = bar.bound.words();
+        println!("  {word}  {}: {:.2} {}, {side} {bound}{void}", bar.what, bar.found, bar.unit);
     }
     bars.iter().filter(|bar| !bar.met()).count()
 }
@@ -70,7 +94,8 @@ pub(crate) fn write_json(folder: &Path, suite: &str, bars: &[Bar], mut figures: 
     figures["bars"] = bars
         .iter()
         .map(|b| {
-            json!({ "what": b.what, "found": b.found, "at_most": b.at_most, "unit": b.unit, "void": b.void, "met": b.met() })
+            let (side, bound) = b.bound.words();
+            json!({ "what": b.what, "found": b.found, "bound": side, "at": bound, "unit": b.unit, "void": b.void, "met": b.met() })
         })
         .collect();
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;

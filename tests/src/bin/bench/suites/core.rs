@@ -20,7 +20,7 @@ use crate::{
     Scenes, Settings,
     cpu::{self, Usage},
     proxies::{Nginx, Node, PROXY_CPU, Proxy, host},
-    report::{self, Bar, Table, median},
+    report::{self, Bar, Bound, Table, median},
 };
 
 /// Bytes of each answer's body.
@@ -313,21 +313,21 @@ fn bars(cases: &[Case], modules: usize) -> Vec<Bar> {
         Bar {
             what: "no filter, CPU per request".into(),
             found: cases[PLAIN].paired(&cases[NGINX], |a, b| a / b),
-            at_most: BAR_NO_FILTER,
+            bound: Bound::AtMost(BAR_NO_FILTER),
             unit: "× nginx",
             void: void(&[NGINX, PLAIN]),
         },
         Bar {
             what: "a filter that reads 12 headers in a fresh instance, 1 module".into(),
             found: more(FILTER_ONE, PLAIN_12),
-            at_most: BAR_FILTER,
+            bound: Bound::AtMost(BAR_FILTER),
             unit: "µs more",
             void: void(&[PLAIN_12, FILTER_ONE]),
         },
         Bar {
             what: format!("the same with {modules} modules in turn, against as many tenants without"),
             found: more(FILTER_MANY, PLAIN_MANY),
-            at_most: BAR_FILTER,
+            bound: Bound::AtMost(BAR_FILTER),
             unit: "µs more",
             void: void(&[PLAIN_MANY, FILTER_MANY]),
         },

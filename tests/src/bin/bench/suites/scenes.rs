@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::{
     proxies::PROXY_CPU,
-    report::{Bar, median},
+    report::{Bar, Bound, median},
 };
 
 /// How much a tenant's p99 may rise beside another's loops or bombs, in ms.
@@ -58,7 +58,7 @@ fn judged(what: &str, at_most: f64, percent: f64, pairs: &[(Report, Report)]) ->
     let bar = Bar {
         what: what.into(),
         found,
-        at_most,
+        bound: Bound::AtMost(at_most),
         unit: "ms more",
         void: (failed > 0).then(|| format!("{failed} requests failed")),
     };

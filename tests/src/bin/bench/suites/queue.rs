@@ -1,0 +1,249 @@
+//! The queue suite: what a durable queue takes in and gives out, held against the disk and the origin below it.
+//!
+//! The node has one processor, the load another. What it is held against takes its turn in the same round: SQLite itself on
+//! the same disk, with the same groups; the same origin without a queue; the same tenant while nothing is queued.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use beamline_tests::{
+    admin::{Admin, manifest},
+    beamline::{Beamline, Options},
+    load::{self, Plan, QuickOrigin, Report},
+    ports::Port,
+    process,
+    scene::{HOST, PATIENCE, TENANT},
+};
+use rusqlite::{Connection, params};
+use serde_json::{Value, json};
+
+use crate::{
+    Settings,
+    proxies::PROXY_CPU,
+    report::{self, Bar, Bound, median},
+};
+
+/// Of what SQLite alone takes, what the queue must take.
+const BAR_ACCEPTED: f64 = 0.5;
+/// Of the live rate to the origin, what ordered deliveries must reach.
+const BAR_DELIVERED: f64 = 0.7;
+/// How many times its p99 without a queue another tenant's may be beside one.
+const BAR_NEIGHBOUR: f64 = 1.3;
+
+const ROUNDS: usize = 5;
+const TURN: Duration = Duration::from_millis(1500);
+const KEYS: usize = 1000;
+const NEIGHBOUR: &str = "neighbour.test";
+/// As the node commits: so many records, or so many bytes.
+const GROUP: (usize, usize) = (64, 1 << 20);
+
+/// Runs the suite; gives how many bars were missed.
+pub(crate) fn run(settings: &Settings) -> Result<usize> {
+    process::pin_to(PROXY_CPU + 1)?;
+    let (mut bars, mut figures) = (Vec::new(), json!({}));
+    for (name, body) in [("1 KiB", 1 << 10), ("200 KiB", 200 << 10)] {
+        let (bar, figure) = accepted(name, body)?;
+        bars.push(bar);
+        figures[format!("accepted, {name}")] = figure;
+    }
+    let (bar, figure) = delivered()?;
+    bars.push(bar);
+    figures["delivered"] = figure;
+    let (more, figure) = neighbour()?;
+    bars.extend(more);
+    figures["neighbour"] = figure;
+    let missed = report::print_bars(&bars);
+    report::write_json(&settings.out, "queue", &bars, figures)?;
+    Ok(missed)
+}
+
+/// A node with room for what a suite puts into it, and a tenant whose requests to `origin` are queued on failure.
+fn node(origin: std::net::SocketAddr) -> Result<(tempfile::TempDir, Beamline, Admin)> {
+    let folder = tempfile::tempdir()?;
+    let config = folder.path().join("node.toml");
+    std::fs::write(&config, "[queue]\nmax_bytes = \"16GiB\"\nmax_records = 1000000\n")?;
+    let arguments = vec!["--config".into(), config.display().to_string()];
+    let node = Beamline::start(Options {
+        workers: 1,
+        cpu: Some(PROXY_CPU),
+        arguments,
+        ready_within: Duration::from_secs(60),
+        ..Options::default()
+    })?;
+    let admin = node.admin()?;
+    admin.create_tenant(TENANT, &[HOST], &["127.0.0.0/8"])?;
+    let mut wanted = manifest(HOST, origin);
+    wanted["upstreams"]["origin"]["queue"] =
+        json!({ "mode": "on-failure", "ordering_key": { "header": "x-key" }, "max_in_flight": 64 });
+    admin.apply(TENANT, &wanted)?;
+    Ok((folder, node, admin))
+}
+
+fn post(key: Option<usize>, body: usize) -> Vec<u8> {
+    let key = key.map(|n| format!("k{n}"));
+    let fields: Vec<_> = key.iter().map(|key| ("x-key", key.as_str())).collect();
+    load::request("POST", "/in", HOST, &fields, &vec![b'x'; body])
+}
+
+fn all_are(report: &Report, status: u16) -> Result<()> {
+    ensure!(
+        report.failed() == 0 && report.statuses.get(&status) == Some(&report.total()),
+        "expected {status} for each request; found {report}"
+    );
+    Ok(())
+}
+
+/// `202`s a second while the origin is down, and rows a second into SQLite alone.
+fn accepted(name: &str, body: usize) -> Result<(Bar, Value)> {
+    let (mut queue, mut sqlite) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let down = Port::reserve()?;
+        let (_folder, node, _admin) = node(down.address())?;
+        sqlite.push(sqlite_alone(node.folder(), body)?);
+        let plan = Plan::new(node.address(), post(None, body)).connections(64).timeout(PATIENCE);
+        let report = load::run(&plan.lasting(TURN))?;
+        all_are(&report, 202)?;
+        queue.push(report.rate());
+    }
+    println!("accepted, {name}: {queue:.0?} a second, SQLite alone {sqlite:.0?}");
+    let bar = Bar {
+        what: format!("202s a second with bodies of {name}, of what SQLite alone takes"),
+        found: median(queue.iter().zip(&sqlite).map(|(q, s)| q / s).collect()),
+        bound: Bound::AtLeast(BAR_ACCEPTED),
+        unit: "× SQLite",
+        void: None,
+    };
+    Ok((bar, json!({ "queue": queue, "sqlite": sqlite })))
+}
+
+/// Rows a second, in groups as the node makes them, each with an fsync.
+fn sqlite_alone(folder: &Path, body: usize) -> Result<f64> {
+    let path = folder.join("alone.db");
+    let own = rustix::thread::sched_getaffinity(None)?;
+    process::pin_to(PROXY_CPU)?;
+    let mut db = Connection::open(&path)?;
+    db.pragma_update(None, "journal_mode", "WAL")?;
+    db.pragma_update(None, "synchronous", "FULL")?;
+    db.execute_batch("CREATE TABLE record (seq INTEGER PRIMARY KEY, head BLOB, body BLOB)")?;
+    let (head, body) = (vec![b'h'; 300], vec![b'x'; body]);
+    let group = GROUP.0.min(GROUP.1 / body.len()).max(1);
+    let (began, mut rows) = (Instant::now(), 0);
+    while began.elapsed() < TURN {
+        let transaction = db.transaction()?;
+        for _ in 0..group {
+            transaction
+                .prepare_cached("INSERT INTO record (head, body) VALUES (?1, ?2)")?
+                .execute(params![head, body])?;
+        }
+        transaction.commit()?;
+        rows += group;
+    }
+    let rate = rows as f64 / began.elapsed().as_secs_f64();
+    drop(db);
+    rustix::thread::sched_setaffinity(None, &own)?;
+    for end in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(folder.join(format!("alone.db{end}")));
+    }
+    Ok(rate)
+}
+
+fn open(admin: &Admin) -> Result<u64> {
+    admin.get("/v1/status")?["queue"]["open"].as_u64().context("the node tells how much is queued")
+}
+
+/// Fills the queue with so many records over the keys, the origin being down.
+fn fill(node: &Beamline, records: u64) -> Result<()> {
+    let mut plan = Plan::new(node.address(), Vec::new()).connections(64).timeout(PATIENCE);
+    plan.requests = (0..KEYS).map(|key| post(Some(key), 256)).collect();
+    all_are(&load::run(&plan.lasting(PATIENCE).limit(records))?, 202)
+}
+
+/// Ordered deliveries a second over many keys, and the live rate to the same origin.
+fn delivered() -> Result<(Bar, Value)> {
+    let (mut delivered, mut live) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let origin = QuickOrigin::start(64)?;
+        let (_folder, node, _admin) = node(origin.address())?;
+        let plan = Plan::new(node.address(), post(None, 256)).connections(64).timeout(PATIENCE);
+        let report = load::run(&plan.lasting(TURN))?;
+        all_are(&report, 200)?;
+        live.push(report.rate());
+        drop((origin, node));
+
+        let port = Port::reserve()?;
+        let address = port.address();
+        let (_folder, node, admin) = self::node(address)?;
+        let records = 10_000;
+        fill(&node, records)?;
+        let _origin = QuickOrigin::start_on(port, 64)?;
+        // From when half of the first tenth is through: the probe's pause and the ramp are not the rate.
+        let until = Instant::now() + PATIENCE;
+        let mut first = None;
+        loop {
+            let left = open(&admin)?;
+            let now = Instant::now();
+            if first.is_none() && left < records - records / 20 {
+                first = Some((now, left));
+            }
+            if left == 0 {
+                let (since, then) = first.context("the queue drains in steps")?;
+                delivered.push(then as f64 / now.duration_since(since).as_secs_f64());
+                break;
+            }
+            ensure!(now < until, "{left} records are still queued");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    println!("delivered in order over {KEYS} keys: {delivered:.0?} a second, live {live:.0?}");
+    let bar = Bar {
+        what: format!("ordered deliveries a second over {KEYS} keys, of the live rate"),
+        found: median(delivered.iter().zip(&live).map(|(d, l)| d / l).collect()),
+        bound: Bound::AtLeast(BAR_DELIVERED),
+        unit: "× live",
+        void: None,
+    };
+    Ok((bar, json!({ "delivered": delivered, "live": live })))
+}
+
+/// Another tenant's p99, idle beside it, while a queue fills, and while it drains.
+fn neighbour() -> Result<(Vec<Bar>, Value)> {
+    let own = QuickOrigin::start(64)?;
+    let (mut idle, mut filling, mut draining) = (Vec::new(), Vec::new(), Vec::new());
+    let p99 = |report: &Report| report.latency.percentile(99.0).as_secs_f64() * 1e3;
+    for _ in 0..ROUNDS {
+        let port = Port::reserve()?;
+        let (_folder, node, admin) = node(port.address())?;
+        admin.create_tenant("neighbour", &[NEIGHBOUR], &["127.0.0.0/8"])?;
+        admin.apply("neighbour", &manifest(NEIGHBOUR, own.address()))?;
+        let quiet = Plan::new(node.address(), load::get("/", NEIGHBOUR));
+        let quiet = quiet.connections(8).rate(500.0).lasting(TURN).timeout(PATIENCE);
+        let mut fill = Plan::new(node.address(), Vec::new()).connections(16).rate(2000.0).timeout(PATIENCE);
+        fill.requests = (0..KEYS).map(|key| post(Some(key), 256)).collect();
+
+        let alone = load::run(&quiet)?;
+        let filler = load::start(fill.lasting(PATIENCE))?;
+        let beside = load::run(&quiet)?;
+        all_are(&filler.stop()?, 202)?;
+        let _origin = QuickOrigin::start_on(port, 64)?;
+        let after = load::run(&quiet)?;
+        for report in [&alone, &beside, &after] {
+            all_are(report, 200)?;
+        }
+        idle.push(p99(&alone));
+        filling.push(p99(&beside));
+        draining.push(p99(&after));
+    }
+    println!("another tenant's p99 in ms: idle {idle:.2?}, filling {filling:.2?}, draining {draining:.2?}");
+    let bar = |what: &str, of: &[f64]| Bar {
+        what: format!("another tenant's p99 while a queue {what}"),
+        found: median(of.iter().zip(&idle).map(|(a, b)| a / b).collect()),
+        bound: Bound::AtMost(BAR_NEIGHBOUR),
+        unit: "× idle",
+        void: None,
+    };
+    let bars = vec![bar("fills", &filling), bar("drains", &draining)];
+    Ok((bars, json!({ "idle_ms": idle, "filling_ms": filling, "draining_ms": draining })))
+}
