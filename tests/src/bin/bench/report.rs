@@ -140,7 +140,8 @@ mod tests {
 
     #[test]
     fn a_void_figure_meets_no_bar() {
-        let mut bar = Bar { what: String::new(), found: 1.0, at_most: 1.25, unit: "", void: None };
+        let mut bar =
+            Bar { what: String::new(), found: 1.0, bound: Bound::AtMost(1.25), unit: "", void: None };
         assert!(bar.met());
         bar.void = Some("3 requests failed".into());
         assert!(!bar.met());
