@@ -12,6 +12,7 @@ pub enum ErrorKind {
     NoRoute,
     UnknownReceipt,
     MethodNotAllowed,
+    TooLateToCancel,
     Loop,
     FilterTrap,
     FilterTimeout,
@@ -57,7 +58,7 @@ const fn row(
 }
 
 /// Every error, in the order of [`ErrorKind`].
-pub const ERRORS: [ErrorRow; 22] = [
+pub const ERRORS: [ErrorRow; 23] = [
     row(
         ErrorKind::BadRequest,
         "bad-request",
@@ -80,6 +81,13 @@ pub const ERRORS: [ErrorRow; 22] = [
         405,
         "http_request_denied",
         "The method is not allowed here",
+    ),
+    row(
+        ErrorKind::TooLateToCancel,
+        "too-late-to-cancel",
+        409,
+        "http_request_denied",
+        "The request can no longer be cancelled",
     ),
     row(
         ErrorKind::Loop,
