@@ -187,6 +187,14 @@ impl Admin {
         self.call("GET", path, Body::None)
     }
 
+    /// Any other POST, its path from `/v1` on.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub fn post(&self, path: &str, document: &Value) -> Result<Value, AdminError> {
+        self.call("POST", path, Body::Json(document))
+    }
+
     fn call<T: DeserializeOwned>(&self, method: &str, path: &str, body: Body<'_>) -> Result<T, AdminError> {
         let unknown = |error: ureq::Error| AdminError::Unknown(format!("{method} {path}: {error}"));
         let (kind, bytes) = match body {

@@ -1,7 +1,7 @@
 //! The admin API: what operators, tenants and the CLI ask a node for, over HTTP and JSON.
 //!
 //! It authenticates and translates, and decides nothing: whether a caller may do something, and what it does, is `control`'s
-//! to say. One table, [`ROUTES`], is what the router is built from, what its tests walk, and what
+//! and the queue's to say. One table, [`ROUTES`], is what the router is built from, what its tests walk, and what
 //! `docs/reference/admin-api.md` is held against; every refusal is a row of [`PROBLEMS`].
 //!
 //! Invariants, each with a test of its name:
@@ -11,11 +11,13 @@
 //! - *No answer is kept by a cache.*
 
 mod answer;
+mod audit;
 mod auth;
 mod manifests;
 mod modules;
 mod node;
 mod problem;
+mod queue;
 mod request;
 mod routes;
 mod tenants;
@@ -39,7 +41,7 @@ pub type Liveness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 pub struct AdminState {
     /// Whom every change and every question about tenants goes to.
     pub control: Control,
-    /// The durable queue, for its depths.
+    /// The durable queue: its depths, and what is done to it by hand.
     pub queue: Queue,
     /// What `/readyz` answers.
     pub node: NodeState,

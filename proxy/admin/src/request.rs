@@ -6,7 +6,8 @@ use axum::{
     body::{Body, HttpBody as _},
     extract::{FromRequest, FromRequestParts, RawPathParams, Request},
 };
-use beamline_model::{RevisionId, TenantName};
+use beamline_model::{InvalidName, RevisionId, TenantName, UpstreamName};
+use beamline_queue::RecordId;
 use bytes::Bytes;
 use http::request::Parts;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
@@ -25,6 +26,12 @@ pub(crate) struct Tenant(pub(crate) TenantName);
 
 /// The revision that the path names.
 pub(crate) struct Revision(pub(crate) RevisionId);
+
+/// The queued record that the path names.
+pub(crate) struct Record(pub(crate) RecordId);
+
+/// The upstream that the path names.
+pub(crate) struct Upstream(pub(crate) UpstreamName);
 
 /// The whole body, as it came.
 pub(crate) struct Raw(pub(crate) Bytes);
@@ -66,6 +73,24 @@ impl<S: Send + Sync> FromRequestParts<S> for Revision {
                 format!("expected a revision's number, from 1 upwards; found {found:?}"),
             )
         })
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Record {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let id = parameter(parts, state, "record").await?.parse();
+        id.map(Self).map_err(|error| Refusal::of("unknown-record", format!("{error}")))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Upstream {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let name = parameter(parts, state, "upstream").await?.parse();
+        name.map(Self).map_err(|error: InvalidName| Refusal::of("unknown-upstream", error.to_string()))
     }
 }
 

@@ -3,7 +3,7 @@
 use axum::routing::{MethodFilter, MethodRouter, on};
 use http::Method;
 
-use crate::{AdminState, manifests, modules, node, tenants};
+use crate::{AdminState, audit, manifests, modules, node, queue, tenants};
 
 /// Who may use a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +67,15 @@ enum Operation {
     ListRevisions,
     ShowRevision,
     Rollback,
+    Lanes,
+    ListRecords,
+    ShowRecord,
+    RetryRecord,
+    DiscardRecord,
+    PurgeUpstream,
+    PauseUpstream,
+    ResumeUpstream,
+    Audit,
 }
 
 const KIB: usize = 1 << 10;
@@ -249,6 +258,117 @@ pub const ROUTES: &[RouteRow] = &[
         ],
         operation: Operation::Rollback,
     },
+    RouteRow {
+        method: Method::GET,
+        path: "/v1/queue",
+        who: Who::Token,
+        does: "see what waits and what is dead for each upstream that the token may see",
+        max_body: 0,
+        success: 200,
+        problems: &["queue-unavailable"],
+        operation: Operation::Lanes,
+    },
+    RouteRow {
+        method: Method::GET,
+        path: "/v1/tenants/{tenant}/queue/records",
+        who: Who::Tenant,
+        does: "list the tenant's queued records, oldest first",
+        max_body: 0,
+        success: 200,
+        problems: of_a_tenant!["queue-unavailable", "invalid-request"],
+        operation: Operation::ListRecords,
+    },
+    RouteRow {
+        method: Method::GET,
+        path: "/v1/tenants/{tenant}/queue/records/{record}",
+        who: Who::Tenant,
+        does: "see one queued record without its secrets",
+        max_body: 0,
+        success: 200,
+        problems: of_a_tenant!["queue-unavailable", "unknown-record"],
+        operation: Operation::ShowRecord,
+    },
+    RouteRow {
+        method: Method::POST,
+        path: "/v1/tenants/{tenant}/queue/records/{record}/retry",
+        who: Who::Tenant,
+        does: "queue a dead letter again",
+        max_body: 4 * KIB,
+        success: 200,
+        problems: of_a_tenant![
+            "queue-unavailable",
+            "invalid-request",
+            "body-too-large",
+            "body-incomplete",
+            "unknown-record",
+            "record-state",
+            "may-repeat"
+        ],
+        operation: Operation::RetryRecord,
+    },
+    RouteRow {
+        method: Method::POST,
+        path: "/v1/tenants/{tenant}/queue/records/{record}/discard",
+        who: Who::Tenant,
+        does: "give a record up and erase its content",
+        max_body: 0,
+        success: 200,
+        problems: of_a_tenant!["queue-unavailable", "unknown-record", "record-state"],
+        operation: Operation::DiscardRecord,
+    },
+    RouteRow {
+        method: Method::POST,
+        path: "/v1/tenants/{tenant}/queue/upstreams/{upstream}/purge",
+        who: Who::Tenant,
+        does: "give up all records of an upstream",
+        max_body: 4 * KIB,
+        success: 200,
+        problems: of_a_tenant![
+            "queue-unavailable",
+            "invalid-request",
+            "body-too-large",
+            "body-incomplete",
+            "unknown-upstream"
+        ],
+        operation: Operation::PurgeUpstream,
+    },
+    RouteRow {
+        method: Method::POST,
+        path: "/v1/tenants/{tenant}/queue/upstreams/{upstream}/pause",
+        who: Who::Tenant,
+        does: "pause deliveries to an upstream",
+        max_body: 0,
+        success: 200,
+        problems: of_a_tenant!["queue-unavailable", "unknown-upstream"],
+        operation: Operation::PauseUpstream,
+    },
+    RouteRow {
+        method: Method::POST,
+        path: "/v1/tenants/{tenant}/queue/upstreams/{upstream}/resume",
+        who: Who::Tenant,
+        does: "resume deliveries to an upstream",
+        max_body: 0,
+        success: 200,
+        problems: of_a_tenant!["queue-unavailable", "unknown-upstream"],
+        operation: Operation::ResumeUpstream,
+    },
+    RouteRow {
+        method: Method::GET,
+        path: "/v1/audit",
+        who: Who::Token,
+        does: "read what was done by whom, oldest first",
+        max_body: 0,
+        success: 200,
+        problems: &[
+            "other-tenant",
+            "store-unavailable",
+            "store-damaged",
+            "stopping",
+            "queue-unavailable",
+            "invalid-request",
+        ],
+        operation: Operation::Audit,
+    },
 ];
 
 /// The handler of a row, for its method.
@@ -269,5 +389,14 @@ pub(crate) fn endpoint(row: &RouteRow) -> MethodRouter<AdminState> {
         Operation::ListRevisions => on(method, manifests::revisions),
         Operation::ShowRevision => on(method, manifests::revision),
         Operation::Rollback => on(method, manifests::rollback),
+        Operation::Lanes => on(method, queue::lanes),
+        Operation::ListRecords => on(method, queue::records),
+        Operation::ShowRecord => on(method, queue::record),
+        Operation::RetryRecord => on(method, queue::retry),
+        Operation::DiscardRecord => on(method, queue::discard),
+        Operation::PurgeUpstream => on(method, queue::purge),
+        Operation::PauseUpstream => on(method, queue::pause),
+        Operation::ResumeUpstream => on(method, queue::resume),
+        Operation::Audit => on(method, audit::list),
     }
 }

@@ -23,8 +23,8 @@ pub(crate) fn permit_operator(actor: &TokenScope, wanted: &'static str) -> Resul
     }
 }
 
-/// The actor as the audit and events name it.
-pub(crate) fn named(actor: &TokenScope) -> String {
+/// The actor as the audit and events name it: `operator`, or `tenant/` and its name.
+pub fn named(actor: &TokenScope) -> String {
     match actor {
         TokenScope::Operator => "operator".to_owned(),
         TokenScope::Tenant(name) => format!("tenant/{name}"),

@@ -27,6 +27,7 @@ mod snapshot;
 mod stored;
 mod view;
 
+pub use actor::named as actor_name;
 pub use control::Control;
 pub use error::{ControlError, ControlErrorKind, Uncovered};
 pub use runtime::{TenantRuntime, Unloaded, UpstreamRuntime};

@@ -1,9 +1,11 @@
-//! `GET /.well-known/beamline/requests/<receipt>`: what became of a queued request. Before any filter, on every host.
+//! `/.well-known/beamline/requests/<receipt>`: `GET` tells what became of a queued request, `DELETE` cancels it. Before any
+//! filter, on every host.
 
-use std::rc::Rc;
+use std::{fmt, rc::Rc, time::Duration};
 
 use beamline_control::TenantRuntime;
 use beamline_http::{ErrorKind, RECEIPT_PATH, proxy_status};
+use beamline_queue::{Cancellation, ReceiptView};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Response, header, request::Parts};
 
@@ -22,17 +24,40 @@ pub(crate) async fn answer(
         )
     };
     let presented = parts.uri.path().strip_prefix(RECEIPT_PATH).ok_or_else(unknown)?;
-    if parts.method != Method::GET && parts.method != Method::HEAD {
-        return Err(Refusal::new(ErrorKind::MethodNotAllowed, "a receipt can be asked for with GET"));
+    match parts.method {
+        Method::GET | Method::HEAD => {
+            let view = worker.queue.receipt(&tenant.name, presented).await.map_err(unavailable)?;
+            told(&view.ok_or_else(unknown)?)
+        }
+        Method::DELETE => {
+            let done = worker.queue.cancel(&tenant.name, presented).await.map_err(unavailable)?;
+            match done.ok_or_else(unknown)? {
+                Cancellation::Done(view) => told(&view),
+                Cancellation::TooLate(view) => Err(Refusal::new(
+                    ErrorKind::TooLateToCancel,
+                    format!(
+                        "only a request that is queued or held can be cancelled; this one is {}: ask with GET how it ends",
+                        view.state
+                    ),
+                )),
+            }
+        }
+        _ => Err(Refusal::new(
+            ErrorKind::MethodNotAllowed,
+            "a receipt can be asked for with GET, and its request cancelled with DELETE",
+        )),
     }
-    let view = worker.queue.receipt(&tenant.name, presented).await.map_err(|error| {
-        tracing::warn!(%error, "a receipt could not be read");
-        Refusal::new(ErrorKind::QueueUnavailable, "the queue cannot be read now")
-            .retry_after(std::time::Duration::from_secs(5))
-    })?;
-    let view = view.ok_or_else(unknown)?;
+}
+
+fn unavailable(error: impl fmt::Display) -> Refusal {
+    tracing::warn!(%error, "a receipt could not be read, or its request not be cancelled");
+    Refusal::new(ErrorKind::QueueUnavailable, "the queue does not answer now")
+        .retry_after(Duration::from_secs(5))
+}
+
+fn told(view: &ReceiptView) -> Result<Response<ClientBody>, Refusal> {
     let json =
-        serde_json::to_vec(&view).map_err(|error| Refusal::new(ErrorKind::Internal, error.to_string()))?;
+        serde_json::to_vec(view).map_err(|error| Refusal::new(ErrorKind::Internal, error.to_string()))?;
     let mut response = Response::new(ClientBody::full(Bytes::from(json)));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -54,7 +54,7 @@ pub(crate) fn problem(worker: &Shared, exchange: &mut Finishing, refusal: Refusa
     let mut response = problem.into_response().map(ClientBody::full);
     if refusal.kind == ErrorKind::MethodNotAllowed {
         // RFC 9110, section 15.5.6. Receipts are all that this answers for.
-        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, DELETE"));
     }
     proxy_status(response.headers_mut(), error, node_detail(worker));
     response

@@ -12,6 +12,7 @@ pub enum ErrorKind {
     NoRoute,
     UnknownReceipt,
     MethodNotAllowed,
+    TooLateToCancel,
     Loop,
     FilterTrap,
     FilterTimeout,
@@ -81,6 +82,13 @@ pub const ERRORS: [ErrorRow; 23] = [
         405,
         "http_request_denied",
         "The method is not allowed here",
+    ),
+    row(
+        ErrorKind::TooLateToCancel,
+        "too-late-to-cancel",
+        409,
+        "http_request_denied",
+        "The request can no longer be cancelled",
     ),
     row(
         ErrorKind::Loop,

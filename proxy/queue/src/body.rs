@@ -63,6 +63,15 @@ pub(crate) enum StoredBody {
     File { name: BodyName, len: u64 },
 }
 
+impl StoredBody {
+    pub(crate) fn len(&self) -> u64 {
+        match self {
+            Self::Inline(bytes) => bytes.len() as u64,
+            Self::File { len, .. } => *len,
+        }
+    }
+}
+
 impl SettledBody {
     pub(crate) fn stored(&self) -> StoredBody {
         match self {

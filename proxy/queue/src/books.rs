@@ -20,7 +20,7 @@ use crate::{
     Settings,
     disk::Disk,
     keys::KeyIndex,
-    log::{Append, CensusRow, Ended, LogError, LogReader, Pruned},
+    log::{Append, CensusRow, Ended, Erased, LogError, LogReader, Pruned, Requeued},
     record::Lane,
 };
 
@@ -92,7 +92,7 @@ pub struct Totals {
     pub kept_bytes: u64,
     /// Bytes promised to requests that are being read.
     pub reserved_bytes: u64,
-    /// Receipts of delivered records.
+    /// Receipts of delivered records, and of those that were cancelled or discarded.
     pub receipts: u64,
     /// Deliveries in flight.
     pub in_flight: u64,
@@ -170,22 +170,57 @@ impl Account {
 #[derive(Debug, Default)]
 struct TenantBook {
     account: Account,
-    /// Open records of each upstream. Grows with the tenant's upstreams, which are few.
-    depths: ArcSwap<HashMap<UpstreamName, Arc<AtomicU64>>>,
+    /// What is kept for each upstream. Grows with the tenant's upstreams, which are few.
+    lanes: ArcSwap<HashMap<UpstreamName, Arc<LaneBook>>>,
+}
+
+/// What is kept for one upstream.
+#[derive(Debug, Default)]
+struct LaneBook {
+    open: AtomicU64,
+    /// Open records and dead letters, and their bytes.
+    kept: AtomicU64,
+    kept_bytes: AtomicU64,
+}
+
+/// A [`LaneBook`] at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LaneFigures {
+    pub(crate) open: u64,
+    pub(crate) dead: u64,
+    pub(crate) bytes: u64,
+}
+
+impl LaneBook {
+    fn keep(&self, bytes: u64) {
+        self.kept.fetch_add(1, Ordering::Relaxed);
+        self.kept_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn unkeep(&self, bytes: u64) {
+        self.kept.fetch_sub(1, Ordering::Relaxed);
+        self.kept_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn figures(&self) -> LaneFigures {
+        let open = self.open.load(Ordering::Relaxed);
+        let dead = self.kept.load(Ordering::Relaxed).saturating_sub(open);
+        LaneFigures { open, dead, bytes: self.kept_bytes.load(Ordering::Relaxed) }
+    }
 }
 
 impl TenantBook {
-    fn depth(&self, upstream: &UpstreamName) -> Arc<AtomicU64> {
-        if let Some(depth) = self.depths.load().get(upstream) {
-            return Arc::clone(depth);
+    fn lane(&self, upstream: &UpstreamName) -> Arc<LaneBook> {
+        if let Some(lane) = self.lanes.load().get(upstream) {
+            return Arc::clone(lane);
         }
-        let fresh = Arc::new(AtomicU64::new(0));
-        self.depths.rcu(|depths| {
-            let mut depths = HashMap::clone(depths);
-            depths.entry(upstream.clone()).or_insert_with(|| Arc::clone(&fresh));
-            depths
+        let fresh = Arc::new(LaneBook::default());
+        self.lanes.rcu(|lanes| {
+            let mut lanes = HashMap::clone(lanes);
+            lanes.entry(upstream.clone()).or_insert_with(|| Arc::clone(&fresh));
+            lanes
         });
-        Arc::clone(&self.depths.load()[upstream])
+        Arc::clone(&self.lanes.load()[upstream])
     }
 }
 
@@ -282,7 +317,21 @@ impl Books {
     pub(crate) fn depth(&self, tenant: &TenantName, upstream: &UpstreamName) -> u64 {
         let tenants = self.tenants.load();
         let Some(book) = tenants.get(tenant) else { return 0 };
-        book.depths.load().get(upstream).map_or(0, |depth| depth.load(Ordering::Relaxed))
+        book.lanes.load().get(upstream).map_or(0, |lane| lane.open.load(Ordering::Relaxed))
+    }
+
+    /// What is kept for each upstream, of one tenant or of all, in no order.
+    pub(crate) fn lanes(&self, of: Option<&TenantName>) -> Vec<(Lane, LaneFigures)> {
+        let tenants = self.tenants.load();
+        let wanted = tenants.iter().filter(|(tenant, _)| of.is_none_or(|of| of == *tenant));
+        let lanes = wanted.flat_map(|(tenant, book)| {
+            let lanes = book.lanes.load();
+            let figures = lanes.iter().map(|(upstream, lane)| {
+                (Lane { tenant: tenant.clone(), upstream: upstream.clone() }, lane.figures())
+            });
+            figures.collect::<Vec<_>>()
+        });
+        lanes.collect()
     }
 
     pub(crate) fn totals(&self) -> Totals {
@@ -318,7 +367,9 @@ impl Books {
     /// A record is in the log; its reservation settled.
     pub(crate) fn appended(&self, append: &Append, reservation: Reservation) {
         reservation.settle(append.size);
-        self.tenant(&append.lane.tenant).depth(&append.lane.upstream).fetch_add(1, Ordering::Relaxed);
+        let lane = self.tenant(&append.lane.tenant).lane(&append.lane.upstream);
+        lane.keep(append.size);
+        lane.open.fetch_add(1, Ordering::Relaxed);
         self.counters.open.fetch_add(1, Ordering::Relaxed);
         self.counters.accepted.fetch_add(1, Ordering::Relaxed);
     }
@@ -326,28 +377,50 @@ impl Books {
     /// A record is delivered or dead.
     pub(crate) fn ended(&self, ended: &Ended) {
         let tenant = self.tenant(&ended.lane.tenant);
-        tenant.depth(&ended.lane.upstream).fetch_sub(1, Ordering::Relaxed);
+        let lane = tenant.lane(&ended.lane.upstream);
+        lane.open.fetch_sub(1, Ordering::Relaxed);
         self.counters.open.fetch_sub(1, Ordering::Relaxed);
         if let Some(key) = &ended.key {
             self.keys.ended(&ended.lane, key);
         }
-        if ended.delivered {
-            tenant.account.unkeep(ended.size);
-            self.node.unkeep(ended.size);
+        if ended.erased {
+            self.let_go(&ended.lane, ended.size);
             self.counters.receipts.fetch_add(1, Ordering::Relaxed);
-            self.counters.delivered.fetch_add(1, Ordering::Relaxed);
-        } else {
-            self.counters.dead.fetch_add(1, Ordering::Relaxed);
         }
+        let counter = if ended.delivered { &self.counters.delivered } else { &self.counters.dead };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A dead letter's content was erased.
+    pub(crate) fn erased(&self, erased: &Erased) {
+        self.let_go(&erased.lane, erased.size);
+        self.counters.receipts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A dead letter is queued again: it was kept, and stays so.
+    pub(crate) fn requeued(&self, requeued: &Requeued) {
+        let lane = &requeued.candidate.lane;
+        if let Some(key) = &requeued.key {
+            self.keys.pending(lane, key).committed();
+        }
+        self.tenant(&lane.tenant).lane(&lane.upstream).open.fetch_add(1, Ordering::Relaxed);
+        self.counters.open.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What was kept of a record is room again.
+    fn let_go(&self, lane: &Lane, bytes: u64) {
+        let tenant = self.tenant(&lane.tenant);
+        tenant.account.unkeep(bytes);
+        tenant.lane(&lane.upstream).unkeep(bytes);
+        self.node.unkeep(bytes);
     }
 
     /// A finished record is deleted.
     pub(crate) fn pruned(&self, pruned: &Pruned) {
-        if pruned.delivered {
+        if pruned.receipt {
             self.counters.receipts.fetch_sub(1, Ordering::Relaxed);
         } else {
-            self.tenant(&pruned.lane.tenant).account.unkeep(pruned.size);
-            self.node.unkeep(pruned.size);
+            self.let_go(&pruned.lane, pruned.size);
         }
     }
 
@@ -365,13 +438,13 @@ impl Books {
         })?;
         let mut by_tenant: HashMap<TenantName, (u64, u64)> =
             self.tenants.load().keys().map(|name| (name.clone(), (0, 0))).collect();
-        let mut by_lane: HashMap<Lane, u64> = self
+        let mut by_lane: HashMap<Lane, (u64, u64, u64)> = self
             .tenants
             .load()
             .iter()
             .flat_map(|(tenant, book)| {
-                let upstreams: Vec<_> = book.depths.load().keys().cloned().collect();
-                upstreams.into_iter().map(|upstream| (Lane { tenant: tenant.clone(), upstream }, 0))
+                let upstreams: Vec<_> = book.lanes.load().keys().cloned().collect();
+                upstreams.into_iter().map(|upstream| (Lane { tenant: tenant.clone(), upstream }, (0, 0, 0)))
             })
             .collect();
         let (mut all_open, mut all, mut receipts) = (0, (0, 0), 0);
@@ -381,15 +454,18 @@ impl Books {
             all = (all.0 + kept, all.1 + kept_bytes);
             all_open += open;
             receipts += delivered;
-            by_lane.insert(lane, open);
+            by_lane.insert(lane, (open, kept, kept_bytes));
         }
         for (name, (kept, bytes)) in by_tenant {
             let account = &self.tenant(&name).account;
             account.kept.store(kept, Ordering::Release);
             account.kept_bytes.store(bytes, Ordering::Release);
         }
-        for (lane, open) in by_lane {
-            self.tenant(&lane.tenant).depth(&lane.upstream).store(open, Ordering::Relaxed);
+        for (lane, (open, kept, bytes)) in by_lane {
+            let lane = self.tenant(&lane.tenant).lane(&lane.upstream);
+            lane.open.store(open, Ordering::Relaxed);
+            lane.kept.store(kept, Ordering::Relaxed);
+            lane.kept_bytes.store(bytes, Ordering::Relaxed);
         }
         self.node.kept.store(all.0, Ordering::Release);
         self.node.kept_bytes.store(all.1, Ordering::Release);

@@ -31,7 +31,10 @@
 //! 12. **`a_receipt_is_shown_only_to_who_has_its_secret`.** Unknown, foreign and malformed receipts are all alike.
 //! 13. **`memory_is_bounded_by_windows_not_by_the_backlog`.** The backlog is on disk; in memory is a window of each
 //!     upstream's records that are due first.
-//! 14. **`an_idle_queue_does_nothing`.** No thread polls: each waits for a message, delivery also for the next due time.
+//! 14. **`what_is_done_by_hand_is_in_the_audit`.** A record that somebody cancels, discards, purges or queues again
+//!     changes in one transaction with its row of the audit; nothing that is shown holds a credential or a query.
+//! 15. **`of_a_paused_lane_nothing_is_begun`.** From the moment that the pause is answered, and after a restart.
+//! 16. **`an_idle_queue_does_nothing`.** No thread polls: each waits for a message, delivery also for the next due time.
 //!
 //! # Who does what
 //!
@@ -65,6 +68,7 @@ mod settings;
 mod spool;
 #[cfg(test)]
 mod tests;
+mod view;
 mod writer;
 
 pub use body::{BodyBuffer, BodyError};
@@ -72,7 +76,11 @@ pub use books::{Demand, Refusal, Reservation, Totals};
 pub use delivery::{Attempt, AttemptBody, BodyReader, Deliver, Delivery, DeliveryError, Outcome};
 pub use health::Health;
 pub use log::LogError;
-pub use queue::{Accepted, EnqueueError, OpenError, Queue, QueueError};
+pub use queue::{Accepted, Cancellation, EnqueueError, HandError, OpenError, Purged, Queue, QueueError};
 pub use receipt::{InvalidReceipt, Receipt};
-pub use record::{DeadReason, NewRecord, ReceiptView, RecordId, State, TraceRef};
+pub use record::{DeadReason, InvalidRecordId, NewRecord, ReceiptView, RecordId, State, StateName, TraceRef};
 pub use settings::{Settings, WallClock};
+pub use view::{
+    AuditRow, HeaderView, LaneStatus, PAGE_MAX, RecordListing, RecordPage, RecordQuery, RecordView,
+    RequestView,
+};

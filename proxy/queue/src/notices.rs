@@ -24,6 +24,8 @@ pub(crate) enum Notice {
     Swept { next_ms: Option<u64>, full: bool },
     /// A page of finished records was deleted; the earliest finish of what is left, and whether the page was full.
     Pruned { oldest_delivered_ms: Option<u64>, oldest_dead_ms: Option<u64>, full: bool },
+    /// A record was ended by hand at this time; its receipt is to be deleted in its time.
+    Ended { at_ms: u64 },
     /// Someone thinks that the upstream may be well, or there, again.
     Nudge(Lane),
     /// The log was reopened: what delivery knows of it may be wrong.

@@ -1,5 +1,7 @@
 //! The queue's front: what request threads and the admin side call. It only hands over and waits; other threads work.
 
+mod hands;
+
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use beamline_model::{TenantName, UpstreamName};
@@ -20,12 +22,14 @@ use crate::{
     reader::Reader,
     record::Lane,
     settings::{
-        bounds::{APPENDS_WAITING, HEAD_BYTES, KEY_BYTES, PAGE, RECEIPTS_WAITING, RECORD_OVERHEAD},
+        bounds::{APPENDS_WAITING, HANDS, HEAD_BYTES, KEY_BYTES, PAGE, RECEIPTS_WAITING, RECORD_OVERHEAD},
         millis,
     },
     spool::{Spool, bodies_dir, collect_orphans},
     writer::{AppendRest, PendingAppend, Tools, Writer},
 };
+
+pub use hands::{Cancellation, HandError, Purged};
 
 /// Why a queue could not be opened.
 #[derive(Debug, Error)]
@@ -115,6 +119,8 @@ struct Shared {
     appends: Arc<Semaphore>,
     /// Places for receipts that the reader has not answered.
     receipts: Arc<Semaphore>,
+    /// Places for what the admin side asks and does.
+    hands: Semaphore,
 }
 
 impl Queue {
@@ -161,6 +167,7 @@ impl Queue {
         collect(&mut *reader, &bodies)?;
         let books = Arc::new(Books::new(&settings, Arc::clone(&disk)));
         books.recount(&mut *reader)?;
+        let paused = reader.paused()?.into_iter().collect();
 
         let policy = Policy {
             epoch: log.epoch(),
@@ -184,6 +191,7 @@ impl Queue {
             notices: notice,
             wall_clock: Arc::clone(&settings.wall_clock),
             max_receipts: settings.max_receipts,
+            paused,
         })
         .map_err(OpenError::Thread)?;
 
@@ -206,6 +214,7 @@ impl Queue {
             reader,
             appends: Arc::new(Semaphore::new(APPENDS_WAITING)),
             receipts: Arc::new(Semaphore::new(RECEIPTS_WAITING)),
+            hands: Semaphore::new(HANDS),
         };
         Ok((Self(Arc::new(shared)), delivery))
     }

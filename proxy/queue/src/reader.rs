@@ -13,13 +13,29 @@ use crate::{
     record::{Lane, RecordId, Seq},
 };
 
+type Look = Box<dyn FnOnce(&mut dyn LogReader) + Send>;
 type Reply<T> = oneshot::Sender<Result<T, LogError>>;
 
 enum Command {
-    Receipt { id: RecordId, reply: Reply<Option<StoredReceipt>>, place: OwnedSemaphorePermit },
-    Window { lane: Lane, limit: usize, reply: Reply<Vec<Candidate>> },
-    Content { seq: Seq, reply: Reply<Option<Content>> },
-    Scan { reply: Reply<Scan> },
+    Receipt {
+        id: RecordId,
+        reply: Reply<Option<StoredReceipt>>,
+        place: OwnedSemaphorePermit,
+    },
+    Window {
+        lane: Lane,
+        limit: usize,
+        reply: Reply<Vec<Candidate>>,
+    },
+    Content {
+        seq: Seq,
+        reply: Reply<Option<Content>>,
+    },
+    Scan {
+        reply: Reply<Scan>,
+    },
+    /// Anything else that is asked for, seldom and not by requests.
+    Look(Look),
     Stop(oneshot::Sender<()>),
 }
 
@@ -68,6 +84,19 @@ impl Reader {
         self.ask(|reply| Command::Scan { reply }).await
     }
 
+    /// Has the reader's thread look at the log. The caller sees to it that few of these wait, and that each is short.
+    pub(crate) async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&mut dyn LogReader) -> Result<T, LogError> + Send + 'static,
+    ) -> Result<T, LogError> {
+        self.ask(|reply| {
+            Command::Look(Box::new(move |log| {
+                let _ = reply.send(look(log));
+            }))
+        })
+        .await
+    }
+
     /// Returns when the log is no longer read.
     pub(crate) async fn stop(&self) {
         let (reply, done) = oneshot::channel();
@@ -101,6 +130,7 @@ fn serve(mut log: Box<dyn LogReader>, inbox: &Receiver<Command>) {
             Command::Scan { reply } => {
                 let _ = reply.send(scan(&mut *log));
             }
+            Command::Look(look) => look(&mut *log),
             Command::Stop(reply) => {
                 drop(log);
                 let _ = reply.send(());

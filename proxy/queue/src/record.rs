@@ -1,10 +1,10 @@
 //! What a queued request is, and what can become of it.
 
-use std::{fmt, time::Duration};
+use std::{fmt, str::FromStr, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use beamline_model::{RevisionId, TenantName, UpstreamName};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::BodyBuffer;
 
@@ -40,6 +40,23 @@ impl RecordId {
 impl fmt::Display for RecordId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&URL_SAFE_NO_PAD.encode(self.0))
+    }
+}
+
+/// A text that is not a record's id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a record's id: expected 22 characters of base64url, as a list of records shows them")]
+pub struct InvalidRecordId;
+
+impl FromStr for RecordId {
+    type Err = InvalidRecordId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidRecordId> {
+        let mut bytes = [0; 16];
+        match URL_SAFE_NO_PAD.decode_slice(text, &mut bytes) {
+            Ok(16) => Ok(Self(bytes)),
+            _ => Err(InvalidRecordId),
+        }
     }
 }
 
@@ -146,17 +163,55 @@ pub enum DeadReason {
     Indeterminate,
     /// Its client was refused because of a disk error, yet the record was found when the log was reopened. Never sent.
     Unconfirmed,
+    /// The holder of its receipt withdrew it before it was tried again. Its content is erased.
+    Cancelled,
+    /// An operator or its tenant gave it up. Its content is erased.
+    Discarded,
+}
+
+/// The name of a [`State`], without its reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StateName {
+    /// [`State::Queued`].
+    Queued,
+    /// [`State::Delivering`].
+    Delivering,
+    /// [`State::Held`].
+    Held,
+    /// [`State::Delivered`].
+    Delivered,
+    /// [`State::Dead`].
+    Dead,
+}
+
+impl StateName {
+    /// The name as the API writes it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Delivering => "delivering",
+            Self::Held => "held",
+            Self::Delivered => "delivered",
+            Self::Dead => "dead",
+        }
+    }
 }
 
 impl State {
     /// The state's name: `queued`, `delivering`, `held`, `delivered` or `dead`.
     pub const fn token(self) -> &'static str {
+        self.name().as_str()
+    }
+
+    /// The state without what belongs to it.
+    pub const fn name(self) -> StateName {
         match self {
-            Self::Queued => "queued",
-            Self::Delivering => "delivering",
-            Self::Held => "held",
-            Self::Delivered { .. } => "delivered",
-            Self::Dead { .. } => "dead",
+            Self::Queued => StateName::Queued,
+            Self::Delivering => StateName::Delivering,
+            Self::Held => StateName::Held,
+            Self::Delivered { .. } => StateName::Delivered,
+            Self::Dead { .. } => StateName::Dead,
         }
     }
 
@@ -175,7 +230,14 @@ impl DeadReason {
             Self::Expired => "expired",
             Self::Indeterminate => "indeterminate",
             Self::Unconfirmed => "unconfirmed",
+            Self::Cancelled => "cancelled",
+            Self::Discarded => "discarded",
         }
+    }
+
+    /// Whether the record gave its content up when it died: there is nothing left to try again.
+    pub const fn is_erased(self) -> bool {
+        matches!(self, Self::Cancelled | Self::Discarded)
     }
 }
 

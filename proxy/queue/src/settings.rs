@@ -97,6 +97,8 @@ pub(crate) mod bounds {
     pub(crate) const APPENDS_WAITING: usize = 512;
     /// Receipts that are asked for and not yet answered.
     pub(crate) const RECEIPTS_WAITING: usize = 256;
+    /// Questions and interventions of the admin side that are under way.
+    pub(crate) const HANDS: usize = 8;
     /// Notices to delivery that it has not taken; beyond it, delivery scans the log instead.
     pub(crate) const NOTICES: usize = 4096;
     /// What a body keeps in memory before it becomes a file.

@@ -8,6 +8,7 @@
 //! meanwhile is refused, and what delivery wants recorded is kept and committed first after that.
 
 use std::{
+    collections::HashSet,
     io,
     sync::{
         Arc,
@@ -26,7 +27,7 @@ use crate::{
     fault::Fault,
     health::HealthCell,
     keys::PendingKey,
-    log::{Append, Change, Effect, Ended, Log, LogError},
+    log::{Act, Append, Candidate, Change, Effect, Ended, Intervened, Intervention, Log, LogError},
     notices::{Notice, NoticeSender},
     owner::OwnerLock,
     record::{Lane, RecordId},
@@ -93,6 +94,8 @@ pub(crate) struct Tools {
     pub(crate) notices: NoticeSender,
     pub(crate) wall_clock: WallClock,
     pub(crate) max_receipts: u64,
+    /// The lanes that are paused.
+    pub(crate) paused: HashSet<Lane>,
 }
 
 impl Writer {
@@ -297,16 +300,49 @@ impl Worker {
         if let SettledBody::File(file, _) = rest.body {
             file.keep();
         }
-        self.tools.notices.send(if *front {
-            Notice::Ready(append.candidate(*seq))
-        } else {
-            Notice::Behind { expires_ms: append.expires_ms }
-        });
+        self.queued(append.candidate(*seq), *front);
         let _ = rest.reply.send(Ok(()));
         drop(rest.place);
     }
 
-    fn announce(&self, change: &Change, effect: &Effect) {
+    /// Says that a record is queued. Of a paused lane delivery need not know more than when it expires: the log would
+    /// not let it begin, and when the lane is resumed it is read.
+    fn queued(&self, candidate: Candidate, front: bool) {
+        let may_go = front && !self.tools.paused.contains(&candidate.lane);
+        self.tools.notices.send(if may_go {
+            Notice::Ready(candidate)
+        } else {
+            Notice::Behind { expires_ms: candidate.expires_ms }
+        });
+    }
+
+    fn intervened(&mut self, what: &Intervention, done: &Intervened) {
+        done.ended.iter().for_each(|ended| self.ended(ended));
+        for erased in &done.erased {
+            self.tools.books.erased(erased);
+            if let Some(body) = erased.freed {
+                self.tools.spool.remove(body);
+            }
+        }
+        if !(done.ended.is_empty() && done.erased.is_empty()) {
+            self.tools.notices.send(Notice::Ended { at_ms: what.at_ms });
+        }
+        if let Some(requeued) = &done.requeued {
+            self.tools.books.requeued(requeued);
+            self.queued(requeued.candidate.clone(), requeued.front);
+        }
+        if let Act::Pause { upstream, paused } = &what.act {
+            let lane = Lane { tenant: what.tenant.clone(), upstream: upstream.clone() };
+            if *paused {
+                self.tools.paused.insert(lane);
+            } else {
+                self.tools.paused.remove(&lane);
+                self.tools.notices.send(Notice::Released(lane));
+            }
+        }
+    }
+
+    fn announce(&mut self, change: &Change, effect: &Effect) {
         match (change, effect) {
             (_, Effect::Ended(ended)) => self.ended(ended),
             (Change::Expire { limit, .. }, Effect::Expired { ended, next_ms }) => {
@@ -334,6 +370,7 @@ impl Worker {
             (Change::Retry { again, .. }, Effect::Done) => {
                 self.tools.notices.send(Notice::Ready(again.clone()))
             }
+            (Change::Intervene(what), Effect::Intervened(done)) => self.intervened(what, done),
             (Change::Release { lane }, _) => self.tools.notices.send(Notice::Released(lane.clone())),
             _ => {}
         }
@@ -345,7 +382,7 @@ impl Worker {
             self.tools.spool.remove(body);
         }
         if let Some(next) = &ended.promoted {
-            self.tools.notices.send(Notice::Ready(next.clone()));
+            self.queued(next.clone(), true);
         }
     }
 

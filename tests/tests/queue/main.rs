@@ -5,6 +5,7 @@
 
 mod crash;
 mod delivery;
+mod hands;
 mod order;
 mod receipts;
 mod room;

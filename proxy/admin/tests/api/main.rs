@@ -66,6 +66,7 @@ fn main() -> ExitCode {
         a_module_that_is_none_is_refused_with_what_was_found,
         a_dry_run_changes_nothing,
         probes_need_no_token_and_tell_nothing_of_tenants,
+        what_is_done_to_the_queue_is_refused_by_name_or_told_in_the_audit,
     ];
     println!("test result: ok. {ran} passed");
     ExitCode::SUCCESS
@@ -77,7 +78,11 @@ fn line(row: &RouteRow) -> String {
 
 /// A row's line for tenant `acme` and its first revision.
 fn for_acme(row: &RouteRow) -> String {
-    line(row).replace("{tenant}", "acme").replace("{revision}", "1")
+    line(row)
+        .replace("{tenant}", "acme")
+        .replace("{revision}", "1")
+        .replace("{upstream}", "api")
+        .replace("{record}", "AAAAAAAAAAAAAAAAAAAAAA")
 }
 
 async fn push(node: &Node) -> Value {
@@ -153,6 +158,24 @@ async fn the_pages_examples_are_what_the_api_takes_and_answers(node: &Node, page
             "PUT /v1/tenants/{tenant}/manifest" => apply(node, &manifest(page, &module)).await,
             "POST /v1/tenants/{tenant}/rollback" => {
                 node.ask(&for_acme(row), &node.acme, page.request(&route).to_string()).await
+            }
+            // Deliveries are paused meanwhile, so that what is queued again stays so.
+            "POST /v1/tenants/{tenant}/queue/records/{record}/retry" => {
+                let path = route.replace("{tenant}", "acme").replace("{record}", &node.dead_letter().await);
+                node.acme("POST /v1/tenants/acme/queue/upstreams/api/pause").await.ok();
+                let answer = node.ask(&path, &node.acme, page.request(&route).to_string()).await;
+                node.acme("POST /v1/tenants/acme/queue/upstreams/api/resume").await.ok();
+                answer
+            }
+            path if path.contains("{record}") => {
+                let path = route.replace("{tenant}", "acme").replace("{record}", &node.dead_letter().await);
+                node.acme(&path).await
+            }
+            // The queue's rows alone: all others have details of their own.
+            "GET /v1/audit" => node.acme("GET /v1/audit?after=999999.0").await,
+            "GET /v1/tenants/{tenant}/queue/records" => {
+                node.dead_letter().await;
+                node.acme("GET /v1/tenants/acme/queue/records?state=dead").await
             }
             _ => node.ask(&for_acme(row), &node.operator, Body::empty()).await,
         };
@@ -426,4 +449,75 @@ async fn probes_need_no_token_and_tell_nothing_of_tenants(node: &Node, _: &Page)
     let stalled = live().await;
     assert_eq!((stalled.status.as_u16(), stalled.problem()), (503, "not-live"));
     assert_eq!(stalled.detail(), "worker 1 has made no progress for 3 s");
+}
+
+async fn what_is_done_to_the_queue_is_refused_by_name_or_told_in_the_audit(node: &Node, page: &Page) {
+    let mut plain = page.request("PUT /v1/tenants/{tenant}/manifest").clone();
+    plain["filters"] = json!([]);
+    apply(node, &plain).await.ok();
+    let id = node.dead_letter().await;
+    let of_it = |then: &str| format!("/v1/tenants/acme/queue/records/{id}{then}");
+    let ask = async |line: String, body: Value| node.ask(&line, &node.acme, body.to_string()).await;
+    let upstreams = "/v1/tenants/acme/queue/upstreams";
+    for (line, body, status, problem, named) in [
+        (format!("GET {}x", of_it("")), Value::Null, 404, "unknown-record", "22 characters of base64url"),
+        (
+            "GET /v1/tenants/acme/queue/records/AAAAAAAAAAAAAAAAAAAAAA".into(),
+            Value::Null,
+            404,
+            "unknown-record",
+            "its retention is over",
+        ),
+        (format!("POST {upstreams}/other/pause"), Value::Null, 404, "unknown-upstream", "one of [api]"),
+        (format!("POST {upstreams}/O!/pause"), Value::Null, 404, "unknown-upstream", "O!"),
+        (
+            format!("POST {upstreams}/api/purge"),
+            json!({ "states": ["delivered"] }),
+            422,
+            "invalid-request",
+            "cannot be discarded",
+        ),
+        (
+            "GET /v1/tenants/acme/queue/records?state=lost".into(),
+            Value::Null,
+            422,
+            "invalid-request",
+            "unknown variant `lost`",
+        ),
+        ("GET /v1/audit?after=7".into(), Value::Null, 422, "invalid-request", "`next` of an earlier answer"),
+        ("GET /v1/audit?tenant=globex".into(), Value::Null, 403, "other-tenant", "not for tenant globex"),
+    ] {
+        let answer = ask(line.clone(), body).await;
+        assert_eq!((answer.status.as_u16(), answer.problem()), (status, problem), "{line}");
+        assert!(answer.detail().contains(named), "{line}: {}", answer.detail());
+    }
+    let foreign = format!("GET /v1/tenants/globex/queue/records/{id}");
+    let foreign = node.ask(&foreign, &node.globex, Body::empty()).await;
+    assert_eq!((foreign.status.as_u16(), foreign.problem()), (404, "unknown-record"), "it is another's");
+
+    let shown = node.acme(&format!("GET {}", of_it(""))).await.ok();
+    assert!(!shown.to_string().contains("s3cret"), "{shown}");
+    ask(format!("POST {}", of_it("/discard")), Value::Null).await.ok();
+    let again = ask(format!("POST {}", of_it("/retry")), json!({ "may_repeat": true })).await;
+    assert_eq!((again.status.as_u16(), again.problem()), (409, "record-state"));
+    assert!(again.detail().contains("dead(discarded)"), "{}", again.detail());
+
+    // Page by page, or at once: the same rows.
+    let all = node.ask("GET /v1/audit", &node.operator, Body::empty()).await.ok();
+    let (mut paged, mut next) = (Vec::new(), "0.0".to_owned());
+    loop {
+        let page = format!("GET /v1/audit?limit=2&after={next}");
+        let page = node.ask(&page, &node.operator, Body::empty()).await.ok();
+        let Some([_, ..]) = page["entries"].as_array().map(Vec::as_slice) else { break };
+        paged.extend(page["entries"].as_array().unwrap().clone());
+        next = page["next"].as_str().unwrap().to_owned();
+    }
+    assert_eq!(all["entries"], Value::Array(paged));
+    let own = node.acme("GET /v1/audit").await.ok();
+    let last = own["entries"].as_array().unwrap().last().unwrap();
+    assert_eq!((&last["action"], &last["actor"]), (&json!("queue.discard"), &json!("tenant/acme")));
+    assert_eq!(last["detail"]["record"], json!(id));
+    let theirs = node.ask("GET /v1/audit", &node.globex, Body::empty()).await.ok();
+    let only = theirs["entries"].as_array().unwrap().iter().all(|entry| entry["tenant"] == "globex");
+    assert!(only, "{theirs}");
 }

@@ -1,16 +1,20 @@
 //! A whole node behind the API, in this process: store, queue, engine and control plane as `beamline serve` has them.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use axum::{Router, body::Body};
 use beamline_admin::{AdminState, router};
 use beamline_control::{Control, ControlSettings};
 use beamline_filter_host::{Compiler, CompilerSettings, Engine, EngineSettings};
+use beamline_model::{TenantName, UpstreamName};
 use beamline_node_state::NodeState;
-use beamline_queue::{Delivery, Queue};
+use beamline_queue::{Attempt, Deliver, Demand, NewRecord, Outcome, Queue, TraceRef};
 use beamline_store::SqliteStore;
 use beamline_telemetry::{LogTarget, Telemetry};
 use http::{HeaderMap, Method, Request, StatusCode, header};
@@ -26,7 +30,7 @@ pub(crate) struct Node {
     pub(crate) operator: String,
     pub(crate) acme: String,
     pub(crate) globex: String,
-    _delivery: Delivery,
+    pub(crate) queue: Queue,
     _dir: tempfile::TempDir,
 }
 
@@ -81,6 +85,8 @@ impl Node {
         };
         assert!(control.operator_token_if_first_start(keep).await.unwrap());
         let (queue, delivery) = Queue::open(beamline_queue::Settings::new(dir.path().join("queue"))).unwrap();
+        // It ends with the queue.
+        delivery.spawn(|| Refusing, std::future::pending(), Duration::ZERO).unwrap();
         let (state, alive) = (NodeState::new(), Arc::new(AtomicBool::new(true)));
         state.started();
         let beats = Arc::clone(&alive);
@@ -91,7 +97,12 @@ impl Node {
                 Err("worker 1 has made no progress for 3 s".to_owned())
             }
         };
-        let router = router(AdminState { control, queue, node: state.clone(), liveness: Arc::new(liveness) });
+        let router = router(AdminState {
+            control,
+            queue: queue.clone(),
+            node: state.clone(),
+            liveness: Arc::new(liveness),
+        });
         let mut node = Self {
             router,
             state,
@@ -99,7 +110,7 @@ impl Node {
             operator,
             acme: String::new(),
             globex: String::new(),
-            _delivery: delivery,
+            queue,
             _dir: dir,
         };
         node.acme = node.create(new_tenant).await;
@@ -110,6 +121,36 @@ impl Node {
     async fn create(&self, tenant: &Value) -> String {
         let created = self.ask("POST /v1/tenants", &self.operator, tenant.to_string()).await.ok();
         created["token"].as_str().expect("a new tenant has a token").to_owned()
+    }
+
+    /// A new dead letter of acme's upstream `api`, rejected by its origin: its id.
+    pub(crate) async fn dead_letter(&self) -> String {
+        let tenant: TenantName = "acme".parse().unwrap();
+        let record = NewRecord {
+            tenant: tenant.clone(),
+            upstream: "api".parse().unwrap(),
+            revision: beamline_model::RevisionId(1),
+            method: "POST".into(),
+            target: "/orders?token=s3cret".into(),
+            host: "acme.test".into(),
+            headers: [("content-type", "text/plain"), ("authorization", "Bearer s3cret")]
+                .map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()))
+                .to_vec(),
+            body: self.queue.body(1024),
+            ordering_key: None,
+            repeat_safe: false,
+            expiry: Duration::from_secs(3600),
+            trace: TraceRef::default(),
+            request_id: "r".into(),
+        };
+        let room = self.queue.reserve(&tenant, 1024, Demand::Asked).unwrap();
+        let accepted = self.queue.enqueue(record, room).await.unwrap();
+        loop {
+            if self.queue.record(&tenant, accepted.id).await.unwrap().listing.finished_ms.is_some() {
+                return accepted.id.to_string();
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
 
     /// Asks for `METHOD /path` with a token (none where empty) and a body.
@@ -135,5 +176,18 @@ impl Node {
     /// As tenant `acme`, without a body.
     pub(crate) async fn acme(&self, line: &str) -> Answer {
         self.ask(line, &self.acme, Body::empty()).await
+    }
+}
+
+/// An origin that takes nothing.
+struct Refusing;
+
+impl Deliver for Refusing {
+    async fn deliver(&self, _: Attempt) -> Outcome {
+        Outcome::Answered { status: 400, retry_after: None, complete: true }
+    }
+
+    fn in_flight_cap(&self, _: &TenantName, _: &UpstreamName) -> u32 {
+        1
     }
 }

@@ -76,6 +76,11 @@ impl Node {
         self.exchange(Method::POST, path, Some(("application/json", document.to_string().as_bytes())))
     }
 
+    /// Posts nothing: the path says it all.
+    pub(crate) fn post_empty(&self, path: &str) -> Result<Answer, Failure> {
+        self.exchange(Method::POST, path, None)
+    }
+
     /// Posts a module.
     pub(crate) fn post_module(&self, path: &str, module: &[u8]) -> Result<Answer, Failure> {
         self.exchange(Method::POST, path, Some(("application/wasm", module)))

@@ -97,6 +97,9 @@ impl Problem {
             "unknown-tenant" => "`beamline tenant list` shows the tenants there are.",
             "no-revision" => "`beamline apply FILE --tenant NAME` makes the first one.",
             "unknown-revision" | "no-previous-revision" => "`beamline show NAME --revisions` shows them.",
+            "unknown-upstream" => "`beamline queue status` shows the upstreams for which something is kept.",
+            "unknown-record" => "`beamline queue list --tenant NAME` shows the records there are.",
+            "may-repeat" => "With --may-repeat it is sent again all the same.",
             "changed-meanwhile" => "`beamline show NAME --manifest` shows what is active now.",
             _ => return None,
         })

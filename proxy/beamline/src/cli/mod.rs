@@ -4,10 +4,12 @@
 //! decides what the node decides: what it refuses is shown as it said it.
 
 mod apply;
+mod audit;
 mod client;
 mod failure;
 mod node_args;
 mod push;
+mod queue;
 #[cfg(test)]
 mod reference;
 mod report;
@@ -39,6 +41,8 @@ pub(crate) enum Command {
     Show(show::ShowArgs),
     Rollback(rollback::RollbackArgs),
     Status(status::StatusArgs),
+    Queue(queue::QueueArgs),
+    Audit(audit::AuditArgs),
 }
 
 /// Does what `command` says, prints what came of it, and returns the process's exit code: 0 done, 1 refused by the
@@ -72,6 +76,8 @@ impl Command {
             Self::Show(args) => &args.node,
             Self::Rollback(args) => &args.node,
             Self::Status(args) => &args.node,
+            Self::Queue(args) => &args.node,
+            Self::Audit(args) => &args.node,
         }
     }
 }
@@ -84,5 +90,7 @@ fn ask(command: &Command) -> Result<Report, Failure> {
         Command::Show(args) => show::run(args),
         Command::Rollback(args) => rollback::run(args),
         Command::Status(args) => status::run(args),
+        Command::Queue(args) => queue::run(args),
+        Command::Audit(args) => audit::run(args),
     }
 }

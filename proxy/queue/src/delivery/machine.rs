@@ -261,6 +261,7 @@ impl Machine {
                 self.plan(now, &lane, caps);
             }
             Notice::Behind { expires_ms } => self.sweep.wish(expires_ms),
+            Notice::Ended { at_ms } => self.wish_to_prune(Some(at_ms), None),
             Notice::Released(lane) => {
                 self.lane(&lane).disk.stale = true;
                 self.plan(now, &lane, caps);

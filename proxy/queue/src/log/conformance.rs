@@ -200,7 +200,7 @@ fn a_dead_record_keeps_its_content_until_it_is_pruned(place: &dyn Place) {
     let kept = Effect::Pruned { pruned: vec![], oldest_delivered_ms: None, oldest_dead_ms: Some(9000) };
     assert_eq!(one(&mut *log, prune(9000)), kept);
     let Effect::Pruned { pruned, oldest_dead_ms: None, .. } = one(&mut *log, prune(9001)) else { panic!() };
-    assert_eq!((pruned.len(), pruned[0].freed.is_some(), pruned[0].delivered), (1, true, false));
+    assert_eq!((pruned.len(), pruned[0].freed.is_some(), pruned[0].receipt), (1, true, false));
     assert!(log.reader().unwrap().receipt(id(3)).unwrap().is_none());
 }
 
@@ -369,6 +369,224 @@ fn the_census_counts_what_is_there(place: &dyn Place) {
     );
 }
 
+fn by_hand(log: &mut dyn Log, act: Act) -> Effect {
+    let (tenant, actor) = ("acme".parse().unwrap(), "operator".to_owned());
+    one(log, Change::Intervene(Box::new(Intervention { tenant, actor, at_ms: 9500, act })))
+}
+
+fn intervened(effect: Effect) -> Intervened {
+    match effect {
+        Effect::Intervened(done) => *done,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The audit as lines.
+fn audit(log: &dyn Log) -> Vec<String> {
+    let rows = log.reader().unwrap().audit(None, 0, 100).unwrap();
+    rows.iter().map(|r| format!("{} {} {} {}", r.actor, r.action, r.count, r.detail)).collect()
+}
+
+fn dead(reason: DeadReason) -> State {
+    State::Dead { reason }
+}
+
+fn kill(log: &mut dyn Log, seq: Seq, reason: DeadReason) {
+    begin(log, seq, 0);
+    ended(finish(log, seq, 1, End::Dead(reason)));
+}
+
+fn only_what_waits_can_be_cancelled(place: &dyn Place) {
+    let mut log = place.open();
+    let seqs: Vec<_> = [3, 1, 2].map(|n| put(&mut *log, n, (n > 1).then_some("k")).0).to_vec();
+    let done = intervened(by_hand(&mut *log, Act::Cancel { id: id(3) }));
+    let [end] = &done.ended[..] else { panic!("{done:?}") };
+    assert_eq!((end.size, end.delivered, end.erased, end.freed.is_some()), (603, false, true, true));
+    assert_eq!(end.promoted.as_ref().unwrap().seq, seqs[2], "the next of its key goes on");
+    assert_eq!(state(&*log, 3), dead(DeadReason::Cancelled));
+    assert_eq!(log.reader().unwrap().content(seqs[0]).unwrap(), None);
+    assert_eq!(begin(&mut *log, seqs[0], 0), Effect::Stale);
+    let refused = |state| Effect::Refused(Refused::State(state));
+    assert_eq!(by_hand(&mut *log, Act::Cancel { id: id(3) }), refused(dead(DeadReason::Cancelled)));
+    begin(&mut *log, seqs[1], 0);
+    assert_eq!(by_hand(&mut *log, Act::Cancel { id: id(1) }), refused(State::Delivering));
+    let hold = Change::Hold { attempt: attempt(&*log, seqs[1], 1) };
+    one(&mut *log, hold);
+    intervened(by_hand(&mut *log, Act::Cancel { id: id(1) }));
+    kill(&mut *log, seqs[2], DeadReason::Rejected);
+    assert_eq!(by_hand(&mut *log, Act::Cancel { id: id(2) }), refused(dead(DeadReason::Rejected)));
+    assert_eq!(by_hand(&mut *log, Act::Cancel { id: id(9) }), Effect::Refused(Refused::Unknown));
+    assert_eq!(audit(&*log), ["operator queue.cancel 1 was queued", "operator queue.cancel 1 was held"]);
+}
+
+fn a_discarded_dead_letter_is_a_receipt_and_nothing_more(place: &dyn Place) {
+    let mut log = place.open();
+    let (seq, _) = put(&mut *log, 3, None);
+    kill(&mut *log, seq, DeadReason::Unconfirmed);
+    let done = intervened(by_hand(&mut *log, Act::Discard { id: id(3) }));
+    let [erased] = &done.erased[..] else { panic!("{done:?}") };
+    assert_eq!((erased.size, erased.freed.is_some(), done.ended.len()), (603, true, 0));
+    assert_eq!(state(&*log, 3), dead(DeadReason::Discarded));
+    let again = by_hand(&mut *log, Act::Discard { id: id(3) });
+    assert_eq!(again, Effect::Refused(Refused::State(dead(DeadReason::Discarded))));
+    let mut rows = vec![];
+    log.reader().unwrap().census(&mut |row| rows.push(row)).unwrap();
+    let counted = CensusRow::Lane { lane: lane("acme"), open: 0, kept: 0, kept_bytes: 0, delivered: 1 };
+    assert_eq!(rows[0], counted);
+    let view = log.reader().unwrap().record(&"acme".parse().unwrap(), id(3)).unwrap().unwrap();
+    assert_eq!((view.request, view.listing.path), (None, None));
+    // It goes with the receipts of delivered records.
+    let prune = |ms| Change::Prune { delivered_before_ms: ms, dead_before_ms: 0, limit: 10 };
+    let kept = Effect::Pruned { pruned: vec![], oldest_delivered_ms: Some(9500), oldest_dead_ms: None };
+    assert_eq!(one(&mut *log, prune(9500)), kept);
+    let Effect::Pruned { pruned, .. } = one(&mut *log, prune(9501)) else { panic!() };
+    assert!(pruned[0].receipt && pruned[0].freed.is_none());
+    assert_eq!(audit(&*log), ["operator queue.discard 1 was dead(unconfirmed)"]);
+}
+
+fn a_dead_letter_is_queued_again_behind_what_came_since(place: &dyn Place) {
+    let mut log = place.open();
+    let (first, _) = put(&mut *log, 3, Some("k"));
+    kill(&mut *log, first, DeadReason::Rejected);
+    let (since, _) = put(&mut *log, 2, Some("k"));
+    let requeue = |log: &mut dyn Log, n, may_repeat| by_hand(log, Act::Requeue { id: id(n), may_repeat });
+    let again = intervened(requeue(&mut *log, 3, false)).requeued.unwrap();
+    assert_eq!((again.candidate.seq, again.front, again.key.as_deref()), (Seq(3), false, Some("k")));
+    assert_eq!((again.candidate.attempts, again.candidate.due_ms, again.candidate.blame), (1, 9500, None));
+    assert_eq!(again.candidate.expires_ms, 9500 + 49_000, "as long as at first");
+    assert_eq!((state(&*log, 3), window(&*log)), (State::Queued, vec![since.0]));
+    assert_eq!(log.reader().unwrap().content(Seq(3)).unwrap().unwrap().request_id, "request-3");
+    assert_eq!(put(&mut *log, 4, None).0, Seq(4), "no place is given twice");
+    begin(&mut *log, since, 0);
+    let next = ended(finish(&mut *log, since, 1, WHOLE)).promoted.unwrap();
+    assert_eq!((next.seq, next.attempts), (Seq(3), 1));
+    assert_eq!(begin(&mut *log, Seq(3), 1), Effect::Done);
+    assert_eq!(
+        requeue(&mut *log, 3, true),
+        Effect::Refused(Refused::State(State::Delivering)),
+        "only dead letters"
+    );
+}
+
+fn what_must_not_be_sent_again_is_not_queued_again(place: &dyn Place) {
+    let mut log = place.open();
+    let requeue = |log: &mut dyn Log, n, may_repeat| by_hand(log, Act::Requeue { id: id(n), may_repeat });
+    let seqs = [1, 3, 5].map(|n| put(&mut *log, n, None).0);
+    kill(&mut *log, seqs[0], DeadReason::Indeterminate);
+    assert_eq!(requeue(&mut *log, 1, false), Effect::Refused(Refused::MayRepeat));
+    assert!(intervened(requeue(&mut *log, 1, true)).requeued.is_some());
+    one(&mut *log, Change::Disown { id: id(3), at_ms: 5 });
+    intervened(by_hand(&mut *log, Act::Discard { id: id(5) }));
+    for (n, reason) in [(3, DeadReason::Unconfirmed), (5, DeadReason::Discarded)] {
+        let refused = Effect::Refused(Refused::State(dead(reason)));
+        assert_eq!(requeue(&mut *log, n, true), refused);
+    }
+    assert_eq!(
+        audit(&*log),
+        ["operator queue.retry 1 was dead(indeterminate)", "operator queue.discard 1 was queued"]
+    );
+}
+
+fn a_purge_goes_page_by_page_and_not_beyond_where_it_began(place: &dyn Place) {
+    let mut log = place.open();
+    let seqs: Vec<_> = (1..=6).map(|n| put(&mut *log, n, None).0).collect();
+    kill(&mut *log, seqs[1], DeadReason::Rejected);
+    begin(&mut *log, seqs[2], 0);
+    begin(&mut *log, seqs[3], 0);
+    finish(&mut *log, seqs[3], 1, WHOLE);
+    let states = vec![StateName::Queued, StateName::Held, StateName::Dead];
+    let purge = |after, until| Act::Purge {
+        upstream: "api".parse().unwrap(),
+        states: states.clone(),
+        after,
+        until,
+        limit: 3,
+    };
+    let page = intervened(by_hand(&mut *log, purge(Seq(0), None)));
+    assert_eq!((page.ended.len(), page.erased.len(), page.next), (2, 1, Some((seqs[4], seqs[5]))));
+    put(&mut *log, 7, None);
+    let page = intervened(by_hand(&mut *log, purge(seqs[4], Some(seqs[5]))));
+    assert_eq!((page.ended.len(), page.erased.len(), page.next), (1, 0, None));
+    assert_eq!(
+        [3, 4, 7].map(|n| state(&*log, n)),
+        [State::Delivering, State::Delivered { response_complete: true }, State::Queued]
+    );
+    let other =
+        Act::Purge { upstream: "other".parse().unwrap(), states, after: Seq(0), until: None, limit: 3 };
+    assert_eq!(intervened(by_hand(&mut *log, other)), Intervened::default());
+    let row = |n| format!("operator queue.purge {n} queued, held, dead");
+    assert_eq!(audit(&*log), [row(3), row(1)]);
+}
+
+fn of_a_paused_lane_nothing_is_begun(place: &dyn Place) {
+    let mut log = place.open();
+    let (seq, _) = put(&mut *log, 1, None);
+    let pause = |paused| Act::Pause { upstream: "api".parse().unwrap(), paused };
+    for _ in 0..2 {
+        intervened(by_hand(&mut *log, pause(true)));
+    }
+    assert_eq!((window(&*log), begin(&mut *log, seq, 0)), (vec![], Effect::Stale));
+    assert_eq!(state(&*log, 1), State::Queued);
+    drop(log);
+    let mut log = place.open();
+    assert_eq!(log.reader().unwrap().paused().unwrap(), [lane("acme")], "after a restart too");
+    assert_eq!(begin(&mut *log, seq, 0), Effect::Stale);
+    intervened(by_hand(&mut *log, pause(false)));
+    assert_eq!((window(&*log), begin(&mut *log, seq, 0)), (vec![seq.0], Effect::Done));
+    assert_eq!(audit(&*log), ["operator queue.pause 0 ", "operator queue.resume 0 "]);
+}
+
+fn records_are_listed_page_by_page_and_only_to_their_tenant(place: &dyn Place) {
+    let mut log = place.open();
+    let elsewhere = |n, tenant: &str, upstream: &str| {
+        let mut append = append(n, None);
+        append.lane = Lane { tenant: tenant.parse().unwrap(), upstream: upstream.parse().unwrap() };
+        Change::Append(append)
+    };
+    for n in 1..=5 {
+        put(&mut *log, n, (n < 3).then_some("k"));
+    }
+    for change in [elsewhere(6, "acme", "b"), elsewhere(7, "globex", "api"), elsewhere(8, "acme", "api")] {
+        one(&mut *log, change);
+    }
+    kill(&mut *log, Seq(4), DeadReason::Rejected);
+    let mut reader = log.reader().unwrap();
+    let all = RecordQuery {
+        tenant: "acme".parse().unwrap(),
+        upstream: None,
+        state: None,
+        ordering_key: None,
+        after: 0,
+        limit: 100,
+    };
+    let mut seqs = |query: RecordQuery| {
+        let page = reader.records(&query).unwrap();
+        (page.records.iter().map(|record| record.seq).collect::<Vec<_>>(), page.next)
+    };
+    assert_eq!(seqs(all.clone()), (vec![1, 2, 3, 4, 5, 6, 8], None));
+    assert_eq!(seqs(RecordQuery { limit: 3, ..all.clone() }), (vec![1, 2, 3], Some(3)));
+    assert_eq!(seqs(RecordQuery { limit: 3, after: 3, ..all.clone() }), (vec![4, 5, 6], Some(6)));
+    assert_eq!(seqs(RecordQuery { limit: 3, after: 6, ..all.clone() }), (vec![8], None));
+    let upstream = Some("b".parse().unwrap());
+    assert_eq!(seqs(RecordQuery { upstream, ..all.clone() }), (vec![6], None));
+    assert_eq!(seqs(RecordQuery { state: Some(StateName::Dead), ..all.clone() }), (vec![4], None));
+    assert_eq!(seqs(RecordQuery { ordering_key: Some("k".into()), ..all.clone() }), (vec![1, 2], None));
+    let [record] = &reader.records(&RecordQuery { after: 3, limit: 1, ..all.clone() }).unwrap().records[..]
+    else {
+        panic!()
+    };
+    assert_eq!((record.method.as_deref(), record.path.as_deref()), (Some("POST"), Some("/orders/4")));
+    assert_eq!((record.attempts, record.finished_ms, record.due_ms), (1, Some(9000), None));
+    let view = reader.record(&all.tenant, id(1)).unwrap().unwrap();
+    assert_eq!((view.listing.seq, view.request.unwrap().body_bytes), (1, 6));
+    assert_eq!(reader.record(&all.tenant, id(7)).unwrap(), None, "it is another tenant's");
+    assert_eq!(reader.oldest(&lane("acme")).unwrap(), Some(1001));
+    assert_eq!(reader.oldest(&lane("nobody")).unwrap(), None);
+    begin(&mut *log, Seq(1), 0);
+    finish(&mut *log, Seq(1), 1, WHOLE);
+    assert_eq!(reader.oldest(&lane("acme")).unwrap(), Some(1002));
+}
+
 fn a_reopened_log_is_the_same_log(place: &dyn Place) {
     let mut log = place.open();
     let (seq, _) = put(&mut *log, 1, None);
@@ -405,6 +623,13 @@ suite!(
     trimming_takes_the_oldest_receipts_and_no_dead_letters,
     the_census_counts_what_is_there,
     a_reopened_log_is_the_same_log,
+    only_what_waits_can_be_cancelled,
+    a_discarded_dead_letter_is_a_receipt_and_nothing_more,
+    a_dead_letter_is_queued_again_behind_what_came_since,
+    what_must_not_be_sent_again_is_not_queued_again,
+    a_purge_goes_page_by_page_and_not_beyond_where_it_began,
+    of_a_paused_lane_nothing_is_begun,
+    records_are_listed_page_by_page_and_only_to_their_tenant,
 );
 
 /// A step of the comparison. Records are named by their order of appending.
@@ -420,6 +645,9 @@ enum Step {
     Disown { record: u8 },
     Prune { before: u64, limit: usize },
     Trim,
+    ByHand { record: u8, what: u8 },
+    Purge { after: u8, limit: usize },
+    Pause { paused: bool },
     Restart,
     Reopen,
 }
@@ -437,12 +665,20 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (record.clone(), 1..4_u32, any::<bool>())
             .prop_map(|(record, attempts, dead)| Step::Finish { record, attempts, dead }),
         1 => (50_000..50_014_u64, 1..4_usize).prop_map(|(now, limit)| Step::Expire { now, limit }),
-        1 => record.prop_map(|record| Step::Disown { record }),
+        1 => record.clone().prop_map(|record| Step::Disown { record }),
+        4 => (record, 0..4_u8).prop_map(|(record, what)| Step::ByHand { record, what }),
+        1 => (0..6_u8, 1..4_usize).prop_map(|(after, limit)| Step::Purge { after, limit }),
+        1 => any::<bool>().prop_map(|paused| Step::Pause { paused }),
         1 => (0..60_u64, 1..4_usize).prop_map(|(before, limit)| Step::Prune { before, limit }),
         1 => Just(Step::Trim),
         1 => Just(Step::Restart),
         1 => Just(Step::Reopen),
     ]
+}
+
+fn manual(at_ms: u64, act: Act) -> Change {
+    let tenant = "acme".parse().unwrap();
+    Change::Intervene(Box::new(Intervention { tenant, actor: "tenant/acme".into(), at_ms, act }))
 }
 
 /// The same changes for either log: finishes are at distinct times, so that "the oldest" means one record.
@@ -490,6 +726,25 @@ fn change(step: &Step, appended: &mut u64, finishes: &mut u64, epoch: u64) -> Op
             Change::Prune { delivered_before_ms: *before, dead_before_ms: before / 2, limit: *limit }
         }
         Step::Trim => Change::Trim { limit: 1 },
+        Step::ByHand { record, what } => {
+            *finishes += 1;
+            let id = id(u64::from(*record));
+            manual(
+                *finishes,
+                match what {
+                    0 => Act::Cancel { id },
+                    1 => Act::Discard { id },
+                    what => Act::Requeue { id, may_repeat: *what == 2 },
+                },
+            )
+        }
+        Step::Purge { after, limit } => {
+            *finishes += 1;
+            let states = vec![StateName::Queued, StateName::Dead];
+            let (upstream, after) = ("api".parse().unwrap(), Seq(i64::from(*after)));
+            manual(*finishes, Act::Purge { upstream, states, after, until: None, limit: *limit })
+        }
+        Step::Pause { paused } => manual(5, Act::Pause { upstream: "api".parse().unwrap(), paused: *paused }),
         Step::Restart | Step::Reopen => return None,
     })
 }
@@ -529,7 +784,21 @@ proptest! {
                 (1..=appended).map(|n| reader.receipt(id(n)).unwrap().map(|r| (r.lane, r.view))).collect();
             let contents: Vec<_> =
                 (1..=appended).map(|n| reader.content(Seq(i64::try_from(n).unwrap())).unwrap()).collect();
-            (reader.window(&lane("acme"), 100).unwrap(), census, receipts, contents)
+            let all = RecordQuery {
+                tenant: "acme".parse().unwrap(),
+                upstream: None,
+                state: None,
+                ordering_key: None,
+                after: 0,
+                limit: 100,
+            };
+            let by_hand = (
+                reader.records(&all).unwrap(),
+                reader.audit(None, 0, 100).unwrap(),
+                reader.paused().unwrap(),
+                reader.oldest(&lane("acme")).unwrap(),
+            );
+            (reader.window(&lane("acme"), 100).unwrap(), census, receipts, contents, by_hand)
         });
         prop_assert_eq!(&views[0], &views[1]);
     }

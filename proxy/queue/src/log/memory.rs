@@ -1,12 +1,12 @@
 //! The log as a plain map: what the real one is compared with, and what simulations run on.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard},
 };
 
 use super::*;
-use crate::record::State;
+use crate::view::{PAGE_MAX, RecordListing, path_of, request_view};
 
 #[derive(Clone, Debug)]
 struct Row {
@@ -27,6 +27,8 @@ struct Rows {
     rows: BTreeMap<Seq, Row>,
     last_seq: i64,
     epoch: u64,
+    paused: BTreeSet<Lane>,
+    audit: Vec<AuditRow>,
 }
 
 /// A disk for memory logs: opening it again is what a restart is.
@@ -71,6 +73,35 @@ impl Row {
         }
     }
 
+    fn is_erased(&self) -> bool {
+        match self.state {
+            State::Delivered { .. } => true,
+            State::Dead { reason } => reason.is_erased(),
+            _ => false,
+        }
+    }
+
+    fn listing(&self, seq: Seq) -> RecordListing {
+        let content = self.has_content.then_some(&self.append.content);
+        RecordListing {
+            seq: seq.0 as u64,
+            id: self.append.id,
+            upstream: self.append.lane.upstream.clone(),
+            state: self.state,
+            ordering_key: self.append.ordering_key.clone(),
+            bytes: self.append.size,
+            accepted_ms: self.append.accepted_ms,
+            due_ms: (self.state == State::Queued).then_some(self.due_ms),
+            expires_ms: self.append.expires_ms,
+            finished_ms: self.finished_ms,
+            attempts: self.attempts,
+            last_status: self.note.status,
+            last_error: self.note.error.clone(),
+            method: content.map(|content| content.method.clone()),
+            path: content.map(|content| path_of(&content.target)),
+        }
+    }
+
     fn freed(&mut self) -> Option<BodyName> {
         let had = std::mem::take(&mut self.has_content);
         match self.append.content.body {
@@ -107,13 +138,14 @@ impl Rows {
             row.note = note.clone();
         }
         let delivered = matches!(end, End::Delivered { .. });
-        let freed = if delivered { row.freed() } else { None };
+        let erased = row.is_erased();
+        let freed = if erased { row.freed() } else { None };
         let (lane, key, size) = (row.append.lane.clone(), row.append.ordering_key.clone(), row.append.size);
         let promoted = key.as_deref().and_then(|key| self.first_of_key(&lane, key)).and_then(|next| {
             let row = self.rows.get_mut(&next).expect("it was just found");
             (!std::mem::replace(&mut row.front, true)).then(|| row.candidate(next))
         });
-        Ended { lane, key, size, delivered, freed, promoted }
+        Ended { lane, key, size, delivered, erased, freed, promoted }
     }
 
     fn apply(&mut self, change: &Change) -> Effect {
@@ -141,7 +173,12 @@ impl Rows {
                 Effect::Appended { seq, front }
             }
             Change::Begin { seq, attempts, epoch } => match self.rows.get_mut(seq) {
-                Some(row) if row.state == State::Queued && row.front && row.attempts == *attempts => {
+                Some(row)
+                    if row.state == State::Queued
+                        && row.front
+                        && row.attempts == *attempts
+                        && !self.paused.contains(&row.append.lane) =>
+                {
                     row.state = State::Delivering;
                     row.attempts += 1;
                     row.epoch = Some(*epoch);
@@ -242,23 +279,134 @@ impl Rows {
                 Effect::Recovered { requeued, ended }
             }
             Change::Prune { delivered_before_ms, dead_before_ms, limit } => {
-                let mut seqs = self.finished(true, Some(*delivered_before_ms), *limit);
-                seqs.extend(self.finished(false, Some(*dead_before_ms), limit - seqs.len()));
+                let mut seqs = self.finished(Finished::Delivered, Some(*delivered_before_ms), *limit);
+                for (which, before_ms) in
+                    [(Finished::Erased, delivered_before_ms), (Finished::Dead, dead_before_ms)]
+                {
+                    seqs.extend(self.finished(which, Some(*before_ms), limit - seqs.len()));
+                }
                 self.delete(seqs)
             }
             Change::Trim { limit } => {
-                let seqs = self.finished(true, None, *limit);
+                let mut seqs = self.finished(Finished::Delivered, None, *limit);
+                seqs.extend(self.finished(Finished::Erased, None, limit - seqs.len()));
                 self.delete(seqs)
             }
+            Change::Intervene(what) => self.intervene(what),
         }
     }
 
-    fn finished(&self, delivered: bool, before_ms: Option<u64>, limit: usize) -> Vec<Seq> {
+    fn intervene(&mut self, what: &Intervention) -> Effect {
+        let mut done = Intervened::default();
+        let (lane, record, count, detail) = match &what.act {
+            Act::Cancel { id } | Act::Discard { id } | Act::Requeue { id, .. } => {
+                let found = self
+                    .rows
+                    .iter()
+                    .find(|(_, row)| row.append.id == *id && row.append.lane.tenant == what.tenant)
+                    .map(|(seq, row)| (*seq, row.state, row.append.lane.clone()));
+                let Some((seq, state, lane)) = found else { return Effect::Refused(Refused::Unknown) };
+                if let Err(refused) = what.act.permit(state) {
+                    return Effect::Refused(refused);
+                }
+                if let Act::Requeue { .. } = what.act {
+                    done.requeued = Some(self.requeue(seq, what.at_ms));
+                } else {
+                    self.discard(seq, what, &mut done);
+                }
+                (lane, Some(*id), 1, format!("was {state}"))
+            }
+            Act::Purge { upstream, states, after, until, limit } => {
+                let lane = Lane { tenant: what.tenant.clone(), upstream: upstream.clone() };
+                let of_lane = |row: &Row| row.append.lane == lane;
+                let last = self.rows.iter().filter(|(_, row)| of_lane(row)).map(|(seq, _)| *seq).max();
+                let until = until.or(last).unwrap_or(Seq(0));
+                let found: Vec<_> = self
+                    .rows
+                    .iter()
+                    .filter(|(seq, row)| {
+                        **seq > *after
+                            && **seq <= until
+                            && of_lane(row)
+                            && states.contains(&row.state.name())
+                            && what.act.permit(row.state).is_ok()
+                    })
+                    .map(|(seq, _)| *seq)
+                    .take(*limit)
+                    .collect();
+                if found.len() == *limit {
+                    done.next = Some((*found.last().unwrap_or(after), until));
+                }
+                found.iter().for_each(|seq| self.discard(*seq, what, &mut done));
+                if found.is_empty() {
+                    return Effect::Intervened(Box::new(done));
+                }
+                (lane, None, found.len() as u64, listed(states))
+            }
+            Act::Pause { upstream, paused } => {
+                let lane = Lane { tenant: what.tenant.clone(), upstream: upstream.clone() };
+                let changed =
+                    if *paused { self.paused.insert(lane.clone()) } else { self.paused.remove(&lane) };
+                if !changed {
+                    return Effect::Intervened(Box::new(done));
+                }
+                (lane, None, 0, String::new())
+            }
+        };
+        self.audit.push(AuditRow {
+            seq: self.audit.len() as u64 + 1,
+            at_ms: what.at_ms,
+            actor: what.actor.clone(),
+            action: what.act.name().into(),
+            tenant: lane.tenant,
+            upstream: lane.upstream,
+            record,
+            count,
+            detail,
+        });
+        Effect::Intervened(Box::new(done))
+    }
+
+    fn discard(&mut self, seq: Seq, what: &Intervention, done: &mut Intervened) {
+        let reason = what.act.reason();
+        let row = self.rows.get_mut(&seq).expect("the caller found it");
+        if row.state.is_open() {
+            done.ended.push(self.end(seq, End::Dead(reason), what.at_ms, None));
+            return;
+        }
+        row.state = State::Dead { reason };
+        row.finished_ms = Some(what.at_ms);
+        let freed = row.freed();
+        done.erased.push(Erased { lane: row.append.lane.clone(), size: row.append.size, freed });
+    }
+
+    fn requeue(&mut self, seq: Seq, now_ms: u64) -> Requeued {
+        let mut row = self.rows.remove(&seq).expect("the caller found it");
+        let key = row.append.ordering_key.clone();
+        row.front = key.as_deref().is_none_or(|key| self.first_of_key(&row.append.lane, key).is_none());
+        row.state = State::Queued;
+        row.epoch = None;
+        row.blame = None;
+        row.finished_ms = None;
+        row.due_ms = now_ms;
+        row.append.expires_ms = expires_again(row.append.accepted_ms, row.append.expires_ms, now_ms);
+        self.last_seq += 1;
+        let new = Seq(self.last_seq);
+        let requeued =
+            Requeued { candidate: row.candidate(new), key, front: row.front, size: row.append.size };
+        self.rows.insert(new, row);
+        requeued
+    }
+
+    fn finished(&self, which: Finished, before_ms: Option<u64>, limit: usize) -> Vec<Seq> {
         let mut found: Vec<_> = self
             .rows
             .iter()
-            .filter(|(_, row)| {
-                !row.state.is_open() && matches!(row.state, State::Delivered { .. }) == delivered
+            .filter(|(_, row)| match row.state {
+                State::Delivered { .. } => which == Finished::Delivered,
+                State::Dead { reason } if reason.is_erased() => which == Finished::Erased,
+                State::Dead { .. } => which == Finished::Dead,
+                _ => false,
             })
             .map(|(seq, row)| (row.finished_ms.expect("finished rows say when"), *seq))
             .filter(|(at, _)| before_ms.is_none_or(|before| *at < before))
@@ -267,8 +415,9 @@ impl Rows {
         found.into_iter().take(limit).map(|(_, seq)| seq).collect()
     }
 
-    fn oldest(&self, delivered: bool) -> Option<u64> {
-        self.finished(delivered, None, 1).first().and_then(|seq| self.rows[seq].finished_ms)
+    fn oldest(&self, which: &[Finished]) -> Option<u64> {
+        let firsts = which.iter().flat_map(|which| self.finished(*which, None, 1));
+        firsts.filter_map(|seq| self.rows[&seq].finished_ms).min()
     }
 
     fn delete(&mut self, seqs: Vec<Seq>) -> Effect {
@@ -279,14 +428,28 @@ impl Rows {
                 Pruned {
                     lane: row.append.lane.clone(),
                     size: row.append.size,
-                    delivered: matches!(row.state, State::Delivered { .. }),
+                    receipt: row.is_erased(),
                     freed: row.freed(),
                 }
             })
             .collect();
-        Effect::Pruned { pruned, oldest_delivered_ms: self.oldest(true), oldest_dead_ms: self.oldest(false) }
+        Effect::Pruned {
+            pruned,
+            oldest_delivered_ms: self.oldest(&RECEIPTS),
+            oldest_dead_ms: self.oldest(&[Finished::Dead]),
+        }
     }
 }
+
+/// How a record is finished.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Finished {
+    Delivered,
+    Erased,
+    Dead,
+}
+
+const RECEIPTS: [Finished; 2] = [Finished::Delivered, Finished::Erased];
 
 impl Log for MemoryLog {
     fn commit(&mut self, group: &[Change]) -> Result<Vec<Effect>, LogError> {
@@ -336,6 +499,7 @@ impl LogReader for MemoryDisk {
             .rows
             .iter()
             .filter(|(_, row)| row.append.lane == *lane && row.state == State::Queued && row.front)
+            .filter(|(_, row)| !rows.paused.contains(&row.append.lane))
             .map(|(seq, row)| row.candidate(*seq))
             .collect();
         due.sort_by_key(|candidate| (candidate.due_ms, candidate.seq));
@@ -355,7 +519,7 @@ impl LogReader for MemoryDisk {
         for row in rows.rows.values() {
             let lane = lanes.entry(row.append.lane.clone()).or_default();
             lane.0 += u64::from(row.state.is_open());
-            if matches!(row.state, State::Delivered { .. }) {
+            if row.is_erased() {
                 lane.3 += 1;
             } else {
                 lane.1 += 1;
@@ -378,8 +542,8 @@ impl LogReader for MemoryDisk {
                 .filter(|row| row.state.is_open())
                 .map(|row| row.append.expires_ms)
                 .min(),
-            delivered_ms: rows.oldest(true),
-            dead_ms: rows.oldest(false),
+            delivered_ms: rows.oldest(&RECEIPTS),
+            dead_ms: rows.oldest(&[Finished::Dead]),
         });
         Ok(())
     }
@@ -390,5 +554,55 @@ impl LogReader for MemoryDisk {
             row.has_content
                 && matches!(row.append.content.body, StoredBody::File { name: stored, .. } if stored == name)
         }))
+    }
+
+    fn records(&mut self, query: &RecordQuery) -> Result<RecordPage, LogError> {
+        let rows = self.rows();
+        let limit = query.limit.clamp(1, PAGE_MAX);
+        let found: Vec<_> = rows
+            .rows
+            .iter()
+            .filter(|(seq, row)| {
+                seq.0 as u64 > query.after
+                    && row.append.lane.tenant == query.tenant
+                    && query.upstream.as_ref().is_none_or(|upstream| row.append.lane.upstream == *upstream)
+            })
+            .map(|(seq, row)| row.listing(*seq))
+            .filter(|record| query.takes(record))
+            .take(limit)
+            .collect();
+        let horizon = (found.len() == limit).then(|| found[limit - 1].seq);
+        Ok(RecordPage::cut(found, horizon, limit))
+    }
+
+    fn record(&mut self, tenant: &TenantName, id: RecordId) -> Result<Option<RecordView>, LogError> {
+        let rows = self.rows();
+        let found = rows.rows.iter().find(|(_, r)| r.append.id == id && r.append.lane.tenant == *tenant);
+        Ok(found.map(|(seq, row)| RecordView {
+            listing: row.listing(*seq),
+            repeat_safe: row.append.repeat_safe,
+            request: row.has_content.then(|| request_view(&row.append.content)),
+        }))
+    }
+
+    fn oldest(&mut self, lane: &Lane) -> Result<Option<u64>, LogError> {
+        let rows = self.rows();
+        let first = rows.rows.values().find(|row| row.state.is_open() && row.append.lane == *lane);
+        Ok(first.map(|row| row.append.accepted_ms))
+    }
+
+    fn paused(&mut self) -> Result<Vec<Lane>, LogError> {
+        Ok(self.rows().paused.iter().cloned().collect())
+    }
+
+    fn audit(
+        &mut self,
+        tenant: Option<&TenantName>,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<AuditRow>, LogError> {
+        let rows = self.rows();
+        let wanted = |row: &&AuditRow| row.seq > after && tenant.is_none_or(|tenant| row.tenant == *tenant);
+        Ok(rows.audit.iter().filter(wanted).take(limit).cloned().collect())
     }
 }

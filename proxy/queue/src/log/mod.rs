@@ -22,9 +22,11 @@ pub(crate) use sqlite::SqliteLog;
 use crate::{
     body::StoredBody,
     receipt::SecretHash,
-    record::{DeadReason, Lane, ReceiptView, RecordId, Seq, TraceRef},
+    record::{DeadReason, Lane, ReceiptView, RecordId, Seq, State, StateName, TraceRef},
     spool::BodyName,
+    view::{AuditRow, RecordPage, RecordQuery, RecordView},
 };
+use beamline_model::{TenantName, UpstreamName};
 
 /// Why the log could not do something.
 #[derive(Debug, Error)]
@@ -75,6 +77,27 @@ pub(crate) trait LogReader: Send {
 
     /// Whether a record names this body file.
     fn names_body(&mut self, name: BodyName) -> Result<bool, LogError>;
+
+    /// A page of a tenant's records, in commit order. Looks at a bounded number of rows: a page may be short, and there
+    /// are more all the same where it says where the next one begins.
+    fn records(&mut self, query: &RecordQuery) -> Result<RecordPage, LogError>;
+
+    /// One record of a tenant, as it may be shown: without credentials, query or secrets.
+    fn record(&mut self, tenant: &TenantName, id: RecordId) -> Result<Option<RecordView>, LogError>;
+
+    /// When the first open record of the lane was accepted. None where there is none, or none within a bounded look.
+    fn oldest(&mut self, lane: &Lane) -> Result<Option<u64>, LogError>;
+
+    /// The lanes that are paused.
+    fn paused(&mut self) -> Result<Vec<Lane>, LogError>;
+
+    /// At most `limit` rows of the audit after row `after`, oldest first: of one tenant, or of all.
+    fn audit(
+        &mut self,
+        tenant: Option<&TenantName>,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<AuditRow>, LogError>;
 }
 
 /// One change to the log. Times are wall-clock milliseconds.
@@ -101,9 +124,103 @@ pub(crate) enum Change {
     Recover { epoch: u64, now_ms: u64, limit: usize },
     /// Deletes up to `limit` finished records whose retention is over.
     Prune { delivered_before_ms: u64, dead_before_ms: u64, limit: usize },
-    /// Deletes the `limit` oldest delivered records.
+    /// Deletes the `limit` oldest delivered records, and of erased ones where there are fewer.
     Trim { limit: usize },
+    /// What somebody does to records by hand.
+    Intervene(Box<Intervention>),
 }
+
+/// What somebody does to a tenant's records by hand. Where it changes anything, its audit row is in the same transaction.
+#[derive(Clone, Debug)]
+pub(crate) struct Intervention {
+    pub(crate) tenant: TenantName,
+    /// On whose authority, such as `operator`. Never a token or a secret.
+    pub(crate) actor: String,
+    pub(crate) at_ms: u64,
+    pub(crate) act: Act,
+}
+
+/// What is done by hand.
+#[derive(Clone, Debug)]
+pub(crate) enum Act {
+    /// `queued | held → dead(cancelled)`.
+    Cancel { id: RecordId },
+    /// `queued | held | dead → dead(discarded)`.
+    Discard { id: RecordId },
+    /// `dead → queued`, with a new place in commit order and as much time as it had at first. One that may have been
+    /// taken only where it `may_repeat`.
+    Requeue { id: RecordId, may_repeat: bool },
+    /// Discards the first `limit` records of the lane in these states that come after `after` and not after `until`
+    /// (without it: the last one there is).
+    Purge { upstream: UpstreamName, states: Vec<StateName>, after: Seq, until: Option<Seq>, limit: usize },
+    /// Of a paused lane no record is at the front, and none is begun.
+    Pause { upstream: UpstreamName, paused: bool },
+}
+
+impl Act {
+    /// The action's name in the audit.
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Self::Cancel { .. } => "queue.cancel",
+            Self::Discard { .. } => "queue.discard",
+            Self::Requeue { .. } => "queue.retry",
+            Self::Purge { .. } => "queue.purge",
+            Self::Pause { paused: true, .. } => "queue.pause",
+            Self::Pause { paused: false, .. } => "queue.resume",
+        }
+    }
+
+    /// Whether this act may be done to a record in this state.
+    fn permit(&self, state: State) -> Result<(), Refused> {
+        let dead = |reason: DeadReason| state == State::Dead { reason };
+        let may = match self {
+            Self::Cancel { .. } => matches!(state, State::Queued | State::Held),
+            Self::Discard { .. } | Self::Purge { .. } => match state {
+                State::Queued | State::Held => true,
+                State::Dead { reason } => !reason.is_erased(),
+                State::Delivering | State::Delivered { .. } => false,
+            },
+            Self::Requeue { may_repeat: false, .. } if dead(DeadReason::Indeterminate) => {
+                return Err(Refused::MayRepeat);
+            }
+            Self::Requeue { .. } => match state {
+                State::Dead { reason } => !reason.is_erased() && reason != DeadReason::Unconfirmed,
+                _ => false,
+            },
+            Self::Pause { .. } => true,
+        };
+        if may { Ok(()) } else { Err(Refused::State(state)) }
+    }
+
+    /// What becomes of a record that this ends.
+    const fn reason(&self) -> DeadReason {
+        match self {
+            Self::Cancel { .. } => DeadReason::Cancelled,
+            _ => DeadReason::Discarded,
+        }
+    }
+}
+
+/// When a record expires that is queued again: it has as long as it had at first.
+fn expires_again(accepted_ms: u64, expires_ms: u64, now_ms: u64) -> u64 {
+    expires_ms.max(now_ms.saturating_add(expires_ms.saturating_sub(accepted_ms)))
+}
+
+/// A content for tests.
+#[cfg(test)]
+pub(crate) fn sample_content() -> Content {
+    conformance::append(1, None).content
+}
+
+/// The states that a purge took, for the audit.
+fn listed(states: &[StateName]) -> String {
+    states.iter().map(|state| state.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+/// Rows of the audit that are kept: the oldest go beyond it, so that whoever can cancel what they send cannot fill the disk.
+const AUDIT_ROWS: u64 = 200_000;
+/// Rows that one page of a list or a purge looks at, and one look for the oldest open record.
+const LOOK: usize = 10_000;
 
 /// A new record's row.
 #[derive(Clone, Debug)]
@@ -205,6 +322,8 @@ pub(crate) struct Ended {
     pub(crate) key: Option<String>,
     pub(crate) size: u64,
     pub(crate) delivered: bool,
+    /// Whether its content went with it, and only its receipt is left.
+    pub(crate) erased: bool,
     /// The file that no row names any more, to be removed.
     pub(crate) freed: Option<BodyName>,
     /// The next record of its key, now at the front.
@@ -216,8 +335,49 @@ pub(crate) struct Ended {
 pub(crate) struct Pruned {
     pub(crate) lane: Lane,
     pub(crate) size: u64,
-    pub(crate) delivered: bool,
+    /// Whether only its receipt was left: it was delivered, or erased by hand.
+    pub(crate) receipt: bool,
     pub(crate) freed: Option<BodyName>,
+}
+
+/// A dead letter whose content was erased by hand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Erased {
+    pub(crate) lane: Lane,
+    pub(crate) size: u64,
+    pub(crate) freed: Option<BodyName>,
+}
+
+/// A dead letter that is queued again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Requeued {
+    pub(crate) candidate: Candidate,
+    pub(crate) key: Option<String>,
+    /// Whether it is at the front of its key.
+    pub(crate) front: bool,
+    pub(crate) size: u64,
+}
+
+/// What an intervention did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Intervened {
+    /// Open records that ended.
+    pub(crate) ended: Vec<Ended>,
+    pub(crate) erased: Vec<Erased>,
+    pub(crate) requeued: Option<Requeued>,
+    /// Of a purge: after which record its next page begins, and where its last one ends. None where it is done.
+    pub(crate) next: Option<(Seq, Seq)>,
+}
+
+/// Why an intervention did nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// The tenant has no such record.
+    Unknown,
+    /// Not with a record in this state.
+    State(State),
+    /// It may have been taken already.
+    MayRepeat,
 }
 
 /// What a change did, in the order of the group.
@@ -235,8 +395,13 @@ pub(crate) enum Effect {
     Expired { ended: Vec<Ended>, next_ms: Option<u64> },
     /// By `Recover`: how many are queued again, which are dead.
     Recovered { requeued: usize, ended: Vec<Ended> },
-    /// By `Prune` and `Trim`: what went, and the earliest finish of what is left, of delivered and of dead records.
+    /// By `Prune` and `Trim`: what went, and the earliest finish of what is left: of records of which only the receipt
+    /// is left, and of dead letters.
     Pruned { pruned: Vec<Pruned>, oldest_delivered_ms: Option<u64>, oldest_dead_ms: Option<u64> },
+    /// By `Intervene`.
+    Intervened(Box<Intervened>),
+    /// By `Intervene`: nothing was done.
+    Refused(Refused),
 }
 
 /// A receipt's row.
@@ -250,10 +415,11 @@ pub(crate) struct StoredReceipt {
 /// One line of the census.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum CensusRow {
-    /// A lane: its open records; open and dead ones with their bytes; delivered ones.
+    /// A lane: its open records; open ones and dead letters with their bytes; those of which only the receipt is left.
     Lane { lane: Lane, open: u64, kept: u64, kept_bytes: u64, delivered: u64 },
     /// An ordering key with open records.
     Key { lane: Lane, key: String, open: u64 },
-    /// The earliest expiry of open records, the earliest finish of delivered and of dead ones.
+    /// The earliest expiry of open records, the earliest finish of those of which only the receipt is left, and of dead
+    /// letters.
     Earliest { expires_ms: Option<u64>, delivered_ms: Option<u64>, dead_ms: Option<u64> },
 }

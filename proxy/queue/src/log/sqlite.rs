@@ -4,6 +4,7 @@
 //! by a second connection while it is small, by the writer between two groups when it has grown in spite of that.
 
 mod checkpoint;
+mod intervene;
 mod reader;
 mod rows;
 
@@ -33,8 +34,10 @@ use crate::{
     record::{DeadReason, Lane, Seq},
 };
 
-const SCHEMA: &str = include_str!("schema.sql");
-const SCHEMA_VERSION: i64 = 1;
+/// From nothing to version 1, from there to 2, and so on: a new log takes the same steps as an old one.
+const SCHEMAS: [&str; 2] = [include_str!("schema.sql"), include_str!("interventions.sql")];
+const SCHEMA_VERSION: i64 = 2;
+const _: () = assert!(SCHEMAS.len() == SCHEMA_VERSION as usize, "each version has its step");
 /// "BLMQ": so that `file` and a person can tell what this database is.
 const APPLICATION_ID: i64 = 0x424c_4d51;
 /// Pages in the WAL that wake the checkpointer: 4 MiB.
@@ -102,19 +105,18 @@ impl SqliteLog {
     pub(crate) fn open(path: &Path) -> Result<Self, LogError> {
         let mut connection = connect(path)?;
         let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        match tx.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? {
-            0 => {
-                tx.execute_batch(SCHEMA)?;
-                tx.pragma_update(None, "application_id", APPLICATION_ID)?;
-                tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-            }
-            SCHEMA_VERSION => {}
-            other => {
-                return Err(LogError::Corrupt(format!(
-                    "{} has schema version {other}, expected {SCHEMA_VERSION}: it was written by another version of BeamLine",
-                    path.display()
-                )));
-            }
+        let version = tx.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))?;
+        let Some(steps) = usize::try_from(version).ok().and_then(|version| SCHEMAS.get(version..)) else {
+            return Err(LogError::Corrupt(format!(
+                "{} has schema version {version}, expected {SCHEMA_VERSION} or an earlier one: it was written by another \
+                 version of BeamLine",
+                path.display()
+            )));
+        };
+        if !steps.is_empty() {
+            steps.iter().try_for_each(|step| tx.execute_batch(step))?;
+            tx.pragma_update(None, "application_id", APPLICATION_ID)?;
+            tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
         }
         let epoch: i64 = tx.query_row(
             "UPDATE meta SET value = value + 1 WHERE name = 'epoch' RETURNING value",
@@ -255,6 +257,7 @@ impl Writer<'_> {
                 self.prune(*delivered_before_ms, *dead_before_ms, *limit)
             }
             Change::Trim { limit } => self.trim(*limit),
+            Change::Intervene(intervention) => self.intervene(intervention),
         }
     }
 
@@ -334,7 +337,8 @@ impl Writer<'_> {
         let begun = self
             .sql(
                 "UPDATE record SET state = 1, attempts = attempts + 1, epoch = ?3
-                 WHERE seq = ?1 AND state = 0 AND front = 1 AND attempts = ?2",
+                 WHERE seq = ?1 AND state = 0 AND front = 1 AND attempts = ?2
+                   AND NOT EXISTS (SELECT 1 FROM lane WHERE id = record.lane AND paused_ms IS NOT NULL)",
             )?
             .execute(params![seq.0, attempts, to_db(epoch)])?;
         if begun == 1 {
@@ -397,6 +401,7 @@ impl Writer<'_> {
     fn end(&self, seq: i64, end: End, at_ms: u64, note: Option<&Note>) -> Result<Ended, LogError> {
         let (state, reason, complete) = match end {
             End::Delivered { response_complete } => (DELIVERED, None, Some(response_complete)),
+            End::Dead(reason) if reason.is_erased() => (ERASED, Some(reason_to_db(reason)), None),
             End::Dead(reason) => (DEAD, Some(reason_to_db(reason)), None),
         };
         let (lane, key, size) = self
@@ -421,13 +426,14 @@ impl Writer<'_> {
                 |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Option<String>>(1)?, from_db(row.get(2)?))),
             )?;
         let delivered = matches!(end, End::Delivered { .. });
-        let freed = if delivered { self.erase(seq)? } else { None };
+        let erased = state != DEAD;
+        let freed = if erased { self.erase(seq)? } else { None };
         let lane_name = self.lane_of(lane)?;
         let promoted = match &key {
             Some(key) => self.promote(lane, &lane_name, key)?,
             None => None,
         };
-        Ok(Ended { lane: lane_name, key, size, delivered, freed, promoted })
+        Ok(Ended { lane: lane_name, key, size, delivered, erased, freed, promoted })
     }
 
     /// Deletes a record's content; returns the file that held its body.
@@ -503,7 +509,9 @@ impl Writer<'_> {
 
     fn prune(&self, delivered_before_ms: u64, dead_before_ms: u64, limit: usize) -> Result<Effect, LogError> {
         let mut seqs = Vec::new();
-        for (state, before) in [(DELIVERED, delivered_before_ms), (DEAD, dead_before_ms)] {
+        for (state, before) in
+            [(DELIVERED, delivered_before_ms), (ERASED, delivered_before_ms), (DEAD, dead_before_ms)]
+        {
             seqs.extend(self.seqs(
                 "SELECT seq FROM record WHERE state = ?1 AND state >= 3 AND finished_ms < ?2 ORDER BY finished_ms LIMIT ?3",
                 params![state, to_db(before), limit_to_db(limit - seqs.len())],
@@ -513,10 +521,13 @@ impl Writer<'_> {
     }
 
     fn trim(&self, limit: usize) -> Result<Effect, LogError> {
-        let seqs = self.seqs(
-            "SELECT seq FROM record WHERE state = 3 AND state >= 3 ORDER BY finished_ms LIMIT ?1",
-            [limit_to_db(limit)],
-        )?;
+        let mut seqs = Vec::new();
+        for state in [DELIVERED, ERASED] {
+            seqs.extend(self.seqs(
+                "SELECT seq FROM record WHERE state = ?1 AND state >= 3 ORDER BY finished_ms LIMIT ?2",
+                params![state, limit_to_db(limit - seqs.len())],
+            )?);
+        }
         self.delete(seqs)
     }
 
@@ -530,13 +541,13 @@ impl Writer<'_> {
             pruned.push(Pruned {
                 lane: self.lane_of(lane)?,
                 size: from_db(size),
-                delivered: state == DELIVERED,
+                receipt: state != DEAD,
                 freed,
             });
         }
         Ok(Effect::Pruned {
             pruned,
-            oldest_delivered_ms: oldest_finish(self.tx, DELIVERED)?,
+            oldest_delivered_ms: oldest_receipt(self.tx)?,
             oldest_dead_ms: oldest_finish(self.tx, DEAD)?,
         })
     }
@@ -606,11 +617,40 @@ mod tests {
         drop(open(&dir));
         Connection::open(&path).unwrap().pragma_update(None, "user_version", 9).unwrap();
         let error = SqliteLog::open(&path).err().unwrap();
-        assert!(error.to_string().contains("schema version 9, expected 1"), "{error}");
+        assert!(error.to_string().contains("schema version 9, expected 2"), "{error}");
         std::fs::write(&path, "this is no database, and long enough to be seen as none at all. ".repeat(20))
             .unwrap();
         let _ = std::fs::remove_file(dir.path().join("queue.db-wal"));
         assert!(matches!(SqliteLog::open(&path), Err(LogError::Corrupt(_))));
+    }
+
+    #[test]
+    fn a_log_of_the_version_before_is_opened_and_keeps_what_it_had() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("queue.db");
+        let connection = Connection::open(&path).unwrap();
+        connection.execute_batch(SCHEMAS[0]).unwrap();
+        connection.pragma_update(None, "user_version", 1).unwrap();
+        connection
+            .execute_batch(
+                "INSERT INTO lane VALUES (1, 'acme', 'api');
+                 INSERT INTO record (seq, id, secret, lane, front, state, repeat_safe, size, accepted_ms, due_ms, expires_ms)
+                 VALUES (7, x'00000000000000000000000000000001', zeroblob(32), 1, 1, 0, 1, 600, 1000, 1000, 50000);
+                 INSERT INTO content VALUES (7, 3, 'POST', '/a?b', 'acme.test', x'01', x'2a', NULL, 1, zeroblob(16),
+                                             zeroblob(8), 0, 'r');",
+            )
+            .unwrap();
+        drop(connection);
+        let mut log = open(&dir);
+        assert_eq!(count(&log), 1);
+        assert!(log.reader().unwrap().paused().unwrap().is_empty());
+        let epoch = log.epoch();
+        let effects = log.commit(&[Change::Begin { seq: Seq(7), attempts: 0, epoch }]).unwrap();
+        assert_eq!(effects, [Effect::Done]);
+        drop(log);
+        drop(open(&dir));
+        let version = |c: Connection| c.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0));
+        assert_eq!(version(Connection::open(&path).unwrap()).unwrap(), SCHEMA_VERSION);
     }
 
     #[test]

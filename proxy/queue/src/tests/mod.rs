@@ -5,6 +5,7 @@ mod crash;
 mod delivering;
 mod failing_disk;
 mod faults;
+mod hands;
 
 use std::{
     cell::RefCell,

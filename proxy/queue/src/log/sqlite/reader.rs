@@ -2,25 +2,53 @@
 
 use std::{collections::HashMap, path::Path};
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::{super::*, connect, rows::*};
 use crate::{
     body::StoredBody,
     record::{Lane, ReceiptView, RecordId, Seq, State, TraceRef},
     spool::BodyName,
+    view::{PAGE_MAX, RecordListing, path_of, request_view},
 };
 
 pub(super) struct SqliteReader {
     connection: Connection,
     lanes: HashMap<Lane, i64>,
+    /// Of each lane, a place before which no record is open any more: new ones and those queued again only come after.
+    settled: HashMap<i64, i64>,
+}
+
+/// The columns that [`listing`] reads.
+const LISTING: &str = "r.seq, r.id, r.state, r.reason, r.complete, r.okey, r.size, r.accepted_ms, r.due_ms, r.expires_ms, \
+                       r.finished_ms, r.attempts, r.last_status, r.last_error, c.method, c.target";
+
+fn listing(row: &Row<'_>, upstream: &UpstreamName) -> Result<RecordListing, LogError> {
+    let state = state_from_db(row.get(2)?, row.get(3)?, row.get(4)?)?;
+    Ok(RecordListing {
+        seq: from_db(row.get(0)?),
+        id: RecordId::from_bytes(row.get(1)?),
+        upstream: upstream.clone(),
+        state,
+        ordering_key: row.get(5)?,
+        bytes: from_db(row.get(6)?),
+        accepted_ms: from_db(row.get(7)?),
+        due_ms: (state == State::Queued).then_some(from_db(row.get(8)?)),
+        expires_ms: from_db(row.get(9)?),
+        finished_ms: row.get::<_, Option<i64>>(10)?.map(from_db),
+        attempts: row.get(11)?,
+        last_status: row.get(12)?,
+        last_error: row.get(13)?,
+        method: row.get(14)?,
+        path: row.get::<_, Option<String>>(15)?.map(|target| path_of(&target)),
+    })
 }
 
 impl SqliteReader {
     pub(super) fn open(path: &Path) -> Result<Self, LogError> {
         let connection = connect(path)?;
         connection.pragma_update(None, "query_only", true)?;
-        Ok(Self { connection, lanes: HashMap::new() })
+        Ok(Self { connection, lanes: HashMap::new(), settled: HashMap::new() })
     }
 
     fn lane_id(&mut self, lane: &Lane) -> Result<Option<i64>, LogError> {
@@ -71,7 +99,9 @@ impl LogReader for SqliteReader {
     fn window(&mut self, lane: &Lane, limit: usize) -> Result<Vec<Candidate>, LogError> {
         let Some(id) = self.lane_id(lane)? else { return Ok(Vec::new()) };
         let sql = format!(
-            "SELECT {CANDIDATE} FROM record WHERE lane = ?1 AND state = 0 AND front = 1 ORDER BY due_ms, seq LIMIT ?2"
+            "SELECT {CANDIDATE} FROM record WHERE lane = ?1 AND state = 0 AND front = 1
+               AND NOT EXISTS (SELECT 1 FROM lane WHERE id = ?1 AND paused_ms IS NOT NULL)
+             ORDER BY due_ms, seq LIMIT ?2"
         );
         let mut statement = self.connection.prepare_cached(&sql)?;
         let rows = statement.query_map(params![id, limit_to_db(limit)], |row| candidate(row, lane))?;
@@ -121,8 +151,8 @@ impl LogReader for SqliteReader {
     fn census(&mut self, visit: &mut dyn FnMut(CensusRow)) -> Result<(), LogError> {
         let tx = self.connection.transaction()?;
         let mut statement = tx.prepare(
-            "SELECT tenant, upstream, total(state < 3), total(state <> 3), total(CASE WHEN state <> 3 THEN size ELSE 0 END),
-                    total(state = 3)
+            "SELECT tenant, upstream, total(state < 3), total(state NOT IN (3, 5)),
+                    total(CASE WHEN state NOT IN (3, 5) THEN size ELSE 0 END), total(state IN (3, 5))
              FROM record JOIN lane ON lane.id = record.lane GROUP BY record.lane",
         )?;
         let mut rows = statement.query([])?;
@@ -159,7 +189,7 @@ impl LogReader for SqliteReader {
             .optional()?;
         visit(CensusRow::Earliest {
             expires_ms: expires.map(from_db),
-            delivered_ms: oldest_finish(&tx, DELIVERED)?,
+            delivered_ms: oldest_receipt(&tx)?,
             dead_ms: oldest_finish(&tx, DEAD)?,
         });
         Ok(())
@@ -170,5 +200,135 @@ impl LogReader for SqliteReader {
             .connection
             .prepare_cached("SELECT 1 FROM content WHERE body_file = ?1")?
             .exists([name.to_string()])?)
+    }
+
+    fn records(&mut self, query: &RecordQuery) -> Result<RecordPage, LogError> {
+        let tx = self.connection.transaction()?;
+        let lanes: Vec<(i64, String)> = tx
+            .prepare_cached(
+                "SELECT id, upstream FROM lane WHERE tenant = ?1 AND (?2 IS NULL OR upstream = ?2) ORDER BY id",
+            )?
+            .query_map(
+                params![query.tenant.as_str(), query.upstream.as_ref().map(UpstreamName::as_str)],
+                |row| Ok((row.get(0)?, row.get(1)?)),
+            )?
+            .collect::<Result<_, _>>()?;
+        let sql = format!(
+            "SELECT {LISTING} FROM record r INDEXED BY record_lane LEFT JOIN content c ON c.seq = r.seq
+             WHERE r.lane = ?1 AND r.seq > ?2 ORDER BY r.seq LIMIT ?3"
+        );
+        let mut statement = tx.prepare_cached(&sql)?;
+        let limit = query.limit.clamp(1, PAGE_MAX);
+        let look = (LOOK / lanes.len().max(1)).max(100);
+        let mut records = Vec::new();
+        // Up to where every lane was looked at.
+        let mut horizon: Option<u64> = None;
+        for (lane, upstream) in lanes {
+            let upstream = name(&upstream, "upstream")?;
+            let mut rows = statement.query(params![lane, to_db(query.after), limit_to_db(look)])?;
+            let (mut looked, mut taken) = (0, 0);
+            while let Some(row) = rows.next()? {
+                let record = listing(row, &upstream)?;
+                let seq = record.seq;
+                looked += 1;
+                if query.takes(&record) {
+                    records.push(record);
+                    taken += 1;
+                }
+                if looked == look || taken == limit {
+                    horizon = Some(horizon.map_or(seq, |horizon| horizon.min(seq)));
+                    break;
+                }
+            }
+        }
+        Ok(RecordPage::cut(records, horizon, limit))
+    }
+
+    fn record(&mut self, tenant: &TenantName, id: RecordId) -> Result<Option<RecordView>, LogError> {
+        let sql = format!(
+            "SELECT {LISTING}, r.repeat_safe, l.upstream FROM record r JOIN lane l ON l.id = r.lane
+             LEFT JOIN content c ON c.seq = r.seq WHERE r.id = ?1 AND l.tenant = ?2"
+        );
+        let found = {
+            let mut statement = self.connection.prepare_cached(&sql)?;
+            let mut rows = statement.query(params![id.as_bytes(), tenant.as_str()])?;
+            let Some(row) = rows.next()? else { return Ok(None) };
+            let upstream: String = row.get(17)?;
+            (listing(row, &name(&upstream, "upstream")?)?, row.get(16)?)
+        };
+        let (listing, repeat_safe) = found;
+        let content = self.content(Seq(to_db(listing.seq)))?;
+        Ok(Some(RecordView { listing, repeat_safe, request: content.as_ref().map(request_view) }))
+    }
+
+    fn oldest(&mut self, lane: &Lane) -> Result<Option<u64>, LogError> {
+        let Some(id) = self.lane_id(lane)? else { return Ok(None) };
+        let from = self.settled.get(&id).copied().unwrap_or(0);
+        let mut statement = self.connection.prepare_cached(
+            "SELECT seq, state, accepted_ms FROM record INDEXED BY record_lane
+             WHERE lane = ?1 AND seq >= ?2 ORDER BY seq LIMIT ?3",
+        )?;
+        let mut rows = statement.query(params![id, from, limit_to_db(LOOK)])?;
+        let mut settled = from;
+        let mut oldest = None;
+        while let Some(row) = rows.next()? {
+            settled = row.get(0)?;
+            if row.get::<_, u8>(1)? < DELIVERED {
+                oldest = Some(from_db(row.get(2)?));
+                break;
+            }
+        }
+        drop(rows);
+        drop(statement);
+        self.settled.insert(id, settled);
+        Ok(oldest)
+    }
+
+    fn paused(&mut self) -> Result<Vec<Lane>, LogError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT tenant, upstream FROM lane WHERE paused_ms IS NOT NULL ORDER BY tenant, upstream",
+        )?;
+        let mut rows = statement.query([])?;
+        let mut paused = Vec::new();
+        while let Some(row) = rows.next()? {
+            let (tenant, upstream): (String, String) = (row.get(0)?, row.get(1)?);
+            paused.push(lane(&tenant, &upstream)?);
+        }
+        Ok(paused)
+    }
+
+    fn audit(
+        &mut self,
+        tenant: Option<&TenantName>,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<AuditRow>, LogError> {
+        // Two statements rather than one with `OR`: each then walks its own index in order.
+        let select =
+            "SELECT seq, at_ms, actor, action, tenant, upstream, record, count, detail FROM audit WHERE";
+        let sql = match tenant {
+            Some(_) => format!("{select} tenant = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3"),
+            None => format!("{select} ?1 IS NULL AND seq > ?2 ORDER BY seq LIMIT ?3"),
+        };
+        let mut statement = self.connection.prepare_cached(&sql)?;
+        let limit = limit_to_db(limit.min(PAGE_MAX));
+        let mut rows = statement.query(params![tenant.map(TenantName::as_str), to_db(after), limit])?;
+        let mut page = Vec::new();
+        while let Some(row) = rows.next()? {
+            let (tenant, upstream): (String, String) = (row.get(4)?, row.get(5)?);
+            let Lane { tenant, upstream } = lane(&tenant, &upstream)?;
+            page.push(AuditRow {
+                seq: from_db(row.get(0)?),
+                at_ms: from_db(row.get(1)?),
+                actor: row.get(2)?,
+                action: row.get(3)?,
+                tenant,
+                upstream,
+                record: row.get::<_, Option<[u8; 16]>>(6)?.map(RecordId::from_bytes),
+                count: from_db(row.get(7)?),
+                detail: row.get(8)?,
+            });
+        }
+        Ok(page)
     }
 }

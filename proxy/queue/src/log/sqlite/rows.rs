@@ -7,6 +7,8 @@ use crate::record::{DeadReason, Lane, Seq, State};
 
 pub(super) const DELIVERED: u8 = 3;
 pub(super) const DEAD: u8 = 4;
+/// Dead by hand: its content is gone, and what is left is kept as the receipt of a delivered record is.
+pub(super) const ERASED: u8 = 5;
 
 /// The columns that [`candidate`] reads.
 pub(super) const CANDIDATE: &str =
@@ -47,6 +49,8 @@ pub(super) fn reason_to_db(reason: DeadReason) -> u8 {
         DeadReason::Expired => 2,
         DeadReason::Indeterminate => 3,
         DeadReason::Unconfirmed => 4,
+        DeadReason::Cancelled => 5,
+        DeadReason::Discarded => 6,
     }
 }
 
@@ -57,6 +61,8 @@ fn reason_from_db(reason: u8) -> Option<DeadReason> {
         2 => DeadReason::Expired,
         3 => DeadReason::Indeterminate,
         4 => DeadReason::Unconfirmed,
+        5 => DeadReason::Cancelled,
+        6 => DeadReason::Discarded,
         _ => return None,
     })
 }
@@ -71,12 +77,12 @@ pub(super) fn state_from_db(
         (1, _) => Ok(State::Delivering),
         (2, _) => Ok(State::Held),
         (DELIVERED, _) => Ok(State::Delivered { response_complete: complete.unwrap_or(true) }),
-        (DEAD, Some(reason)) => Ok(State::Dead { reason }),
+        (DEAD | ERASED, Some(reason)) => Ok(State::Dead { reason }),
         _ => Err(LogError::Corrupt(format!("a record has the unknown state {state} (reason {reason:?})"))),
     }
 }
 
-fn name<T: std::str::FromStr>(text: &str, kind: &str) -> Result<T, LogError> {
+pub(super) fn name<T: std::str::FromStr>(text: &str, kind: &str) -> Result<T, LogError> {
     text.parse().map_err(|_| LogError::Corrupt(format!("{text:?} in the log is not a {kind} name")))
 }
 
@@ -89,6 +95,12 @@ pub(super) fn lane_by_id(connection: &Connection, id: i64) -> Result<Lane, LogEr
         .prepare_cached("SELECT tenant, upstream FROM lane WHERE id = ?1")?
         .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))?;
     lane(&tenant, &upstream)
+}
+
+/// The earliest finish of records of which only the receipt is left.
+pub(super) fn oldest_receipt(connection: &Connection) -> Result<Option<u64>, LogError> {
+    let (delivered, erased) = (oldest_finish(connection, DELIVERED)?, oldest_finish(connection, ERASED)?);
+    Ok(delivered.into_iter().chain(erased).min())
 }
 
 pub(super) fn oldest_finish(connection: &Connection, state: u8) -> Result<Option<u64>, LogError> {

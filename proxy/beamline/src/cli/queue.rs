@@ -1,0 +1,516 @@
+//! `beamline queue`: what waits and what is dead, and what to do about it.
+
+use std::fmt::Write as _;
+
+use beamline_model::{TenantName, UpstreamName};
+use clap::{Args, Subcommand, ValueEnum, value_parser};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{
+    client::{Answer, Node},
+    failure::Failure,
+    node_args::NodeArgs,
+    report::{Report, Table, size, time},
+};
+
+/// See what the durable queue holds, and intervene
+///
+/// Every intervention is written to the audit. A tenant's token reaches what is that tenant's.
+#[derive(Args, Debug)]
+pub(crate) struct QueueArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+
+    #[command(subcommand)]
+    command: QueueCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum QueueCommand {
+    /// Show what waits and what is dead for each upstream
+    Status,
+    /// List a tenant's records, oldest first
+    ///
+    /// Queries, header values and bodies are never shown.
+    List(ListArgs),
+    /// Show one record
+    ///
+    /// Header values are shown for fields that carry no credential; of the others, and of the body, the length.
+    Show(RecordArgs),
+    /// Pause deliveries to an upstream
+    ///
+    /// Deliveries in flight end as they may. Requests are accepted, and expire, as ever.
+    Pause(UpstreamArgs),
+    /// Resume deliveries to an upstream
+    Resume(UpstreamArgs),
+    /// Queue a dead letter again
+    ///
+    /// It goes behind everything that was accepted since, also in its ordering key, and gets as much time as it had at first.
+    Retry(RetryArgs),
+    /// Give up a record that waits or is dead
+    ///
+    /// Its content is erased. Whoever holds its receipt sees that it was discarded.
+    Discard(RecordArgs),
+    /// Give up all records of an upstream
+    ///
+    /// What is being delivered is left alone, and so is what is accepted meanwhile.
+    Purge(PurgeArgs),
+}
+
+#[derive(Args, Debug)]
+struct ListArgs {
+    /// The tenant
+    #[arg(long, short, value_name = "NAME")]
+    tenant: TenantName,
+
+    /// Only records for this upstream
+    #[arg(long, value_name = "NAME")]
+    upstream: Option<UpstreamName>,
+
+    /// Only records in this state
+    #[arg(long, value_enum, value_name = "STATE")]
+    state: Option<StateArg>,
+
+    /// Only records of this ordering key
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
+
+    /// Only records after this place, as an earlier page named it
+    #[arg(long, value_name = "PLACE", default_value_t = 0)]
+    after: u64,
+
+    /// The most records
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = value_parser!(u64).range(1..=1000))]
+    limit: u64,
+}
+
+#[derive(Args, Debug)]
+struct RecordArgs {
+    /// The tenant
+    #[arg(long, short, value_name = "NAME")]
+    tenant: TenantName,
+
+    /// The record's id, as `beamline queue list` shows it
+    record: String,
+}
+
+#[derive(Args, Debug)]
+struct UpstreamArgs {
+    /// The tenant
+    #[arg(long, short, value_name = "NAME")]
+    tenant: TenantName,
+
+    /// The upstream
+    upstream: UpstreamName,
+}
+
+#[derive(Args, Debug)]
+struct RetryArgs {
+    #[command(flatten)]
+    record: RecordArgs,
+
+    /// Send it again though the origin may have taken it already
+    #[arg(long)]
+    may_repeat: bool,
+}
+
+#[derive(Args, Debug)]
+struct PurgeArgs {
+    #[command(flatten)]
+    of: UpstreamArgs,
+
+    /// Only records in this state; may be given again
+    #[arg(long = "state", value_enum, value_name = "STATE", value_delimiter = ',')]
+    states: Vec<PurgeState>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum StateArg {
+    Queued,
+    Delivering,
+    Held,
+    Delivered,
+    Dead,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PurgeState {
+    Queued,
+    Held,
+    Dead,
+}
+
+fn name(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
+#[derive(Deserialize)]
+struct Lanes {
+    upstreams: Vec<Lane>,
+}
+
+#[derive(Deserialize)]
+struct Lane {
+    tenant: String,
+    upstream: String,
+    depth: u64,
+    dead: u64,
+    bytes: u64,
+    oldest_ms: Option<u64>,
+    paused: bool,
+}
+
+#[derive(Deserialize)]
+struct Page {
+    records: Vec<Record>,
+    next: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Record {
+    id: String,
+    upstream: String,
+    state: String,
+    reason: Option<String>,
+    ordering_key: Option<String>,
+    bytes: u64,
+    accepted_ms: u64,
+    due_ms: Option<u64>,
+    expires_ms: u64,
+    finished_ms: Option<u64>,
+    attempts: u64,
+    last_status: Option<u16>,
+    last_error: Option<String>,
+    method: Option<String>,
+    path: Option<String>,
+    repeat_safe: Option<bool>,
+    request: Option<Request>,
+}
+
+#[derive(Deserialize)]
+struct Request {
+    host: String,
+    headers: Vec<Header>,
+    body_bytes: u64,
+    revision: u64,
+    request_id: String,
+}
+
+#[derive(Deserialize)]
+struct Header {
+    name: String,
+    value: Option<String>,
+    bytes: u64,
+}
+
+impl Record {
+    fn state(&self) -> String {
+        self.reason.as_ref().map_or_else(|| self.state.clone(), |reason| format!("{}({reason})", self.state))
+    }
+
+    fn request(&self) -> String {
+        match (&self.method, &self.path) {
+            (Some(method), Some(path)) => format!("{method} {}", printable(path)),
+            _ => "(erased)".into(),
+        }
+    }
+
+    fn last(&self) -> String {
+        let status = self.last_status.map(|status| status.to_string());
+        status.or_else(|| self.last_error.clone()).unwrap_or_else(|| "-".into())
+    }
+}
+
+/// A text that a client chose, without what a terminal would obey.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// A text as a part of a URL.
+pub(super) fn encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                encoded.push(char::from(byte))
+            }
+            _ => {
+                let _ = write!(encoded, "%{byte:02X}");
+            }
+        }
+    }
+    encoded
+}
+
+pub(crate) fn run(args: &QueueArgs) -> Result<Report, Failure> {
+    let node = Node::of(&args.node)?;
+    match &args.command {
+        QueueCommand::Status => status(&node),
+        QueueCommand::List(args) => list(&node, args),
+        QueueCommand::Show(args) => {
+            let answer = node.get(&record_path(args, ""))?;
+            Ok(Report { text: shown(&answer.as_a()?), json: answer.0 })
+        }
+        QueueCommand::Pause(args) => pause(&node, args, true),
+        QueueCommand::Resume(args) => pause(&node, args, false),
+        QueueCommand::Retry(args) => {
+            let wish = json!({ "may_repeat": args.may_repeat });
+            done(node.post(&record_path(&args.record, "/retry"), &wish)?, "queued again")
+        }
+        QueueCommand::Discard(args) => done(node.post_empty(&record_path(args, "/discard"))?, "discarded"),
+        QueueCommand::Purge(args) => purge(&node, args),
+    }
+}
+
+fn record_path(args: &RecordArgs, then: &str) -> String {
+    format!("/v1/tenants/{}/queue/records/{}{then}", args.tenant, encoded(&args.record))
+}
+
+fn upstream_path(args: &UpstreamArgs, then: &str) -> String {
+    format!("/v1/tenants/{}/queue/upstreams/{}/{then}", args.tenant, args.upstream)
+}
+
+fn status(node: &Node) -> Result<Report, Failure> {
+    let answer = node.get("/v1/queue")?;
+    let lanes: Lanes = answer.as_a()?;
+    if lanes.upstreams.is_empty() {
+        return Ok(Report { json: answer.0, text: "nothing is queued, and nothing is paused".into() });
+    }
+    let mut table = Table::headed(["TENANT", "UPSTREAM", "WAITING", "DEAD", "SIZE", "OLDEST", "DELIVERIES"]);
+    for lane in lanes.upstreams {
+        table.row([
+            lane.tenant,
+            lane.upstream,
+            lane.depth.to_string(),
+            lane.dead.to_string(),
+            size(lane.bytes),
+            lane.oldest_ms.map_or_else(|| "-".into(), time),
+            if lane.paused { "paused" } else { "on" }.into(),
+        ]);
+    }
+    Ok(Report { json: answer.0, text: table.rendered() })
+}
+
+fn list(node: &Node, args: &ListArgs) -> Result<Report, Failure> {
+    let mut path =
+        format!("/v1/tenants/{}/queue/records?after={}&limit={}", args.tenant, args.after, args.limit);
+    let filters = [
+        ("upstream", args.upstream.as_ref().map(ToString::to_string)),
+        ("state", args.state.as_ref().map(name)),
+        ("ordering_key", args.key.clone()),
+    ];
+    for (filter, value) in filters {
+        if let Some(value) = value {
+            let _ = write!(path, "&{filter}={}", encoded(&value));
+        }
+    }
+    let answer = node.get(&path)?;
+    let page: Page = answer.as_a()?;
+    let mut text = if page.records.is_empty() { "no such records".to_owned() } else { table(&page.records) };
+    if let Some(next) = page.next {
+        let _ = write!(text, "\nthere may be more: --after {next}");
+    }
+    Ok(Report { json: answer.0, text })
+}
+
+fn table(records: &[Record]) -> String {
+    let mut table = Table::headed([
+        "RECORD", "UPSTREAM", "STATE", "ACCEPTED", "ATTEMPTS", "LAST", "SIZE", "KEY", "REQUEST",
+    ]);
+    for record in records {
+        table.row([
+            record.id.clone(),
+            record.upstream.clone(),
+            record.state(),
+            time(record.accepted_ms),
+            record.attempts.to_string(),
+            record.last(),
+            size(record.bytes),
+            record.ordering_key.as_deref().map_or_else(|| "-".into(), printable),
+            record.request(),
+        ]);
+    }
+    table.rendered().trim_end().to_owned()
+}
+
+fn shown(record: &Record) -> String {
+    let mut table = Table::plain();
+    let mut row = |name: &str, value: String| table.row([name.into(), value]);
+    row("record", record.id.clone());
+    row("upstream", record.upstream.clone());
+    row("state", record.state());
+    row("request", record.request());
+    if let Some(key) = &record.ordering_key {
+        row("key", printable(key));
+    }
+    row("accepted", time(record.accepted_ms));
+    if let Some(due) = record.due_ms {
+        row("due", time(due));
+    }
+    row("expires", time(record.expires_ms));
+    if let Some(finished) = record.finished_ms {
+        row("finished", time(finished));
+    }
+    row("attempts", record.attempts.to_string());
+    row("last", record.last());
+    if let Some(safe) = record.repeat_safe {
+        row("repeat", if safe { "safe" } else { "not safe" }.into());
+    }
+    if let Some(request) = &record.request {
+        row("revision", request.revision.to_string());
+        row("request id", printable(&request.request_id));
+        row("body", size(request.body_bytes));
+        row("host", printable(&request.host));
+        for Header { name, value, bytes } in &request.headers {
+            let value = value.as_deref().map_or_else(|| format!("({bytes} bytes)"), printable);
+            row("header", format!("{}: {value}", printable(name)));
+        }
+    }
+    table.rendered()
+}
+
+fn pause(node: &Node, args: &UpstreamArgs, pause: bool) -> Result<Report, Failure> {
+    let (path, now) = if pause { ("pause", "paused") } else { ("resume", "resumed") };
+    let answer = node.post_empty(&upstream_path(args, path))?;
+    let text = format!("deliveries to upstream {} of tenant {} are {now}", args.upstream, args.tenant);
+    Ok(Report { json: answer.0, text })
+}
+
+fn done(answer: Answer, what: &str) -> Result<Report, Failure> {
+    let record: Record = answer.as_a()?;
+    Ok(Report { text: format!("1 record {what}: {} is {}", record.id, record.state()), json: answer.0 })
+}
+
+#[derive(Deserialize)]
+struct Purged {
+    records: u64,
+    bytes: u64,
+    more: bool,
+}
+
+/// A purge is a few seconds at a time, for as long as there is more and it goes on.
+fn purge(node: &Node, args: &PurgeArgs) -> Result<Report, Failure> {
+    let wish = if args.states.is_empty() {
+        json!({})
+    } else {
+        json!({ "states": args.states.iter().map(name).collect::<Vec<_>>() })
+    };
+    let path = upstream_path(&args.of, "purge");
+    let (mut records, mut bytes) = (0, 0);
+    loop {
+        let page: Purged = node.post(&path, &wish)?.as_a()?;
+        records += page.records;
+        bytes += page.bytes;
+        if !page.more || page.records == 0 {
+            break;
+        }
+    }
+    let plural = if records == 1 { "record" } else { "records" };
+    Ok(Report {
+        json: Value::from_iter([("records", records), ("bytes", bytes)]),
+        text: format!(
+            "{records} {plural} ({}) of upstream {} of tenant {} discarded",
+            size(bytes),
+            args.of.upstream,
+            args.of.tenant
+        ),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::testing::{FakeNode, ask, problem};
+
+    fn record(state: &str, reason: Option<&str>) -> Value {
+        json!({
+            "seq": 7, "id": "AZ5", "upstream": "api", "state": state, "reason": reason, "ordering_key": "k\u{1b}",
+            "bytes": 2048, "accepted_ms": 0, "due_ms": null, "expires_ms": 86_400_000, "finished_ms": 1000,
+            "attempts": 2, "last_status": 400, "last_error": null, "method": "POST", "path": "/in",
+            "repeat_safe": false,
+            "request": {
+                "host": "acme.test", "body_bytes": 3, "revision": 2, "request_id": "r",
+                "headers": [
+                    { "name": "content-type", "value": "text/plain", "bytes": 10 },
+                    { "name": "authorization", "value": null, "bytes": 13 },
+                ],
+            },
+        })
+    }
+
+    #[test]
+    fn status_is_a_line_for_each_upstream() {
+        let lanes = json!({ "upstreams": [
+            { "tenant": "acme", "upstream": "api", "depth": 3, "dead": 1, "bytes": 4096, "oldest_ms": 0, "paused": true },
+        ] });
+        let node = FakeNode::answering([(200, lanes), (200, json!({ "upstreams": [] }))]);
+        assert_eq!(
+            ask(&node, "queue status").unwrap().text,
+            "TENANT  UPSTREAM  WAITING  DEAD  SIZE     OLDEST                DELIVERIES\n\
+             acme    api       3        1     4.0 KiB  1970-01-01T00:00:00Z  paused\n"
+        );
+        assert_eq!(ask(&node, "queue status").unwrap().text, "nothing is queued, and nothing is paused");
+    }
+
+    #[test]
+    fn a_list_sends_its_filters_and_says_where_it_goes_on() {
+        let page = json!({ "records": [record("dead", Some("rejected"))], "next": 7 });
+        let node = FakeNode::answering([(200, page)]);
+        let line = "queue list --tenant acme --upstream api --state dead --key a&b --limit 1";
+        let text = ask(&node, line).unwrap().text;
+        assert!(
+            text.contains("AZ5     api       dead(rejected)  1970-01-01T00:00:00Z  2         400"),
+            "{text}"
+        );
+        assert!(text.ends_with("there may be more: --after 7") && !text.contains('\u{1b}'), "{text}");
+        assert_eq!(
+            node.requests()[0].line,
+            "GET /v1/tenants/acme/queue/records?after=0&limit=1&upstream=api&state=dead&ordering_key=a%26b"
+        );
+    }
+
+    #[test]
+    fn a_record_is_shown_without_what_the_node_keeps_to_itself() {
+        let node = FakeNode::answering([(200, record("dead", Some("rejected")))]);
+        let text = ask(&node, "queue show --tenant acme AZ5").unwrap().text;
+        for line in
+            ["state       dead(rejected)", "repeat      not safe", "header      authorization: (13 bytes)"]
+        {
+            assert!(text.contains(line), "{text}");
+        }
+        assert_eq!(node.requests()[0].line, "GET /v1/tenants/acme/queue/records/AZ5");
+    }
+
+    #[test]
+    fn interventions_say_what_they_did_and_to_how_many() {
+        let node = FakeNode::answering([
+            (200, record("queued", None)),
+            (200, record("dead", Some("discarded"))),
+            (200, json!({ "upstream": "api", "paused": true })),
+            (200, json!({ "upstream": "api", "paused": false })),
+            (200, json!({ "records": 1000, "bytes": 1024, "more": true })),
+            (200, json!({ "records": 1, "bytes": 1024, "more": false })),
+            (409, problem("may-repeat")),
+        ]);
+        for (line, says) in [
+            ("queue retry --tenant acme AZ5 --may-repeat", "1 record queued again: AZ5 is queued"),
+            ("queue discard --tenant acme AZ5", "1 record discarded: AZ5 is dead(discarded)"),
+            ("queue pause --tenant acme api", "deliveries to upstream api of tenant acme are paused"),
+            ("queue resume --tenant acme api", "deliveries to upstream api of tenant acme are resumed"),
+            (
+                "queue purge --tenant acme api --state dead,held",
+                "1001 records (2.0 KiB) of upstream api of tenant acme discarded",
+            ),
+        ] {
+            assert_eq!(ask(&node, line).unwrap().text, says);
+        }
+        let refused = ask(&node, "queue retry --tenant acme AZ5").unwrap_err().to_string();
+        assert!(refused.contains("With --may-repeat"), "{refused}");
+        let requests = node.requests();
+        assert_eq!(requests[0].line, "POST /v1/tenants/acme/queue/records/AZ5/retry");
+        assert_eq!(requests[0].json(), json!({ "may_repeat": true }));
+        assert_eq!(requests[2].line, "POST /v1/tenants/acme/queue/upstreams/api/pause");
+        assert_eq!(requests[4].json(), json!({ "states": ["dead", "held"] }));
+    }
+}

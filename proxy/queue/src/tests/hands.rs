@@ -1,0 +1,147 @@
+//! What is done by hand, on the whole queue.
+
+use super::*;
+
+async fn keyed(queue: &Queue, n: usize, key: Option<&str>) -> Accepted {
+    let mut record = record(queue, n, b"body").await;
+    record.ordering_key = key.map(str::to_owned);
+    accept(queue, record).await
+}
+
+fn query() -> RecordQuery {
+    RecordQuery { tenant: tenant(), upstream: None, state: None, ordering_key: None, after: 0, limit: 100 }
+}
+
+/// Each record's state, in commit order.
+async fn states(queue: &Queue) -> Vec<String> {
+    let page = queue.records(query()).await.unwrap();
+    page.records.iter().map(|record| record.state.to_string()).collect()
+}
+
+fn refused() -> Outcome {
+    Outcome::Answered { status: 400, retry_after: None, complete: true }
+}
+
+#[tokio::test]
+async fn what_is_done_by_hand_is_in_the_audit() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, delivery) = open(&dir);
+    let mut all = Vec::new();
+    for n in 0..5 {
+        all.push(keyed(&queue, n, Some("k")).await);
+    }
+    let cancelled = queue.cancel(&tenant(), &all[0].receipt.to_string()).await.unwrap().unwrap();
+    assert!(matches!(cancelled, Cancellation::Done(_)), "{cancelled:?}");
+    let again = queue.cancel(&tenant(), &all[0].receipt.to_string()).await.unwrap().unwrap();
+    assert_eq!(again, cancelled, "to cancel twice is to cancel");
+    queue.discard(&tenant(), all[1].id, "operator").await.unwrap();
+    assert!(queue.has_backlog(&tenant(), &upstream(), "k"));
+    let purged = queue.purge(&tenant(), &upstream(), &[StateName::Queued], "tenant/acme").await.unwrap();
+    assert_eq!((purged.records, purged.more), (3, false));
+    assert!(!queue.has_backlog(&tenant(), &upstream(), "k"), "the books know");
+    let totals = queue.totals();
+    assert_eq!((totals.open, totals.kept, totals.kept_bytes, totals.dead, totals.receipts), (0, 0, 0, 5, 5));
+    let rows = queue.audit(Some(&tenant()), 0, 100).await.unwrap();
+    let told: Vec<_> = rows.iter().map(|r| format!("{} {} {}", r.actor, r.action, r.count)).collect();
+    assert_eq!(told, ["receipt queue.cancel 1", "operator queue.discard 1", "tenant/acme queue.purge 3"]);
+    assert_eq!(rows[0].record, Some(all[0].id));
+    assert!(queue.audit(Some(&"globex".parse().unwrap()), 0, 100).await.unwrap().is_empty());
+
+    let got = deliver_until(delivery, |_| now(ok()), tokio::time::sleep(Duration::from_millis(50))).await;
+    assert!(got.is_empty(), "nothing of that is delivered");
+    queue.shutdown(Duration::from_secs(5)).await;
+    drop(queue);
+    let (queue, _delivery) = open(&dir);
+    assert_eq!(queue.totals().receipts, 5);
+    assert_eq!(queue.audit(None, 1, 1).await.unwrap(), rows[1..2]);
+}
+
+#[tokio::test]
+async fn a_paused_upstream_gets_nothing_until_it_is_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, delivery) = open(&dir);
+    let before = keyed(&queue, 0, None).await;
+    queue.set_paused(&tenant(), &upstream(), true, "operator").await.unwrap();
+    let paused = queue.clone();
+    let done = async move {
+        keyed(&paused, 1, None).await;
+        keyed(&paused, 2, Some("k")).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(states(&paused).await, ["queued", "queued", "queued"]);
+        let [lane] = &paused.lanes(None).await.unwrap()[..] else { panic!() };
+        assert_eq!((lane.depth, lane.dead, lane.paused), (3, 0, true));
+        assert_eq!(lane.oldest_ms, Some(view(&paused, &before).await.accepted_ms));
+        paused.set_paused(&tenant(), &upstream(), false, "operator").await.unwrap();
+        until(&paused, |t| t.delivered == 3).await;
+    };
+    let got = deliver_until(delivery, |_| now(ok()), done).await;
+    assert_eq!(by_target(&got), HashMap::from([("/0", 1), ("/1", 1), ("/2", 1)]));
+}
+
+#[tokio::test]
+async fn a_dead_letter_that_is_tried_again_is_delivered_and_counted_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, delivery) = open(&dir);
+    let accepted = keyed(&queue, 0, Some("k")).await;
+    let again = queue.clone();
+    let id = accepted.id;
+    let done = async move {
+        until(&again, |t| t.dead == 1).await;
+        let [lane] = &again.lanes(Some(&tenant())).await.unwrap()[..] else { panic!() };
+        assert_eq!((lane.depth, lane.dead, lane.oldest_ms), (0, 1, None));
+        assert!(!again.has_backlog(&tenant(), &upstream(), "k"));
+        again.retry(&tenant(), id, false, "operator").await.unwrap();
+        until(&again, |t| t.delivered == 1).await;
+    };
+    let answer = |attempt: &Attempt| now(if attempt.number == 1 { refused() } else { ok() });
+    let got = deliver_until(delivery, answer, done).await;
+    assert_eq!(got.iter().map(|attempt| attempt.number).collect::<Vec<_>>(), [1, 2]);
+    let totals = queue.totals();
+    assert_eq!((totals.open, totals.kept, totals.kept_bytes, totals.receipts), (0, 0, 0, 1));
+    assert!(!queue.has_backlog(&tenant(), &upstream(), "k"));
+    let late = queue.cancel(&tenant(), &accepted.receipt.to_string()).await.unwrap().unwrap();
+    assert!(matches!(late, Cancellation::TooLate(_)), "{late:?}");
+    let error = queue.retry(&tenant(), id, true, "operator").await.unwrap_err().to_string();
+    assert!(error.contains("is delivered, so that it cannot be tried again: only a dead letter"), "{error}");
+}
+
+#[tokio::test]
+async fn nobody_reaches_what_is_another_tenants() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, _delivery) = open(&dir);
+    let accepted = keyed(&queue, 0, None).await;
+    let globex: TenantName = "globex".parse().unwrap();
+    let receipt = accepted.receipt.to_string();
+    assert_eq!(queue.cancel(&globex, &receipt).await.unwrap(), None);
+    for presented in ["", "nonsense", &receipt.replace('.', "A")] {
+        assert_eq!(queue.cancel(&tenant(), presented).await.unwrap(), None);
+    }
+    let unknown = |error: HandError| assert!(matches!(error, HandError::Unknown { .. }), "{error}");
+    unknown(queue.discard(&globex, accepted.id, "tenant/globex").await.unwrap_err());
+    unknown(queue.retry(&globex, accepted.id, true, "tenant/globex").await.unwrap_err());
+    unknown(queue.record(&globex, accepted.id).await.unwrap_err());
+    let states = [StateName::Queued, StateName::Held, StateName::Dead];
+    assert_eq!(queue.purge(&globex, &upstream(), &states, "x").await.unwrap(), Purged::default());
+    assert!(
+        queue.records(RecordQuery { tenant: globex.clone(), ..query() }).await.unwrap().records.is_empty()
+    );
+    assert!(queue.lanes(Some(&globex)).await.unwrap().is_empty());
+    assert_eq!(state(&queue, &accepted).await, State::Queued);
+}
+
+#[tokio::test]
+async fn what_is_shown_of_a_record_is_no_secret() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, _delivery) = open(&dir);
+    let mut record = record(&queue, 0, b"s3cret body").await;
+    record.target = "/a?token=s3cret".into();
+    record.headers.push(("authorization".into(), b"Bearer s3cret".to_vec()));
+    let accepted = accept(&queue, record).await;
+    let secret = accepted.receipt.to_string().split_off(23);
+    let shown = serde_json::to_string(&queue.record(&tenant(), accepted.id).await.unwrap()).unwrap();
+    let listed = serde_json::to_string(&queue.records(query()).await.unwrap()).unwrap();
+    for text in [&shown, &listed] {
+        assert!(!text.contains("s3cret") && !text.contains(&secret) && text.contains("\"/a\""), "{text}");
+    }
+    assert!(shown.contains("\"body_bytes\":11"), "{shown}");
+}

@@ -1,0 +1,309 @@
+//! What operators, tenants and holders of receipts do to the queue by hand: by the command line, the admin API, and `DELETE`.
+
+use std::time::Duration;
+
+use beamline_tests::{
+    admin::{Admin, AdminError},
+    client::Request,
+    scene::{PATIENCE, Scene, command},
+};
+use serde_json::{Value, json};
+
+use crate::{count, deliveries, files_with, outage, queue, queueing, receipt, wait, wait_state};
+
+const RECORDS: &str = "/v1/tenants/acme/queue/records";
+const ORIGIN: &str = "/v1/tenants/acme/queue/upstreams/origin";
+
+/// Runs `beamline queue …` on the operator's authority; it must do as it is told.
+#[track_caller]
+fn cli(scene: &Scene, line: &str) -> String {
+    let (code, out, err) = cli_ends(scene, line);
+    assert_eq!(code, 0, "{line}: {err}");
+    out
+}
+
+fn cli_ends(scene: &Scene, line: &str) -> (i32, String, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let output = command(&scene.node, folder.path(), &line.split(' ').collect::<Vec<_>>()).unwrap();
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+}
+
+/// The record that a receipt speaks of.
+fn id(scene: &Scene, location: &str) -> String {
+    receipt(scene, location)["id"].as_str().unwrap().to_owned()
+}
+
+fn cancel(scene: &Scene, location: &str) -> beamline_tests::client::Response {
+    scene.send(Request::new("DELETE", location)).unwrap()
+}
+
+/// Actions and actors of the tenant's audit, those of the queue alone.
+fn audit(admin: &Admin) -> Vec<String> {
+    let told = admin.get("/v1/audit?tenant=acme").unwrap();
+    let rows = told["entries"].as_array().unwrap().iter();
+    let of_queue = rows.filter(|row| row["action"].as_str().unwrap().starts_with("queue."));
+    let words = |row: &Value| {
+        let word = |name: &str| row[name].as_str().unwrap().to_owned();
+        format!("{} {} {}", word("actor"), word("action"), row["detail"]["count"])
+    };
+    of_queue.map(words).collect()
+}
+
+#[track_caller]
+fn refused<T: std::fmt::Debug>(result: Result<T, AdminError>) -> (u16, String) {
+    match result.unwrap_err() {
+        AdminError::Refused { status, problem } => {
+            let kind = problem["type"].as_str().unwrap_or_default();
+            (status, kind.rsplit(':').next().unwrap_or_default().to_owned())
+        }
+        unknown @ AdminError::Unknown(_) => panic!("{unknown}"),
+    }
+}
+
+/// Waits until a record is dead by the origin's refusal.
+fn dead_letter(scene: &Scene, location: &str) -> String {
+    let told = wait_state(scene, location, "dead");
+    told["id"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn delete_of_a_receipt_cancels_what_is_queued_and_it_is_never_delivered() {
+    let mut scene = outage();
+    let large = vec![b'x'; 60_000];
+    let locations = [
+        queue(&scene, Request::post("/in", "withdrawn")),
+        queue(&scene, Request::post("/in", large)),
+        queue(&scene, Request::post("/in", "kept")),
+    ];
+    for location in &locations[..2] {
+        // It may be the one that is being tried just now: then it is too late for a moment.
+        let answer = wait(PATIENCE, || cancel(&scene, location), |answer| answer.status != 409);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_eq!(answer.header("cache-control"), Some("no-store"));
+        let told = answer.json().unwrap();
+        assert_eq!((&told["state"], &told["reason"]), (&json!("dead"), &json!("cancelled")));
+        assert_eq!(told, receipt(&scene, location));
+        assert_eq!(cancel(&scene, location).json().unwrap(), told, "to cancel twice is to cancel");
+    }
+    wait(PATIENCE, || crate::body_files(&scene), |files| *files == 0);
+    assert_eq!(count(&scene, "kept"), 1, "their room is free");
+
+    // A crash takes nothing of that back.
+    scene.node.kill_nine().unwrap();
+    scene.node.launch().unwrap();
+    scene.origin.start_again().unwrap();
+    wait_state(&scene, &locations[2], "delivered");
+    for location in &locations[..2] {
+        assert_eq!(receipt(&scene, location)["reason"], "cancelled");
+    }
+    let log = scene.origin.requests();
+    let bodies: Vec<_> = deliveries(&log).iter().map(|r| r.body.clone()).collect();
+    assert_eq!(bodies, [b"kept"]);
+    let late = cancel(&scene, &locations[2]);
+    assert_eq!((late.status, late.problem().as_str()), (409, "too-late-to-cancel"));
+    assert!(late.text().contains("delivered"), "{}", late.text());
+    assert_eq!(audit(&scene.admin), ["receipt queue.cancel 1", "receipt queue.cancel 1"]);
+}
+
+#[test]
+fn what_is_being_delivered_can_be_neither_cancelled_nor_discarded() {
+    let mut scene = outage();
+    let location = queue(&scene, Request::post("/in", "body"));
+    scene.origin.delay_all(PATIENCE);
+    scene.origin.start_again().unwrap();
+    scene.origin.wait_for_count(1, PATIENCE).unwrap();
+    let answer = cancel(&scene, &location);
+    assert_eq!((answer.status, answer.problem().as_str()), (409, "too-late-to-cancel"));
+    let discard = format!("{RECORDS}/{}/discard", id(&scene, &location));
+    assert_eq!(refused(scene.admin.post(&discard, &json!(null))), (409, "record-state".into()));
+    assert_eq!(receipt(&scene, &location)["state"], "delivering");
+    assert_eq!(audit(&scene.admin), [] as [String; 0], "nothing was done");
+}
+
+#[test]
+fn a_paused_upstream_gets_nothing_until_it_is_resumed_through_crashes_too() {
+    let mut scene = outage();
+    let before = queue(&scene, Request::post("/in", "before"));
+    let said = cli(&scene, "queue pause --tenant acme origin");
+    assert_eq!(said, "deliveries to upstream origin of tenant acme are paused\n");
+    scene.node.kill_nine().unwrap();
+    scene.node.launch().unwrap();
+    let after = queue(&scene, Request::post("/in", "after"));
+    scene.origin.start_again().unwrap();
+    // Live traffic goes on, and with it come all the signs that the origin is well.
+    for _ in 0..20 {
+        scene.send(Request::get("/live")).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let log = scene.origin.requests();
+    assert!(deliveries(&log).is_empty() && !log.is_empty(), "nothing comes from the queue: {log:?}");
+    let status = cli(&scene, "queue status");
+    let line = status.lines().nth(1).unwrap();
+    assert!(line.starts_with("acme    origin    2        0") && line.ends_with("paused"), "{status}");
+    let told = scene.admin.post(&format!("{ORIGIN}/resume"), &json!(null)).unwrap();
+    assert_eq!(told, json!({ "upstream": "origin", "paused": false }));
+    for location in [before, after] {
+        wait_state(&scene, &location, "delivered");
+    }
+    assert_eq!(audit(&scene.admin), ["operator queue.pause 0", "operator queue.resume 0"]);
+}
+
+#[test]
+fn dead_letters_are_listed_shown_and_tried_again() {
+    let mut scene = queueing(json!({ "mode": "on-failure" }));
+    scene.origin.stop();
+    let location = queue(&scene, Request::post("/status/400?pin=1234", "body").header("X-Api-Key", "k3y"));
+    scene.origin.start_again().unwrap();
+    let id = dead_letter(&scene, &location);
+    let listed = cli(&scene, "queue list --tenant acme --state dead");
+    let line = listed.lines().nth(1).unwrap();
+    assert!(line.starts_with(&format!("{id}  origin    dead(rejected)")), "{listed}");
+    assert!(line.ends_with("POST /status/400"), "{listed}");
+    let json: Value = serde_json::from_str(&cli(&scene, "queue list --tenant acme --json")).unwrap();
+    assert_eq!((&json["records"][0]["id"], &json["next"]), (&json!(id), &Value::Null));
+    assert_eq!(cli(&scene, "queue list --tenant acme --state queued"), "no such records\n");
+    let shown = cli(&scene, &format!("queue show --tenant acme {id}"));
+    for line in ["state       dead(rejected)", "request     POST /status/400", "x-api-key: (3 bytes)"] {
+        assert!(shown.to_lowercase().contains(&line.to_lowercase()), "{shown}");
+    }
+
+    let said = cli(&scene, &format!("queue retry --tenant acme {id}"));
+    assert!(said.starts_with(&format!("1 record queued again: {id} is ")), "{said}");
+    wait(PATIENCE, || receipt(&scene, &location), |told| told["attempts"] == 2 && told["state"] == "dead");
+    let log = scene.origin.requests();
+    let attempts: Vec<_> = deliveries(&log).iter().map(|r| crate::attempt(&r.headers)).collect();
+    assert_eq!(attempts, [Some(1), Some(2)], "it goes on counting");
+
+    let said = cli(&scene, &format!("queue discard --tenant acme {id}"));
+    assert_eq!(said, format!("1 record discarded: {id} is dead(discarded)\n"));
+    assert_eq!(receipt(&scene, &location)["reason"], "discarded");
+    let (code, _, err) = cli_ends(&scene, &format!("queue retry --tenant acme {id} --may-repeat"));
+    assert!(code == 1 && err.contains("(409 record-state)"), "{err}");
+    let told = cli(&scene, "audit --tenant acme");
+    for action in ["tenant.create", "queue.retry", "queue.discard"] {
+        assert!(told.contains(action), "{told}");
+    }
+}
+
+#[test]
+fn what_may_have_been_taken_is_sent_again_only_when_that_is_said() {
+    let mut scene = outage();
+    let location = queue(&scene, Request::post("/in", "body"));
+    scene.origin.delay_all(PATIENCE);
+    scene.origin.start_again().unwrap();
+    scene.origin.wait_for_count(1, PATIENCE).unwrap();
+    scene.origin.stop();
+    let id = dead_letter(&scene, &location);
+    assert_eq!(receipt(&scene, &location)["reason"], "indeterminate");
+    scene.origin.delay_all(Duration::ZERO);
+    scene.origin.start_again().unwrap();
+    let (code, _, err) = cli_ends(&scene, &format!("queue retry --tenant acme {id}"));
+    assert!(code == 1 && err.contains("(409 may-repeat)") && err.contains("--may-repeat"), "{err}");
+    assert_eq!(receipt(&scene, &location)["state"], "dead");
+    cli(&scene, &format!("queue retry --tenant acme {id} --may-repeat"));
+    wait_state(&scene, &location, "delivered");
+}
+
+#[test]
+fn a_purge_names_how_many_and_survives_a_crash() {
+    let mut scene = outage();
+    let locations: Vec<_> = (0..5).map(|n| queue(&scene, Request::post("/in", format!("{n}")))).collect();
+    // So that none is in flight when the others go.
+    cli(&scene, "queue pause --tenant acme origin");
+    wait(PATIENCE, || count(&scene, "in_flight"), |flying| *flying == 0);
+    let said = cli(&scene, "queue purge --tenant acme origin --state dead");
+    assert_eq!(said, "0 records (0 B) of upstream origin of tenant acme discarded\n");
+    let said = cli(&scene, "queue purge --tenant acme origin");
+    assert!(
+        said.starts_with("5 records (") && said.ends_with(" of upstream origin of tenant acme discarded\n"),
+        "{said}"
+    );
+    scene.node.kill_nine().unwrap();
+    scene.node.launch().unwrap();
+    cli(&scene, "queue resume --tenant acme origin");
+    scene.origin.start_again().unwrap();
+    let last = queue_live(&scene);
+    assert_eq!(last, 200);
+    for location in &locations {
+        assert_eq!(receipt(&scene, location)["reason"], "discarded");
+    }
+    assert_eq!((count(&scene, "kept"), count(&scene, "open")), (0, 0));
+    let log = scene.origin.requests();
+    assert!(deliveries(&log).is_empty());
+    let rows = ["operator queue.pause 0", "operator queue.purge 5", "operator queue.resume 0"];
+    assert_eq!(audit(&scene.admin), rows);
+}
+
+/// The status of a request that goes straight to the origin.
+fn queue_live(scene: &Scene) -> u16 {
+    scene.send(Request::get("/live")).unwrap().status
+}
+
+#[test]
+fn a_tenant_has_hands_on_its_own_queue_and_on_no_other() {
+    let scene = outage();
+    let globex = scene.admin.create_tenant("globex", &["globex.test"], &["127.0.0.0/8"]).unwrap();
+    let (acme, globex) = (scene.admin.with_token(&scene.token), scene.admin.with_token(&globex));
+    let location = queue(&scene, Request::post("/in", "body"));
+    let id = id(&scene, &location);
+    let nothing = json!(null);
+    for path in [
+        format!("{RECORDS}/{id}/discard"),
+        format!("{RECORDS}/{id}/retry"),
+        format!("{ORIGIN}/pause"),
+        format!("{ORIGIN}/resume"),
+        format!("{ORIGIN}/purge"),
+    ] {
+        assert_eq!(refused(globex.post(&path, &json!({}))), (403, "other-tenant".into()), "{path}");
+    }
+    for path in [RECORDS.to_owned(), format!("{RECORDS}/{id}"), "/v1/audit?tenant=acme".into()] {
+        assert_eq!(refused(globex.get(&path)), (403, "other-tenant".into()), "{path}");
+    }
+    // By its own path it finds nothing of it.
+    let own = format!("/v1/tenants/globex/queue/records/{id}");
+    assert_eq!(refused(globex.get(&own)), (404, "unknown-record".into()));
+    assert_eq!(refused(globex.post(&format!("{own}/discard"), &nothing)), (404, "unknown-record".into()));
+    assert_eq!(globex.get("/v1/queue").unwrap(), json!({ "upstreams": [] }));
+    assert_eq!(audit(&scene.admin), [] as [String; 0]);
+
+    assert_eq!(acme.get("/v1/queue").unwrap()["upstreams"][0]["depth"], 1);
+    acme.post(&format!("{ORIGIN}/pause"), &nothing).unwrap();
+    wait(PATIENCE, || count(&scene, "in_flight"), |flying| *flying == 0);
+    let discarded = acme.post(&format!("{RECORDS}/{id}/discard"), &nothing).unwrap();
+    assert_eq!((&discarded["reason"], &discarded["request"]), (&json!("discarded"), &Value::Null));
+    assert_eq!(audit(&acme), ["tenant/acme queue.pause 0", "tenant/acme queue.discard 1"]);
+}
+
+#[test]
+fn nothing_secret_is_in_anything_that_is_shown() {
+    let scene = queueing(json!({ "mode": "on-failure", "credentials": "strip" }));
+    let mut scene = scene;
+    scene.origin.stop();
+    let secrets = ["hunter2", "c00kie", "qu3ry", "ap1key", "b0dy"];
+    let request = Request::post("/in?token=qu3ry", "b0dy")
+        .header("Authorization", "Bearer hunter2")
+        .header("Cookie", "session=c00kie")
+        .header("X-Api-Key", "ap1key");
+    let location = queue(&scene, request);
+    let of_receipt = location.rsplit_once('.').unwrap().1.to_owned();
+    let id = id(&scene, &location);
+    let mut told = vec![
+        cli(&scene, "queue status"),
+        cli(&scene, "queue list --tenant acme"),
+        cli(&scene, "queue list --tenant acme --json"),
+        cli(&scene, &format!("queue show --tenant acme {id}")),
+        cli(&scene, &format!("queue show --tenant acme {id} --json")),
+    ];
+    assert!(told[3].to_lowercase().contains("x-api-key: (6 bytes)"), "{}", told[3]);
+    wait(PATIENCE, || cancel(&scene, &location), |answer| answer.status == 200);
+    told.extend([cli(&scene, "audit"), cli(&scene, "audit --json")]);
+    for secret in secrets.iter().copied().chain([of_receipt.as_str()]) {
+        for text in &told {
+            assert!(!text.contains(secret), "{secret} is in {text}");
+        }
+    }
+    scene.node.sigterm().unwrap();
+    scene.node.wait_exit(PATIENCE).unwrap();
+    assert_eq!(files_with(scene.node.folder(), &of_receipt), [] as [String; 0]);
+}
