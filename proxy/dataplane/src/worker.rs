@@ -111,6 +111,7 @@ pub(crate) struct Shared {
     pub(crate) settings: WorkerSettings,
     pub(crate) in_flight: Cell<u64>,
     draining: Cell<bool>,
+    drain_begins: Notify,
     connections: Cell<usize>,
     connection_ended: Notify,
 }
@@ -128,6 +129,7 @@ impl Shared {
             settings: parts.settings.clone(),
             in_flight: Cell::new(0),
             draining: Cell::new(false),
+            drain_begins: Notify::new(),
             connections: Cell::new(0),
             connection_ended: Notify::new(),
         }
@@ -140,6 +142,14 @@ impl Shared {
 
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.get()
+    }
+
+    /// Returns when the node drains. For what waits of its own will.
+    pub(crate) async fn drain_begins(&self) {
+        let begins = self.drain_begins.notified();
+        if !self.is_draining() {
+            begins.await;
+        }
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -245,6 +255,7 @@ async fn run(
     }
     if stage.wait_for(|s| *s != Stage::Serve).await.is_ok() {
         shared.draining.set(true);
+        shared.drain_begins.notify_waiters();
     }
     // An accept loop ends once the stage says close and nobody waits in its queue.
     for accepting in accepting {

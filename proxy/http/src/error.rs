@@ -59,7 +59,7 @@ const fn row(
 }
 
 /// Every error, in the order of [`ErrorKind`].
-pub const ERRORS: [ErrorRow; 23] = [
+pub const ERRORS: [ErrorRow; 24] = [
     row(
         ErrorKind::BadRequest,
         "bad-request",

@@ -22,6 +22,7 @@ use crate::{
     keys::KeyIndex,
     log::{Append, CensusRow, Ended, Erased, LogError, LogReader, Pruned, Requeued},
     record::Lane,
+    waiters::Waiters,
 };
 
 /// Of a quota, in percent: what requests that did not ask to be queued can fill.
@@ -243,6 +244,7 @@ pub(crate) struct Books {
     tenant_quota: Quota,
     tenants: ArcSwap<HashMap<TenantName, Arc<TenantBook>>>,
     pub(crate) keys: Arc<KeyIndex>,
+    pub(crate) waiters: Arc<Waiters>,
     counters: Counters,
     disk: Arc<Disk>,
 }
@@ -275,6 +277,7 @@ impl Books {
             },
             tenants: ArcSwap::default(),
             keys: Arc::new(KeyIndex::new()),
+            waiters: Arc::default(),
             counters: Counters::default(),
             disk,
         }
@@ -387,6 +390,7 @@ impl Books {
             self.let_go(&ended.lane, ended.size);
             self.counters.receipts.fetch_add(1, Ordering::Relaxed);
         }
+        self.waiters.ended(ended.id);
         let counter = if ended.delivered { &self.counters.delivered } else { &self.counters.dead };
         counter.fetch_add(1, Ordering::Relaxed);
     }

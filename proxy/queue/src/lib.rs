@@ -69,6 +69,7 @@ mod spool;
 #[cfg(test)]
 mod tests;
 mod view;
+mod waiters;
 mod writer;
 
 pub use body::{BodyBuffer, BodyError};
@@ -84,3 +85,4 @@ pub use view::{
     AuditRow, HeaderView, LaneStatus, PAGE_MAX, RecordListing, RecordPage, RecordQuery, RecordView,
     RequestView,
 };
+pub use waiters::Waiter;

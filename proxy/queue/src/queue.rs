@@ -26,6 +26,7 @@ use crate::{
         millis,
     },
     spool::{Spool, bodies_dir, collect_orphans},
+    waiters::Waiter,
     writer::{AppendRest, PendingAppend, Tools, Writer},
 };
 
@@ -324,6 +325,12 @@ impl Queue {
             .map_err(|_| LogError::Failed("the queue is closed".into()))?;
         let stored = self.0.reader.receipt(receipt.id(), place).await?;
         Ok(stored.filter(|s| s.lane.tenant == *tenant && s.secret.matches(&receipt.hash())).map(|s| s.view))
+    }
+
+    /// Waits for a record to end; ask for its receipt again once this is there, for it may have ended before. None where too
+    /// many wait already.
+    pub fn waiter(&self, id: RecordId) -> Option<Waiter> {
+        self.0.books.waiters.wait_for(id)
     }
 
     /// Records that wait for this upstream or are being delivered to it. Costs two look-ups and no lock.

@@ -1,11 +1,11 @@
 //! The `202` and the receipt that it names.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use beamline_tests::{
     beamline::Options,
     client::{Request, Response},
-    scene::PATIENCE,
+    scene::{HOST, PATIENCE},
     tools,
 };
 use serde_json::{Value, json};
@@ -186,4 +186,60 @@ fn a_receipt_is_kept_for_its_retention_and_then_unknown() {
     assert_eq!((gone.status, gone.problem().as_str()), (404, "unknown-receipt"));
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as u64;
     assert!(now >= told["finished_ms"].as_u64().unwrap() + 2000, "not before its time");
+}
+
+#[test]
+fn who_prefers_to_wait_is_told_when_it_ends() {
+    let mut scene = outage();
+    let location = queue(&scene, Request::post("/in", "a"));
+    let waits = |seconds: u32| {
+        let prefer = format!("respond-async, wait={seconds}");
+        scene.send(Request::get(&location).header("Prefer", &prefer).timeout(PATIENCE)).unwrap()
+    };
+    let began = Instant::now();
+    let still_open = waits(1);
+    assert!(began.elapsed() >= Duration::from_secs(1), "it waited for {:?}", began.elapsed());
+    assert_eq!(still_open.json().unwrap()["state"], "queued");
+    assert_eq!(still_open.header("preference-applied"), Some("wait=1"));
+    assert_eq!(still_open.header("retry-after"), Some("1"));
+
+    let (address, host, path) = (scene.node.address(), HOST, location.clone());
+    let waiting = std::thread::spawn(move || {
+        let began = Instant::now();
+        let request = Request::get(&path).host(host).header("Prefer", "wait=60").timeout(2 * PATIENCE);
+        (request.send(address).unwrap(), began.elapsed())
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!waiting.is_finished());
+    scene.origin.start_again().unwrap();
+    let (told, after) = waiting.join().unwrap();
+    assert_eq!(told.json().unwrap()["state"], "delivered", "{}", told.text());
+    assert_eq!((told.header("preference-applied"), told.header("retry-after")), (Some("wait=60"), None));
+    assert!(after < Duration::from_secs(40), "it was told after {after:?}");
+
+    // What has ended, and what is nobody's, is not waited for.
+    let began = Instant::now();
+    let ended = Request::get(&location).header("Prefer", "wait=60");
+    assert_eq!(scene.send(ended).unwrap().json().unwrap()["state"], "delivered");
+    let unknown = Request::get("/.well-known/beamline/requests/nobodys").header("Prefer", "wait=60");
+    assert_eq!(scene.send(unknown).unwrap().status, 404);
+    assert!(began.elapsed() < Duration::from_secs(20));
+}
+
+#[test]
+fn who_waits_is_answered_when_the_node_drains() {
+    let mut scene = outage();
+    let location = queue(&scene, Request::post("/in", "a"));
+    let address = scene.node.address();
+    let waiting = std::thread::spawn(move || {
+        let began = Instant::now();
+        let request = Request::get(&location).host(HOST).header("Prefer", "wait=60").timeout(2 * PATIENCE);
+        (request.send(address).unwrap(), began.elapsed())
+    });
+    std::thread::sleep(Duration::from_millis(500));
+    scene.node.sigterm().unwrap();
+    let (told, after) = waiting.join().unwrap();
+    assert_eq!((told.status, told.json().unwrap()["state"].as_str()), (200, Some("queued")));
+    assert!(after < Duration::from_secs(30), "it was told after {after:?}");
+    assert!(scene.node.wait_exit(PATIENCE).unwrap().success());
 }

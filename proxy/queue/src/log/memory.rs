@@ -140,12 +140,13 @@ impl Rows {
         let delivered = matches!(end, End::Delivered { .. });
         let erased = row.is_erased();
         let freed = if erased { row.freed() } else { None };
-        let (lane, key, size) = (row.append.lane.clone(), row.append.ordering_key.clone(), row.append.size);
+        let (id, size) = (row.append.id, row.append.size);
+        let (lane, key) = (row.append.lane.clone(), row.append.ordering_key.clone());
         let promoted = key.as_deref().and_then(|key| self.first_of_key(&lane, key)).and_then(|next| {
             let row = self.rows.get_mut(&next).expect("it was just found");
             (!std::mem::replace(&mut row.front, true)).then(|| row.candidate(next))
         });
-        Ended { lane, key, size, delivered, erased, freed, promoted }
+        Ended { id, lane, key, size, delivered, erased, freed, promoted }
     }
 
     fn apply(&mut self, change: &Change) -> Effect {

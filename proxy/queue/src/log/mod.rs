@@ -318,6 +318,7 @@ pub(crate) struct Candidate {
 /// A record that became delivered or dead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ended {
+    pub(crate) id: RecordId,
     pub(crate) lane: Lane,
     pub(crate) key: Option<String>,
     pub(crate) size: u64,

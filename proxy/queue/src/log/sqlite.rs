@@ -31,7 +31,7 @@ use crate::{
     body::StoredBody,
     disk,
     fault::Fault,
-    record::{DeadReason, Lane, Seq},
+    record::{DeadReason, Lane, RecordId, Seq},
 };
 
 /// From nothing to version 1, from there to 2, and so on: a new log takes the same steps as an old one.
@@ -404,13 +404,13 @@ impl Writer<'_> {
             End::Dead(reason) if reason.is_erased() => (ERASED, Some(reason_to_db(reason)), None),
             End::Dead(reason) => (DEAD, Some(reason_to_db(reason)), None),
         };
-        let (lane, key, size) = self
+        let (lane, key, size, id) = self
             .sql(
                 "UPDATE record SET state = :state, reason = :reason, complete = :complete, finished_ms = :at_ms, epoch = NULL,
                         front = 0,
                         last_status = CASE WHEN :noted THEN :status ELSE last_status END,
                         last_error = CASE WHEN :noted THEN :error ELSE last_error END
-                 WHERE seq = :seq RETURNING lane, okey, size",
+                 WHERE seq = :seq RETURNING lane, okey, size, id",
             )?
             .query_row(
                 named_params! {
@@ -423,7 +423,10 @@ impl Writer<'_> {
                     ":status": note.and_then(|n| n.status),
                     ":error": note.and_then(|n| n.error.as_deref()),
                 },
-                |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Option<String>>(1)?, from_db(row.get(2)?))),
+                |row| {
+                    let id = RecordId::from_bytes(row.get(3)?);
+                    Ok((row.get::<_, i64>(0)?, row.get::<_, Option<String>>(1)?, from_db(row.get(2)?), id))
+                },
             )?;
         let delivered = matches!(end, End::Delivered { .. });
         let erased = state != DEAD;
@@ -433,7 +436,7 @@ impl Writer<'_> {
             Some(key) => self.promote(lane, &lane_name, key)?,
             None => None,
         };
-        Ok(Ended { lane: lane_name, key, size, delivered, erased, freed, promoted })
+        Ok(Ended { id, lane: lane_name, key, size, delivered, erased, freed, promoted })
     }
 
     /// Deletes a record's content; returns the file that held its body.
