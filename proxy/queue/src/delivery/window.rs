@@ -86,6 +86,7 @@ mod tests {
             expires_ms: u64::MAX,
             repeat_safe: true,
             keyed: false,
+            size: 1,
             blame: None,
         }
     }
