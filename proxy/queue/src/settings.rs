@@ -18,11 +18,12 @@ pub struct Settings {
     pub max_records: u64,
     /// The most bytes that these records take, heads and bodies. Default 1 GiB.
     pub max_bytes: u64,
-    /// The most records of one tenant. Default half of [`Settings::max_records`].
-    pub tenant_max_records: u64,
-    /// The most bytes of one tenant. Default half of [`Settings::max_bytes`].
-    pub tenant_max_bytes: u64,
-    /// Where the disk has less free space than this, nothing is accepted. Default 64 MiB.
+    /// The most records of one tenant. Default (none): half of [`Settings::max_records`].
+    pub tenant_max_records: Option<u64>,
+    /// The most bytes of one tenant. Default (none): half of [`Settings::max_bytes`].
+    pub tenant_max_bytes: Option<u64>,
+    /// What stays free on the disk: nothing is accepted that, with all that is promised room, would go into it. Default
+    /// 64 MiB.
     pub min_free_disk: u64,
     /// A file of this size that is given up where the disk is full, so that deliveries can still be recorded. Default 8 MiB.
     pub ballast: u64,
@@ -51,8 +52,8 @@ impl Settings {
             dir: dir.into(),
             max_records: RECORDS,
             max_bytes: BYTES,
-            tenant_max_records: RECORDS / 2,
-            tenant_max_bytes: BYTES / 2,
+            tenant_max_records: None,
+            tenant_max_bytes: None,
             min_free_disk: 64 << 20,
             ballast: 8 << 20,
             receipt_retention: Duration::from_secs(24 * 3600),
