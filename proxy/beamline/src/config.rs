@@ -96,6 +96,7 @@ struct QueueFile {
     tenant_max_records: Option<u64>,
     tenant_max_bytes: Option<ByteSize>,
     disk_reserve: Option<ByteSize>,
+    max_in_flight: Option<Bounded<1, 65_536>>,
     receipt_retention: Option<HumanDuration>,
 }
 
@@ -133,6 +134,7 @@ impl QueueFile {
             tenant_max_records: self.tenant_max_records,
             tenant_max_bytes: self.tenant_max_bytes.map(ByteSize::get),
             min_free_disk: self.disk_reserve.map_or(defaults.min_free_disk, ByteSize::get),
+            max_in_flight: self.max_in_flight.map_or(defaults.max_in_flight, |n| n.get() as usize),
             receipt_retention: self.receipt_retention.map_or(defaults.receipt_retention, HumanDuration::get),
             ..defaults
         }
@@ -241,6 +243,7 @@ mod tests {
             ("queue.max_records", queue.max_records.to_string()),
             ("queue.max_bytes", mib(queue.max_bytes)),
             ("queue.disk_reserve", mib(queue.min_free_disk)),
+            ("queue.max_in_flight", queue.max_in_flight.to_string()),
         ] {
             let row = page.lines().find(|line| line.starts_with(&format!("| `{key}`"))).unwrap();
             assert!(row.contains(&format!("| `{default}` |")), "{row}: expected {default}");

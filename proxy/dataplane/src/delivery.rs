@@ -12,7 +12,7 @@ use beamline_control::{Snapshot, UpstreamRuntime};
 use beamline_model::{TenantName, UpstreamName};
 use beamline_queue::{Attempt, BodyReader, Deliver, Outcome};
 use beamline_telemetry::{DeliverySpan, SpanId, Started, Telemetry, TraceContext, TraceId};
-use beamline_upstream::{BoxError, Pools, SendOptions, Sentness, UpstreamBody};
+use beamline_upstream::{BoxError, ErrorKind, Pools, SendOptions, Sentness, UpstreamBody};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use http_body::{Body, Frame, SizeHint};
@@ -93,7 +93,7 @@ impl Deliver for DeliverOverHttp {
             Some(upstream) => {
                 let span = SpanId::random();
                 match request(&attempt, &trace, span) {
-                    Err(reason) => Outcome::NotSent { reason },
+                    Err(reason) => Outcome::Unsendable { reason },
                     Ok(request) => {
                         // The queue paces itself, so the breaker does not stand in its way: its probe is the breaker's.
                         let options = SendOptions { response_timeout: None, probe: true };
@@ -102,9 +102,14 @@ impl Deliver for DeliverOverHttp {
                                 Ok(sent) => (answered(sent.response).await, sent.attempts),
                                 Err(error) => {
                                     let reason = error.kind.token().to_owned();
-                                    let outcome = match error.sent {
-                                        Sentness::Nothing => Outcome::NotSent { reason },
-                                        Sentness::Maybe => Outcome::Broken { reason },
+                                    let outcome = match (error.sent, &error.kind) {
+                                        (Sentness::Maybe, _) => Outcome::Broken { reason },
+                                        // Not the upstream's doing: it may be as well as ever.
+                                        (
+                                            Sentness::Nothing,
+                                            ErrorKind::Denied(_) | ErrorKind::RequestBody,
+                                        ) => Outcome::Withheld { reason },
+                                        (Sentness::Nothing, _) => Outcome::NotSent { reason },
                                     };
                                     (outcome, error.attempts)
                                 }
@@ -202,6 +207,8 @@ fn span_of(
         }
         Outcome::Answered { status, .. } => ("refused", Some(*status), Some("refused")),
         Outcome::NotSent { .. } => ("not-sent", None, Some("upstream-connect")),
+        Outcome::Withheld { .. } => ("not-sent", None, Some("upstream-denied")),
+        Outcome::Unsendable { .. } => ("not-sent", None, Some("bad-request")),
         Outcome::Broken { .. } => ("broken", None, Some("upstream-reset")),
         Outcome::UpstreamMissing => ("held", None, Some("upstream-missing")),
     };

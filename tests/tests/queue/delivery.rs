@@ -1,16 +1,23 @@
 //! How records are delivered: what each answer of the origin leads to, how an upstream that is down is probed, and how
 //! it is spared when it is back.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use beamline_tests::{
     admin::manifest,
     client::Request,
+    origin::{Origin, Recorded},
     scene::{HOST, PATIENCE, Scene, TENANT},
 };
 use serde_json::{Value, json};
 
-use crate::{attempt, body_files, count, deliveries, outage, queue, queueing, receipt, wait, wait_state};
+use crate::{
+    attempt, body_files, configured, count, deliveries, outage, queue, queueing, receipt, wait, wait_state,
+};
 
 #[test]
 fn a_delivery_carries_what_the_origin_needs_to_know_it_by() {
@@ -256,4 +263,63 @@ fn a_held_record_also_comes_back_by_a_rollback_and_after_a_crash() {
     scene.origin.start_again().unwrap();
     scene.node.launch().unwrap();
     wait_state(&scene, &location, "delivered");
+}
+
+#[test]
+fn a_tenant_whose_origin_hangs_leaves_places_for_others() {
+    let policy = json!({ "mode": "on-failure", "max_in_flight": 64 });
+    let (_folder, mut scene) = configured("[queue]\nmax_in_flight = 8\n", policy.clone());
+    scene.origin.stop();
+    // First some that go well, so that many may be in flight; then those that hang.
+    (0..30).for_each(|n| drop(queue(&scene, Request::new("PUT", "/in").body(format!("{n}")))));
+    (0..40).for_each(|n| drop(queue(&scene, Request::new("PUT", "/hang").body(format!("{n}")))));
+    scene.origin.start_again().unwrap();
+    let hanging = |log: &[Arc<Recorded>]| log.iter().filter(|r| r.target == "/hang").count();
+    scene.origin.wait_for(PATIENCE, |log| hanging(log) >= 4).unwrap();
+
+    let mut other = Origin::start("other").unwrap();
+    scene.admin.create_tenant("other", &["other.test"], &["127.0.0.0/8"]).unwrap();
+    let mut theirs = manifest("other.test", other.address());
+    theirs["upstreams"]["origin"]["queue"] = policy;
+    scene.admin.apply("other", &theirs).unwrap();
+    other.stop();
+    for n in 0..50 {
+        let request = Request::post("/in", format!("{n}")).host("other.test");
+        crate::location(&request.send(scene.node.address()).unwrap());
+    }
+    other.start_again().unwrap();
+    let began = Instant::now();
+    other.wait_for_count(50, PATIENCE).unwrap();
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert_eq!(hanging(&scene.origin.requests()), 4, "half of the places, as many as it leaves free");
+}
+
+#[test]
+fn many_failing_keys_do_not_slow_the_others_down() {
+    let scene = Scene::start().unwrap();
+    let probe = scene.filter("probe").unwrap();
+    scene
+        .apply(|manifest| {
+            manifest["filters"] = json!([probe]);
+            manifest["upstreams"]["origin"]["queue"] =
+                json!({ "mode": "on-failure", "ordering_key": { "header": "x-key" } });
+        })
+        .unwrap();
+    let keyed = |request: Request, key: String| {
+        request.header("x-probe", &json!({ "do": "enqueue", "ordering_key": key }).to_string())
+    };
+    for n in 0..12 {
+        queue(&scene, keyed(Request::new("PUT", "/status/500").body(format!("bad{n}")), format!("bad{n}")));
+    }
+    // Each of them has failed, and goes on failing; the origin takes everything else.
+    let each = |log: &[Arc<Recorded>]| log.iter().map(|r| &r.body).collect::<HashSet<_>>().len() == 12;
+    scene.origin.wait_for(Duration::from_secs(90), each).unwrap();
+    for n in 0..20 {
+        let location = queue(&scene, keyed(Request::post("/in", "good"), format!("good{n}")));
+        let began = Instant::now();
+        wait_state(&scene, &location, "delivered");
+        // So long as nothing ever went well, the upstream itself may be in trouble: the first is a probe.
+        let bound = Duration::from_secs(if n == 0 { 12 } else { 2 });
+        assert!(began.elapsed() < bound, "{n}: {:?}", began.elapsed());
+    }
 }

@@ -14,6 +14,8 @@ pub(super) enum Decision {
     Dead(DeadReason),
     /// Tried again when the upstream can be reached; the record itself is not to blame.
     AgainWithUpstream,
+    /// Tried again after a back-off of its own, though it is not to blame.
+    AgainUnblamed,
     /// Tried again after its own back-off.
     AgainAfterBackoff,
     /// Tried again after what the origin asked for.
@@ -32,6 +34,8 @@ pub(super) enum Bearing {
     },
     /// It cannot be reached.
     Down,
+    /// Nothing: it was the record's own fault.
+    Silent,
     Missing,
 }
 
@@ -39,7 +43,9 @@ pub(super) enum Bearing {
 pub(super) fn decide(outcome: &Outcome, repeat_safe: bool) -> Decision {
     let (status, retry_after) = match outcome {
         Outcome::UpstreamMissing => return Decision::Hold,
+        Outcome::Unsendable { .. } => return Decision::Dead(DeadReason::Rejected),
         Outcome::NotSent { .. } => return Decision::AgainWithUpstream,
+        Outcome::Withheld { .. } => return Decision::AgainUnblamed,
         Outcome::Broken { .. } if repeat_safe => return Decision::AgainAfterBackoff,
         Outcome::Broken { .. } => return Decision::Dead(DeadReason::Indeterminate),
         Outcome::Answered { status: 200..=299, complete, .. } => {
@@ -62,9 +68,12 @@ pub(super) fn decide(outcome: &Outcome, repeat_safe: bool) -> Decision {
 pub(super) fn bearing(outcome: &Outcome) -> Bearing {
     match outcome {
         Outcome::UpstreamMissing => Bearing::Missing,
+        Outcome::Unsendable { .. } => Bearing::Silent,
         Outcome::NotSent { .. } => Bearing::Down,
-        Outcome::Broken { .. } => Bearing::Troubled { retry_after: None },
-        Outcome::Answered { status: 429 | 500.., retry_after, .. } => {
+        Outcome::Withheld { .. } | Outcome::Broken { .. } => Bearing::Troubled { retry_after: None },
+        // Of all that wait, 429 may mean this one's account only: it holds the record, not its neighbours.
+        Outcome::Answered { status: 429, .. } => Bearing::Troubled { retry_after: None },
+        Outcome::Answered { status: 500.., retry_after, .. } => {
             Bearing::Troubled { retry_after: *retry_after }
         }
         Outcome::Answered { .. } => Bearing::Well,
@@ -78,7 +87,10 @@ pub(super) fn note(outcome: &Outcome) -> Note {
         Outcome::Answered { status, complete: false, .. } => {
             Note { status: Some(*status), error: Some("response-incomplete".into()) }
         }
-        Outcome::NotSent { reason } | Outcome::Broken { reason } => {
+        Outcome::NotSent { reason }
+        | Outcome::Withheld { reason }
+        | Outcome::Unsendable { reason }
+        | Outcome::Broken { reason } => {
             Note { status: None, error: Some(reason.chars().take(200).collect()) }
         }
         Outcome::UpstreamMissing => Note { status: None, error: Some("upstream-missing".into()) },
@@ -118,6 +130,8 @@ mod tests {
             (answered(599, None), AgainAfterBackoff, Dead(Indeterminate)),
             (broken, AgainAfterBackoff, Dead(Indeterminate)),
             (not_sent, AgainWithUpstream, AgainWithUpstream),
+            (Outcome::Withheld { reason: "denied".into() }, AgainUnblamed, AgainUnblamed),
+            (Outcome::Unsendable { reason: "no request".into() }, Dead(Rejected), Dead(Rejected)),
             (Outcome::UpstreamMissing, Hold, Hold),
         ] {
             assert_eq!(decide(&outcome, true), when_safe, "{outcome:?}, safe to repeat");
@@ -139,6 +153,11 @@ mod tests {
         {
             assert_eq!(bearing(&answered(status, None)) == Bearing::Well, well, "{status}");
         }
-        assert_eq!(bearing(&Outcome::NotSent { reason: String::new() }), Bearing::Down);
+        let reason = String::new;
+        assert_eq!(bearing(&Outcome::NotSent { reason: reason() }), Bearing::Down);
+        assert_eq!(bearing(&Outcome::Unsendable { reason: reason() }), Bearing::Silent);
+        let passing = Bearing::Troubled { retry_after: None };
+        assert_eq!(bearing(&Outcome::Withheld { reason: reason() }), passing);
+        assert_eq!(bearing(&answered(429, Some(60))), passing, "it holds its record, not the lane");
     }
 }

@@ -361,6 +361,7 @@ impl Machine {
             return;
         };
         self.in_flight -= 1;
+        self.ring.landed(&lane.tenant);
         match landing {
             // Whatever the log has of it now is read again.
             Landing::Stale => self.lane(lane).disk.more = true,
@@ -379,7 +380,8 @@ impl Machine {
             Landing::Made(outcome) => {
                 let Self { lanes, jitter, .. } = self;
                 if let Some(state) = lanes.get_mut(lane) {
-                    state.learn(bearing(&outcome), was_probe, now.mono, cap, jitter);
+                    let first = candidate.blame.is_none();
+                    state.learn(bearing(&outcome), (was_probe, first), now.mono, cap, jitter);
                 }
                 self.resolve(now, candidate, &outcome);
             }
@@ -415,6 +417,11 @@ impl Machine {
                 return;
             }
             Decision::AgainWithUpstream => None,
+            Decision::AgainUnblamed => {
+                let wait = self.jitter.backoff(attempt.attempts, RECORD_CEILING);
+                candidate.due_ms = now.wall_in(millis(wait));
+                None
+            }
             Decision::AgainAfterBackoff => {
                 let failures = candidate.blame.map_or(0, |b| b.failures).saturating_add(1);
                 Some(self.jitter.backoff(failures, RECORD_CEILING))
@@ -473,18 +480,22 @@ impl Machine {
     /// Begins attempts while lanes are ready and there is room for more in flight.
     fn launch(&mut self, now: Now, caps: Caps<'_>) {
         while !self.stopping && self.in_flight < self.policy.max_in_flight {
-            let Some(lane) = self.ring.pop() else { return };
+            let Some(lane) = self.ring.pop(self.policy.max_in_flight - self.in_flight) else { return };
             let cap = caps(&lane).max(1);
-            let Some(state) = self.lanes.get_mut(&lane) else { continue };
+            let Some(state) = self.lanes.get_mut(&lane) else {
+                self.ring.turned(&lane.tenant, None);
+                continue;
+            };
             state.turn = Turn::None;
             if let Health::Missing { until } = state.health
                 && until <= now.mono
             {
                 // Whether the upstream is there again is found by trying one.
-                state.health = Health::Failing { failures: 0, until: now.mono };
+                state.health = Health::Failing { failures: 0, until: now.mono, answered: false };
                 self.actions.push(Action::Commit(Change::Release { lane: lane.clone() }));
             }
-            match state.launch(now.mono, cap) {
+            let mut bytes = None;
+            match state.launch(now.mono, cap, &mut self.jitter) {
                 // The sweep will end it; here it is only not tried.
                 Some(expired) if self.guard.is_past(expired.expires_ms, now) => {
                     self.sweep.wish(expired.expires_ms);
@@ -492,10 +503,12 @@ impl Machine {
                 }
                 Some(candidate) => {
                     self.in_flight += 1;
+                    bytes = Some(candidate.size);
                     self.actions.push(Action::Attempt(candidate));
                 }
                 None => {}
             }
+            self.ring.turned(&lane.tenant, bytes);
             self.plan(now, &lane, caps);
         }
     }

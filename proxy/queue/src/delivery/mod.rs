@@ -132,7 +132,7 @@ impl BodyReader {
     }
 }
 
-/// What an attempt led to. The error tokens of `NotSent` and `Broken` are shown in receipts.
+/// What an attempt led to. The reasons are shown in receipts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The origin answered.
@@ -147,6 +147,17 @@ pub enum Outcome {
     /// Not one byte of the request left: no breaker let it, or no connection stood.
     NotSent {
         /// A short token, such as `connect-refused`.
+        reason: String,
+    },
+    /// Not one byte of the request left, for a reason that is not the upstream's state and may pass: its address is not
+    /// granted, or the record's body could not be read.
+    Withheld {
+        /// A short token, such as `denied`.
+        reason: String,
+    },
+    /// What is stored can never be sent: no request can be made of it.
+    Unsendable {
+        /// What stands against it, in a few words.
         reason: String,
     },
     /// Bytes of the request may have left, and no response head came.
