@@ -4,7 +4,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use arc_swap::ArcSwap;
@@ -18,7 +18,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 
-use crate::forward::TRACEPARENT;
+use crate::{forward::TRACEPARENT, retry_after::retry_after};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Which attempt this is, from 1.
@@ -184,14 +184,8 @@ async fn answered(response: http::Response<UpstreamBody>) -> Outcome {
             break true;
         }
     };
-    let retry_after = head.headers.get(header::RETRY_AFTER).and_then(retry_after);
+    let retry_after = retry_after(&head.headers, SystemTime::now());
     Outcome::Answered { status: head.status.as_u16(), retry_after, complete }
-}
-
-/// `Retry-After` in seconds (RFC 9110, section 10.2.3). A date is taken as a minute: the queue clamps it anyway.
-fn retry_after(value: &HeaderValue) -> Option<Duration> {
-    let text = value.to_str().ok()?.trim();
-    text.parse().map(Duration::from_secs).ok().or((!text.is_empty()).then_some(Duration::from_secs(60)))
 }
 
 fn span_of(

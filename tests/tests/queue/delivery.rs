@@ -4,7 +4,7 @@
 use std::{
     collections::HashSet,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use beamline_tests::{
@@ -155,6 +155,26 @@ fn retry_after_is_honoured() {
     let log = scene.origin.wait_for_count(2, PATIENCE).unwrap();
     let apart = log[1].at.duration_since(log[0].at).unwrap();
     assert!(apart >= Duration::from_secs(3), "{apart:?}");
+}
+
+#[test]
+fn retry_after_as_a_date_is_honoured_and_one_that_is_past_is_a_second() {
+    let mut scene = outage();
+    let at = SystemTime::now() + Duration::from_secs(7);
+    let later = httpdate::fmt_http_date(at).replace(' ', "+");
+    let past = "Sun,+06+Nov+1994+08:49:37+GMT";
+    // Unsafe ones: that they are tried again at all is the field's doing.
+    queue(&scene, Request::post(&format!("/status/503?retry-after={later}"), "later"));
+    queue(&scene, Request::post(&format!("/status/503?retry-after={past}"), "past"));
+    scene.origin.start_again().unwrap();
+    let times = |body: &str| -> Vec<SystemTime> {
+        scene.origin.requests().iter().filter(|r| r.body == body.as_bytes()).map(|r| r.at).collect()
+    };
+    wait(PATIENCE, || times("later").len() >= 2 && times("past").len() >= 2, |both| *both);
+    // A date has whole seconds.
+    assert!(times("later")[1] + Duration::from_secs(1) >= at);
+    let apart = times("past")[1].duration_since(times("past")[0]).unwrap();
+    assert!(apart >= Duration::from_millis(950), "{apart:?}");
 }
 
 #[test]
