@@ -9,8 +9,8 @@ use std::{
 
 use arc_swap::ArcSwap;
 use beamline_control::{Snapshot, UpstreamRuntime};
-use beamline_model::{TenantName, UpstreamName};
-use beamline_queue::{Attempt, BodyReader, Deliver, Outcome};
+use beamline_model::{QueuePolicy, TenantName, UpstreamName};
+use beamline_queue::{Attempt, BodyReader, Deliver, Outcome, Rules};
 use beamline_telemetry::{DeliverySpan, SpanId, Started, Telemetry, TraceContext, TraceId};
 use beamline_upstream::{BoxError, ErrorKind, Pools, SendOptions, Sentness, UpstreamBody};
 use bytes::Bytes;
@@ -81,6 +81,16 @@ impl DeliverOverHttp {
     fn upstream(&self, tenant: &TenantName, upstream: &UpstreamName) -> Option<UpstreamRuntime> {
         self.snapshots.load().by_name(tenant)?.upstreams.get(upstream).cloned()
     }
+
+    /// What the active revision says of an upstream's queue, if it has that upstream.
+    fn policy<T>(
+        &self,
+        tenant: &TenantName,
+        upstream: &UpstreamName,
+        of: impl FnOnce(&QueuePolicy) -> T,
+    ) -> Option<T> {
+        self.snapshots.load().by_name(tenant)?.upstreams.get(upstream).map(|upstream| of(&upstream.queue))
+    }
 }
 
 impl Deliver for DeliverOverHttp {
@@ -125,7 +135,15 @@ impl Deliver for DeliverOverHttp {
     }
 
     fn in_flight_cap(&self, tenant: &TenantName, upstream: &UpstreamName) -> u32 {
-        self.upstream(tenant, upstream).map_or(1, |u| u.queue.max_in_flight)
+        self.policy(tenant, upstream, |queue| queue.max_in_flight).unwrap_or(1)
+    }
+
+    fn rules(&self, tenant: &TenantName, upstream: &UpstreamName) -> Rules {
+        let rules = |queue: &QueuePolicy| Rules {
+            on_status: queue.on_status.clone(),
+            key_block_max: queue.key_block_max.get(),
+        };
+        self.policy(tenant, upstream, rules).unwrap_or_default()
     }
 }
 

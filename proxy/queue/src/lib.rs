@@ -68,7 +68,7 @@ mod writer;
 
 pub use body::{BodyBuffer, BodyError};
 pub use books::{Demand, Refusal, Reservation, Totals};
-pub use delivery::{Attempt, AttemptBody, BodyReader, Deliver, Delivery, DeliveryError, Outcome};
+pub use delivery::{Attempt, AttemptBody, BodyReader, Deliver, Delivery, DeliveryError, Outcome, Rules};
 pub use health::Health;
 pub use log::LogError;
 pub use queue::{Accepted, EnqueueError, OpenError, Queue, QueueError};

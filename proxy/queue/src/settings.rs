@@ -33,8 +33,6 @@ pub struct Settings {
     pub dead_retention: Duration,
     /// The most receipts of delivered records; beyond it the oldest go before their time. Default 1,000,000.
     pub max_receipts: u64,
-    /// How long one record may block its ordering key by being refused, before it is dead (exhausted). Default 15 min.
-    pub key_block_max: Duration,
     /// The longest that one attempt may take; then it counts as broken. Default 5 min.
     pub attempt_timeout: Duration,
     /// The most deliveries in flight, all upstreams together. Default 1024.
@@ -59,7 +57,6 @@ impl Settings {
             receipt_retention: Duration::from_secs(24 * 3600),
             dead_retention: Duration::from_secs(7 * 24 * 3600),
             max_receipts: 1_000_000,
-            key_block_max: Duration::from_secs(15 * 60),
             attempt_timeout: Duration::from_secs(5 * 60),
             max_in_flight: 1024,
             wall_clock: Arc::new(system_wall_ms),

@@ -148,6 +148,34 @@ fn each_answer_of_the_origin_leads_to_what_the_table_says() {
 }
 
 #[test]
+fn what_a_status_means_is_the_manifests_to_say_and_the_active_revision_counts() {
+    let on_status = json!({ "404": "retry", "409": "delivered", "5xx": "dead" });
+    let mut scene = queueing(json!({ "mode": "on-failure", "on_status": on_status }));
+    scene.origin.stop();
+    let missing = queue(&scene, Request::post("/status/404", "missing"));
+    let conflict = queue(&scene, Request::post("/status/409", "conflict"));
+    let failed = queue(&scene, Request::new("PUT", "/status/500").body("failed"));
+    let refused = queue(&scene, Request::post("/status/422", "refused"));
+    scene.origin.start_again().unwrap();
+    let told = wait_state(&scene, &conflict, "delivered");
+    assert_eq!(told["last_status"], 409);
+    for (location, status) in [(&failed, 500), (&refused, 422)] {
+        let told = wait_state(&scene, location, "dead");
+        assert_eq!((&told["reason"], &told["last_status"]), (&json!("rejected"), &json!(status)));
+    }
+    // Not safe to repeat, and repeated, for its manifest says that it was not taken.
+    wait(PATIENCE, || receipt(&scene, &missing)["attempts"].as_u64(), |attempts| *attempts >= Some(2));
+    scene
+        .apply(|manifest| manifest["upstreams"]["origin"]["queue"] = json!({ "mode": "on-failure" }))
+        .unwrap();
+    assert_eq!(
+        wait_state(&scene, &missing, "dead")["reason"],
+        "rejected",
+        "what waits goes by the new revision"
+    );
+}
+
+#[test]
 fn retry_after_is_honoured() {
     let mut scene = outage();
     queue(&scene, Request::post("/status/429?retry-after=3", "body"));

@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::{
-    Outcome,
+    Outcome, Rules,
     backoff::{Jitter, RECORD_CEILING, RETRY_AFTER},
     clock::{JumpGuard, Now},
     decide::{Decision, bearing, decide, note},
@@ -39,7 +39,6 @@ pub(crate) struct Policy {
     pub(crate) epoch: u64,
     pub(crate) seed: u64,
     pub(crate) max_in_flight: usize,
-    pub(crate) key_block_max_ms: u64,
     pub(crate) receipt_retention_ms: u64,
     pub(crate) dead_retention_ms: u64,
 }
@@ -92,8 +91,14 @@ pub(crate) enum Action {
     Commit(Change),
 }
 
-/// How many deliveries may fly to an upstream at once.
-pub(crate) type Caps<'a> = &'a dyn Fn(&Lane) -> u32;
+/// What tenants' active revisions say of their upstreams.
+pub(crate) trait Upstreams {
+    /// How many deliveries may fly to it at once; 0 is taken as 1.
+    fn cap(&self, lane: &Lane) -> u32;
+
+    /// What becomes of its records.
+    fn rules(&self, lane: &Lane) -> Rules;
+}
 
 #[derive(Debug)]
 pub(crate) struct Machine {
@@ -204,17 +209,17 @@ impl Machine {
     }
 
     /// Takes an event and returns what to do, in order.
-    pub(crate) fn handle(&mut self, now: Now, event: Event, caps: Caps<'_>) -> Vec<Action> {
+    pub(crate) fn handle(&mut self, now: Now, event: Event, upstreams: &dyn Upstreams) -> Vec<Action> {
         self.guard.observe(now);
         match event {
             Event::Tick => {}
-            Event::Notice(notice) => self.noticed(now, notice, caps),
-            Event::Scanned(scan) => self.scanned(now, scan, caps),
-            Event::Loaded { lane, limit, rows } => self.loaded(now, lane, limit, rows, caps),
-            Event::Landed { lane, seq, landing } => self.landed(now, &lane, seq, landing, caps),
+            Event::Notice(notice) => self.noticed(now, notice, upstreams),
+            Event::Scanned(scan) => self.scanned(now, scan, upstreams),
+            Event::Loaded { lane, limit, rows } => self.loaded(now, lane, limit, rows, upstreams),
+            Event::Landed { lane, seq, landing } => self.landed(now, &lane, seq, landing, upstreams),
         }
         self.ring_timers(now);
-        self.launch(now, caps);
+        self.launch(now, upstreams);
         self.do_chores(now);
         std::mem::take(&mut self.actions)
     }
@@ -251,19 +256,19 @@ impl Machine {
         self.lanes.get_mut(lane).expect("it was made where it was missing")
     }
 
-    fn noticed(&mut self, now: Now, notice: Notice, caps: Caps<'_>) {
+    fn noticed(&mut self, now: Now, notice: Notice, upstreams: &dyn Upstreams) {
         match notice {
             Notice::Ready(candidate) => {
                 self.sweep.wish(candidate.expires_ms);
                 let lane = candidate.lane.clone();
                 self.lane(&lane).returning.remove(&candidate.seq);
                 self.wait(now, candidate, From::Commit);
-                self.plan(now, &lane, caps);
+                self.plan(now, &lane, upstreams);
             }
             Notice::Behind { expires_ms } => self.sweep.wish(expires_ms),
             Notice::Released(lane) => {
                 self.lane(&lane).disk.stale = true;
-                self.plan(now, &lane, caps);
+                self.plan(now, &lane, upstreams);
             }
             Notice::Swept { next_ms, full } => {
                 self.sweep.done(if full { now.mono } else { now.mono + SWEEP_AGAIN });
@@ -276,7 +281,7 @@ impl Machine {
             }
             Notice::Nudge(lane) => {
                 if self.lanes.get_mut(&lane).is_some_and(|state| state.nudge(now.mono)) {
-                    self.plan(now, &lane, caps);
+                    self.plan(now, &lane, upstreams);
                 }
             }
             Notice::Rescan => {
@@ -298,7 +303,7 @@ impl Machine {
         }
     }
 
-    fn scanned(&mut self, now: Now, scan: Option<Scan>, caps: Caps<'_>) {
+    fn scanned(&mut self, now: Now, scan: Option<Scan>, upstreams: &dyn Upstreams) {
         let again = self.scan == ScanState::Running { again: true };
         let Some(scan) = scan else {
             self.scan = ScanState::At(now.mono + READ_AGAIN);
@@ -313,11 +318,18 @@ impl Machine {
             self.lane(&lane).disk.stale = true;
         }
         for lane in self.lanes.keys().cloned().collect::<Vec<_>>() {
-            self.plan(now, &lane, caps);
+            self.plan(now, &lane, upstreams);
         }
     }
 
-    fn loaded(&mut self, now: Now, lane: Lane, limit: usize, rows: Option<Vec<Candidate>>, caps: Caps<'_>) {
+    fn loaded(
+        &mut self,
+        now: Now,
+        lane: Lane,
+        limit: usize,
+        rows: Option<Vec<Candidate>>,
+        upstreams: &dyn Upstreams,
+    ) {
         let disk = &mut self.lane(&lane).disk;
         disk.loading = false;
         match rows {
@@ -330,7 +342,7 @@ impl Machine {
                 rows.into_iter().for_each(|candidate| self.wait(now, candidate, From::Disk));
             }
         }
-        self.plan(now, &lane, caps);
+        self.plan(now, &lane, upstreams);
     }
 
     /// Puts a candidate in its lane's window, unless it is flying, or must wait on disk for others that are due before it.
@@ -354,8 +366,8 @@ impl Machine {
         }
     }
 
-    fn landed(&mut self, now: Now, lane: &Lane, seq: Seq, landing: Landing, caps: Caps<'_>) {
-        let cap = caps(lane).max(1);
+    fn landed(&mut self, now: Now, lane: &Lane, seq: Seq, landing: Landing, upstreams: &dyn Upstreams) {
+        let cap = upstreams.cap(lane).max(1);
         let Some((candidate, was_probe)) = self.lanes.get_mut(lane).and_then(|state| state.land(seq)) else {
             debug_assert!(false, "{seq:?} landed and was not flying");
             return;
@@ -378,15 +390,22 @@ impl Machine {
                 self.finish(now, attempt, End::Dead(DeadReason::Indeterminate), note);
             }
             Landing::Made(outcome) => {
+                let rules = upstreams.rules(lane);
                 let Self { lanes, jitter, .. } = self;
                 if let Some(state) = lanes.get_mut(lane) {
                     let first = candidate.blame.is_none();
-                    state.learn(bearing(&outcome), (was_probe, first), now.mono, cap, jitter);
+                    state.learn(
+                        bearing(&outcome, &rules.on_status),
+                        (was_probe, first),
+                        now.mono,
+                        cap,
+                        jitter,
+                    );
                 }
-                self.resolve(now, candidate, &outcome);
+                self.resolve(now, candidate, &outcome, &rules);
             }
         }
-        self.plan(now, lane, caps);
+        self.plan(now, lane, upstreams);
     }
 
     fn attempt_of(&self, candidate: &Candidate) -> AttemptRef {
@@ -403,10 +422,10 @@ impl Machine {
     }
 
     /// Records what an attempt led to.
-    fn resolve(&mut self, now: Now, mut candidate: Candidate, outcome: &Outcome) {
+    fn resolve(&mut self, now: Now, mut candidate: Candidate, outcome: &Outcome, rules: &Rules) {
         let attempt = self.attempt_of(&candidate);
         let note = note(outcome);
-        let wait = match decide(outcome, candidate.repeat_safe) {
+        let wait = match decide(outcome, candidate.repeat_safe, &rules.on_status) {
             Decision::Delivered { response_complete } => {
                 return self.finish(now, attempt, End::Delivered { response_complete }, note);
             }
@@ -431,7 +450,7 @@ impl Machine {
         if let Some(wait) = wait {
             let blame = candidate.blame.get_or_insert(Blame { failures: 0, since_ms: now.wall });
             blame.failures = blame.failures.saturating_add(1);
-            let blocked_until = blame.since_ms.saturating_add(self.policy.key_block_max_ms);
+            let blocked_until = blame.since_ms.saturating_add(millis(rules.key_block_max));
             if candidate.keyed && self.guard.is_past(blocked_until, now) {
                 return self.finish(now, attempt, End::Dead(DeadReason::Exhausted), note);
             }
@@ -478,10 +497,10 @@ impl Machine {
     }
 
     /// Begins attempts while lanes are ready and there is room for more in flight.
-    fn launch(&mut self, now: Now, caps: Caps<'_>) {
+    fn launch(&mut self, now: Now, upstreams: &dyn Upstreams) {
         while !self.stopping && self.in_flight < self.policy.max_in_flight {
             let Some(lane) = self.ring.pop(self.policy.max_in_flight - self.in_flight) else { return };
-            let cap = caps(&lane).max(1);
+            let cap = upstreams.cap(&lane).max(1);
             let Some(state) = self.lanes.get_mut(&lane) else {
                 self.ring.turned(&lane.tenant, None);
                 continue;
@@ -509,14 +528,14 @@ impl Machine {
                 None => {}
             }
             self.ring.turned(&lane.tenant, bytes);
-            self.plan(now, &lane, caps);
+            self.plan(now, &lane, upstreams);
         }
     }
 
     /// Looks at a lane after anything changed: loads what it is short of, and says when its next turn is.
-    fn plan(&mut self, now: Now, lane: &Lane, caps: Caps<'_>) {
+    fn plan(&mut self, now: Now, lane: &Lane, upstreams: &dyn Upstreams) {
         let capacity = self.window_size();
-        let cap = caps(lane).max(1);
+        let cap = upstreams.cap(lane).max(1);
         let Some(state) = self.lanes.get_mut(lane) else { return };
         if !self.stopping && state.wants_load(now.mono, capacity) {
             state.disk.loading = true;

@@ -16,7 +16,7 @@ mod window;
 
 use std::{fs::File, future::Future, io, sync::Arc, time::Duration};
 
-use beamline_model::{RevisionId, TenantName, UpstreamName};
+use beamline_model::{OnStatus, QueuePolicy, RevisionId, TenantName, UpstreamName};
 use bytes::{Bytes, BytesMut};
 
 use crate::{RecordId, TraceRef};
@@ -169,6 +169,23 @@ pub enum Outcome {
     UpstreamMissing,
 }
 
+/// What an upstream's manifest says of its records, as the revision has it that is active now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// What its answers mean, where not what the table says.
+    pub on_status: OnStatus,
+    /// How long one record may block its ordering key by being refused, before it is dead (exhausted).
+    pub key_block_max: Duration,
+}
+
+impl Default for Rules {
+    /// A manifest's own defaults.
+    fn default() -> Self {
+        let policy = QueuePolicy::default();
+        Self { on_status: policy.on_status, key_block_max: policy.key_block_max.get() }
+    }
+}
+
 /// Who sends records to their upstreams: the one thing that delivery needs from the floors above.
 ///
 /// Called on delivery's own thread, so that neither this nor its futures need be `Send`.
@@ -178,4 +195,7 @@ pub trait Deliver: 'static {
 
     /// The most deliveries in flight to this upstream at once; 0 is taken as 1.
     fn in_flight_cap(&self, tenant: &TenantName, upstream: &UpstreamName) -> u32;
+
+    /// What becomes of this upstream's records; asked when an attempt has ended.
+    fn rules(&self, tenant: &TenantName, upstream: &UpstreamName) -> Rules;
 }

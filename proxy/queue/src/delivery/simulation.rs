@@ -12,10 +12,10 @@ use bytes::Bytes;
 use proptest::{collection::vec, prelude::*};
 
 use super::{
-    Outcome,
+    Outcome, Rules,
     backoff::Jitter,
     clock::Now,
-    machine::{Action, Event, Landing, Machine, Policy},
+    machine::{Action, Event, Landing, Machine, Policy, Upstreams},
 };
 use crate::{
     body::StoredBody,
@@ -32,6 +32,19 @@ use crate::{
 const CAP: u32 = 4;
 const WALL_START: u64 = 1_700_000_000_000;
 const MINUTE: i64 = 60_000;
+
+/// Every upstream has the same cap and a manifest's default rules.
+struct Same;
+
+impl Upstreams for Same {
+    fn cap(&self, _: &Lane) -> u32 {
+        CAP
+    }
+
+    fn rules(&self, _: &Lane) -> Rules {
+        Rules::default()
+    }
+}
 
 /// How an upstream behaves from some time on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,7 +168,6 @@ fn policy(seed: u64, epoch: u64, max_in_flight: usize) -> Policy {
         epoch,
         seed,
         max_in_flight,
-        key_block_max_ms: 15 * 60_000,
         receipt_retention_ms: 24 * 3_600_000,
         dead_retention_ms: 24 * 3_600_000,
     }
@@ -379,7 +391,7 @@ impl Simulation {
     fn tell(&mut self, event: Event) {
         let now = self.both();
         self.handled += 1;
-        for action in self.machine.handle(now, event, &|_| CAP) {
+        for action in self.machine.handle(now, event, &Same) {
             match action {
                 Action::Scan => self.soon(1, Happens::Scan),
                 Action::Load { lane, limit } => self.soon(1, Happens::Load { lane, limit }),
@@ -738,11 +750,11 @@ fn a_clock_that_jumps_ahead_expires_nothing_for_a_while() {
     let jumped = Now { mono: simulation.now, wall: WALL_START + 100 * 60 * 60_000 };
     for later in [0, 5 * MINUTE] {
         let now = Now { mono: jumped.mono + later, wall: jumped.wall + later as u64 };
-        let actions = simulation.machine.handle(now, Event::Tick, &|_| CAP);
+        let actions = simulation.machine.handle(now, Event::Tick, &Same);
         assert!(!actions.iter().any(|a| matches!(a, Action::Commit(Change::Expire { .. }))), "{actions:?}");
     }
     let now = Now { mono: jumped.mono + 11 * MINUTE, wall: jumped.wall + 11 * 60_000 };
-    let actions = simulation.machine.handle(now, Event::Tick, &|_| CAP);
+    let actions = simulation.machine.handle(now, Event::Tick, &Same);
     assert!(actions.iter().any(|a| matches!(a, Action::Commit(Change::Expire { .. }))), "{actions:?}");
 }
 
@@ -755,11 +767,11 @@ fn after_a_restart_on_a_clock_that_went_back_everything_is_still_delivered() {
     let log = simulation.disk.open();
     let now = Now { mono: 0, wall: WALL_START - 10 * 3_600_000 };
     let mut machine = Machine::new(policy(1, log.epoch(), 64), now);
-    machine.handle(now, Event::Tick, &|_| CAP);
-    machine.handle(now, Event::Scanned(Some(Scan { lanes: vec![lane(0)], ..Scan::default() })), &|_| CAP);
+    machine.handle(now, Event::Tick, &Same);
+    machine.handle(now, Event::Scanned(Some(Scan { lanes: vec![lane(0)], ..Scan::default() })), &Same);
     let rows = log.reader().unwrap().window(&lane(0), 256).unwrap();
     assert!(!rows.is_empty());
-    machine.handle(now, Event::Loaded { lane: lane(0), limit: 256, rows: Some(rows) }, &|_| CAP);
+    machine.handle(now, Event::Loaded { lane: lane(0), limit: 256, rows: Some(rows) }, &Same);
     assert!(machine.wake_at(now).unwrap() <= 3_600_000, "no one waits longer than the longest back-off");
 }
 
