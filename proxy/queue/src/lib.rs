@@ -16,7 +16,7 @@
 //! 4. **`records_of_one_key_go_out_in_commit_order_one_at_a_time`.** The log itself keeps all but the first open record of
 //!    an ordering key from being handed out.
 //! 5. **`a_failing_key_blocks_only_itself`.** What an origin refuses backs off by itself; only an upstream that cannot be
-//!    reached, or refuses several in a row, is probed one record at a time.
+//!    reached, or refuses several in a row that it did not refuse before, is probed one record at a time.
 //! 6. **`whatever_fails_every_record_is_delivered_or_dead_for_a_reason`.** No record is forgotten, by failures, restarts
 //!    or reads that are out of date.
 //! 7. **`a_row_never_lacks_its_body`.** A body file is synced before the row that names it commits, and removed after the
@@ -32,6 +32,8 @@
 //! 13. **`memory_is_bounded_by_windows_not_by_the_backlog`.** The backlog is on disk; in memory is a window of each
 //!     upstream's records that are due first.
 //! 14. **`an_idle_queue_does_nothing`.** No thread polls: each waits for a message, delivery also for the next due time.
+//! 15. **`a_hanging_tenant_blocks_only_itself`.** A tenant takes no more places in flight than it leaves free.
+//! 16. **`tenants_get_the_same_bytes_however_large_their_records_are`.** A turn costs the record's size.
 //!
 //! # Who does what
 //!

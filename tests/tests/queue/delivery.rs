@@ -10,6 +10,7 @@ use std::{
 use beamline_tests::{
     admin::manifest,
     client::Request,
+    guests,
     origin::{Origin, Recorded},
     scene::{HOST, PATIENCE, Scene, TENANT},
 };
@@ -370,4 +371,29 @@ fn many_failing_keys_do_not_slow_the_others_down() {
         let bound = Duration::from_secs(if n == 0 { 12 } else { 2 });
         assert!(began.elapsed() < bound, "{n}: {:?}", began.elapsed());
     }
+}
+
+#[test]
+fn a_record_whose_upstreams_address_is_not_granted_waits_by_itself() {
+    let scene = Scene::start().unwrap();
+    scene.admin.create_tenant("far", &["far.test"], &["10.0.0.0/8"]).unwrap();
+    let module = scene.admin.push("far", &guests::module("probe").unwrap()).unwrap();
+    let mut theirs = manifest("far.test", scene.origin.address());
+    // A name is held against the grant when it is connected to.
+    theirs["upstreams"]["origin"]["endpoints"] =
+        json!([format!("localhost:{}", scene.origin.address().port())]);
+    theirs["upstreams"]["origin"]["queue"] = json!({ "mode": "on-failure" });
+    theirs["filters"] = json!([{ "name": "probe", "module": module.digest }]);
+    scene.admin.apply("far", &theirs).unwrap();
+    let send = |request: Request| request.host("far.test").send(scene.node.address()).unwrap();
+    let enqueue = json!({ "do": "enqueue" }).to_string();
+    let location = crate::location(&send(Request::post("/in", "body").header("x-probe", &enqueue)));
+    let told = wait(
+        PATIENCE,
+        || send(Request::get(&location)).json().unwrap(),
+        |told: &Value| told["attempts"].as_u64() >= Some(3),
+    );
+    assert_eq!(told["last_error"], "denied", "{told}");
+    assert!(told["state"] == "queued" || told["state"] == "delivering", "{told}");
+    assert_eq!(scene.origin.count(), 0);
 }
