@@ -442,7 +442,14 @@ impl Simulation {
             match action {
                 Action::Scan => self.soon(1, Happens::Scan),
                 Action::Load { lane, limit } => self.soon(1, Happens::Load { lane, limit }),
-                Action::Attempt(candidate) => self.soon(5, Happens::MarkIt(candidate)),
+                Action::Attempt(candidate) => {
+                    // Those that began before the first refusal was known may still be on their way to their marks.
+                    if let Some(began) = self.probing.get_mut(&candidate.lane) {
+                        *began += 1;
+                        assert!(*began <= 1, "more than one probe flies to {:?}", candidate.lane);
+                    }
+                    self.soon(5, Happens::MarkIt(candidate));
+                }
                 Action::Commit(change) => self.write(Inbox::Change(change)),
             }
         }
@@ -459,6 +466,10 @@ impl Simulation {
     }
 
     fn land(&mut self, candidate: &Candidate, landing: Landing) {
+        if !matches!(landing, Landing::Made(_)) {
+            // A probe that never was: the next may fly.
+            self.probing.get_mut(&candidate.lane).into_iter().for_each(|began| *began = 0);
+        }
         let event = Event::Landed { lane: candidate.lane.clone(), seq: candidate.seq, landing };
         self.tell(event);
     }
@@ -482,10 +493,6 @@ impl Simulation {
         assert!(self.now <= by || !self.plan.jumps.is_empty(), "record {n} is sent after its expiry");
         let of_lane = self.in_flight.values().filter(|l| **l == candidate.lane).count();
         assert!(of_lane < CAP as usize, "more than the cap fly to {:?}", candidate.lane);
-        if let Some(began) = self.probing.get_mut(&candidate.lane) {
-            *began += 1;
-            assert!(*began <= 1, "more than one probe flies to {:?}", candidate.lane);
-        }
         if let Some(key) = request.key {
             for (other, fate) in self.fates.iter().enumerate() {
                 let same = self.plan.requests[other].lane == request.lane
