@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `/echo` | 200 with the request's body and content type |
 //! | `/inspect` | 200 with the request as JSON: method, target, headers as a list of pairs, body, trailers |
-//! | `/status/503` | that status; `?retry-after=2` adds the field |
+//! | `/status/503` | that status; `?retry-after=2` adds the field, in which `+` stands for a space |
 //! | `/slow?ms=500` | 200 after that time (at most 60 s) |
 //! | `/bytes?n=1000` | that many bytes; `&chunked` sends them chunked, `&pause_ms=5` pauses between pieces of 16 KiB |
 //! | `/trailers` | a chunked body with the trailer `x-sum` |
@@ -401,7 +401,7 @@ fn answer(
             _ => match path.strip_prefix("/status/").and_then(|s| s.parse().ok()) {
                 Some(status) => {
                     if let Some(after) = parameter(query, "retry-after") {
-                        reply.field("retry-after", after);
+                        reply.field("retry-after", &after.replace('+', " "));
                     }
                     reply.send(status, b"")?;
                 }

@@ -93,6 +93,10 @@ struct DrainFile {
 struct QueueFile {
     max_records: Option<u64>,
     max_bytes: Option<ByteSize>,
+    tenant_max_records: Option<u64>,
+    tenant_max_bytes: Option<ByteSize>,
+    disk_reserve: Option<ByteSize>,
+    max_in_flight: Option<Bounded<1, 65_536>>,
     receipt_retention: Option<HumanDuration>,
 }
 
@@ -116,11 +120,25 @@ pub(crate) struct Config {
     pub(crate) lame_duck: Duration,
     pub(crate) drain_idle_grace: Duration,
     pub(crate) drain_timeout: Duration,
-    pub(crate) queue_max_records: Option<u64>,
-    pub(crate) queue_max_bytes: Option<u64>,
-    pub(crate) receipt_retention: Option<Duration>,
+    pub(crate) queue: beamline_queue::Settings,
     pub(crate) pool_instances: u32,
     pub(crate) slow_lane_threads: usize,
+}
+
+impl QueueFile {
+    fn over_defaults(&self, dir: PathBuf) -> beamline_queue::Settings {
+        let defaults = beamline_queue::Settings::new(dir);
+        beamline_queue::Settings {
+            max_records: self.max_records.unwrap_or(defaults.max_records),
+            max_bytes: self.max_bytes.map_or(defaults.max_bytes, ByteSize::get),
+            tenant_max_records: self.tenant_max_records,
+            tenant_max_bytes: self.tenant_max_bytes.map(ByteSize::get),
+            min_free_disk: self.disk_reserve.map_or(defaults.min_free_disk, ByteSize::get),
+            max_in_flight: self.max_in_flight.map_or(defaults.max_in_flight, |n| n.get() as usize),
+            receipt_retention: self.receipt_retention.map_or(defaults.receipt_retention, HumanDuration::get),
+            ..defaults
+        }
+    }
 }
 
 impl FileConfig {
@@ -154,6 +172,8 @@ impl Config {
         if admin.port() != 0 && listen.contains(&admin) {
             bail!("listen and admin are both {admin}: choose another address for one of them");
         }
+        let data_dir = args.data_dir.or(file.data_dir).unwrap_or_else(|| "beamline-data".into());
+        let queue = file.queue.over_defaults(data_dir.join("queue"));
         let defaults = EngineSettings::default();
         let Ok(log) = args.log.or(file.log).unwrap_or_else(|| "stdout".into()).parse();
         let span = |flag: Option<HumanDuration>, file: Option<HumanDuration>, default: HumanDuration| {
@@ -162,7 +182,7 @@ impl Config {
         Ok(Self {
             listen,
             admin,
-            data_dir: args.data_dir.or(file.data_dir).unwrap_or_else(|| "beamline-data".into()),
+            data_dir,
             workers: args.workers.or(file.workers).map_or(processors, |n| n.get() as usize),
             log,
             otlp_endpoint: args.otlp_endpoint.or(file.otlp_endpoint),
@@ -170,9 +190,7 @@ impl Config {
             lame_duck: span(args.lame_duck, file.drain.lame_duck, HumanDuration::secs(5)),
             drain_idle_grace: span(args.drain_idle_grace, file.drain.idle_grace, HumanDuration::secs(1)),
             drain_timeout: span(args.drain_timeout, file.drain.timeout, HumanDuration::secs(30)),
-            queue_max_records: file.queue.max_records,
-            queue_max_bytes: file.queue.max_bytes.map(ByteSize::get),
-            receipt_retention: file.queue.receipt_retention.map(HumanDuration::get),
+            queue,
             pool_instances: file.filters.pool_instances.map_or(defaults.pool_instances, Bounded::get),
             slow_lane_threads: file
                 .filters
@@ -202,6 +220,34 @@ mod tests {
         assert_eq!(config.listen[0].port(), 1);
         assert_eq!(config.lame_duck, Duration::from_secs(9));
         assert_eq!(config.admin.port(), 9090);
+    }
+
+    #[test]
+    fn a_tenants_share_of_the_queue_follows_the_nodes_or_is_its_own() {
+        let settings = |text: &str| FileConfig::parse(text, "f").unwrap().queue.over_defaults("queue".into());
+        let whole = settings("[queue]\nmax_records = 10\nmax_bytes = \"4GiB\"\n");
+        assert_eq!((whole.max_records, whole.tenant_max_records), (10, None), "none: half");
+        let own = settings(
+            "[queue]\ntenant_max_records = 3\ntenant_max_bytes = \"1MiB\"\ndisk_reserve = \"2GiB\"\n",
+        );
+        assert_eq!((own.tenant_max_records, own.tenant_max_bytes), (Some(3), Some(1 << 20)));
+        assert_eq!((own.max_records, own.min_free_disk), (1_000_000, 2 << 30));
+    }
+
+    #[test]
+    fn the_defaults_of_the_queue_are_those_of_the_reference_page() {
+        let page = include_str!("../../../docs/reference/configuration.md");
+        let queue = beamline_queue::Settings::new("queue");
+        let mib = |bytes: u64| ByteSize::mib(bytes >> 20).to_string();
+        for (key, default) in [
+            ("queue.max_records", queue.max_records.to_string()),
+            ("queue.max_bytes", mib(queue.max_bytes)),
+            ("queue.disk_reserve", mib(queue.min_free_disk)),
+            ("queue.max_in_flight", queue.max_in_flight.to_string()),
+        ] {
+            let row = page.lines().find(|line| line.starts_with(&format!("| `{key}`"))).unwrap();
+            assert!(row.contains(&format!("| `{default}` |")), "{row}: expected {default}");
+        }
     }
 
     #[test]

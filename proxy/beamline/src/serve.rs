@@ -19,7 +19,7 @@ use beamline_dataplane::{
 };
 use beamline_filter_host::{Compiler, CompilerSettings, Engine, EngineSettings};
 use beamline_node_state::NodeState;
-use beamline_queue::{Delivery, Queue};
+use beamline_queue::Queue;
 use beamline_store::SqliteStore;
 use beamline_telemetry::Telemetry;
 use serde_json::json;
@@ -106,7 +106,7 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
         eprintln!("beamline: first start: the operator's token is in {}", token_file.display());
     }
 
-    let (queue, delivery) = open_queue(&config)?;
+    let (queue, delivery) = Queue::open(config.queue.clone()).context("the queue cannot be opened")?;
     let (stop_delivery, mut stopping) = watch::channel(false);
     let deliverer = Deliverer::new(control.snapshots(), telemetry.clone());
     let on_its_thread = move || {
@@ -211,20 +211,6 @@ fn node_id(data_dir: &Path) -> anyhow::Result<String> {
         }
         Err(error) => Err(error).with_context(|| format!("{} cannot be read", path.display())),
     }
-}
-
-fn open_queue(config: &Config) -> anyhow::Result<(Queue, Delivery)> {
-    let mut settings = beamline_queue::Settings::new(config.data_dir.join("queue"));
-    if let Some(records) = config.queue_max_records {
-        settings.max_records = records;
-    }
-    if let Some(bytes) = config.queue_max_bytes {
-        settings.max_bytes = bytes;
-    }
-    if let Some(retention) = config.receipt_retention {
-        settings.receipt_retention = retention;
-    }
-    Queue::open(settings).context("the queue cannot be opened")
 }
 
 fn serve_admin(

@@ -4,21 +4,21 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use arc_swap::ArcSwap;
 use beamline_control::{Snapshot, UpstreamRuntime};
-use beamline_model::{TenantName, UpstreamName};
-use beamline_queue::{Attempt, BodyReader, Deliver, Outcome};
+use beamline_model::{QueuePolicy, TenantName, UpstreamName};
+use beamline_queue::{Attempt, BodyReader, Deliver, Outcome, Rules};
 use beamline_telemetry::{DeliverySpan, SpanId, Started, Telemetry, TraceContext, TraceId};
-use beamline_upstream::{BoxError, Pools, SendOptions, Sentness, UpstreamBody};
+use beamline_upstream::{BoxError, ErrorKind, Pools, SendOptions, Sentness, UpstreamBody};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 
-use crate::forward::TRACEPARENT;
+use crate::{forward::TRACEPARENT, retry_after::retry_after};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Which attempt this is, from 1.
@@ -81,6 +81,16 @@ impl DeliverOverHttp {
     fn upstream(&self, tenant: &TenantName, upstream: &UpstreamName) -> Option<UpstreamRuntime> {
         self.snapshots.load().by_name(tenant)?.upstreams.get(upstream).cloned()
     }
+
+    /// What the active revision says of an upstream's queue, if it has that upstream.
+    fn policy<T>(
+        &self,
+        tenant: &TenantName,
+        upstream: &UpstreamName,
+        of: impl FnOnce(&QueuePolicy) -> T,
+    ) -> Option<T> {
+        self.snapshots.load().by_name(tenant)?.upstreams.get(upstream).map(|upstream| of(&upstream.queue))
+    }
 }
 
 impl Deliver for DeliverOverHttp {
@@ -93,7 +103,7 @@ impl Deliver for DeliverOverHttp {
             Some(upstream) => {
                 let span = SpanId::random();
                 match request(&attempt, &trace, span) {
-                    Err(reason) => Outcome::NotSent { reason },
+                    Err(reason) => Outcome::Unsendable { reason },
                     Ok(request) => {
                         // The queue paces itself, so the breaker does not stand in its way: its probe is the breaker's.
                         let options = SendOptions { response_timeout: None, probe: true };
@@ -102,9 +112,14 @@ impl Deliver for DeliverOverHttp {
                                 Ok(sent) => (answered(sent.response).await, sent.attempts),
                                 Err(error) => {
                                     let reason = error.kind.token().to_owned();
-                                    let outcome = match error.sent {
-                                        Sentness::Nothing => Outcome::NotSent { reason },
-                                        Sentness::Maybe => Outcome::Broken { reason },
+                                    let outcome = match (error.sent, &error.kind) {
+                                        (Sentness::Maybe, _) => Outcome::Broken { reason },
+                                        // Not the upstream's doing: it may be as well as ever.
+                                        (
+                                            Sentness::Nothing,
+                                            ErrorKind::Denied(_) | ErrorKind::RequestBody,
+                                        ) => Outcome::Withheld { reason },
+                                        (Sentness::Nothing, _) => Outcome::NotSent { reason },
                                     };
                                     (outcome, error.attempts)
                                 }
@@ -120,7 +135,15 @@ impl Deliver for DeliverOverHttp {
     }
 
     fn in_flight_cap(&self, tenant: &TenantName, upstream: &UpstreamName) -> u32 {
-        self.upstream(tenant, upstream).map_or(1, |u| u.queue.max_in_flight)
+        self.policy(tenant, upstream, |queue| queue.max_in_flight).unwrap_or(1)
+    }
+
+    fn rules(&self, tenant: &TenantName, upstream: &UpstreamName) -> Rules {
+        let rules = |queue: &QueuePolicy| Rules {
+            on_status: queue.on_status.clone(),
+            key_block_max: queue.key_block_max.get(),
+        };
+        self.policy(tenant, upstream, rules).unwrap_or_default()
     }
 }
 
@@ -179,14 +202,8 @@ async fn answered(response: http::Response<UpstreamBody>) -> Outcome {
             break true;
         }
     };
-    let retry_after = head.headers.get(header::RETRY_AFTER).and_then(retry_after);
+    let retry_after = retry_after(&head.headers, SystemTime::now());
     Outcome::Answered { status: head.status.as_u16(), retry_after, complete }
-}
-
-/// `Retry-After` in seconds (RFC 9110, section 10.2.3). A date is taken as a minute: the queue clamps it anyway.
-fn retry_after(value: &HeaderValue) -> Option<Duration> {
-    let text = value.to_str().ok()?.trim();
-    text.parse().map(Duration::from_secs).ok().or((!text.is_empty()).then_some(Duration::from_secs(60)))
 }
 
 fn span_of(
@@ -202,6 +219,8 @@ fn span_of(
         }
         Outcome::Answered { status, .. } => ("refused", Some(*status), Some("refused")),
         Outcome::NotSent { .. } => ("not-sent", None, Some("upstream-connect")),
+        Outcome::Withheld { .. } => ("not-sent", None, Some("upstream-denied")),
+        Outcome::Unsendable { .. } => ("not-sent", None, Some("bad-request")),
         Outcome::Broken { .. } => ("broken", None, Some("upstream-reset")),
         Outcome::UpstreamMissing => ("held", None, Some("upstream-missing")),
     };

@@ -15,6 +15,7 @@ mod listener;
 mod pipeline;
 mod receipts;
 mod respond;
+mod retry_after;
 mod transaction;
 mod view;
 mod worker;

@@ -8,6 +8,7 @@ mod grant;
 mod limits;
 mod manifest;
 mod name;
+mod on_status;
 mod token;
 mod units;
 
@@ -19,6 +20,7 @@ pub use manifest::{
     QueuePolicy, UpstreamSpec,
 };
 pub use name::{FilterName, HostName, InvalidName, TenantName, UpstreamName};
+pub use on_status::{OnStatus, StatusMeans};
 pub use token::{Token, TokenHash, TokenScope};
 pub use units::{ByteSize, Duration, InvalidUnit};
 

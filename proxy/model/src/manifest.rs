@@ -14,7 +14,7 @@ use std::{
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
-use crate::{ByteSize, Digest, Duration, FilterLimits, FilterName, HostName, UpstreamName};
+use crate::{ByteSize, Digest, Duration, FilterLimits, FilterName, HostName, OnStatus, UpstreamName};
 
 /// A manifest that could not be taken, with where and why.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -100,6 +100,11 @@ pub struct QueuePolicy {
     pub ordering_key: Option<OrderingKey>,
     /// What becomes of a request that carries `Authorization`, `Cookie` or `Proxy-Authorization`, which are never stored.
     pub credentials: Credentials,
+    /// How long one record may block its ordering key by being refused, before it is dead (exhausted).
+    pub key_block_max: Duration,
+    /// What statuses of its origin mean for a record, where it is not what the table says.
+    #[serde(skip_serializing_if = "OnStatus::is_empty")]
+    pub on_status: OnStatus,
     /// The most deliveries in flight to this upstream at once.
     pub max_in_flight: u32,
 }
@@ -194,6 +199,8 @@ impl Default for QueuePolicy {
             origin_honours_idempotency_key: false,
             ordering_key: None,
             credentials: Credentials::Refuse,
+            key_block_max: Duration::secs(15 * 60),
+            on_status: OnStatus::default(),
             max_in_flight: 8,
         }
     }
@@ -488,6 +495,12 @@ cpu = "20ms"
             ("./router.wasm", "router.wasm", "expected \"sha256:…\""),
             ("mode = \"on-failure\"", "mode = \"sometimes\"", "acme.toml:9: unknown variant `sometimes`"),
             ("mode = \"on-failure\"", "methods = [\"GET\"]", "GET requests can never be queued"),
+            (
+                "mode = \"on-failure\"",
+                "on_status = { 200 = \"dead\" }",
+                "expected one from \"300\" to \"599\"",
+            ),
+            ("mode = \"on-failure\"", "on_status = { 409 = \"again\" }", "unknown variant `again`"),
         ] {
             let error = Manifest::from_toml(&GOOD.replace(from, to), "acme.toml").unwrap_err().to_string();
             assert!(error.contains(expected), "{to}: {error}");

@@ -270,8 +270,9 @@ impl Books {
                 bytes_name: "bytes of this node",
             },
             tenant_quota: Quota {
-                records: settings.tenant_max_records,
-                bytes: settings.tenant_max_bytes,
+                // Half, rounded up: a node that may hold one record may hold a tenant's.
+                records: settings.tenant_max_records.unwrap_or(settings.max_records.div_ceil(2)),
+                bytes: settings.tenant_max_bytes.unwrap_or(settings.max_bytes.div_ceil(2)),
                 records_name: "records of this tenant",
                 bytes_name: "bytes of this tenant",
             },
@@ -302,15 +303,20 @@ impl Books {
         bytes: u64,
         demand: Demand,
     ) -> Result<Reservation, Refusal> {
-        if !self.disk.has_room(bytes) {
-            return Err(Refusal::full("free disk space"));
-        }
         let tenant = self.tenant(name);
         tenant.account.reserve(bytes, &self.tenant_quota, demand)?;
         self.node
             .reserve(bytes, &self.node_quota, demand)
             .inspect_err(|_| tenant.account.unreserve(bytes))?;
-        Ok(Reservation { books: Arc::clone(self), tenant, tenant_name: name.clone(), bytes, demand })
+        let reservation =
+            Reservation { books: Arc::clone(self), tenant, tenant_name: name.clone(), bytes, demand };
+        // All that is promised is taken off what is free, this one with it. What of it is on the disk already counts
+        // twice, which errs on the safe side.
+        if self.disk.has_room(self.node.reserved_bytes.load(Ordering::Acquire)) {
+            Ok(reservation)
+        } else {
+            Err(Refusal::full("free disk space"))
+        }
     }
 
     pub(crate) fn refused(&self) {
@@ -369,6 +375,8 @@ impl Books {
 
     /// A record is in the log; its reservation settled.
     pub(crate) fn appended(&self, append: &Append, reservation: Reservation) {
+        // Before the reservation goes, so that it is taken off the disk's free space at every moment.
+        self.disk.spent(append.size);
         reservation.settle(append.size);
         let lane = self.tenant(&append.lane.tenant).lane(&append.lane.upstream);
         lane.keep(append.size);

@@ -57,18 +57,33 @@ pub(crate) struct Disk {
     min_free: u64,
     ballast: u64,
     free: AtomicU64,
+    /// What was kept since then.
+    spent: AtomicU64,
     /// When `free` was looked at. Only the queue's own threads take this lock.
     looked: Mutex<Option<Instant>>,
 }
 
 impl Disk {
     pub(crate) fn new(dir: PathBuf, min_free: u64, ballast: u64) -> Self {
-        Self { dir, min_free, ballast, free: AtomicU64::new(u64::MAX), looked: Mutex::new(None) }
+        Self {
+            dir,
+            min_free,
+            ballast,
+            free: AtomicU64::new(u64::MAX),
+            spent: AtomicU64::new(0),
+            looked: Mutex::new(None),
+        }
     }
 
-    /// Whether another `bytes` may be written without going into the reserve.
+    /// Whether `bytes`, which is everything that is promised and not yet kept, fit without going into the reserve.
     pub(crate) fn has_room(&self, bytes: u64) -> bool {
-        self.free.load(Ordering::Relaxed) >= self.min_free.saturating_add(bytes)
+        let taken = self.min_free.saturating_add(bytes).saturating_add(self.spent.load(Ordering::Acquire));
+        self.free.load(Ordering::Relaxed) >= taken
+    }
+
+    /// So many bytes more are kept: until the disk is looked at again, they count against what was free then.
+    pub(crate) fn spent(&self, bytes: u64) {
+        self.spent.fetch_add(bytes, Ordering::AcqRel);
     }
 
     /// Looks at the disk again if that was not done within the last second, and keeps the ballast where there is room.
@@ -78,8 +93,10 @@ impl Disk {
             return;
         }
         *looked = Some(Instant::now());
+        let spent = self.spent.load(Ordering::Acquire);
         if let Ok(stat) = statvfs(&self.dir) {
             self.free.store(stat.f_bavail.saturating_mul(stat.f_frsize), Ordering::Relaxed);
+            self.spent.fetch_sub(spent, Ordering::AcqRel);
         }
         if self.has_room(self.ballast.saturating_mul(2)) {
             self.take_ballast();
@@ -138,6 +155,20 @@ mod tests {
         disk.look();
         assert!(!disk.has_room(1));
         assert!(!disk.ballast_path().exists(), "no ballast is taken from a disk that is short");
+    }
+
+    #[test]
+    fn what_is_kept_counts_until_the_disk_is_looked_at_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::new(dir.path().to_owned(), 0, 0);
+        disk.look();
+        let free = disk.free.load(Ordering::Relaxed);
+        assert!(disk.has_room(free / 2));
+        disk.spent(free - free / 4);
+        assert!(!disk.has_room(free / 2));
+        *disk.looked.lock().unwrap() = None;
+        disk.look();
+        assert!(disk.has_room(free / 2), "now the disk itself tells");
     }
 
     #[test]

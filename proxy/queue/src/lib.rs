@@ -16,7 +16,7 @@
 //! 4. **`records_of_one_key_go_out_in_commit_order_one_at_a_time`.** The log itself keeps all but the first open record of
 //!    an ordering key from being handed out.
 //! 5. **`a_failing_key_blocks_only_itself`.** What an origin refuses backs off by itself; only an upstream that cannot be
-//!    reached, or refuses several in a row, is probed one record at a time.
+//!    reached, or refuses several in a row that it did not refuse before, is probed one record at a time.
 //! 6. **`whatever_fails_every_record_is_delivered_or_dead_for_a_reason`.** No record is forgotten, by failures, restarts
 //!    or reads that are out of date.
 //! 7. **`a_row_never_lacks_its_body`.** A body file is synced before the row that names it commits, and removed after the
@@ -35,6 +35,8 @@
 //!     changes in one transaction with its row of the audit; nothing that is shown holds a credential or a query.
 //! 15. **`of_a_paused_lane_nothing_is_begun`.** From the moment that the pause is answered, and after a restart.
 //! 16. **`an_idle_queue_does_nothing`.** No thread polls: each waits for a message, delivery also for the next due time.
+//! 17. **`a_hanging_tenant_blocks_only_itself`.** A tenant takes no more places in flight than it leaves free.
+//! 18. **`tenants_get_the_same_bytes_however_large_their_records_are`.** A turn costs the record's size.
 //!
 //! # Who does what
 //!
@@ -74,7 +76,7 @@ mod writer;
 
 pub use body::{BodyBuffer, BodyError};
 pub use books::{Demand, Refusal, Reservation, Totals};
-pub use delivery::{Attempt, AttemptBody, BodyReader, Deliver, Delivery, DeliveryError, Outcome};
+pub use delivery::{Attempt, AttemptBody, BodyReader, Deliver, Delivery, DeliveryError, Outcome, Rules};
 pub use health::Health;
 pub use log::LogError;
 pub use queue::{Accepted, Cancellation, EnqueueError, HandError, OpenError, Purged, Queue, QueueError};

@@ -174,7 +174,6 @@ impl Queue {
             epoch: log.epoch(),
             seed: random_seed(),
             max_in_flight: settings.max_in_flight.max(1),
-            key_block_max_ms: millis(settings.key_block_max),
             receipt_retention_ms: millis(settings.receipt_retention),
             dead_retention_ms: millis(settings.dead_retention),
         };

@@ -155,7 +155,7 @@ pub enum State {
 pub enum DeadReason {
     /// Its ordering key was blocked by it for longer than a key may be.
     Exhausted,
-    /// The origin answered 3xx or 4xx.
+    /// The origin answered 3xx or 4xx, or what its manifest says is a refusal; or no request can be made of it.
     Rejected,
     /// It waited longer than its policy allows.
     Expired,
@@ -222,6 +222,17 @@ impl State {
 }
 
 impl DeadReason {
+    /// Every reason.
+    pub const ALL: [Self; 7] = [
+        Self::Exhausted,
+        Self::Rejected,
+        Self::Expired,
+        Self::Indeterminate,
+        Self::Unconfirmed,
+        Self::Cancelled,
+        Self::Discarded,
+    ];
+
     /// The reason's name, as in the record's JSON form.
     pub const fn token(self) -> &'static str {
         match self {

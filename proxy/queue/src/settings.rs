@@ -18,11 +18,12 @@ pub struct Settings {
     pub max_records: u64,
     /// The most bytes that these records take, heads and bodies. Default 1 GiB.
     pub max_bytes: u64,
-    /// The most records of one tenant. Default half of [`Settings::max_records`].
-    pub tenant_max_records: u64,
-    /// The most bytes of one tenant. Default half of [`Settings::max_bytes`].
-    pub tenant_max_bytes: u64,
-    /// Where the disk has less free space than this, nothing is accepted. Default 64 MiB.
+    /// The most records of one tenant. Default (none): half of [`Settings::max_records`].
+    pub tenant_max_records: Option<u64>,
+    /// The most bytes of one tenant. Default (none): half of [`Settings::max_bytes`].
+    pub tenant_max_bytes: Option<u64>,
+    /// What stays free on the disk: nothing is accepted that, with all that is promised room, would go into it. Default
+    /// 64 MiB.
     pub min_free_disk: u64,
     /// A file of this size that is given up where the disk is full, so that deliveries can still be recorded. Default 8 MiB.
     pub ballast: u64,
@@ -32,8 +33,6 @@ pub struct Settings {
     pub dead_retention: Duration,
     /// The most receipts of delivered records; beyond it the oldest go before their time. Default 1,000,000.
     pub max_receipts: u64,
-    /// How long one record may block its ordering key by being refused, before it is dead (exhausted). Default 15 min.
-    pub key_block_max: Duration,
     /// The longest that one attempt may take; then it counts as broken. Default 5 min.
     pub attempt_timeout: Duration,
     /// The most deliveries in flight, all upstreams together. Default 1024.
@@ -51,14 +50,13 @@ impl Settings {
             dir: dir.into(),
             max_records: RECORDS,
             max_bytes: BYTES,
-            tenant_max_records: RECORDS / 2,
-            tenant_max_bytes: BYTES / 2,
+            tenant_max_records: None,
+            tenant_max_bytes: None,
             min_free_disk: 64 << 20,
             ballast: 8 << 20,
             receipt_retention: Duration::from_secs(24 * 3600),
             dead_retention: Duration::from_secs(7 * 24 * 3600),
             max_receipts: 1_000_000,
-            key_block_max: Duration::from_secs(15 * 60),
             attempt_timeout: Duration::from_secs(5 * 60),
             max_in_flight: 1024,
             wall_clock: Arc::new(system_wall_ms),

@@ -1,16 +1,24 @@
 //! How records are delivered: what each answer of the origin leads to, how an upstream that is down is probed, and how
 //! it is spared when it is back.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
 
 use beamline_tests::{
     admin::manifest,
     client::Request,
+    guests,
+    origin::{Origin, Recorded},
     scene::{HOST, PATIENCE, Scene, TENANT},
 };
 use serde_json::{Value, json};
 
-use crate::{attempt, body_files, count, deliveries, outage, queue, queueing, receipt, wait, wait_state};
+use crate::{
+    attempt, body_files, configured, count, deliveries, outage, queue, queueing, receipt, wait, wait_state,
+};
 
 #[test]
 fn a_delivery_carries_what_the_origin_needs_to_know_it_by() {
@@ -141,6 +149,34 @@ fn each_answer_of_the_origin_leads_to_what_the_table_says() {
 }
 
 #[test]
+fn what_a_status_means_is_the_manifests_to_say_and_the_active_revision_counts() {
+    let on_status = json!({ "404": "retry", "409": "delivered", "5xx": "dead" });
+    let mut scene = queueing(json!({ "mode": "on-failure", "on_status": on_status }));
+    scene.origin.stop();
+    let missing = queue(&scene, Request::post("/status/404", "missing"));
+    let conflict = queue(&scene, Request::post("/status/409", "conflict"));
+    let failed = queue(&scene, Request::new("PUT", "/status/500").body("failed"));
+    let refused = queue(&scene, Request::post("/status/422", "refused"));
+    scene.origin.start_again().unwrap();
+    let told = wait_state(&scene, &conflict, "delivered");
+    assert_eq!(told["last_status"], 409);
+    for (location, status) in [(&failed, 500), (&refused, 422)] {
+        let told = wait_state(&scene, location, "dead");
+        assert_eq!((&told["reason"], &told["last_status"]), (&json!("rejected"), &json!(status)));
+    }
+    // Not safe to repeat, and repeated, for its manifest says that it was not taken.
+    wait(PATIENCE, || receipt(&scene, &missing)["attempts"].as_u64(), |attempts| *attempts >= Some(2));
+    scene
+        .apply(|manifest| manifest["upstreams"]["origin"]["queue"] = json!({ "mode": "on-failure" }))
+        .unwrap();
+    assert_eq!(
+        wait_state(&scene, &missing, "dead")["reason"],
+        "rejected",
+        "what waits goes by the new revision"
+    );
+}
+
+#[test]
 fn retry_after_is_honoured() {
     let mut scene = outage();
     queue(&scene, Request::post("/status/429?retry-after=3", "body"));
@@ -148,6 +184,26 @@ fn retry_after_is_honoured() {
     let log = scene.origin.wait_for_count(2, PATIENCE).unwrap();
     let apart = log[1].at.duration_since(log[0].at).unwrap();
     assert!(apart >= Duration::from_secs(3), "{apart:?}");
+}
+
+#[test]
+fn retry_after_as_a_date_is_honoured_and_one_that_is_past_is_a_second() {
+    let mut scene = outage();
+    let at = SystemTime::now() + Duration::from_secs(7);
+    let later = httpdate::fmt_http_date(at).replace(' ', "+");
+    let past = "Sun,+06+Nov+1994+08:49:37+GMT";
+    // Unsafe ones: that they are tried again at all is the field's doing.
+    queue(&scene, Request::post(&format!("/status/503?retry-after={later}"), "later"));
+    queue(&scene, Request::post(&format!("/status/503?retry-after={past}"), "past"));
+    scene.origin.start_again().unwrap();
+    let times = |body: &str| -> Vec<SystemTime> {
+        scene.origin.requests().iter().filter(|r| r.body == body.as_bytes()).map(|r| r.at).collect()
+    };
+    wait(PATIENCE, || times("later").len() >= 2 && times("past").len() >= 2, |both| *both);
+    // A date has whole seconds.
+    assert!(times("later")[1] + Duration::from_secs(1) >= at);
+    let apart = times("past")[1].duration_since(times("past")[0]).unwrap();
+    assert!(apart >= Duration::from_millis(950), "{apart:?}");
 }
 
 #[test]
@@ -256,4 +312,88 @@ fn a_held_record_also_comes_back_by_a_rollback_and_after_a_crash() {
     scene.origin.start_again().unwrap();
     scene.node.launch().unwrap();
     wait_state(&scene, &location, "delivered");
+}
+
+#[test]
+fn a_tenant_whose_origin_hangs_leaves_places_for_others() {
+    let policy = json!({ "mode": "on-failure", "max_in_flight": 64 });
+    let (_folder, mut scene) = configured("[queue]\nmax_in_flight = 8\n", policy.clone());
+    scene.origin.stop();
+    // First some that go well, so that many may be in flight; then those that hang.
+    (0..30).for_each(|n| drop(queue(&scene, Request::new("PUT", "/in").body(format!("{n}")))));
+    (0..40).for_each(|n| drop(queue(&scene, Request::new("PUT", "/hang").body(format!("{n}")))));
+    scene.origin.start_again().unwrap();
+    let hanging = |log: &[Arc<Recorded>]| log.iter().filter(|r| r.target == "/hang").count();
+    scene.origin.wait_for(PATIENCE, |log| hanging(log) >= 4).unwrap();
+
+    let mut other = Origin::start("other").unwrap();
+    scene.admin.create_tenant("other", &["other.test"], &["127.0.0.0/8"]).unwrap();
+    let mut theirs = manifest("other.test", other.address());
+    theirs["upstreams"]["origin"]["queue"] = policy;
+    scene.admin.apply("other", &theirs).unwrap();
+    other.stop();
+    for n in 0..50 {
+        let request = Request::post("/in", format!("{n}")).host("other.test");
+        crate::location(&request.send(scene.node.address()).unwrap());
+    }
+    other.start_again().unwrap();
+    let began = Instant::now();
+    other.wait_for_count(50, PATIENCE).unwrap();
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert_eq!(hanging(&scene.origin.requests()), 4, "half of the places, as many as it leaves free");
+}
+
+#[test]
+fn many_failing_keys_do_not_slow_the_others_down() {
+    let scene = Scene::start().unwrap();
+    let probe = scene.filter("probe").unwrap();
+    scene
+        .apply(|manifest| {
+            manifest["filters"] = json!([probe]);
+            manifest["upstreams"]["origin"]["queue"] =
+                json!({ "mode": "on-failure", "ordering_key": { "header": "x-key" } });
+        })
+        .unwrap();
+    let keyed = |request: Request, key: String| {
+        request.header("x-probe", &json!({ "do": "enqueue", "ordering_key": key }).to_string())
+    };
+    for n in 0..12 {
+        queue(&scene, keyed(Request::new("PUT", "/status/500").body(format!("bad{n}")), format!("bad{n}")));
+    }
+    // Each of them has failed, and goes on failing; the origin takes everything else.
+    let each = |log: &[Arc<Recorded>]| log.iter().map(|r| &r.body).collect::<HashSet<_>>().len() == 12;
+    scene.origin.wait_for(Duration::from_secs(90), each).unwrap();
+    for n in 0..20 {
+        let location = queue(&scene, keyed(Request::post("/in", "good"), format!("good{n}")));
+        let began = Instant::now();
+        wait_state(&scene, &location, "delivered");
+        // So long as nothing ever went well, the upstream itself may be in trouble: the first is a probe.
+        let bound = Duration::from_secs(if n == 0 { 12 } else { 2 });
+        assert!(began.elapsed() < bound, "{n}: {:?}", began.elapsed());
+    }
+}
+
+#[test]
+fn a_record_whose_upstreams_address_is_not_granted_waits_by_itself() {
+    let scene = Scene::start().unwrap();
+    scene.admin.create_tenant("far", &["far.test"], &["10.0.0.0/8"]).unwrap();
+    let module = scene.admin.push("far", &guests::module("probe").unwrap()).unwrap();
+    let mut theirs = manifest("far.test", scene.origin.address());
+    // A name is held against the grant when it is connected to.
+    theirs["upstreams"]["origin"]["endpoints"] =
+        json!([format!("localhost:{}", scene.origin.address().port())]);
+    theirs["upstreams"]["origin"]["queue"] = json!({ "mode": "on-failure" });
+    theirs["filters"] = json!([{ "name": "probe", "module": module.digest }]);
+    scene.admin.apply("far", &theirs).unwrap();
+    let send = |request: Request| request.host("far.test").send(scene.node.address()).unwrap();
+    let enqueue = json!({ "do": "enqueue" }).to_string();
+    let location = crate::location(&send(Request::post("/in", "body").header("x-probe", &enqueue)));
+    let told = wait(
+        PATIENCE,
+        || send(Request::get(&location)).json().unwrap(),
+        |told: &Value| told["attempts"].as_u64() >= Some(3),
+    );
+    assert_eq!(told["last_error"], "denied", "{told}");
+    assert!(told["state"] == "queued" || told["state"] == "delivering", "{told}");
+    assert_eq!(scene.origin.count(), 0);
 }

@@ -88,6 +88,21 @@ fn a_record_that_is_dead_lets_its_key_go_on() {
 }
 
 #[test]
+fn a_record_blocks_its_key_for_no_longer_than_the_manifest_says() {
+    let mut policy = policy();
+    policy["key_block_max"] = json!("1s");
+    let mut scene = queueing(policy);
+    scene.origin.stop();
+    let stuck = queue(&scene, keyed("a", Request::new("PUT", "/reset").body("a0")));
+    let behind = queue(&scene, keyed("a", Request::post("/in", "a1")));
+    let alone = queue(&scene, Request::new("PUT", "/reset").body("no key"));
+    scene.origin.start_again().unwrap();
+    wait_state(&scene, &behind, "delivered");
+    assert_eq!(receipt(&scene, &stuck)["reason"], "exhausted");
+    assert_eq!(receipt(&scene, &alone)["state"], "queued", "nobody waits for one without a key");
+}
+
+#[test]
 fn a_later_request_of_a_key_with_a_backlog_goes_behind_it() {
     let scene = queueing(policy());
     queue(&scene, keyed("a", Request::new("PUT", "/reset").body("a0")));

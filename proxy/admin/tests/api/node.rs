@@ -14,7 +14,7 @@ use beamline_control::{Control, ControlSettings};
 use beamline_filter_host::{Compiler, CompilerSettings, Engine, EngineSettings};
 use beamline_model::{TenantName, UpstreamName};
 use beamline_node_state::NodeState;
-use beamline_queue::{Attempt, Deliver, Demand, NewRecord, Outcome, Queue, TraceRef};
+use beamline_queue::{Attempt, Deliver, Demand, NewRecord, Outcome, Queue, Rules, TraceRef};
 use beamline_store::SqliteStore;
 use beamline_telemetry::{LogTarget, Telemetry};
 use http::{HeaderMap, Method, Request, StatusCode, header};
@@ -189,5 +189,9 @@ impl Deliver for Refusing {
 
     fn in_flight_cap(&self, _: &TenantName, _: &UpstreamName) -> u32 {
         1
+    }
+
+    fn rules(&self, _: &TenantName, _: &UpstreamName) -> Rules {
+        Rules::default()
     }
 }

@@ -32,6 +32,12 @@ impl Jitter {
         z ^ (z >> 31)
     }
 
+    /// Any number below `bound`, or 0 where there is none.
+    pub(super) fn below(&mut self, bound: usize) -> usize {
+        let bound = u64::try_from(bound).unwrap_or(u64::MAX).max(1);
+        usize::try_from(self.next() % bound).unwrap_or(0)
+    }
+
     /// After the `failures`-th failure in a row, from 1: evenly between 0.1 s and the lesser of 1 s · 2^(failures − 1) and `highest`.
     pub(super) fn backoff(&mut self, failures: u32, highest: Duration) -> Duration {
         let doublings = failures.saturating_sub(1).min(20);

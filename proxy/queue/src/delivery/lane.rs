@@ -12,9 +12,16 @@ use super::{
 };
 use crate::{log::Candidate, record::Seq};
 
-/// Answers of trouble in a row, with no good one between, after which an upstream is taken as down. More than a few
-/// failing keys make at once, so that these block only themselves.
+/// Answers of trouble in a row, with no good one between, after which an upstream is taken as down. A record that was
+/// refused before counts for nothing by being refused again: of a few failing keys only their first failures count, so
+/// that they block only themselves.
 const TROUBLES: u32 = 5;
+/// Where a probe then succeeds at once it was not the upstream: the next time it takes twice as many, up to this.
+const TROUBLES_MAX: u32 = 160;
+/// The probe, by its number, up to which it is at once.
+const AT_ONCE: u32 = 3;
+/// After so many successes with no trouble between, it takes no more than at first again.
+const CALM: u32 = 64;
 /// How often an upstream is looked for that the tenant's revision does not have.
 const LOOK_FOR_MISSING: i64 = 30_000;
 
@@ -23,8 +30,8 @@ const LOOK_FOR_MISSING: i64 = 30_000;
 pub(super) enum Health {
     /// Up to `limit` fly at once; it doubles after as many successes, up to the cap.
     Working { limit: u32, successes: u32, troubles: u32 },
-    /// One probe at a time, from `until` on.
-    Failing { failures: u32, until: i64 },
+    /// One probe at a time, from `until` on. Whether it could be reached, and answered badly.
+    Failing { failures: u32, until: i64, answered: bool },
     /// Not in the tenant's revision; held records are released at `until`.
     Missing { until: i64 },
 }
@@ -53,6 +60,10 @@ pub(super) struct LaneState {
     pub(super) returning: HashSet<Seq>,
     pub(super) health: Health,
     pub(super) probe: Option<Seq>,
+    /// How many troubles in a row it takes.
+    patience: u32,
+    /// Successes with no trouble between.
+    calm: u32,
     pub(super) turn: Turn,
     pub(super) disk: OnDisk,
 }
@@ -85,6 +96,8 @@ impl LaneState {
             returning: HashSet::new(),
             health: Health::FRESH,
             probe: None,
+            patience: TROUBLES,
+            calm: 0,
             turn: Turn::None,
             disk: OnDisk::default(),
         }
@@ -101,7 +114,10 @@ impl LaneState {
 
     pub(super) fn wants_load(&self, now: i64, capacity: usize) -> bool {
         let disk = &self.disk;
-        let low = disk.more && self.window.len() <= capacity / 4;
+        // While probes go wrong, what comes later is looked at too: it may be better than what is in the window.
+        let enough =
+            if matches!(self.health, Health::Failing { .. }) { capacity / 4 * 3 } else { capacity / 4 };
+        let low = disk.more && self.window.len() <= enough;
         !disk.loading && (disk.stale || low) && now >= disk.not_before
     }
 
@@ -132,13 +148,13 @@ impl LaneState {
     }
 
     /// Takes the record to try now, if one may be tried. It counts as flying from here on.
-    pub(super) fn launch(&mut self, now: i64, cap: u32) -> Option<Candidate> {
+    pub(super) fn launch(&mut self, now: i64, cap: u32, jitter: &mut Jitter) -> Option<Candidate> {
         if self.launch_at(cap)? > now {
             return None;
         }
         let candidate = match self.health {
             Health::Working { .. } => self.window.take_due(now),
-            Health::Failing { .. } => self.window.take_least_tried(now),
+            Health::Failing { answered, .. } => self.window.take_probe(now, answered.then_some(jitter)),
             Health::Missing { .. } => None,
         }?;
         if matches!(self.health, Health::Failing { .. }) {
@@ -158,22 +174,37 @@ impl LaneState {
         self.flying.remove(&seq).map(|candidate| (candidate, was_probe))
     }
 
-    /// Learns from an attempt how the upstream fares.
+    /// Learns from an attempt how the upstream fares. `first`: the record was not refused before.
     pub(super) fn learn(
         &mut self,
         bearing: Bearing,
-        was_probe: bool,
+        (was_probe, first): (bool, bool),
         now: i64,
         cap: u32,
         jitter: &mut Jitter,
     ) {
-        let mut failing = |failures: u32, retry_after: Option<Duration>| {
+        let mut failing = |failures: u32, answered: Option<Option<Duration>>| {
             let wait = jitter.backoff(failures, PROBE_CEILING);
-            let wait = retry_after.map_or(wait, |asked| wait.max(asked.min(LANE_RETRY_AFTER)));
+            let wait = answered.flatten().map_or(wait, |asked| wait.max(asked.min(LANE_RETRY_AFTER)));
             let wait = i64::try_from(wait.as_millis()).expect("a minute fits");
-            Health::Failing { failures, until: now + wait }
+            Health::Failing { failures, until: now + wait, answered: answered.is_some() }
         };
+        match bearing {
+            Bearing::Well => {
+                self.calm = self.calm.saturating_add(1);
+                match self.health {
+                    Health::Failing { failures: ..=AT_ONCE, answered: true, .. } => {
+                        self.patience = (self.patience * 2).min(TROUBLES_MAX);
+                    }
+                    _ if self.calm >= CALM => self.patience = TROUBLES,
+                    _ => {}
+                }
+            }
+            Bearing::Troubled { .. } | Bearing::Down | Bearing::Missing => self.calm = 0,
+            Bearing::Silent => {}
+        }
         self.health = match (self.health, bearing) {
+            (health, Bearing::Silent) => health,
             (_, Bearing::Missing) => Health::Missing { until: now + LOOK_FOR_MISSING },
             (Health::Working { limit, successes, .. }, Bearing::Well) => {
                 let (limit, successes) = if limit < cap && successes + 1 >= limit {
@@ -186,15 +217,18 @@ impl LaneState {
             (Health::Failing { .. }, Bearing::Well) => Health::FRESH,
             (Health::Working { .. }, Bearing::Down) => failing(1, None),
             (Health::Working { limit, successes, troubles }, Bearing::Troubled { retry_after }) => {
-                if troubles + 1 >= TROUBLES {
-                    failing(1, retry_after)
+                let troubles = troubles + u32::from(first);
+                if first && troubles >= self.patience {
+                    failing(1, Some(retry_after))
                 } else {
-                    Health::Working { limit, successes, troubles: troubles + 1 }
+                    Health::Working { limit, successes, troubles }
                 }
             }
-            (Health::Failing { failures, .. }, Bearing::Down) if was_probe => failing(failures + 1, None),
+            (Health::Failing { failures, .. }, Bearing::Down) if was_probe => {
+                failing(failures.saturating_add(1), None)
+            }
             (Health::Failing { failures, .. }, Bearing::Troubled { retry_after }) if was_probe => {
-                failing(failures + 1, retry_after)
+                failing(failures.saturating_add(1), Some(retry_after))
             }
             // What began before the upstream failed, or went missing, says nothing new by failing too.
             (failing @ Health::Failing { .. }, _) => failing,
@@ -222,7 +256,7 @@ mod tests {
     const CAP: u32 = 8;
 
     fn learn(lane: &mut LaneState, bearing: Bearing, was_probe: bool) {
-        lane.learn(bearing, was_probe, 1000, CAP, &mut Jitter::new(1));
+        lane.learn(bearing, (was_probe, true), 1000, CAP, &mut Jitter::new(1));
     }
 
     #[test]
@@ -242,17 +276,19 @@ mod tests {
     fn an_unreachable_upstream_fails_at_once_and_a_good_probe_brings_it_back() {
         let mut lane = LaneState::new();
         learn(&mut lane, Bearing::Down, false);
-        let Health::Failing { failures: 1, until } = lane.health else { panic!("{:?}", lane.health) };
+        let Health::Failing { failures: 1, until, answered: false } = lane.health else {
+            panic!("{:?}", lane.health)
+        };
         assert!(until > 1000 && until <= 2000);
         learn(&mut lane, Bearing::Down, false);
         assert_eq!(
             lane.health,
-            Health::Failing { failures: 1, until },
+            Health::Failing { failures: 1, until, answered: false },
             "one that flew before does not count"
         );
         for failures in 2..20 {
             learn(&mut lane, Bearing::Down, true);
-            let Health::Failing { failures: counted, until } = lane.health else {
+            let Health::Failing { failures: counted, until, .. } = lane.health else {
                 panic!("{:?}", lane.health)
             };
             assert!(counted == failures && until <= 1000 + 5000, "probes come at least every 5 s");
@@ -275,6 +311,50 @@ mod tests {
         for _ in 0..TROUBLES {
             learn(&mut lane, trouble, false);
         }
-        assert_eq!(lane.health, Health::Failing { failures: 1, until: 21_000 }, "Retry-After holds the lane");
+        let held = Health::Failing { failures: 1, until: 21_000, answered: true };
+        assert_eq!(lane.health, held, "Retry-After holds the lane");
+    }
+
+    const TROUBLE: Bearing = Bearing::Troubled { retry_after: None };
+
+    #[test]
+    fn what_was_refused_before_says_nothing_of_the_upstream_by_being_refused_again() {
+        let mut lane = LaneState::new();
+        for _ in 0..100 {
+            lane.learn(TROUBLE, (false, false), 1000, CAP, &mut Jitter::new(1));
+            lane.learn(Bearing::Silent, (false, true), 1000, CAP, &mut Jitter::new(1));
+        }
+        assert_eq!(lane.health, Health::FRESH);
+    }
+
+    /// First refusals in a row until the lane is probed.
+    fn troubles_until_failing(lane: &mut LaneState) -> u32 {
+        let troubles = (1..1000).find(|_| {
+            learn(lane, TROUBLE, false);
+            matches!(lane.health, Health::Failing { .. })
+        });
+        troubles.expect("it fails in the end")
+    }
+
+    #[test]
+    fn an_alarm_that_a_probe_shows_to_be_false_makes_the_next_one_come_later() {
+        let mut lane = LaneState::new();
+        let counts: Vec<_> = (0..7)
+            .map(|_| {
+                let count = troubles_until_failing(&mut lane);
+                learn(&mut lane, Bearing::Well, true);
+                count
+            })
+            .collect();
+        assert_eq!(counts, [5, 10, 20, 40, 80, 160, 160]);
+        (0..CALM).for_each(|_| learn(&mut lane, Bearing::Well, false));
+        assert_eq!(troubles_until_failing(&mut lane), TROUBLES, "calm makes up for it");
+        (0..5).for_each(|_| learn(&mut lane, TROUBLE, true));
+        learn(&mut lane, Bearing::Well, true);
+        assert_eq!(
+            troubles_until_failing(&mut lane),
+            TROUBLES,
+            "an upstream that was down was no false alarm"
+        );
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::{
-    Outcome,
+    Outcome, Rules,
     backoff::{Jitter, RECORD_CEILING, RETRY_AFTER},
     clock::{JumpGuard, Now},
     decide::{Decision, bearing, decide, note},
@@ -39,7 +39,6 @@ pub(crate) struct Policy {
     pub(crate) epoch: u64,
     pub(crate) seed: u64,
     pub(crate) max_in_flight: usize,
-    pub(crate) key_block_max_ms: u64,
     pub(crate) receipt_retention_ms: u64,
     pub(crate) dead_retention_ms: u64,
 }
@@ -92,8 +91,14 @@ pub(crate) enum Action {
     Commit(Change),
 }
 
-/// How many deliveries may fly to an upstream at once.
-pub(crate) type Caps<'a> = &'a dyn Fn(&Lane) -> u32;
+/// What tenants' active revisions say of their upstreams.
+pub(crate) trait Upstreams {
+    /// How many deliveries may fly to it at once; 0 is taken as 1.
+    fn cap(&self, lane: &Lane) -> u32;
+
+    /// What becomes of its records.
+    fn rules(&self, lane: &Lane) -> Rules;
+}
 
 #[derive(Debug)]
 pub(crate) struct Machine {
@@ -204,17 +209,17 @@ impl Machine {
     }
 
     /// Takes an event and returns what to do, in order.
-    pub(crate) fn handle(&mut self, now: Now, event: Event, caps: Caps<'_>) -> Vec<Action> {
+    pub(crate) fn handle(&mut self, now: Now, event: Event, upstreams: &dyn Upstreams) -> Vec<Action> {
         self.guard.observe(now);
         match event {
             Event::Tick => {}
-            Event::Notice(notice) => self.noticed(now, notice, caps),
-            Event::Scanned(scan) => self.scanned(now, scan, caps),
-            Event::Loaded { lane, limit, rows } => self.loaded(now, lane, limit, rows, caps),
-            Event::Landed { lane, seq, landing } => self.landed(now, &lane, seq, landing, caps),
+            Event::Notice(notice) => self.noticed(now, notice, upstreams),
+            Event::Scanned(scan) => self.scanned(now, scan, upstreams),
+            Event::Loaded { lane, limit, rows } => self.loaded(now, lane, limit, rows, upstreams),
+            Event::Landed { lane, seq, landing } => self.landed(now, &lane, seq, landing, upstreams),
         }
         self.ring_timers(now);
-        self.launch(now, caps);
+        self.launch(now, upstreams);
         self.do_chores(now);
         std::mem::take(&mut self.actions)
     }
@@ -251,20 +256,20 @@ impl Machine {
         self.lanes.get_mut(lane).expect("it was made where it was missing")
     }
 
-    fn noticed(&mut self, now: Now, notice: Notice, caps: Caps<'_>) {
+    fn noticed(&mut self, now: Now, notice: Notice, upstreams: &dyn Upstreams) {
         match notice {
             Notice::Ready(candidate) => {
                 self.sweep.wish(candidate.expires_ms);
                 let lane = candidate.lane.clone();
                 self.lane(&lane).returning.remove(&candidate.seq);
                 self.wait(now, candidate, From::Commit);
-                self.plan(now, &lane, caps);
+                self.plan(now, &lane, upstreams);
             }
             Notice::Behind { expires_ms } => self.sweep.wish(expires_ms),
             Notice::Ended { at_ms } => self.wish_to_prune(Some(at_ms), None),
             Notice::Released(lane) => {
                 self.lane(&lane).disk.stale = true;
-                self.plan(now, &lane, caps);
+                self.plan(now, &lane, upstreams);
             }
             Notice::Swept { next_ms, full } => {
                 self.sweep.done(if full { now.mono } else { now.mono + SWEEP_AGAIN });
@@ -277,7 +282,7 @@ impl Machine {
             }
             Notice::Nudge(lane) => {
                 if self.lanes.get_mut(&lane).is_some_and(|state| state.nudge(now.mono)) {
-                    self.plan(now, &lane, caps);
+                    self.plan(now, &lane, upstreams);
                 }
             }
             Notice::Rescan => {
@@ -299,7 +304,7 @@ impl Machine {
         }
     }
 
-    fn scanned(&mut self, now: Now, scan: Option<Scan>, caps: Caps<'_>) {
+    fn scanned(&mut self, now: Now, scan: Option<Scan>, upstreams: &dyn Upstreams) {
         let again = self.scan == ScanState::Running { again: true };
         let Some(scan) = scan else {
             self.scan = ScanState::At(now.mono + READ_AGAIN);
@@ -314,11 +319,18 @@ impl Machine {
             self.lane(&lane).disk.stale = true;
         }
         for lane in self.lanes.keys().cloned().collect::<Vec<_>>() {
-            self.plan(now, &lane, caps);
+            self.plan(now, &lane, upstreams);
         }
     }
 
-    fn loaded(&mut self, now: Now, lane: Lane, limit: usize, rows: Option<Vec<Candidate>>, caps: Caps<'_>) {
+    fn loaded(
+        &mut self,
+        now: Now,
+        lane: Lane,
+        limit: usize,
+        rows: Option<Vec<Candidate>>,
+        upstreams: &dyn Upstreams,
+    ) {
         let disk = &mut self.lane(&lane).disk;
         disk.loading = false;
         match rows {
@@ -331,7 +343,7 @@ impl Machine {
                 rows.into_iter().for_each(|candidate| self.wait(now, candidate, From::Disk));
             }
         }
-        self.plan(now, &lane, caps);
+        self.plan(now, &lane, upstreams);
     }
 
     /// Puts a candidate in its lane's window, unless it is flying, or must wait on disk for others that are due before it.
@@ -355,13 +367,14 @@ impl Machine {
         }
     }
 
-    fn landed(&mut self, now: Now, lane: &Lane, seq: Seq, landing: Landing, caps: Caps<'_>) {
-        let cap = caps(lane).max(1);
+    fn landed(&mut self, now: Now, lane: &Lane, seq: Seq, landing: Landing, upstreams: &dyn Upstreams) {
+        let cap = upstreams.cap(lane).max(1);
         let Some((candidate, was_probe)) = self.lanes.get_mut(lane).and_then(|state| state.land(seq)) else {
             debug_assert!(false, "{seq:?} landed and was not flying");
             return;
         };
         self.in_flight -= 1;
+        self.ring.landed(&lane.tenant);
         match landing {
             // Whatever the log has of it now is read again.
             Landing::Stale => self.lane(lane).disk.more = true,
@@ -378,14 +391,22 @@ impl Machine {
                 self.finish(now, attempt, End::Dead(DeadReason::Indeterminate), note);
             }
             Landing::Made(outcome) => {
+                let rules = upstreams.rules(lane);
                 let Self { lanes, jitter, .. } = self;
                 if let Some(state) = lanes.get_mut(lane) {
-                    state.learn(bearing(&outcome), was_probe, now.mono, cap, jitter);
+                    let first = candidate.blame.is_none();
+                    state.learn(
+                        bearing(&outcome, &rules.on_status),
+                        (was_probe, first),
+                        now.mono,
+                        cap,
+                        jitter,
+                    );
                 }
-                self.resolve(now, candidate, &outcome);
+                self.resolve(now, candidate, &outcome, &rules);
             }
         }
-        self.plan(now, lane, caps);
+        self.plan(now, lane, upstreams);
     }
 
     fn attempt_of(&self, candidate: &Candidate) -> AttemptRef {
@@ -402,10 +423,10 @@ impl Machine {
     }
 
     /// Records what an attempt led to.
-    fn resolve(&mut self, now: Now, mut candidate: Candidate, outcome: &Outcome) {
+    fn resolve(&mut self, now: Now, mut candidate: Candidate, outcome: &Outcome, rules: &Rules) {
         let attempt = self.attempt_of(&candidate);
         let note = note(outcome);
-        let wait = match decide(outcome, candidate.repeat_safe) {
+        let wait = match decide(outcome, candidate.repeat_safe, &rules.on_status) {
             Decision::Delivered { response_complete } => {
                 return self.finish(now, attempt, End::Delivered { response_complete }, note);
             }
@@ -416,6 +437,11 @@ impl Machine {
                 return;
             }
             Decision::AgainWithUpstream => None,
+            Decision::AgainUnblamed => {
+                let wait = self.jitter.backoff(attempt.attempts, RECORD_CEILING);
+                candidate.due_ms = now.wall_in(millis(wait));
+                None
+            }
             Decision::AgainAfterBackoff => {
                 let failures = candidate.blame.map_or(0, |b| b.failures).saturating_add(1);
                 Some(self.jitter.backoff(failures, RECORD_CEILING))
@@ -425,7 +451,7 @@ impl Machine {
         if let Some(wait) = wait {
             let blame = candidate.blame.get_or_insert(Blame { failures: 0, since_ms: now.wall });
             blame.failures = blame.failures.saturating_add(1);
-            let blocked_until = blame.since_ms.saturating_add(self.policy.key_block_max_ms);
+            let blocked_until = blame.since_ms.saturating_add(millis(rules.key_block_max));
             if candidate.keyed && self.guard.is_past(blocked_until, now) {
                 return self.finish(now, attempt, End::Dead(DeadReason::Exhausted), note);
             }
@@ -472,20 +498,24 @@ impl Machine {
     }
 
     /// Begins attempts while lanes are ready and there is room for more in flight.
-    fn launch(&mut self, now: Now, caps: Caps<'_>) {
+    fn launch(&mut self, now: Now, upstreams: &dyn Upstreams) {
         while !self.stopping && self.in_flight < self.policy.max_in_flight {
-            let Some(lane) = self.ring.pop() else { return };
-            let cap = caps(&lane).max(1);
-            let Some(state) = self.lanes.get_mut(&lane) else { continue };
+            let Some(lane) = self.ring.pop(self.policy.max_in_flight - self.in_flight) else { return };
+            let cap = upstreams.cap(&lane).max(1);
+            let Some(state) = self.lanes.get_mut(&lane) else {
+                self.ring.turned(&lane.tenant, None);
+                continue;
+            };
             state.turn = Turn::None;
             if let Health::Missing { until } = state.health
                 && until <= now.mono
             {
                 // Whether the upstream is there again is found by trying one.
-                state.health = Health::Failing { failures: 0, until: now.mono };
+                state.health = Health::Failing { failures: 0, until: now.mono, answered: false };
                 self.actions.push(Action::Commit(Change::Release { lane: lane.clone() }));
             }
-            match state.launch(now.mono, cap) {
+            let mut bytes = None;
+            match state.launch(now.mono, cap, &mut self.jitter) {
                 // The sweep will end it; here it is only not tried.
                 Some(expired) if self.guard.is_past(expired.expires_ms, now) => {
                     self.sweep.wish(expired.expires_ms);
@@ -493,18 +523,20 @@ impl Machine {
                 }
                 Some(candidate) => {
                     self.in_flight += 1;
+                    bytes = Some(candidate.size);
                     self.actions.push(Action::Attempt(candidate));
                 }
                 None => {}
             }
-            self.plan(now, &lane, caps);
+            self.ring.turned(&lane.tenant, bytes);
+            self.plan(now, &lane, upstreams);
         }
     }
 
     /// Looks at a lane after anything changed: loads what it is short of, and says when its next turn is.
-    fn plan(&mut self, now: Now, lane: &Lane, caps: Caps<'_>) {
+    fn plan(&mut self, now: Now, lane: &Lane, upstreams: &dyn Upstreams) {
         let capacity = self.window_size();
-        let cap = caps(lane).max(1);
+        let cap = upstreams.cap(lane).max(1);
         let Some(state) = self.lanes.get_mut(lane) else { return };
         if !self.stopping && state.wants_load(now.mono, capacity) {
             state.disk.loading = true;

@@ -16,7 +16,7 @@ mod window;
 
 use std::{fs::File, future::Future, io, sync::Arc, time::Duration};
 
-use beamline_model::{RevisionId, TenantName, UpstreamName};
+use beamline_model::{OnStatus, QueuePolicy, RevisionId, TenantName, UpstreamName};
 use bytes::{Bytes, BytesMut};
 
 use crate::{RecordId, TraceRef};
@@ -132,7 +132,7 @@ impl BodyReader {
     }
 }
 
-/// What an attempt led to. The error tokens of `NotSent` and `Broken` are shown in receipts.
+/// What an attempt led to. The reasons are shown in receipts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The origin answered.
@@ -149,6 +149,17 @@ pub enum Outcome {
         /// A short token, such as `connect-refused`.
         reason: String,
     },
+    /// Not one byte of the request left, for a reason that is not the upstream's state and may pass: its address is not
+    /// granted, or the record's body could not be read.
+    Withheld {
+        /// A short token, such as `denied`.
+        reason: String,
+    },
+    /// What is stored can never be sent: no request can be made of it.
+    Unsendable {
+        /// What stands against it, in a few words.
+        reason: String,
+    },
     /// Bytes of the request may have left, and no response head came.
     Broken {
         /// A short token, such as `response-timeout`.
@@ -156,6 +167,23 @@ pub enum Outcome {
     },
     /// The tenant's active revision has no such upstream.
     UpstreamMissing,
+}
+
+/// What an upstream's manifest says of its records, as the revision has it that is active now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// What its answers mean, where not what the table says.
+    pub on_status: OnStatus,
+    /// How long one record may block its ordering key by being refused, before it is dead (exhausted).
+    pub key_block_max: Duration,
+}
+
+impl Default for Rules {
+    /// A manifest's own defaults.
+    fn default() -> Self {
+        let policy = QueuePolicy::default();
+        Self { on_status: policy.on_status, key_block_max: policy.key_block_max.get() }
+    }
 }
 
 /// Who sends records to their upstreams: the one thing that delivery needs from the floors above.
@@ -167,4 +195,7 @@ pub trait Deliver: 'static {
 
     /// The most deliveries in flight to this upstream at once; 0 is taken as 1.
     fn in_flight_cap(&self, tenant: &TenantName, upstream: &UpstreamName) -> u32;
+
+    /// What becomes of this upstream's records; asked when an attempt has ended.
+    fn rules(&self, tenant: &TenantName, upstream: &UpstreamName) -> Rules;
 }

@@ -22,9 +22,9 @@ use tokio::{
 };
 
 use super::{
-    Attempt, AttemptBody, Deliver, Outcome,
+    Attempt, AttemptBody, Deliver, Outcome, Rules,
     clock::Now,
-    machine::{Action, Event, Landing, Machine, Policy},
+    machine::{Action, Event, Landing, Machine, Policy, Upstreams},
 };
 use crate::{
     body::StoredBody,
@@ -129,12 +129,12 @@ impl Delivery {
                 stopping: Cell::new(false),
             }),
         };
-        let caps = |lane: &Lane| deliver.in_flight_cap(&lane.tenant, &lane.upstream);
+        let upstreams = Declared(Rc::clone(&deliver));
         let mut stop_at = None;
         let mut event = Some(Event::Tick);
         loop {
             if let Some(event) = event.take() {
-                for action in machine.handle(clock.now(), event, &caps) {
+                for action in machine.handle(clock.now(), event, &upstreams) {
                     match action {
                         Action::Commit(change) => writer.change(change),
                         action => tasks.start(action),
@@ -177,6 +177,19 @@ impl Delivery {
             tracing::warn!("the last deliveries could not be recorded in time; the next start recovers them");
         }
         Ok(())
+    }
+}
+
+/// What [`Deliver`] says of upstreams.
+struct Declared<D>(Rc<D>);
+
+impl<D: Deliver> Upstreams for Declared<D> {
+    fn cap(&self, lane: &Lane) -> u32 {
+        self.0.in_flight_cap(&lane.tenant, &lane.upstream)
+    }
+
+    fn rules(&self, lane: &Lane) -> Rules {
+        self.0.rules(&lane.tenant, &lane.upstream)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::backoff::Jitter;
 use crate::{log::Candidate, record::Seq};
 
 /// Candidates by the monotonic time in milliseconds that they are due, then by commit order.
@@ -59,10 +60,20 @@ impl Window {
         if key.0 > now { None } else { self.take(key) }
     }
 
-    /// Takes the one that was tried least of those that are due: a probe should not be spent on what fails of itself.
-    pub(super) fn take_least_tried(&mut self, now: i64) -> Option<Candidate> {
-        let due = self.by_due.range(..=(now, Seq(i64::MAX)));
-        let key = *due.min_by_key(|((due, seq), candidate)| (candidate.attempts, *due, *seq))?.0;
+    /// Takes one to probe the upstream with, of those that are due: one that the upstream has not refused, for it may fail
+    /// of itself; then one that is safe to repeat, which a failure costs nothing. Of those that are alike, the first;
+    /// or, with dice, the last or any: neighbours may fail together, for a reason of their own, and what came last has
+    /// least to do with them.
+    pub(super) fn take_probe(&mut self, now: i64, dice: Option<&mut Jitter>) -> Option<Candidate> {
+        let due = || self.by_due.range(..=(now, Seq(i64::MAX)));
+        let rank = |candidate: &Candidate| (candidate.blame.map(|b| b.failures), !candidate.repeat_safe);
+        let best = due().map(|(_, candidate)| rank(candidate)).min()?;
+        let alike = || due().filter(|(_, candidate)| rank(candidate) == best);
+        let chosen = dice.map_or(0, |dice| {
+            let count = alike().count();
+            if dice.below(2) == 0 { count - 1 } else { dice.below(count) }
+        });
+        let key = *alike().nth(chosen)?.0;
         self.take(key)
     }
 
@@ -75,7 +86,7 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::Lane;
+    use crate::{log::Blame, record::Lane};
 
     fn candidate(seq: i64, attempts: u32) -> Candidate {
         Candidate {
@@ -86,6 +97,7 @@ mod tests {
             expires_ms: u64::MAX,
             repeat_safe: true,
             keyed: false,
+            size: 1,
             blame: None,
         }
     }
@@ -113,13 +125,26 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_takes_what_was_tried_least() {
+    fn a_probe_is_one_that_was_not_refused_and_is_safe_to_repeat_and_else_any() {
+        let jitter = &mut Jitter::new(1);
         let mut window = Window::default();
-        window.insert(candidate(1, 5), 1, 8);
-        window.insert(candidate(2, 0), 9, 8);
-        window.insert(candidate(3, 0), 99, 8);
-        assert_eq!(window.take_least_tried(10).unwrap().seq, Seq(2));
-        assert_eq!(window.take_least_tried(10).unwrap().seq, Seq(1));
-        assert_eq!(window.take_least_tried(10), None);
+        let refused = Some(Blame { failures: 1, since_ms: 0 });
+        window.insert(Candidate { blame: refused, ..candidate(1, 5) }, 1, 8);
+        window.insert(Candidate { repeat_safe: false, ..candidate(2, 0) }, 2, 8);
+        window.insert(candidate(3, 7), 9, 8);
+        window.insert(candidate(4, 0), 99, 8);
+        let order: Vec<_> =
+            std::iter::from_fn(|| window.take_probe(10, Some(jitter))).map(|c| c.seq.0).collect();
+        assert_eq!(order, [3, 2, 1], "and none that is not due");
+        let mut firsts = std::collections::HashSet::new();
+        for _ in 0..100 {
+            let mut window = Window::default();
+            for seq in 0..8 {
+                window.insert(candidate(seq, 0), seq, 8);
+            }
+            assert_eq!(window.take_probe(10, None).unwrap().seq, Seq(0));
+            firsts.insert(window.take_probe(10, Some(jitter)).unwrap().seq);
+        }
+        assert_eq!(firsts.len(), 7);
     }
 }

@@ -248,6 +248,7 @@ impl Append {
             expires_ms: self.expires_ms,
             repeat_safe: self.repeat_safe,
             keyed: self.ordering_key.is_some(),
+            size: self.size,
             blame: None,
         }
     }
@@ -311,6 +312,8 @@ pub(crate) struct Candidate {
     pub(crate) expires_ms: u64,
     pub(crate) repeat_safe: bool,
     pub(crate) keyed: bool,
+    /// What it counts for in quotas, and in its tenant's turn.
+    pub(crate) size: u64,
     /// Whether the origin has been refusing it.
     pub(crate) blame: Option<Blame>,
 }

@@ -128,7 +128,7 @@ async fn a_body_that_is_not_queued_leaves_nothing() {
 #[tokio::test]
 async fn quotas_hold_at_every_moment() {
     let dir = tempfile::tempdir().unwrap();
-    let limits = Settings { max_records: 10, tenant_max_records: 6, ..settings(dir.path()) };
+    let limits = Settings { max_records: 10, tenant_max_records: Some(6), ..settings(dir.path()) };
     let (queue, _delivery) = Queue::open(limits).unwrap();
     let other: TenantName = "other".parse().unwrap();
     let mut rooms: Vec<_> = (0..6).map(|_| queue.reserve(&tenant(), 0, Demand::Asked).unwrap()).collect();
@@ -153,7 +153,7 @@ async fn quotas_hold_at_every_moment() {
 #[test]
 fn quotas_hold_among_threads() {
     let dir = tempfile::tempdir().unwrap();
-    let limits = Settings { tenant_max_bytes: 100_000, ..settings(dir.path()) };
+    let limits = Settings { tenant_max_bytes: Some(100_000), ..settings(dir.path()) };
     let (queue, _delivery) = Queue::open(limits).unwrap();
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -184,6 +184,38 @@ async fn a_disk_that_is_short_of_its_reserve_accepts_nothing() {
     let (queue, _delivery) = Queue::open(limits).unwrap();
     let full = queue.reserve(&tenant(), 0, Demand::Asked).unwrap_err();
     assert!(full.to_string().contains("free disk space"), "{full}");
+    assert_eq!(queue.totals().reserved_bytes, 0, "what is refused holds no room");
+}
+
+#[tokio::test]
+async fn what_is_promised_is_taken_off_the_free_disk() {
+    const HUGE: u64 = 1 << 62;
+    let dir = tempfile::tempdir().unwrap();
+    let free = {
+        let stat = rustix::fs::statvfs(dir.path()).unwrap();
+        stat.f_bavail * stat.f_frsize
+    };
+    let limits = Settings { max_bytes: HUGE, ..settings(dir.path()) };
+    let (queue, _delivery) = Queue::open(limits).unwrap();
+    // Each of them alone would fit.
+    let room = queue.reserve(&tenant(), free / 5 * 3, Demand::Asked).unwrap();
+    let full = queue.reserve(&tenant(), free / 5 * 3, Demand::Asked).unwrap_err();
+    assert!(full.to_string().contains("free disk space"), "{full}");
+    drop(room);
+    assert!(queue.reserve(&tenant(), free / 5 * 3, Demand::Asked).is_ok());
+}
+
+#[tokio::test]
+async fn a_tenants_quota_is_half_of_the_nodes_unless_it_is_set() {
+    let dir = tempfile::tempdir().unwrap();
+    for (max_records, tenant_max_records, expected) in [(9, None, 5), (1, None, 1), (9, Some(7), 7)] {
+        let limits = Settings { max_records, tenant_max_records, ..settings(dir.path()) };
+        let (queue, _delivery) = Queue::open(limits).unwrap();
+        let rooms: Vec<_> = (0..20).filter_map(|_| queue.reserve(&tenant(), 0, Demand::Asked).ok()).collect();
+        assert_eq!(rooms.len(), expected, "of {max_records}");
+        drop(rooms);
+        queue.shutdown(Duration::from_secs(10)).await;
+    }
 }
 
 #[tokio::test]

@@ -22,9 +22,15 @@ async fn after_a_disk_error_nothing_is_accepted_until_the_log_is_verified() {
     accept(&queue, record(&queue, 0, b"").await).await;
     control.broken_reopenings.store(3, Ordering::SeqCst);
     control.fail_next(Fault::Before);
-    assert!(unavailable(&try_accept(&queue, record(&queue, 1, b"").await).await));
-    becomes(&queue, |h| matches!(h, Health::Unavailable { reason } if reason.contains("injected"))).await;
-    assert!(unavailable(&try_accept(&queue, record(&queue, 2, b"").await).await));
+    // The one whose commit failed waits for the log to tell; whoever comes meanwhile is refused at once.
+    let failed = record(&queue, 1, b"").await;
+    let meanwhile = async {
+        becomes(&queue, |h| matches!(h, Health::Unavailable { reason } if reason.contains("injected"))).await;
+        assert!(unavailable(&try_accept(&queue, record(&queue, 2, b"").await).await));
+        assert_ne!(control.reopenings.load(Ordering::SeqCst), 4);
+    };
+    let (refused, ()) = tokio::join!(try_accept(&queue, failed), meanwhile);
+    assert!(unavailable(&refused));
     becomes(&queue, |h| *h == Health::Available).await;
     assert_eq!(control.reopenings.load(Ordering::SeqCst), 4);
     accept(&queue, record(&queue, 3, b"").await).await;

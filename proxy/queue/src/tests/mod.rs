@@ -107,6 +107,10 @@ impl<F: Fn(&Attempt) -> Answer + 'static> Deliver for Origin<F> {
     fn in_flight_cap(&self, _: &TenantName, _: &UpstreamName) -> u32 {
         8
     }
+
+    fn rules(&self, _: &TenantName, _: &UpstreamName) -> Rules {
+        Rules::default()
+    }
 }
 
 /// Delivers to an origin that answers as `answer` says, until `done`; returns the attempts in the order of their coming.

@@ -12,7 +12,7 @@ pub(super) const ERASED: u8 = 5;
 
 /// The columns that [`candidate`] reads.
 pub(super) const CANDIDATE: &str =
-    "seq, attempts, due_ms, expires_ms, repeat_safe, okey IS NOT NULL, failures, failing_since_ms";
+    "seq, attempts, due_ms, expires_ms, repeat_safe, okey IS NOT NULL, failures, failing_since_ms, size";
 
 /// Times and sizes beyond `i64::MAX` are stored as that: 292 million years, 8 EiB.
 pub(super) fn to_db(value: u64) -> i64 {
@@ -38,6 +38,7 @@ pub(super) fn candidate(row: &Row<'_>, lane: &Lane) -> rusqlite::Result<Candidat
         expires_ms: from_db(row.get(3)?),
         repeat_safe: row.get(4)?,
         keyed: row.get(5)?,
+        size: from_db(row.get(8)?),
         blame: since.map(|since| Blame { failures, since_ms: from_db(since) }),
     })
 }
