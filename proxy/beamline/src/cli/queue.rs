@@ -293,8 +293,7 @@ fn status(node: &Node) -> Result<Report, Failure> {
 }
 
 fn list(node: &Node, args: &ListArgs) -> Result<Report, Failure> {
-    let mut path =
-        format!("/v1/tenants/{}/queue/records?after={}&limit={}", args.tenant, args.after, args.limit);
+    let mut chosen = String::new();
     let filters = [
         ("upstream", args.upstream.as_ref().map(ToString::to_string)),
         ("state", args.state.as_ref().map(name)),
@@ -302,16 +301,30 @@ fn list(node: &Node, args: &ListArgs) -> Result<Report, Failure> {
     ];
     for (filter, value) in filters {
         if let Some(value) = value {
-            let _ = write!(path, "&{filter}={}", encoded(&value));
+            let _ = write!(chosen, "&{filter}={}", encoded(&value));
         }
     }
-    let answer = node.get(&path)?;
-    let page: Page = answer.as_a()?;
-    let mut text = if page.records.is_empty() { "no such records".to_owned() } else { table(&page.records) };
-    if let Some(next) = page.next {
+    // The node looks at so many records at a time, however few of them are chosen.
+    let (mut records, mut documents, mut after) = (Vec::new(), Vec::new(), args.after);
+    let next = loop {
+        let left = args.limit - records.len() as u64;
+        let path = format!("/v1/tenants/{}/queue/records?after={after}&limit={left}{chosen}", args.tenant);
+        let mut answer = node.get(&path)?;
+        let page: Page = answer.as_a()?;
+        records.extend(page.records);
+        if let Some(page) = answer.0["records"].as_array_mut() {
+            documents.append(page);
+        }
+        match page.next {
+            Some(next) if next > after && (records.len() as u64) < args.limit => after = next,
+            next => break next,
+        }
+    };
+    let mut text = if records.is_empty() { "no such records".to_owned() } else { table(&records) };
+    if let Some(next) = next {
         let _ = write!(text, "\nthere may be more: --after {next}");
     }
-    Ok(Report { json: answer.0, text })
+    Ok(Report { json: json!({ "records": documents, "next": next }), text })
 }
 
 fn table(records: &[Record]) -> String {
@@ -468,6 +481,22 @@ mod tests {
             node.requests()[0].line,
             "GET /v1/tenants/acme/queue/records?after=0&limit=1&upstream=api&state=dead&ordering_key=a%26b"
         );
+    }
+
+    #[test]
+    fn a_list_goes_on_over_pages_in_which_nothing_was_chosen() {
+        let (none, page) = (json!({ "records": [], "next": 40 }), json!({ "records": [], "next": null }));
+        let some = json!({ "records": [record("dead", Some("rejected"))], "next": 90 });
+        let node = FakeNode::answering([(200, none), (200, some), (200, page)]);
+        let report = ask(&node, "queue list --tenant acme --limit 5").unwrap();
+        assert_eq!(
+            (report.json["records"].as_array().unwrap().len(), &report.json["next"]),
+            (1, &Value::Null)
+        );
+        let asked: Vec<_> = node.requests().iter().map(|r| r.line.clone()).collect();
+        let line = |of: &str| format!("GET /v1/tenants/acme/queue/records?{of}");
+        let expected = ["after=0&limit=5", "after=40&limit=5", "after=90&limit=4"].map(line);
+        assert_eq!(asked, expected);
     }
 
     #[test]

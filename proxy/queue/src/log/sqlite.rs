@@ -568,7 +568,7 @@ fn done_if(changed: usize) -> Effect {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::*, *};
     use crate::log::conformance::{append, lane};
 
     fn open(dir: &tempfile::TempDir) -> SqliteLog {
@@ -654,6 +654,59 @@ mod tests {
         drop(open(&dir));
         let version = |c: Connection| c.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0));
         assert_eq!(version(Connection::open(&path).unwrap()).unwrap(), SCHEMA_VERSION);
+    }
+
+    fn by_hand(log: &mut SqliteLog, act: Act) -> Effect {
+        let (tenant, actor) = ("acme".parse().unwrap(), "operator".into());
+        let intervention = Intervention { tenant, actor, at_ms: 1, act };
+        log.commit(&[Change::Intervene(Box::new(intervention))]).unwrap().remove(0)
+    }
+
+    #[test]
+    fn a_page_and_a_purge_look_at_so_many_rows_and_say_where_they_stopped() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = open(&dir);
+        log.commit(&appends(0..LOOK as u64 + 5)).unwrap();
+        let mut reader = log.reader().unwrap();
+        let mut page = |after| {
+            let query = RecordQuery {
+                tenant: "acme".parse().unwrap(),
+                upstream: None,
+                state: Some(StateName::Dead),
+                ordering_key: None,
+                after,
+                limit: 10,
+            };
+            reader.records(&query).unwrap()
+        };
+        assert_eq!(page(0), RecordPage { records: vec![], next: Some(LOOK as u64) });
+        assert_eq!(page(LOOK as u64), RecordPage::default());
+        let purge = Act::Purge {
+            upstream: "api".parse().unwrap(),
+            states: vec![StateName::Dead],
+            after: Seq(0),
+            until: None,
+            limit: 10,
+        };
+        let look = limit_to_db(LOOK);
+        let stopped = Intervened { next: Some((Seq(look), Seq(look + 5))), ..Intervened::default() };
+        assert_eq!(by_hand(&mut log, purge), Effect::Intervened(Box::new(stopped)));
+    }
+
+    #[test]
+    fn the_audit_keeps_so_many_rows() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = open(&dir);
+        for seq in [1, 2, AUDIT_ROWS] {
+            let connection = &log.open.as_ref().unwrap().connection;
+            let row =
+                "INSERT INTO audit VALUES (?1, 1, 'operator', 'queue.pause', 'acme', 'api', NULL, 0, '')";
+            connection.execute(row, [to_db(seq)]).unwrap();
+        }
+        by_hand(&mut log, Act::Pause { upstream: "api".parse().unwrap(), paused: true });
+        let rows = log.reader().unwrap().audit(None, 0, 100).unwrap();
+        let seqs: Vec<_> = rows.iter().map(|row| row.seq).collect();
+        assert_eq!(seqs, [2, AUDIT_ROWS, AUDIT_ROWS + 1]);
     }
 
     #[test]

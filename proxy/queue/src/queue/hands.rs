@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use super::{Queue, QueueError};
 use crate::{
-    Receipt, ReceiptView,
+    DeadReason, Receipt, ReceiptView,
     log::{Act, Change, Effect, Intervened, Intervention, LogError, Refused},
     record::{RecordId, Seq, State, StateName},
     settings::bounds::PAGE,
@@ -111,18 +111,15 @@ impl Queue {
     pub async fn lanes(&self, of: Option<&TenantName>) -> Result<Vec<LaneStatus>, QueueError> {
         let mut figures: HashMap<_, _> = self.0.books.lanes(of).into_iter().collect();
         let open: Vec<_> = figures.iter().filter(|(_, f)| f.open > 0).map(|(lane, _)| lane.clone()).collect();
-        let (paused, oldest) = self
-            .look(move |log| {
-                let paused = log.paused()?;
-                let mut oldest = HashMap::new();
-                for lane in open {
-                    if let Some(accepted_ms) = log.oldest(&lane)? {
-                        oldest.insert(lane, accepted_ms);
-                    }
-                }
-                Ok((paused, oldest))
-            })
-            .await?;
+        let paused = self.look(|log| log.paused()).await?;
+        let mut oldest = HashMap::new();
+        // One look each: receipts and deliveries are read in between.
+        for lane in open {
+            let of = lane.clone();
+            if let Some(accepted_ms) = self.look(move |log| log.oldest(&of)).await? {
+                oldest.insert(lane, accepted_ms);
+            }
+        }
         for lane in paused.iter().filter(|lane| of.is_none_or(|of| *of == lane.tenant)) {
             figures.entry(lane.clone()).or_default();
         }
@@ -158,18 +155,18 @@ impl Queue {
     }
 
     /// Gives a record up: it is dead (discarded), and its content is erased. `actor` is for the audit. When this returns
-    /// the change survives a power cut, as for all that is done by hand.
+    /// the change survives a power cut, as for all that is done by hand. To discard twice is to discard.
     ///
     /// # Errors
-    /// [`HandError`]: not while it is being delivered, nor after its content is gone.
+    /// [`HandError`]: not while it is being delivered, nor after it was delivered or cancelled.
     pub async fn discard(&self, tenant: &TenantName, id: RecordId, actor: &str) -> Result<(), HandError> {
         let _place = self.place().await?;
-        let advice =
-            "what is being delivered ends by itself, what is delivered, cancelled or discarded is erased";
-        self.intervene(tenant, actor, Act::Discard { id })
-            .await?
-            .map_err(|refused| refused.of(tenant, id, "discarded", advice))?;
-        Ok(())
+        let advice = "what is being delivered ends by itself, and what is delivered or cancelled is erased";
+        let discarded = Refused::State(State::Dead { reason: DeadReason::Discarded });
+        match self.intervene(tenant, actor, Act::Discard { id }).await? {
+            Err(refused) if refused != discarded => Err(refused.of(tenant, id, "discarded", advice)),
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 
     /// Queues a dead letter again, behind everything else, with as much time as it had at first. `may_repeat` says that
@@ -261,7 +258,7 @@ impl Queue {
             // Refused or not, the receipt tells what is.
             let _ = self.intervene(tenant, "receipt", Act::Cancel { id: receipt.id() }).await?;
         }
-        let cancelled = State::Dead { reason: crate::DeadReason::Cancelled };
+        let cancelled = State::Dead { reason: DeadReason::Cancelled };
         Ok(view().await?.map(|view| {
             if view.state == cancelled { Cancellation::Done(view) } else { Cancellation::TooLate(view) }
         }))

@@ -110,6 +110,22 @@ async fn what_was_delivered_while_the_log_failed_is_recorded_when_it_is_back() {
 }
 
 #[tokio::test]
+async fn what_is_done_by_hand_while_the_log_fails_is_done_once_and_audited_once() {
+    for fault in [Fault::Before, Fault::After] {
+        let dir = tempfile::tempdir().unwrap();
+        let (queue, _delivery, control) = open_faulty(&dir, settings(dir.path()));
+        let accepted = accept(&queue, record(&queue, 0, b"").await).await;
+        control.fail_next(fault);
+        queue.discard(&tenant(), accepted.id, "operator").await.unwrap();
+        let discarded = State::Dead { reason: DeadReason::Discarded };
+        assert_eq!(state(&queue, &accepted).await, discarded, "{fault:?}");
+        assert_eq!(queue.audit(None, 0, 100).await.unwrap().len(), 1, "{fault:?}");
+        let totals = queue.totals();
+        assert_eq!((totals.open, totals.kept, totals.receipts), (0, 0, 1), "{fault:?}");
+    }
+}
+
+#[tokio::test]
 async fn nothing_is_sent_whose_mark_is_not_on_disk() {
     let dir = tempfile::tempdir().unwrap();
     let (queue, delivery, control) = open_faulty(&dir, settings(dir.path()));
