@@ -316,7 +316,10 @@ fn answer(
     let number = |name| parameter(query, name).and_then(|v| v.parse::<u64>().ok());
     let mut reply = Reply { shared, request, out, head: String::new() };
     let forced = shared.status.load(Ordering::SeqCst);
-    pause(shared, shared.delay_ms.load(Ordering::SeqCst));
+    // An origin that is stopped while it waits answers nothing any more.
+    if !pause(shared, shared.delay_ms.load(Ordering::SeqCst)) {
+        return Ok(Then::Close);
+    }
     match mischief {
         Some(Mischief::Status(status)) => {
             reply.send(status, b"")?;
@@ -339,8 +342,8 @@ fn answer(
             pause(shared, ms);
             return Ok(Then::Reset);
         }
-        Some(Mischief::Slow(ms)) => pause(shared, ms),
-        Some(Mischief::Cut) | None => {}
+        Some(Mischief::Slow(ms)) if !pause(shared, ms) => return Ok(Then::Close),
+        Some(Mischief::Slow(_) | Mischief::Cut) | None => {}
     }
     if forced != 0 {
         reply.send(forced, b"")?;
@@ -361,7 +364,9 @@ fn answer(
                 reply.send(200, seen.to_string().as_bytes())?;
             }
             "/slow" => {
-                pause(shared, number("ms").unwrap_or(100));
+                if !pause(shared, number("ms").unwrap_or(100)) {
+                    return Ok(Then::Close);
+                }
                 reply.send(200, b"slow\n")?;
             }
             "/bytes" => {
@@ -413,16 +418,17 @@ fn answer(
     Ok(if last { Then::Close } else { Then::Keep })
 }
 
-/// Waits, unless the origin is stopped meanwhile.
-fn pause(shared: &Shared, ms: u64) {
+/// Waits; false where the origin was stopped meanwhile.
+fn pause(shared: &Shared, ms: u64) -> bool {
     let until = Instant::now() + Duration::from_millis(ms.min(3_600_000));
     while !shared.stopping.load(Ordering::SeqCst) {
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return;
+            return true;
         }
         std::thread::sleep(left.min(Duration::from_millis(20)));
     }
+    false
 }
 
 struct Reply<'a> {
