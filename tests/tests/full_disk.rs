@@ -25,12 +25,13 @@ fn queued(answer: &Response) -> String {
     answer.header("location").unwrap().to_owned()
 }
 
-#[test]
-fn a_full_disk_stops_queueing_alone_and_only_while_it_is_full() {
+/// A node whose origin is down, the disk of its own that goes before it, and the receipt of what it has accepted. None where this user may not
+/// mount.
+fn outage_on_a_small_disk() -> Option<(Scene, SmallDisk, String)> {
     let mut node = Beamline::prepare(Options::default()).unwrap();
     let Some(disk) = SmallDisk::over(&node.data_dir(), DISK_MIB).unwrap() else {
         println!("not run: this user may not mount a tmpfs");
-        return;
+        return None;
     };
     node.launch().unwrap();
     let mut scene = Scene::on(node).unwrap();
@@ -39,6 +40,12 @@ fn a_full_disk_stops_queueing_alone_and_only_while_it_is_full() {
         .unwrap();
     scene.origin.stop();
     let before = queued(&scene.send(Request::post("/in", "before")).unwrap());
+    Some((scene, disk, before))
+}
+
+#[test]
+fn a_full_disk_stops_queueing_alone_and_only_while_it_is_full() {
+    let Some((mut scene, disk, before)) = outage_on_a_small_disk() else { return };
 
     let filler = disk.fill().unwrap();
     // The node looks at its disk at most once a second.
@@ -94,18 +101,7 @@ fn a_full_disk_stops_queueing_alone_and_only_while_it_is_full() {
 
 #[test]
 fn a_node_starts_on_a_full_disk_and_delivers_what_it_had_accepted() {
-    let mut node = Beamline::prepare(Options::default()).unwrap();
-    let Some(disk) = SmallDisk::over(&node.data_dir(), DISK_MIB).unwrap() else {
-        println!("not run: this user may not mount a tmpfs");
-        return;
-    };
-    node.launch().unwrap();
-    let mut scene = Scene::on(node).unwrap();
-    scene
-        .apply(|manifest| manifest["upstreams"]["origin"]["queue"] = json!({ "mode": "on-failure" }))
-        .unwrap();
-    scene.origin.stop();
-    let before = queued(&scene.send(Request::post("/in", "before")).unwrap());
+    let Some((mut scene, disk, before)) = outage_on_a_small_disk() else { return };
     scene.node.kill_nine().unwrap();
     let _filler = disk.fill().unwrap();
     scene.node.launch().unwrap();
