@@ -342,8 +342,12 @@ fn answer(
             pause(shared, ms);
             return Ok(Then::Reset);
         }
-        Some(Mischief::Slow(ms)) if !pause(shared, ms) => return Ok(Then::Close),
-        Some(Mischief::Slow(_) | Mischief::Cut) | None => {}
+        Some(Mischief::Slow(ms)) => {
+            if !pause(shared, ms) {
+                return Ok(Then::Close);
+            }
+        }
+        Some(Mischief::Cut) | None => {}
     }
     if forced != 0 {
         reply.send(forced, b"")?;

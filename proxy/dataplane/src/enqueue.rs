@@ -25,12 +25,12 @@ use crate::{
     body::{ClientBody, Counted},
     capture::{CaptureError, capture},
     forward::{Kept, Outbound, TRACEPARENT},
+    prefer::{PREFER, PREFERENCE_APPLIED, asks_for_async},
     respond::{Refusal, node_detail},
     transaction::Finishing,
     worker::Shared,
 };
 
-const PREFER: HeaderName = HeaderName::from_static("prefer");
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// What a client is told to wait before it asks for its receipt.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -53,15 +53,6 @@ pub(crate) struct Failed {
     pub(crate) head: Parts,
     pub(crate) kept: Kept,
     pub(crate) nothing_sent: bool,
-}
-
-/// RFC 7240, section 4.1.
-fn asks_for_async(headers: &HeaderMap) -> bool {
-    headers.get_all(PREFER).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).any(
-        |preference| {
-            preference.split(';').next().is_some_and(|name| name.trim().eq_ignore_ascii_case("respond-async"))
-        },
-    )
 }
 
 fn is_repeat_safe(policy: &QueuePolicy, method: &Method, headers: &HeaderMap) -> bool {
@@ -382,7 +373,7 @@ fn accepted_response(worker: &Shared, receipt: &str, asked: bool) -> Response<Cl
         headers.insert(header::LOCATION, location);
     }
     if asked {
-        headers.insert("preference-applied", HeaderValue::from_static("respond-async"));
+        headers.insert(PREFERENCE_APPLIED, HeaderValue::from_static("respond-async"));
     }
     let details = match node_detail(worker) {
         Some(node) => &*format!("queued; {node}"),
@@ -395,20 +386,6 @@ fn accepted_response(worker: &Shared, receipt: &str, asked: bool) -> Response<Cl
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn prefer_is_read_as_rfc_7240_writes_it() {
-        for (value, asked) in [
-            ("respond-async", true),
-            ("Respond-Async; foo=bar", true),
-            ("wait=10, respond-async", true),
-            ("respond-asyncx", false),
-            ("handling=lenient", false),
-        ] {
-            let headers = HeaderMap::from_iter([(PREFER, HeaderValue::from_static(value))]);
-            assert_eq!(asks_for_async(&headers), asked, "{value}");
-        }
-    }
 
     #[test]
     fn only_what_the_origin_takes_twice_as_once_is_repeat_safe() {

@@ -13,6 +13,7 @@ mod forward;
 mod heartbeat;
 mod listener;
 mod pipeline;
+mod prefer;
 mod receipts;
 mod respond;
 mod retry_after;

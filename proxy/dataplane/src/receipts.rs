@@ -5,13 +5,16 @@ use std::{fmt, rc::Rc, time::Duration};
 
 use beamline_control::TenantRuntime;
 use beamline_http::{ErrorKind, RECEIPT_PATH, proxy_status};
-use beamline_queue::{Cancellation, ReceiptView};
+use beamline_queue::{Cancellation, ReceiptView, Waiter};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Response, header, request::Parts};
+use http::{HeaderValue, Method, Response, header, request::Parts};
 
-use crate::{body::ClientBody, respond::Refusal, worker::Shared};
-
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+use crate::{
+    body::ClientBody,
+    prefer::{self, PREFERENCE_APPLIED},
+    respond::Refusal,
+    worker::Shared,
+};
 
 /// Answers everything below the reserved path. Unknown, malformed and foreign receipts are the same `404`.
 pub(crate) async fn answer(
@@ -33,28 +36,26 @@ pub(crate) async fn answer(
                 view.ok_or_else(unknown)
             };
             let mut view = ask().await?;
-            let wait = preferred_wait(&parts.headers);
-            if let Some(wait) = wait
+            let mut wait = prefer::wait(&parts.headers);
+            if let Some(patience) = wait
                 && view.state.is_open()
-                && let Some(mut waiter) = worker.queue.waiter(view.id)
             {
-                // It may have ended before anybody waited for it.
-                view = ask().await?;
-                if view.state.is_open() {
-                    tokio::select! {
-                        () = waiter.ended() => {}
-                        () = tokio::time::sleep(wait) => {}
-                        () = worker.drain_begins() => {}
+                match worker.queue.waiter(view.id) {
+                    Some(waiter) => {
+                        // It may have ended before anybody waited for it.
+                        view = ask().await?;
+                        if view.state.is_open() {
+                            until_ended(worker, waiter, patience).await;
+                            view = ask().await?;
+                        }
                     }
-                    view = ask().await?;
+                    // Too many wait: this one is told how things stand, and that nothing was waited for.
+                    None => wait = None,
                 }
             }
             let mut response = told(&view)?;
-            if let Some(wait) = wait {
-                let applied = HeaderValue::try_from(format!("wait={}", wait.as_secs()));
-                let applied =
-                    applied.map_err(|error| Refusal::new(ErrorKind::Internal, error.to_string()))?;
-                response.headers_mut().insert("preference-applied", applied);
+            if let Some(applied) = wait.and_then(|wait| format!("wait={}", wait.as_secs()).try_into().ok()) {
+                response.headers_mut().insert(PREFERENCE_APPLIED, applied);
             }
             Ok(response)
         }
@@ -78,15 +79,13 @@ pub(crate) async fn answer(
     }
 }
 
-/// The longest that a client may wait for the end of its request: 1 to 60 s (`Prefer: wait=N`, RFC 7240, section 4.3).
-fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
-    let preferences = headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
-    let seconds = preferences.flat_map(|value| value.split(',')).find_map(|preference| {
-        let (name, seconds) = preference.split(';').next()?.split_once('=')?;
-        let wanted = name.trim().eq_ignore_ascii_case("wait");
-        wanted.then(|| seconds.trim().trim_matches('"').parse::<u64>().ok()).flatten()
-    })?;
-    (seconds > 0).then(|| Duration::from_secs(seconds).min(LONGEST_WAIT))
+/// Returns when the record has ended, or patience has, or the node drains.
+async fn until_ended(worker: &Shared, mut waiter: Waiter, patience: Duration) {
+    tokio::select! {
+        () = waiter.ended() => {}
+        () = tokio::time::sleep(patience) => {}
+        () = worker.drain_begins() => {}
+    }
 }
 
 fn unavailable(error: impl fmt::Display) -> Refusal {
@@ -107,31 +106,4 @@ fn told(view: &ReceiptView) -> Result<Response<ClientBody>, Refusal> {
     }
     proxy_status(headers, None, None);
     Ok(response)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_wait_is_read_as_rfc_7240_has_it() {
-        for (value, seconds) in [
-            ("wait=10", Some(10)),
-            ("respond-async, wait=10", Some(10)),
-            ("WAIT = \"7\"", Some(7)),
-            ("wait=3; x=y", Some(3)),
-            ("wait=3600", Some(60)),
-            ("wait=0", None),
-            ("wait=soon", None),
-            ("wait", None),
-            ("await=10", None),
-        ] {
-            let headers = HeaderMap::from_iter([(
-                http::HeaderName::from_static("prefer"),
-                HeaderValue::from_static(value),
-            )]);
-            assert_eq!(preferred_wait(&headers), seconds.map(Duration::from_secs), "{value}");
-        }
-        assert_eq!(preferred_wait(&HeaderMap::new()), None);
-    }
 }

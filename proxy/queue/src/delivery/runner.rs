@@ -312,12 +312,10 @@ impl<D: Deliver> Shared<D> {
         if self.stopping.get() {
             return Landing::NotBegun;
         }
-        let begin = Change::Begin { seq: candidate.seq, attempts: candidate.attempts, epoch: self.epoch };
-        let mut unmarked = Some(begin);
-        if !Fault::MarkAfterDelivery.is_on()
-            && let Some(begin) = unmarked.take()
-        {
-            match self.writer.committed(begin).await {
+        let (seq, attempts, epoch) = (candidate.seq, candidate.attempts, self.epoch);
+        let mark = || self.writer.committed(Change::Begin { seq, attempts, epoch });
+        if !Fault::MarkAfterDelivery.is_on() {
+            match mark().await {
                 Some(Effect::Done) => {}
                 Some(_) => return Landing::Stale,
                 None => return Landing::NotBegun,
@@ -351,8 +349,8 @@ impl<D: Deliver> Shared<D> {
         };
         sent.set(true);
         let outcome = timeout(self.attempt_timeout, self.deliver.deliver(attempt)).await;
-        if let Some(begin) = unmarked {
-            self.writer.committed(begin).await;
+        if Fault::MarkAfterDelivery.is_on() {
+            mark().await;
         }
         match outcome {
             Ok(outcome) => Landing::Made(outcome),
