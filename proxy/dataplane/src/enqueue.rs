@@ -227,7 +227,9 @@ pub(crate) async fn on_failure(
         Kept::Captured(kept) => match kept.whole().await {
             Ok(body) => body,
             Err(CaptureError::ClientGone) => return Err(client_gone()),
-            Err(CaptureError::NotKept(_)) => return Err(refusal),
+            // Too long is the client's affair: it gets the upstream's error, as without a queue.
+            Err(CaptureError::NotKept(BodyError::TooLarge { .. })) => return Err(refusal),
+            Err(CaptureError::NotKept(error)) => return Err(unavailable(worker, &error.to_string())),
         },
     };
     store(worker, exchange, tenant, upstream, queueing, &failed.head, body).await
