@@ -65,6 +65,7 @@ pub const PROBLEMS: &[ProblemRow] = &[
     row("revision-unreadable", 503, "The revision cannot be read by this version"),
     row("queue-unavailable", 503, "The node's queue does not answer"),
     row("store-unavailable", 503, "The node's store does not answer"),
+    row("store-unconfirmed", 503, "The change may be made or not"),
     row("store-damaged", 503, "The node's store cannot be read"),
     row("stopping", 503, "The node is stopping"),
 ];

@@ -130,6 +130,7 @@ pub const ROUTES: &[RouteRow] = &[
         problems: &[
             "operator-only",
             "store-unavailable",
+            "store-unconfirmed",
             "store-damaged",
             "stopping",
             "invalid-request",
@@ -168,6 +169,7 @@ pub const ROUTES: &[RouteRow] = &[
         max_body: 4 * MIB,
         success: 200,
         problems: of_a_tenant![
+            "store-unconfirmed",
             "body-too-large",
             "body-incomplete",
             "module-rejected",
@@ -194,6 +196,7 @@ pub const ROUTES: &[RouteRow] = &[
         max_body: MIB,
         success: 200,
         problems: of_a_tenant![
+            "store-unconfirmed",
             "invalid-request",
             "invalid-manifest",
             "body-too-large",
@@ -244,6 +247,7 @@ pub const ROUTES: &[RouteRow] = &[
         max_body: 4 * KIB,
         success: 200,
         problems: of_a_tenant![
+            "store-unconfirmed",
             "invalid-request",
             "body-too-large",
             "body-incomplete",

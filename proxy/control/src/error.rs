@@ -156,6 +156,7 @@ impl ControlError {
                 StoreError::Moved { .. } => (Conflict, "changed-meanwhile"),
                 StoreError::Damaged { .. } => (Unavailable, "store-damaged"),
                 StoreError::Unavailable { .. } => (Unavailable, "store-unavailable"),
+                StoreError::Unconfirmed { .. } => (Unavailable, "store-unconfirmed"),
             },
         }
     }

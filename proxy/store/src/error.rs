@@ -52,13 +52,25 @@ pub enum StoreError {
         /// What is wrong with it.
         problem: String,
     },
-    /// The storage failed. What was asked for is not confirmed: look again before repeating it.
-    #[error("the store could not {doing}: {source}")]
+    /// The storage failed. Nothing of what was asked for was done, now or after a restart.
+    #[error("the store could not {doing}, and nothing was changed: {source}")]
     Unavailable {
         /// What it was about to do.
         doing: &'static str,
         /// The storage's own error.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The storage failed at the commit, and went on failing. The change is not to be seen now; if the process ends before
+    /// the storage works again, it may be there at the next start.
+    #[error(
+        "the store could not {doing} for certain ({reason}): it is not done now, but may be after a restart; look at what is there \
+         when the disk works again"
+    )]
+    Unconfirmed {
+        /// What it was about to do.
+        doing: &'static str,
+        /// The storage's own errors.
+        reason: String,
     },
 }
 

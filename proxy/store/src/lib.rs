@@ -3,7 +3,8 @@
 //! One trait, [`Store`], and one suite (`conformance`) that every implementation passes. The embedded
 //! implementation is [`SqliteStore`]. Invariants, each held by a test:
 //!
-//! - *An answer is durable.* A method that changes something returns `Ok` only after the commit is on the disk.
+//! - *An answer is durable.* A method that changes something returns `Ok` only after the commit is on the disk, and an
+//!   error only when it is certain that it is not made, or says that nobody knows.
 //! - *A change is whole.* Each call is one transaction, its audit row included: all of it is there, or nothing.
 //! - *A revision never changes*, and a tenant's revisions count from 1 without gaps.
 //! - *A host has one tenant.*
@@ -33,8 +34,8 @@ pub const PAGE_MAX: u32 = 1000;
 ///
 /// Methods block, on the disk or on another process that writes: call them off the async runtimes' threads.
 /// Each method is one transaction. The methods with a [`Stamp`] change something and write one row to the audit with it;
-/// they return after the change is durable. An error of the kind [`StoreError::Unavailable`] from one of these
-/// means that the change was not confirmed: it is not visible now, but may be after a restart.
+/// they return after the change is durable. After an error it was not made and never will be, with one exception:
+/// [`StoreError::Unconfirmed`] means that it is not visible now, but may be after a restart.
 pub trait Store: Send + Sync {
     /// Every token's hash with whom it speaks for.
     fn tokens(&self) -> Result<Vec<(TokenHash, TokenScope)>, StoreError>;

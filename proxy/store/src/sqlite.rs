@@ -11,6 +11,7 @@ mod schema;
 mod tenant;
 #[cfg(test)]
 mod tests;
+mod writer;
 
 use std::{
     fs, io,
@@ -23,6 +24,7 @@ use std::{
 use beamline_model::{Digest, Grant, RevisionId, TenantName, TokenHash, TokenScope};
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
+use self::writer::Writer;
 use crate::{
     Activated, AuditRow, ModuleRecord, RevisionRecord, RevisionSummary, Stamp, Store, StoreError,
     TenantRecord,
@@ -36,9 +38,8 @@ const WAL_KEPT: i64 = 16 << 20;
 
 /// The store in `store.db` of a directory.
 pub struct SqliteStore {
-    /// The only connection that writes. A mutex, for SQLite has one writer at a time anyway, and a call holds it
-    /// for one transaction.
-    writer: Mutex<Connection>,
+    /// What writes. A mutex, for SQLite has one writer at a time anyway, and a call holds it for one transaction.
+    writer: Mutex<Writer>,
     /// Reads. Behind a mutex because a connection is not `Sync`; what it does is short.
     reader: Mutex<Connection>,
 }
@@ -79,7 +80,7 @@ impl SqliteStore {
         tx.commit().map_err(row::failed("create its tables"))?;
         let reader = connect(&path).map_err(row::failed(doing))?;
         reader.pragma_update(None, "query_only", true).map_err(row::failed(doing))?;
-        Ok(Self { writer: Mutex::new(writer), reader: Mutex::new(reader) })
+        Ok(Self { writer: Mutex::new(Writer::new(writer, path)), reader: Mutex::new(reader) })
     }
 
     /// Runs `work` in one write transaction and returns after its commit is on the disk.
@@ -88,12 +89,7 @@ impl SqliteStore {
         doing: &'static str,
         work: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let mut conn = held(&self.writer);
-        let tx =
-            conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(row::failed(doing))?;
-        let done = work(&tx)?;
-        tx.commit().map_err(row::failed(doing))?;
-        Ok(done)
+        held(&self.writer).write(doing, work)
     }
 
     /// Runs `work` in one read transaction: it sees one state of the database throughout.
@@ -109,7 +105,7 @@ impl SqliteStore {
 }
 
 /// The connection, also after a panic elsewhere: the transaction of that call was rolled back as it unwound.
-fn held(conn: &Mutex<Connection>) -> MutexGuard<'_, Connection> {
+fn held<T>(conn: &Mutex<T>) -> MutexGuard<'_, T> {
     conn.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -25,8 +25,10 @@ pub enum Outcome {
     Done(Option<u64>),
     /// An error: nothing was changed.
     Refused(u16),
-    /// No whole answer, or one that says so: it may have been made or not.
+    /// No whole answer: it may have been made or not, and a look shows which.
     Unknown,
+    /// An answer that says that nobody knows: it may be made at a later start, until a change after it is answered 2xx.
+    Undecided,
 }
 
 /// What can be seen of a tenant.
@@ -88,7 +90,7 @@ impl Changes {
             match step {
                 Step::Changed(_, Outcome::Done(_)) => n.0 += 1,
                 Step::Changed(_, Outcome::Refused(_)) => n.1 += 1,
-                Step::Changed(_, Outcome::Unknown) => n.2 += 1,
+                Step::Changed(_, Outcome::Unknown | Outcome::Undecided) => n.2 += 1,
                 Step::Saw(_) | Step::Listed(_) => {}
             }
         }
@@ -113,6 +115,8 @@ struct Tenant<'a> {
     name: &'a str,
     /// Any of these; more than one after a change of which nobody knows.
     possible: BTreeSet<State>,
+    /// Those of them that no look rules out.
+    undecided: BTreeSet<State>,
     /// What was asked to be applied.
     asked: BTreeSet<u64>,
     /// Of revisions that were told: their marks.
@@ -125,6 +129,7 @@ impl<'a> Tenant<'a> {
         Self {
             name,
             possible: BTreeSet::from([State::Nothing]),
+            undecided: BTreeSet::new(),
             asked: BTreeSet::new(),
             mark_of: HashMap::new(),
             violations: Vec::new(),
@@ -160,9 +165,14 @@ impl<'a> Tenant<'a> {
                     self.stands_for(revision, mark);
                 }
                 self.possible = BTreeSet::from([state]);
+                self.undecided.clear();
             }
             Outcome::Unknown => {
                 self.possible.insert(state);
+            }
+            Outcome::Undecided => {
+                self.possible.insert(state);
+                self.undecided.insert(state);
             }
             Outcome::Refused(_) => {}
         }
@@ -186,7 +196,11 @@ impl<'a> Tenant<'a> {
             let how = format!("expected one of {:?}; found {state:?}", self.possible);
             self.broken(kind, how);
         }
-        self.possible = BTreeSet::from([state]);
+        if self.undecided.contains(&state) {
+            self.undecided.clear();
+        }
+        self.possible = self.undecided.clone();
+        self.possible.insert(state);
     }
 
     fn listed(&mut self, revisions: &BTreeMap<u64, u64>) {
@@ -257,6 +271,24 @@ mod tests {
         changes.changed(T, Change::Create, Outcome::Unknown);
         changes.saw(T, Sight::Nothing);
         assert_eq!(changes.violations(), []);
+    }
+
+    #[test]
+    fn an_undecided_change_may_be_made_later_but_not_be_lost_again_nor_come_after_another() {
+        let (old, new) = (Sight::Active { revision: 1, mark: 71 }, Sight::Active { revision: 3, mark: 74 });
+        let changes = good();
+        changes.changed(T, Change::Apply(74), Outcome::Undecided);
+        changes.saw(T, old);
+        changes.saw(T, new);
+        assert_eq!(changes.violations(), []);
+        changes.saw(T, old);
+        assert_eq!(finds(&changes), [Kind::ChangeLost]);
+
+        let changes = good();
+        changes.changed(T, Change::Apply(74), Outcome::Undecided);
+        changes.changed(T, Change::Apply(75), Outcome::Done(Some(3)));
+        changes.saw(T, Sight::Active { revision: 4, mark: 74 });
+        assert_eq!(finds(&changes), [Kind::ChangeLost]);
     }
 
     #[test]

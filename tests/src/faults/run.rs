@@ -16,7 +16,7 @@ use crate::{
     workload::{Crowd, Judged, Workload},
 };
 
-const CROWD: Crowd = Crowd { keyed: 4, unkeyed: 4, changers: 0, pause: Duration::from_millis(10) };
+const CROWD: Crowd = Crowd { keyed: 4, unkeyed: 4, changers: 1, pause: Duration::from_millis(10) };
 /// Requests of each client.
 const REQUESTS: u64 = 25;
 /// How long the next step may be waited for, and the end.

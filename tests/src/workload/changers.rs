@@ -190,8 +190,10 @@ impl Changer {
 
 /// Whether an error says that nothing was changed.
 fn outcome_of(error: &AdminError) -> Outcome {
-    match error.status() {
-        Some(status) if status < 500 => Outcome::Refused(status),
+    match (error.status(), error.kind()) {
+        (Some(503), "store-unconfirmed") => Outcome::Undecided,
+        (Some(status), "store-unavailable") => Outcome::Refused(status),
+        (Some(status), _) if status < 500 => Outcome::Refused(status),
         _ => Outcome::Unknown,
     }
 }

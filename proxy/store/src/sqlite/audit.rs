@@ -1,7 +1,7 @@
 //! The audit: written in the transaction of the change itself.
 
 use beamline_model::TenantName;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension as _, params};
 use serde_json::Value;
 
 use super::row::{self, failed, int, uint};
@@ -14,18 +14,35 @@ pub(super) fn write(
     tenant: Option<&TenantName>,
     detail: &Value,
 ) -> Result<(), StoreError> {
-    tx.prepare_cached("INSERT INTO audit (at_ms, actor, action, tenant, detail) VALUES (?, ?, ?, ?, ?)")
-        .and_then(|mut insert| {
-            insert.execute(params![
-                int(stamp.at_ms),
-                stamp.actor,
-                action,
-                tenant.map(TenantName::as_str),
-                detail.to_string()
-            ])
-        })
-        .map(|_| ())
-        .map_err(failed("write the audit"))
+    insert(tx, stamp, action, tenant, detail).map_err(failed("write the audit"))
+}
+
+pub(super) fn insert(
+    tx: &Connection,
+    stamp: Stamp<'_>,
+    action: &str,
+    tenant: Option<&TenantName>,
+    detail: &Value,
+) -> rusqlite::Result<()> {
+    tx.prepare_cached("INSERT INTO audit (at_ms, actor, action, tenant, detail) VALUES (?, ?, ?, ?, ?)")?
+        .execute(params![
+            int(stamp.at_ms),
+            stamp.actor,
+            action,
+            tenant.map(TenantName::as_str),
+            detail.to_string()
+        ])?;
+    Ok(())
+}
+
+/// The newest row, as far as it takes to know it again: its number, time, actor, action and detail.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct LastRow(i64, i64, String, String, String);
+
+pub(super) fn last(tx: &Connection) -> rusqlite::Result<Option<LastRow>> {
+    tx.prepare_cached("SELECT seq, at_ms, actor, action, detail FROM audit ORDER BY seq DESC LIMIT 1")?
+        .query_row([], |r| Ok(LastRow(r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?)))
+        .optional()
 }
 
 pub(super) fn page(

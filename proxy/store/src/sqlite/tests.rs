@@ -38,7 +38,7 @@ fn sqlite_passes_the_suite() {
 fn a_commit_is_synchronous_and_the_log_is_ahead() {
     let dir = dir();
     let (store, _) = with_acme(&dir);
-    let conn = held(&store.writer);
+    let conn = &held(&store.writer).conn;
     let pragma = |name| conn.pragma_query_value(None, name, |r| r.get::<_, i64>(0)).unwrap();
     assert_eq!(pragma("synchronous"), 2, "FULL");
     assert_eq!(pragma("foreign_keys"), 1);
@@ -88,7 +88,7 @@ fn a_revision_never_changes_and_the_audit_only_grows() {
     let dir = dir();
     let (store, acme) = with_acme(&dir);
     store.commit_revision(&acme, None, "one", STAMP).unwrap();
-    let conn = held(&store.writer);
+    let conn = &held(&store.writer).conn;
     for (sql, expected) in [
         ("UPDATE revisions SET manifest = 'other'", "a revision never changes"),
         ("UPDATE audit SET actor = 'nobody'", "the audit only grows"),
@@ -116,7 +116,7 @@ fn two_processes_share_a_store() {
 fn a_damaged_row_is_named() {
     let dir = dir();
     let (store, acme) = with_acme(&dir);
-    held(&store.writer).execute("UPDATE tenants SET granted = '{\"hosts\":3}'", []).unwrap();
+    held(&store.writer).conn.execute("UPDATE tenants SET granted = '{\"hosts\":3}'", []).unwrap();
     let error = store.tenant(&acme).unwrap_err().to_string();
     assert!(error.contains("holds a grant") && error.contains("tenant acme"), "{error}");
 }
