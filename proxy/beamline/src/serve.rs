@@ -36,6 +36,8 @@ const CONTROL_THREADS: usize = 2;
 const NICENESS: i32 = 5;
 /// How long the end waits for telemetry and the queue.
 const FLUSH: Duration = Duration::from_secs(5);
+/// How often a node that drains looks for a successor.
+const LOOK_FOR_SUCCESSOR: Duration = Duration::from_millis(100);
 /// Requests were cut off at the drain's deadline.
 const EXIT_CUT: u8 = 4;
 
@@ -117,7 +119,8 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
         // Where nobody is left to say stop, it is time to.
         let _ = stopping.wait_for(|stop| *stop).await;
     };
-    let delivering = delivery.spawn(on_its_thread, stopped, FLUSH).context("no thread for deliveries")?;
+    let delivering =
+        delivery.spawn(on_its_thread, stopped, config.drain_timeout).context("no thread for deliveries")?;
 
     let heartbeats = Heartbeats::new(config.workers);
     let parts = WorkerParts {
@@ -164,16 +167,27 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
     let signal = signals.next().await;
     signals.exit_at_the_next();
     telemetry.event("node.draining", json!({ "signal": signal }));
-    let outcome = workers.drain().await;
-
-    // Nobody hands us requests any more: finish what the queue is sending, then let go of its lock.
-    stop_delivery.send_replace(true);
-    let delivered = tokio::task::spawn_blocking(move || delivering.join());
-    if tokio::time::timeout(FLUSH, delivered).await.is_err() {
-        tracing::warn!(
-            "a delivery did not end in time; it will be repeated or marked indeterminate at the next start"
-        );
-    }
+    let (is_drained, mut drained) = watch::channel(false);
+    let requests = async {
+        let outcome = workers.drain().await;
+        is_drained.send_replace(true);
+        outcome
+    };
+    // Delivers until nobody hands us requests any more, or a successor is there to do it.
+    let deliveries = async {
+        let grace = tokio::select! {
+            () = successor(&queue) => config.drain_timeout + FLUSH,
+            _ = drained.wait_for(|drained| *drained) => FLUSH,
+        };
+        stop_delivery.send_replace(true);
+        let delivered = tokio::task::spawn_blocking(move || delivering.join());
+        if tokio::time::timeout(grace, delivered).await.is_err() {
+            tracing::warn!("a delivery did not end in time; it will be repeated or marked indeterminate");
+        } else {
+            queue.let_go(FLUSH).await;
+        }
+    };
+    let (outcome, ()) = tokio::join!(requests, deliveries);
     queue.shutdown(FLUSH).await;
     watching.abort();
     telemetry.event("node.stopped", json!({ "requests_cut": outcome.cut }));
@@ -186,6 +200,13 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
         return Ok(ExitCode::from(EXIT_CUT));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Returns when another process has the queue open, too.
+async fn successor(queue: &Queue) {
+    while queue.is_alone() {
+        tokio::time::sleep(LOOK_FOR_SUCCESSOR).await;
+    }
 }
 
 fn telemetry(config: &Config) -> anyhow::Result<Telemetry> {

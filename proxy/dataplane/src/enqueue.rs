@@ -13,7 +13,8 @@ use beamline_http::{ErrorKind, RECEIPT_PATH, proxy_status};
 use beamline_model::{Credentials, QueueMode, QueuePolicy};
 use beamline_node_state::Reason;
 use beamline_queue::{
-    BodyBuffer, BodyError, Demand, EnqueueError, NewRecord, Refusal as QueueRefusal, Reservation, TraceRef,
+    Backlog, BodyBuffer, BodyError, Demand, EnqueueError, NewRecord, Refusal as QueueRefusal, Reservation,
+    TraceRef,
 };
 use beamline_telemetry::{QueuedRef, SpanId};
 use bytes::Bytes;
@@ -114,17 +115,26 @@ pub(crate) fn consider(
     let asked = asks_for_async(headers);
     let demand = if asked { Demand::Asked } else { Demand::Unasked };
     let key = upstream.cluster.key();
-    if let Some(ordering_key) = ordering_key(policy, &outbound.parts)
-        && worker.queue.has_backlog(&key.tenant, &key.upstream, &ordering_key)
-    {
-        if let Some(why) = obstacle(policy, outbound) {
-            let why = format!("requests of its ordering key wait, and it cannot wait behind them: {why}");
-            return Err(not_queueable(upstream, &why));
+    if let Some(ordering_key) = ordering_key(policy, &outbound.parts) {
+        let behind = match worker.queue.backlog(&key.tenant, &key.upstream, &ordering_key) {
+            Backlog::Empty => false,
+            Backlog::Known => match obstacle(policy, outbound) {
+                None => true,
+                Some(why) => {
+                    let why =
+                        format!("requests of its ordering key wait, and it cannot wait behind them: {why}");
+                    return Err(not_queueable(upstream, &why));
+                }
+            },
+            // Beside another node, for as long as an upgrade takes: what cannot wait is not refused for it.
+            Backlog::Possible => obstacle(policy, outbound).is_none(),
+        };
+        if behind {
+            // Whoever must wait may use the room that is kept for who asks.
+            return Eligibility::reserve(worker, upstream, outbound, asked, Demand::Asked)
+                .map(Queueing::Behind)
+                .map_err(|refusal| queue_refused(worker, &refusal));
         }
-        // Whoever must wait may use the room that is kept for who asks.
-        return Eligibility::reserve(worker, upstream, outbound, asked, Demand::Asked)
-            .map(Queueing::Behind)
-            .map_err(|refusal| queue_refused(worker, &refusal));
     }
     if policy.mode == QueueMode::Prefer && !asked || obstacle(policy, outbound).is_some() {
         return Ok(Queueing::Never);

@@ -30,24 +30,32 @@ fn private_file() -> fs::OpenOptions {
     options
 }
 
+/// Makes a key, whole on the disk before it has its name.
+fn new_key(path: &Path) -> io::Result<[u8; 32]> {
+    let mut key = [0; 32];
+    getrandom::fill(&mut key).map_err(io::Error::other)?;
+    let partial = path.with_extension(format!("partial-{}", std::process::id()));
+    let _ = fs::remove_file(&partial);
+    let mut file = private_file().open(&partial)?;
+    io::Write::write_all(&mut file, &key)?;
+    file.sync_all()?;
+    fs::rename(&partial, path)?;
+    Ok(key)
+}
+
 impl Cache {
     /// Opens the cache below `dir`, making folder and key where they are missing. `engine` names the settings that
     /// artifacts depend on.
     pub(crate) fn open(dir: &Path, engine: String) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        let key_path = dir.join("cache.key");
-        let mut key = [0; 32];
-        match fs::read(&key_path) {
-            Ok(bytes) if bytes.len() == key.len() => key.copy_from_slice(&bytes),
-            Ok(_) => {
-                return Err(io::Error::other(format!("{} is not 32 bytes: delete it", key_path.display())));
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                getrandom::fill(&mut key).map_err(io::Error::other)?;
-                io::Write::write_all(&mut private_file().open(&key_path)?, &key)?;
-            }
+        let path = dir.join("cache.key");
+        let key = match fs::read(&path) {
+            Ok(bytes) => bytes.try_into().ok(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
-        }
+        };
+        // One that a power cut left torn is as good as none: what was kept under it is compiled again.
+        let key = key.map_or_else(|| new_key(&path), Ok)?;
         Ok(Self { dir: dir.to_owned(), key, engine })
     }
 
@@ -134,5 +142,17 @@ mod tests {
         cache.put(&b, b"edoc").unwrap();
         fs::remove_file(dir.path().join("cache.key")).unwrap();
         assert_eq!(Cache::open(dir.path(), "e1".into()).unwrap().get(&b.digest), None);
+    }
+
+    #[test]
+    fn a_torn_key_is_replaced_and_what_was_kept_under_the_old_one_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let a = info(b"a");
+        Cache::open(dir.path(), "e1".into()).unwrap().put(&a, b"code").unwrap();
+        fs::write(dir.path().join("cache.key"), b"").unwrap();
+        let cache = Cache::open(dir.path(), "e1".into()).unwrap();
+        assert_eq!(cache.get(&a.digest), None);
+        cache.put(&a, b"code").unwrap();
+        assert!(Cache::open(dir.path(), "e1".into()).unwrap().get(&a.digest).is_some());
     }
 }

@@ -233,8 +233,10 @@ async fn too_many_long_calls_of_one_tenant_are_refused() {
     let chain = chain(r#"{"do":"spin"}"#, limits, OnError::FailClosed);
     let (a, b, c) =
         tokio::join!(run(&chain, head(&[])), run(&chain, head(&[])), run(&chain, head(&[("x-kept", "1")])));
-    assert!(matches!(failure(&a), Failure::CpuTime(_)));
-    assert!(matches!(failure(&b), Failure::CpuTime(_)));
+    // On a starved processor the wall ends them.
+    for spun in [&a, &b] {
+        assert!(matches!(failure(spun), Failure::CpuTime(_) | Failure::WallTime(_)), "{:?}", failure(spun));
+    }
     assert_eq!(*failure(&c), Failure::Capacity);
     assert_eq!(c.head.headers["x-kept"], "1");
 }

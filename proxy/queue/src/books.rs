@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -163,9 +163,15 @@ impl Account {
     }
 
     fn unkeep(&self, bytes: u64) {
-        self.kept_bytes.fetch_sub(bytes, Ordering::AcqRel);
-        self.kept.fetch_sub(1, Ordering::AcqRel);
+        less(&self.kept_bytes, bytes);
+        less(&self.kept, 1);
     }
+}
+
+/// Takes from what is kept, of which the writer thread alone is the keeper. Another process's records are not counted
+/// before the next recount, and may end before it.
+fn less(kept: &AtomicU64, by: u64) {
+    kept.store(kept.load(Ordering::Acquire).saturating_sub(by), Ordering::Release);
 }
 
 #[derive(Debug, Default)]
@@ -199,8 +205,8 @@ impl LaneBook {
     }
 
     fn unkeep(&self, bytes: u64) {
-        self.kept.fetch_sub(1, Ordering::Relaxed);
-        self.kept_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        less(&self.kept, 1);
+        less(&self.kept_bytes, bytes);
     }
 
     fn figures(&self) -> LaneFigures {
@@ -247,6 +253,8 @@ pub(crate) struct Books {
     pub(crate) waiters: Arc<Waiters>,
     counters: Counters,
     disk: Arc<Disk>,
+    /// Whether no other process has the queue open: then these books are complete.
+    alone: AtomicBool,
 }
 
 /// Room for one record, promised before its body is read. Dropping it gives the room back.
@@ -281,7 +289,16 @@ impl Books {
             waiters: Arc::default(),
             counters: Counters::default(),
             disk,
+            alone: AtomicBool::new(true),
         }
+    }
+
+    pub(crate) fn is_alone(&self) -> bool {
+        self.alone.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_alone(&self, alone: bool) {
+        self.alone.store(alone, Ordering::Release);
     }
 
     fn tenant(&self, name: &TenantName) -> Arc<TenantBook> {
@@ -389,8 +406,8 @@ impl Books {
     pub(crate) fn ended(&self, ended: &Ended) {
         let tenant = self.tenant(&ended.lane.tenant);
         let lane = tenant.lane(&ended.lane.upstream);
-        lane.open.fetch_sub(1, Ordering::Relaxed);
-        self.counters.open.fetch_sub(1, Ordering::Relaxed);
+        less(&lane.open, 1);
+        less(&self.counters.open, 1);
         if let Some(key) = &ended.key {
             self.keys.ended(&ended.lane, key);
         }
@@ -430,7 +447,7 @@ impl Books {
     /// A finished record is deleted.
     pub(crate) fn pruned(&self, pruned: &Pruned) {
         if pruned.receipt {
-            self.counters.receipts.fetch_sub(1, Ordering::Relaxed);
+            less(&self.counters.receipts, 1);
         } else {
             self.let_go(&pruned.lane, pruned.size);
         }

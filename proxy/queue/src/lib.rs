@@ -68,6 +68,7 @@ mod receipt;
 mod record;
 mod settings;
 mod spool;
+mod standing;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -79,7 +80,9 @@ pub use books::{Demand, Refusal, Reservation, Totals};
 pub use delivery::{Attempt, AttemptBody, BodyReader, Deliver, Delivery, DeliveryError, Outcome, Rules};
 pub use health::Health;
 pub use log::LogError;
-pub use queue::{Accepted, Cancellation, EnqueueError, HandError, OpenError, Purged, Queue, QueueError};
+pub use queue::{
+    Accepted, Backlog, Cancellation, EnqueueError, HandError, OpenError, Purged, Queue, QueueError,
+};
 pub use receipt::{InvalidReceipt, Receipt};
 pub use record::{DeadReason, InvalidRecordId, NewRecord, ReceiptView, RecordId, State, StateName, TraceRef};
 pub use settings::{Settings, WallClock};

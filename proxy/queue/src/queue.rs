@@ -18,7 +18,7 @@ use crate::{
     health::HealthCell,
     log::{Append, Change, Content, Effect, Log, LogError, SqliteLog},
     notices::notices,
-    owner::OwnerLock,
+    owner::{Company, OwnerLock},
     reader::Reader,
     record::Lane,
     settings::{
@@ -26,6 +26,7 @@ use crate::{
         millis,
     },
     spool::{Spool, bodies_dir, collect_orphans},
+    standing::Standing,
     waiters::Waiter,
     writer::{AppendRest, PendingAppend, Tools, Writer},
 };
@@ -35,8 +36,10 @@ pub use hands::{Cancellation, HandError, Purged};
 /// Why a queue could not be opened.
 #[derive(Debug, Error)]
 pub enum OpenError {
-    /// Another process has it.
-    #[error("the queue in {dir} is in use by another process: stop it, or choose another data folder")]
+    /// Another process has it and does not share it.
+    #[error(
+        "the queue in {dir} is in use by another process that does not share it: stop it, or choose another data folder"
+    )]
     Owned {
         /// The queue's folder.
         dir: PathBuf,
@@ -94,6 +97,17 @@ pub enum QueueError {
     Log(#[from] LogError),
 }
 
+/// Whether records of an ordering key wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backlog {
+    /// None do.
+    Empty,
+    /// Some do.
+    Known,
+    /// Another process has the queue open, too, and may have accepted some.
+    Possible,
+}
+
 /// A record that is committed. From here on it is delivered, or dead with a reason, but never lost.
 #[derive(Clone, Debug)]
 pub struct Accepted {
@@ -111,6 +125,7 @@ pub struct Queue(Arc<Shared>);
 
 struct Shared {
     settings: Settings,
+    standing: Arc<Standing>,
     books: Arc<Books>,
     health: Arc<HealthCell>,
     spool: Spool,
@@ -128,8 +143,11 @@ impl Queue {
     /// Opens the queue in `settings.dir`, or makes one: takes the owner's lock and a new epoch, recovers what the owner
     /// before was delivering, collects orphaned body files, and counts what is there. Blocks on the disk.
     ///
+    /// Where another process owns it, this one accepts records beside it, and its [`Delivery`] waits until the other lets
+    /// the lock go: it then takes over. Until then each counts against its quotas only what it knows of.
+    ///
     /// # Errors
-    /// [`OpenError`]: another owner, an unusable folder or log, no threads.
+    /// [`OpenError`]: an owner that does not share, an unusable folder or log, no threads.
     pub fn open(settings: Settings) -> Result<(Self, Delivery), OpenError> {
         let folder = |path: &PathBuf| {
             let path = path.clone();
@@ -138,8 +156,8 @@ impl Queue {
         let (dir, bodies) = (settings.dir.clone(), bodies_dir(&settings.dir));
         disk::make_dir(&dir).map_err(folder(&dir))?;
         disk::make_dir(&bodies).map_err(folder(&bodies))?;
-        let lock = OwnerLock::take(&dir.join("queue.lock")).map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => OpenError::Owned { dir: dir.clone() },
+        let (company, lock) = Company::join(&dir).map_err(|error| match error.kind() {
+            io::ErrorKind::TimedOut => OpenError::Owned { dir: dir.clone() },
             _ => folder(&dir)(error),
         })?;
         let path = dir.join("queue.db");
@@ -151,23 +169,41 @@ impl Queue {
             }
             error => Err(error),
         })?;
-        Self::open_log(settings, Box::new(log), Some(lock))
+        Self::open_log(
+            settings,
+            Box::new(log),
+            Place { company: Some(company), is_owner: lock.is_some(), lock },
+        )
     }
 
     /// Opens the queue on a log that is open. The folder of body files exists.
     pub(crate) fn open_log(
         settings: Settings,
         mut log: Box<dyn Log>,
-        lock: Option<OwnerLock>,
+        place: Place,
     ) -> Result<(Self, Delivery), OpenError> {
         let bodies = bodies_dir(&settings.dir);
         let disk = Arc::new(Disk::new(settings.dir.clone(), settings.min_free_disk, settings.ballast));
         disk.look();
-        recover(&mut *log, (settings.wall_clock)())?;
+        let Place { company, lock, is_owner } = place;
+        let is_alone = company.as_ref().is_none_or(Company::is_alone);
+        if is_owner {
+            log.take_over()?;
+            recover(&mut *log, (settings.wall_clock)())?;
+        } else {
+            tracing::warn!(
+                dir = %settings.dir.display(),
+                "another process owns the queue: records are accepted beside it, and delivered here when it lets go"
+            );
+        }
         let mut reader = log.reader()?;
-        collect(&mut *reader, &bodies)?;
+        if is_alone {
+            // Where others are, a body that no record names yet may be theirs.
+            collect(&mut *reader, &bodies)?;
+        }
         let books = Arc::new(Books::new(&settings, Arc::clone(&disk)));
         books.recount(&mut *reader)?;
+        books.set_alone(is_alone);
         let paused = reader.paused()?.into_iter().collect();
 
         let policy = Policy {
@@ -195,7 +231,10 @@ impl Queue {
         })
         .map_err(OpenError::Thread)?;
 
+        let standing =
+            Arc::new(Standing::new(company, settings.dir.join(OwnerLock::FILE), Arc::clone(&books)));
         let delivery = Delivery {
+            standing: Arc::clone(&standing),
             policy,
             reader: reader.clone(),
             writer: writer.clone(),
@@ -207,6 +246,7 @@ impl Queue {
         };
         let shared = Shared {
             settings,
+            standing,
             books,
             health,
             spool,
@@ -339,9 +379,29 @@ impl Queue {
 
     /// Whether records of this ordering key are in the queue, or about to be: then a request of that key must not go
     /// past them, but behind them.
-    pub fn has_backlog(&self, tenant: &TenantName, upstream: &UpstreamName, ordering_key: &str) -> bool {
+    pub fn backlog(&self, tenant: &TenantName, upstream: &UpstreamName, ordering_key: &str) -> Backlog {
         let lane = Lane { tenant: tenant.clone(), upstream: upstream.clone() };
-        self.0.books.keys.has_backlog(&lane, ordering_key)
+        match self.0.books.keys.has_backlog(&lane, ordering_key) {
+            true => Backlog::Known,
+            false if self.0.books.is_alone() => Backlog::Empty,
+            false => Backlog::Possible,
+        }
+    }
+
+    /// Whether no other process has the queue open.
+    pub fn is_alone(&self) -> bool {
+        self.0.books.is_alone()
+    }
+
+    /// Lets another process take the queue over, with all that was handed over committed before. Stop [`Delivery`] before.
+    /// Records are still accepted; the other process delivers them.
+    pub async fn let_go(&self, deadline: Duration) {
+        self.0.standing.become_guest();
+        if tokio::time::timeout(deadline, self.0.writer.let_go()).await.is_err() {
+            tracing::warn!(
+                "the queue could not be handed over in time; another process takes it over when this one ends"
+            );
+        }
     }
 
     /// Says that an upstream may be well, or there, again: it is probed now rather than at the end of its back-off. For
@@ -402,8 +462,21 @@ fn check(record: &NewRecord, reservation: &Reservation) -> Result<usize, Enqueue
     Ok(head + key)
 }
 
+/// What this process is to the queue that it opens. By default all there is: alone, without files to show it by.
+pub(crate) struct Place {
+    pub(crate) company: Option<Company>,
+    pub(crate) lock: Option<OwnerLock>,
+    pub(crate) is_owner: bool,
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self { company: None, lock: None, is_owner: true }
+    }
+}
+
 /// Ends or puts back what an owner before this one was delivering.
-fn recover(log: &mut dyn Log, now_ms: u64) -> Result<(), LogError> {
+pub(crate) fn recover(log: &mut dyn Log, now_ms: u64) -> Result<(), LogError> {
     let (mut requeued, mut dead) = (0, 0);
     loop {
         let recover = Change::Recover { epoch: log.epoch(), now_ms, limit: PAGE };

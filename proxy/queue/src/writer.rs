@@ -30,6 +30,7 @@ use crate::{
     log::{Act, Append, Candidate, Change, Effect, Ended, Intervened, Intervention, Log, LogError},
     notices::{Notice, NoticeSender},
     owner::OwnerLock,
+    queue::recover,
     record::{Lane, RecordId},
     settings::{
         WallClock,
@@ -69,6 +70,12 @@ enum Command {
     Suspect(String),
     LookAtDisk,
     Nudge(Lane),
+    /// Makes this process the owner; answers with its epoch.
+    TakeOver(OwnerLock, oneshot::Sender<Result<u64, LogError>>),
+    /// Makes it the owner no more.
+    LetGo(oneshot::Sender<()>),
+    /// All other processes have gone: what they left is counted.
+    Alone,
     /// Answers when all that came before is committed.
     Flush(oneshot::Sender<()>),
     /// Ends the thread; answers when the log is closed and the lock released.
@@ -101,7 +108,14 @@ pub(crate) struct Tools {
 impl Writer {
     pub(crate) fn start(tools: Tools) -> io::Result<Self> {
         let (commands, inbox) = channel();
-        let worker = Worker { tools, inbox, first: Vec::new(), disowned: Vec::new(), flushes: Vec::new() };
+        let worker = Worker {
+            tools,
+            inbox,
+            first: Vec::new(),
+            disowned: Vec::new(),
+            flushes: Vec::new(),
+            leaving: None,
+        };
         thread::Builder::new().name("queue-writer".into()).spawn(move || worker.run())?;
         Ok(Self { commands })
     }
@@ -133,6 +147,26 @@ impl Writer {
 
     pub(crate) fn nudge(&self, lane: Lane) {
         let _ = self.commands.send(Command::Nudge(lane));
+    }
+
+    /// Makes this process the owner of the log and recovers what the one before it was delivering. Returns the epoch;
+    /// None where the thread has ended.
+    pub(crate) async fn take_over(&self, lock: OwnerLock) -> Option<Result<u64, LogError>> {
+        let (reply, taken) = oneshot::channel();
+        self.commands.send(Command::TakeOver(lock, reply)).ok()?;
+        taken.await.ok()
+    }
+
+    /// Gives the ownership up, after what was handed over before is committed.
+    pub(crate) async fn let_go(&self) {
+        let (reply, done) = oneshot::channel();
+        if self.commands.send(Command::LetGo(reply)).is_ok() {
+            let _ = done.await;
+        }
+    }
+
+    pub(crate) fn alone(&self) {
+        let _ = self.commands.send(Command::Alone);
     }
 
     pub(crate) async fn flush(&self) {
@@ -181,6 +215,8 @@ struct Worker {
     disowned: Vec<Disowned>,
     /// Those who wait until all that came before is committed.
     flushes: Vec<oneshot::Sender<()>>,
+    /// Whoever waits until the ownership is given up.
+    leaving: Option<oneshot::Sender<()>>,
 }
 
 /// Why the loop ends.
@@ -234,6 +270,11 @@ impl Worker {
                 for flush in self.flushes.drain(..) {
                     let _ = flush.send(());
                 }
+                if let Some(reply) = self.leaving.take() {
+                    self.tools.log.let_go();
+                    self.tools.lock = None;
+                    let _ = reply.send(());
+                }
             }
             if let Some(stopped) = stopped {
                 return stopped;
@@ -249,9 +290,45 @@ impl Worker {
             Command::LookAtDisk => self.tools.disk.look(),
             Command::Nudge(lane) => self.tools.notices.send(Notice::Nudge(lane)),
             Command::Flush(reply) => self.flushes.push(reply),
+            Command::TakeOver(lock, reply) => {
+                let taken = self.take_over(lock);
+                if let Err(error) = &taken {
+                    group.suspect = Some(error.to_string());
+                }
+                let _ = reply.send(taken);
+            }
+            Command::LetGo(reply) => self.leaving = Some(reply),
+            Command::Alone => {
+                if let Err(error) = self.recount() {
+                    group.suspect = Some(error.to_string());
+                }
+                self.tools.books.set_alone(true);
+                self.tools.notices.send(Notice::Rescan);
+            }
             Command::Stop(reply) => return Some(Stopped(Some(reply))),
         }
         None
+    }
+
+    fn take_over(&mut self, lock: OwnerLock) -> Result<u64, LogError> {
+        self.tools.log.take_over()?;
+        if let Err(error) = self.recover() {
+            self.tools.log.let_go();
+            return Err(error);
+        }
+        self.tools.lock = Some(lock);
+        Ok(self.tools.log.epoch())
+    }
+
+    fn recover(&mut self) -> Result<(), LogError> {
+        recover(&mut *self.tools.log, (self.tools.wall_clock)())?;
+        self.recount()?;
+        self.tools.paused = self.tools.log.reader()?.paused()?.into_iter().collect();
+        Ok(())
+    }
+
+    fn recount(&mut self) -> Result<(), LogError> {
+        self.tools.books.recount(&mut *self.tools.log.reader()?)
     }
 
     fn commit(&mut self, mut group: Group) -> Result<(), LogError> {
@@ -387,6 +464,9 @@ impl Worker {
     }
 
     fn trim_receipts(&mut self) {
+        if self.tools.log.epoch() == 0 {
+            return;
+        }
         let too_many = self.tools.books.receipts().saturating_sub(self.tools.max_receipts);
         if too_many > 0 && self.first.is_empty() {
             let limit = usize::try_from(too_many).unwrap_or(PAGE).min(PAGE);
@@ -463,7 +543,7 @@ impl Worker {
                 }
             }
         }
-        self.tools.books.recount(&mut *self.tools.log.reader()?)
+        self.recount()
     }
 
     fn refuse_for(&mut self, pause: Duration) -> Option<Stopped> {
@@ -486,6 +566,13 @@ impl Worker {
                 Ok(Command::LookAtDisk) => self.tools.disk.look(),
                 Ok(Command::Nudge(lane)) => self.tools.notices.send(Notice::Nudge(lane)),
                 Ok(Command::Flush(reply)) => self.flushes.push(reply),
+                Ok(Command::TakeOver(lock, reply)) => {
+                    drop(lock);
+                    let _ = reply.send(Err(LogError::Failed("it is being reopened after an error".into())));
+                }
+                Ok(Command::LetGo(reply)) => self.leaving = Some(reply),
+                // Everything is counted anew when the log is open again.
+                Ok(Command::Alone) => self.tools.books.set_alone(true),
                 Ok(Command::Stop(reply)) => return Some(Stopped(Some(reply))),
                 Err(RecvTimeoutError::Timeout) if wake < until => {}
                 Err(RecvTimeoutError::Timeout) => return None,

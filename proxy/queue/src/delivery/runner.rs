@@ -18,7 +18,7 @@ use beamline_model::RevisionId;
 use thiserror::Error;
 use tokio::{
     task::{Id, JoinError, JoinSet, LocalSet},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
 
 use super::{
@@ -31,16 +31,22 @@ use crate::{
     books::Books,
     fault::Fault,
     log::{Candidate, Change, Effect},
-    notices::NoticeReceiver,
+    notices::{Notice, NoticeReceiver},
+    owner::LOOK_EVERY,
     reader::Reader,
     record::{Lane, Seq},
     settings::WallClock,
     spool::body_path,
+    standing::Standing,
     writer::Writer,
 };
 
 /// How long the end of delivery waits for a log that does not commit.
 const FLUSH: Duration = Duration::from_secs(5);
+/// How often the lock of another process's queue is tried.
+const TAKE_OVER_EVERY: Duration = Duration::from_millis(100);
+/// How often an owner in company looks for records that others accepted.
+const RESCAN_EVERY: Duration = Duration::from_secs(1);
 
 /// Why delivery ended before it was told to.
 #[derive(Debug, Error)]
@@ -54,6 +60,8 @@ pub enum DeliveryError {
 ///
 /// A queue whose `Delivery` is dropped still accepts records; they wait for the next owner.
 pub struct Delivery {
+    pub(crate) standing: Arc<Standing>,
+    /// Of epoch 0 where this process does not own the queue yet.
     pub(crate) policy: Policy,
     pub(crate) reader: Reader,
     pub(crate) writer: Writer,
@@ -90,7 +98,7 @@ impl Delivery {
         })
     }
 
-    /// Delivers until `shutdown` is ready; then begins no more, lets those in flight land for at most `grace`, puts back
+    /// Delivers, where another process owns the queue from when it lets go, until `shutdown` is ready; then begins no more, lets those in flight land for at most `grace`, puts back
     /// or ends the rest, and returns when all that is on disk.
     ///
     /// Needs a current-thread runtime with time enabled; brings its own [`LocalSet`], in which `deliver`'s futures run.
@@ -113,7 +121,23 @@ impl Delivery {
         grace: Duration,
     ) -> Result<(), DeliveryError> {
         let mut shutdown = pin!(shutdown);
-        let Self { policy, reader, writer, mut notices, books, bodies, wall_clock, attempt_timeout } = self;
+        let Self {
+            standing,
+            mut policy,
+            reader,
+            writer,
+            mut notices,
+            books,
+            bodies,
+            wall_clock,
+            attempt_timeout,
+        } = self;
+        if policy.epoch == 0 {
+            tokio::select! {
+                () = &mut shutdown => return Ok(()),
+                taken = taken_over(&standing, &writer, &mut notices) => policy.epoch = taken?,
+            }
+        }
         let clock = Clock { start: Instant::now(), wall: wall_clock };
         let mut machine = Machine::new(policy, clock.now());
         let mut tasks = Tasks {
@@ -132,6 +156,9 @@ impl Delivery {
         let upstreams = Declared(Rc::clone(&deliver));
         let mut stop_at = None;
         let mut event = Some(Event::Tick);
+        let mut looks = interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut scanned = Instant::now();
         loop {
             if let Some(event) = event.take() {
                 for action in machine.handle(clock.now(), event, &upstreams) {
@@ -161,6 +188,15 @@ impl Delivery {
                     None => return Err(DeliveryError::Closed),
                 },
                 Some(event) = tasks.next() => event,
+                _ = looks.tick() => {
+                    standing.look(&writer);
+                    // What others accept is told here by nobody.
+                    let rescan = !books.is_alone() && scanned.elapsed() >= RESCAN_EVERY;
+                    rescan.then(|| {
+                        scanned = Instant::now();
+                        Event::Notice(Notice::Rescan)
+                    })
+                }
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
                     if stop_at.is_some() {
                         // What lands from here on has been cut off.
@@ -177,6 +213,36 @@ impl Delivery {
             tracing::warn!("the last deliveries could not be recorded in time; the next start recovers them");
         }
         Ok(())
+    }
+}
+
+/// Waits until the owner's lock is free and takes the queue over; returns the epoch.
+async fn taken_over(
+    standing: &Standing,
+    writer: &Writer,
+    notices: &mut NoticeReceiver,
+) -> Result<u64, DeliveryError> {
+    let mut tries = interval(TAKE_OVER_EVERY);
+    tries.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            // What is in the log is looked at when it is ours.
+            notice = notices.recv() => {
+                notice.ok_or(DeliveryError::Closed)?;
+                continue;
+            }
+            _ = tries.tick() => {}
+        }
+        let Some(lock) = standing.try_lock() else { continue };
+        match writer.take_over(lock).await.ok_or(DeliveryError::Closed)? {
+            Ok(epoch) => {
+                tracing::info!(epoch, "the queue was taken over from another process");
+                return Ok(epoch);
+            }
+            Err(error) => {
+                tracing::error!(%error, "the queue could not be taken over and will be tried again")
+            }
+        }
     }
 }
 

@@ -28,7 +28,9 @@ impl SqlitePlace {
 
 impl Place for SqlitePlace {
     fn open(&self) -> Box<dyn Log> {
-        Box::new(SqliteLog::open(&self.0.path().join("queue.db")).unwrap())
+        let mut log = SqliteLog::open(&self.0.path().join("queue.db")).unwrap();
+        log.take_over().unwrap();
+        Box::new(log)
     }
 }
 

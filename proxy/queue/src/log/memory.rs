@@ -466,6 +466,17 @@ impl Log for MemoryLog {
         Ok(Box::new(self.disk.clone()))
     }
 
+    fn take_over(&mut self) -> Result<(), LogError> {
+        let mut rows = self.disk.rows();
+        rows.epoch += 1;
+        self.epoch = rows.epoch;
+        Ok(())
+    }
+
+    fn let_go(&mut self) {
+        self.epoch = 0;
+    }
+
     fn epoch(&self) -> u64 {
         self.epoch
     }

@@ -54,10 +54,16 @@ pub(crate) trait Log: Send {
     /// A reader beside the log.
     fn reader(&self) -> Result<Box<dyn LogReader>, LogError>;
 
-    /// This owner's epoch: one more than that of the owner before.
+    /// Makes this log its process's own: takes the next epoch. The caller holds the owner's lock.
+    fn take_over(&mut self) -> Result<(), LogError>;
+
+    /// Gives up what [`Log::take_over`] took. Appends go on.
+    fn let_go(&mut self);
+
+    /// This owner's epoch: one more than that of the owner before. 0 where this is not the owner.
     fn epoch(&self) -> u64;
 
-    /// Called between groups: what keeps the log small.
+    /// Called between groups: what keeps the log small. The owner's affair.
     fn maintain(&mut self) -> Result<(), LogError>;
 }
 

@@ -101,7 +101,7 @@ fn connect(path: &Path) -> Result<Connection, LogError> {
 }
 
 impl SqliteLog {
-    /// Opens or makes the log at `path` and takes the next epoch. The caller holds the owner's lock.
+    /// Opens or makes the log at `path`. Until [`Log::take_over`] it is not the owner's.
     pub(crate) fn open(path: &Path) -> Result<Self, LogError> {
         let mut connection = connect(path)?;
         let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -118,16 +118,11 @@ impl SqliteLog {
             tx.pragma_update(None, "application_id", APPLICATION_ID)?;
             tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
         }
-        let epoch: i64 = tx.query_row(
-            "UPDATE meta SET value = value + 1 WHERE name = 'epoch' RETURNING value",
-            [],
-            |row| row.get(0),
-        )?;
         tx.commit()?;
         if let Some(dir) = path.parent() {
             disk::sync_dir(dir).map_err(|e| LogError::Failed(format!("{}: {e}", dir.display())))?;
         }
-        Ok(Self { path: path.to_owned(), epoch: from_db(epoch), open: Some(Open::new(connection, path)?) })
+        Ok(Self { path: path.to_owned(), epoch: 0, open: Some(Open::new(connection, path)?) })
     }
 }
 
@@ -169,10 +164,10 @@ impl Log for SqliteLog {
         if check != "ok" {
             return Err(LogError::Corrupt(format!("{}: {check}", self.path.display())));
         }
-        // And it takes a durable write of the same owner. One that changes something: SQLite writes no page that stays as
-        // it is, and this one must be written over what the failed commit left in the WAL.
+        // And it takes a durable write, where this is the owner of the same owner. One that changes something: SQLite writes
+        // no page that stays as it is, and this one must be written over what the failed commit left in the WAL.
         let owned = connection.execute(
-            "INSERT INTO meta SELECT 'reopened', 1 FROM meta WHERE name = 'epoch' AND value = ?1
+            "INSERT INTO meta SELECT 'reopened', 1 FROM meta WHERE name = 'epoch' AND (value = ?1 OR ?1 = 0)
              ON CONFLICT (name) DO UPDATE SET value = value + 1",
             [to_db(self.epoch)],
         )?;
@@ -190,11 +185,37 @@ impl Log for SqliteLog {
         Ok(Box::new(SqliteReader::open(&self.path)?))
     }
 
+    fn take_over(&mut self) -> Result<(), LogError> {
+        let open = self.open.as_mut().ok_or_else(must_reopen)?;
+        let taken = (|| {
+            let tx = open.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let epoch: i64 = tx.query_row(
+                "UPDATE meta SET value = value + 1 WHERE name = 'epoch' RETURNING value",
+                [],
+                |row| row.get(0),
+            )?;
+            tx.commit()?;
+            Ok::<_, LogError>(epoch)
+        })();
+        if taken.is_err() {
+            self.open = None;
+        }
+        self.epoch = from_db(taken?);
+        Ok(())
+    }
+
+    fn let_go(&mut self) {
+        self.epoch = 0;
+    }
+
     fn epoch(&self) -> u64 {
         self.epoch
     }
 
     fn maintain(&mut self) -> Result<(), LogError> {
+        if self.epoch == 0 {
+            return Ok(());
+        }
         let open = self.open.as_mut().ok_or_else(must_reopen)?;
         let tended = open.tend_wal();
         if tended.is_err() {
@@ -572,7 +593,9 @@ mod tests {
     use crate::log::conformance::{append, lane};
 
     fn open(dir: &tempfile::TempDir) -> SqliteLog {
-        SqliteLog::open(&dir.path().join("queue.db")).unwrap()
+        let mut log = SqliteLog::open(&dir.path().join("queue.db")).unwrap();
+        log.take_over().unwrap();
+        log
     }
 
     fn appends(numbers: std::ops::Range<u64>) -> Vec<Change> {

@@ -136,6 +136,6 @@ async fn the_books_are_the_same_after_a_restart() {
     let counts = |t: Totals| (t.open, t.kept, t.kept_bytes, t.reserved_bytes, t.receipts);
     assert_eq!(counts(after), counts(before));
     assert_eq!((after.open, after.kept, after.receipts), (4, 5, 4));
-    assert!(queue.has_backlog(&tenant(), &upstream(), "k"));
+    assert!(queue.backlog(&tenant(), &upstream(), "k") == Backlog::Known);
     assert_eq!(queue.depth(&tenant(), &upstream()), 4);
 }

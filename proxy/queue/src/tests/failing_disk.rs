@@ -50,7 +50,7 @@ async fn a_refused_record_is_never_delivered_though_it_be_on_disk() {
     let totals = queue.totals();
     assert_eq!((totals.open, totals.kept), (0, 1), "it is there, as a dead letter");
     assert_eq!(body_files(&dir), 1, "with its body");
-    assert!(!queue.has_backlog(&tenant(), &upstream(), "k"));
+    assert!(queue.backlog(&tenant(), &upstream(), "k") == Backlog::Empty);
     accept(&queue, record(&queue, 1, b"").await).await;
     let got = deliver_until(delivery, |_| now(ok()), until(&queue, |t| t.delivered == 1)).await;
     assert_eq!(by_target(&got), HashMap::from([("/1", 1)]));
@@ -105,7 +105,7 @@ async fn what_was_delivered_while_the_log_failed_is_recorded_when_it_is_back() {
         assert_eq!(control.reopenings.load(Ordering::SeqCst), 3);
         let totals = queue.totals();
         assert_eq!((totals.kept, totals.kept_bytes, totals.receipts), (0, 0, 4), "{fault:?}");
-        assert!(!queue.has_backlog(&tenant(), &upstream(), "k"));
+        assert!(queue.backlog(&tenant(), &upstream(), "k") == Backlog::Empty);
     }
 }
 

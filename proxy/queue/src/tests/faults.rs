@@ -92,6 +92,14 @@ impl Log for FaultyLog {
         self.inner.epoch()
     }
 
+    fn take_over(&mut self) -> Result<(), LogError> {
+        self.inner.take_over()
+    }
+
+    fn let_go(&mut self) {
+        self.inner.let_go();
+    }
+
     fn maintain(&mut self) -> Result<(), LogError> {
         self.inner.maintain()
     }
@@ -103,7 +111,7 @@ pub(super) fn open_faulty(dir: &TempDir, settings: Settings) -> (Queue, Delivery
     let control = Arc::<Control>::default();
     let inner = SqliteLog::open(&dir.path().join("queue.db")).unwrap();
     let log = Box::new(FaultyLog { inner, control: Arc::clone(&control) });
-    let (queue, delivery) = Queue::open_log(settings, log, None).unwrap();
+    let (queue, delivery) = Queue::open_log(settings, log, crate::queue::Place::default()).unwrap();
     control.groups.lock().unwrap().clear();
     (queue, delivery, control)
 }

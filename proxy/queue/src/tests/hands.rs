@@ -37,10 +37,10 @@ async fn what_is_done_by_hand_is_in_the_audit() {
     for _ in 0..2 {
         queue.discard(&tenant(), all[1].id, "operator").await.unwrap();
     }
-    assert!(queue.has_backlog(&tenant(), &upstream(), "k"));
+    assert!(queue.backlog(&tenant(), &upstream(), "k") == Backlog::Known);
     let purged = queue.purge(&tenant(), &upstream(), &[StateName::Queued], "tenant/acme").await.unwrap();
     assert_eq!((purged.records, purged.more), (3, false));
-    assert!(!queue.has_backlog(&tenant(), &upstream(), "k"), "the books know");
+    assert!(queue.backlog(&tenant(), &upstream(), "k") == Backlog::Empty, "the books know");
     let totals = queue.totals();
     assert_eq!((totals.open, totals.kept, totals.kept_bytes, totals.dead, totals.receipts), (0, 0, 0, 5, 5));
     let rows = queue.audit(Some(&tenant()), 0, 100).await.unwrap();
@@ -91,7 +91,7 @@ async fn a_dead_letter_that_is_tried_again_is_delivered_and_counted_once() {
         until(&again, |t| t.dead == 1).await;
         let [lane] = &again.lanes(Some(&tenant())).await.unwrap()[..] else { panic!() };
         assert_eq!((lane.depth, lane.dead, lane.oldest_ms), (0, 1, None));
-        assert!(!again.has_backlog(&tenant(), &upstream(), "k"));
+        assert!(again.backlog(&tenant(), &upstream(), "k") == Backlog::Empty);
         again.retry(&tenant(), id, false, "operator").await.unwrap();
         until(&again, |t| t.delivered == 1).await;
     };
@@ -100,7 +100,7 @@ async fn a_dead_letter_that_is_tried_again_is_delivered_and_counted_once() {
     assert_eq!(got.iter().map(|attempt| attempt.number).collect::<Vec<_>>(), [1, 2]);
     let totals = queue.totals();
     assert_eq!((totals.open, totals.kept, totals.kept_bytes, totals.receipts), (0, 0, 0, 1));
-    assert!(!queue.has_backlog(&tenant(), &upstream(), "k"));
+    assert!(queue.backlog(&tenant(), &upstream(), "k") == Backlog::Empty);
     let late = queue.cancel(&tenant(), &accepted.receipt.to_string()).await.unwrap().unwrap();
     assert!(matches!(late, Cancellation::TooLate(_)), "{late:?}");
     let error = queue.retry(&tenant(), id, true, "operator").await.unwrap_err().to_string();

@@ -1,6 +1,7 @@
 //! The queue as a whole: real threads, real SQLite, real files. Each invariant of the crate has a test of its name.
 
 mod accepting;
+mod company;
 mod crash;
 mod delivering;
 mod failing_disk;
