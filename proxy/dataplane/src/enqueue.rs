@@ -67,10 +67,14 @@ fn carries_credentials(headers: &HeaderMap) -> bool {
         .any(|name| headers.contains_key(name))
 }
 
+fn has_method(policy: &QueuePolicy, method: &Method) -> bool {
+    policy.methods.iter().any(|m| m == method.as_str())
+}
+
 /// Why this request can never be queued under this policy, as a sentence.
 fn obstacle(policy: &QueuePolicy, outbound: &Outbound) -> Option<String> {
     let (parts, max) = (&outbound.parts, policy.max_body.get());
-    if !policy.methods.iter().any(|m| m == parts.method.as_str()) {
+    if !has_method(policy, &parts.method) {
         return Some(format!("queue.methods has {}, not {}", policy.methods.join(", "), parts.method));
     }
     if parts.headers.contains_key(header::UPGRADE) {
@@ -94,14 +98,15 @@ pub(crate) enum Queueing {
     OnFailure(Eligibility),
     /// It is sent. The queue would take it after a failure, but has no room: then that is what the client is told.
     NoRoom { refusal: QueueRefusal, repeat_safe: bool },
-    /// Requests of its ordering key wait already: it is not sent past them but goes behind them.
-    Behind(Eligibility),
+    /// It is stored without a try: by its upstream's mode, or behind requests of its ordering key that wait already.
+    AtOnce(Eligibility),
 }
 
 /// Decides that, by the policy, the request, its ordering key's backlog and the queue's room.
 ///
 /// # Errors
-/// Where requests of its ordering key wait and it cannot go behind them: sent past them, it would break their order.
+/// Where it may only be stored and cannot be: its upstream's mode is `always`, or requests of its ordering key wait, past
+/// which it would break their order.
 pub(crate) fn consider(
     worker: &Shared,
     upstream: &UpstreamRuntime,
@@ -121,12 +126,17 @@ pub(crate) fn consider(
             let why = format!("requests of its ordering key wait, and it cannot wait behind them: {why}");
             return Err(not_queueable(upstream, &why));
         }
-        // Whoever must wait may use the room that is kept for who asks.
-        return Eligibility::reserve(worker, upstream, outbound, asked, Demand::Asked)
-            .map(Queueing::Behind)
-            .map_err(|refusal| queue_refused(worker, &refusal));
+        return at_once(worker, upstream, outbound, asked);
     }
-    if policy.mode == QueueMode::Prefer && !asked || obstacle(policy, outbound).is_some() {
+    let obstacle = obstacle(policy, outbound);
+    // Other methods, such as GET, are no work for the queue, and are sent.
+    if policy.mode == QueueMode::Always && has_method(policy, &outbound.parts.method) {
+        return match obstacle {
+            Some(why) => Err(not_queueable(upstream, &format!("its queue.mode is \"always\", and {why}"))),
+            None => at_once(worker, upstream, outbound, asked),
+        };
+    }
+    if policy.mode == QueueMode::Prefer && !asked || obstacle.is_some() {
         return Ok(Queueing::Never);
     }
     Ok(match Eligibility::reserve(worker, upstream, outbound, asked, demand) {
@@ -136,6 +146,18 @@ pub(crate) fn consider(
             Queueing::NoRoom { refusal, repeat_safe }
         }
     })
+}
+
+/// Whoever must wait may use the room that is kept for who asks.
+fn at_once(
+    worker: &Shared,
+    upstream: &UpstreamRuntime,
+    outbound: &Outbound,
+    asked: bool,
+) -> Result<Queueing, Refusal> {
+    Eligibility::reserve(worker, upstream, outbound, asked, Demand::Asked)
+        .map(Queueing::AtOnce)
+        .map_err(|refusal| queue_refused(worker, &refusal))
 }
 
 /// What puts the request in order, where the policy names it and the request has it. Reads are in no order.
@@ -172,8 +194,8 @@ impl Eligibility {
     }
 }
 
-/// Behind the waiting requests of its ordering key: queues the request without trying its upstream.
-pub(crate) async fn behind_others(
+/// Queues the request without trying its upstream.
+pub(crate) async fn without_a_try(
     worker: &Rc<Shared>,
     exchange: &mut Finishing,
     tenant: &TenantRuntime,

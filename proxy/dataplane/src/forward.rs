@@ -87,8 +87,8 @@ pub(crate) async fn send(
     let queueing = enqueue::consider(worker, upstream, &outbound)?;
     outbound.prepare(exchange);
     let queueing = match queueing {
-        Queueing::Behind(eligible) => {
-            return enqueue::behind_others(worker, exchange, tenant, upstream, outbound, eligible).await;
+        Queueing::AtOnce(eligible) => {
+            return enqueue::without_a_try(worker, exchange, tenant, upstream, outbound, eligible).await;
         }
         queueing => queueing,
     };

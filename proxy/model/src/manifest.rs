@@ -120,6 +120,8 @@ pub enum QueueMode {
     Prefer,
     /// When the upstream failed, whether the client asked or not.
     OnFailure,
+    /// Without trying the upstream: for origins that are to get their work only from the queue.
+    Always,
 }
 
 /// What becomes of a request with credentials that would be queued.
