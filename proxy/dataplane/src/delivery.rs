@@ -18,9 +18,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 
-use crate::{forward::TRACEPARENT, retry_after::retry_after};
+use crate::{forward::TRACEPARENT, idempotency::IDEMPOTENCY_KEY, retry_after::retry_after};
 
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Which attempt this is, from 1.
 const ATTEMPT: HeaderName = HeaderName::from_static("beamline-attempt");
 /// When the request was accepted: seconds since the Unix epoch, with milliseconds.

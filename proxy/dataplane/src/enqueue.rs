@@ -13,7 +13,8 @@ use beamline_http::{ErrorKind, RECEIPT_PATH, proxy_status};
 use beamline_model::{Credentials, QueueMode, QueuePolicy};
 use beamline_node_state::Reason;
 use beamline_queue::{
-    BodyBuffer, BodyError, Demand, EnqueueError, NewRecord, Refusal as QueueRefusal, Reservation, TraceRef,
+    BodyBuffer, BodyError, Demand, EnqueueError, KeyClaim, NewRecord, Receipt, Refusal as QueueRefusal,
+    Reservation, TraceRef,
 };
 use beamline_telemetry::{QueuedRef, SpanId};
 use bytes::Bytes;
@@ -25,13 +26,13 @@ use crate::{
     body::{ClientBody, Counted},
     capture::{CaptureError, capture},
     forward::{Kept, Outbound, TRACEPARENT},
+    idempotency::{self, Checked, IDEMPOTENCY_KEY},
     prefer::{PREFER, PREFERENCE_APPLIED, asks_for_async},
     respond::{Refusal, node_detail},
     transaction::Finishing,
     worker::Shared,
 };
 
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// What a client is told to wait before it asks for its receipt.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 const MAX_ORDERING_KEY: usize = 256;
@@ -46,6 +47,8 @@ pub(crate) struct Eligibility {
     ordering_key: Option<String>,
     /// Room for it, taken before its body is read.
     reservation: Reservation,
+    /// The claim on the client's key.
+    claim: Option<KeyClaim>,
 }
 
 /// What is left of a request whose upstream failed before a response head.
@@ -53,6 +56,7 @@ pub(crate) struct Failed {
     pub(crate) head: Parts,
     pub(crate) kept: Kept,
     pub(crate) nothing_sent: bool,
+    pub(crate) claim: Option<KeyClaim>,
 }
 
 fn is_repeat_safe(policy: &QueuePolicy, method: &Method, headers: &HeaderMap) -> bool {
@@ -67,7 +71,7 @@ fn carries_credentials(headers: &HeaderMap) -> bool {
         .any(|name| headers.contains_key(name))
 }
 
-fn has_method(policy: &QueuePolicy, method: &Method) -> bool {
+pub(crate) fn has_method(policy: &QueuePolicy, method: &Method) -> bool {
     policy.methods.iter().any(|m| m == method.as_str())
 }
 
@@ -190,6 +194,7 @@ impl Eligibility {
             repeat_safe: is_repeat_safe(policy, &outbound.parts.method, headers),
             ordering_key: ordering_key(policy, &outbound.parts),
             reservation,
+            claim: None,
         })
     }
 }
@@ -201,10 +206,18 @@ pub(crate) async fn without_a_try(
     tenant: &TenantRuntime,
     upstream: &UpstreamRuntime,
     outbound: Outbound,
-    queueing: Eligibility,
+    mut queueing: Eligibility,
+    claim: Option<KeyClaim>,
 ) -> Result<Response<ClientBody>, Refusal> {
+    queueing.claim = claim;
     let body = read_whole(worker, exchange, upstream, outbound.body, &queueing).await?;
     store(worker, exchange, tenant, upstream, queueing, &outbound.parts, body).await
+}
+
+/// What keeps a body of at most `limit` bytes, hashed where the request has a key.
+pub(crate) fn body_buffer(worker: &Shared, limit: u64, has_key: bool) -> BodyBuffer {
+    let buffer = worker.queue.body(limit);
+    if has_key { buffer.hashed() } else { buffer }
 }
 
 async fn read_whole(
@@ -215,7 +228,8 @@ async fn read_whole(
     queueing: &Eligibility,
 ) -> Result<BodyBuffer, Refusal> {
     let counted = Counted { incoming, bytes: exchange.count_request() };
-    match capture(counted, worker.queue.body(queueing.max_body)).1.whole().await {
+    let buffer = body_buffer(worker, queueing.max_body, queueing.claim.is_some());
+    match capture(counted, buffer).1.whole().await {
         Ok(body) => Ok(body),
         Err(CaptureError::ClientGone) => Err(client_gone()),
         Err(CaptureError::NotKept(error @ BodyError::TooLarge { .. })) => {
@@ -235,7 +249,7 @@ pub(crate) async fn on_failure(
     exchange: &mut Finishing,
     tenant: &TenantRuntime,
     upstream: &UpstreamRuntime,
-    queueing: Eligibility,
+    mut queueing: Eligibility,
     failed: Failed,
     refusal: Refusal,
 ) -> Result<Response<ClientBody>, Refusal> {
@@ -243,6 +257,7 @@ pub(crate) async fn on_failure(
     if !failed.nothing_sent && !queueing.repeat_safe {
         return Err(refusal);
     }
+    queueing.claim = failed.claim;
     let body = match failed.kept {
         Kept::Nothing => worker.queue.body(0),
         Kept::Streamed => return Err(refusal),
@@ -277,9 +292,14 @@ pub(crate) async fn by_verdict(
     if let Some(why) = obstacle(&upstream.queue, &outbound) {
         return Err(not_queueable(upstream, &why));
     }
+    let claim = match idempotency::check(worker, exchange, upstream, &mut outbound).await? {
+        Checked::Goes(claim) => claim,
+        Checked::Answered(response) => return Ok(response),
+    };
     let asked = asks_for_async(&outbound.parts.headers);
     let mut queueing = Eligibility::reserve(worker, upstream, &outbound, asked, Demand::Asked)
         .map_err(|error| queue_refused(worker, &error))?;
+    queueing.claim = claim;
     if ordering_key.is_some() {
         queueing.ordering_key = ordering_key;
     }
@@ -288,11 +308,11 @@ pub(crate) async fn by_verdict(
     store(worker, exchange, tenant, upstream, queueing, &outbound.parts, body).await
 }
 
-fn client_gone() -> Refusal {
+pub(crate) fn client_gone() -> Refusal {
     Refusal::new(ErrorKind::ClientGone, "the request's body ended early")
 }
 
-fn unavailable(worker: &Shared, why: &str) -> Refusal {
+pub(crate) fn unavailable(worker: &Shared, why: &str) -> Refusal {
     tracing::warn!(why, "a request could not be queued");
     worker.node.failed(Reason::QueueUnavailable);
     Refusal::new(
@@ -359,6 +379,7 @@ async fn store(
         ordering_key: queueing.ordering_key,
         repeat_safe: queueing.repeat_safe,
         expiry: upstream.queue.expiry.get(),
+        claim: queueing.claim,
         trace: TraceRef {
             trace_id: *trace.trace_id.as_bytes(),
             span_id: *producer.as_bytes(),
@@ -368,6 +389,7 @@ async fn store(
     };
     let accepted = worker.queue.enqueue(record, queueing.reservation).await.map_err(|error| match error {
         EnqueueError::Refused(refusal) => queue_refused(worker, &refusal),
+        EnqueueError::KeyReused => idempotency::reused(),
         EnqueueError::TooLarge { .. } => not_queueable(upstream, &error.to_string()),
         error => unavailable(worker, &error.to_string()),
     })?;
@@ -380,11 +402,20 @@ async fn store(
         started: record.started.offset_of(began),
         duration: began.elapsed(),
     });
-    Ok(accepted_response(worker, &accepted.receipt.to_string(), queueing.asked))
+    Ok(accepted_response(worker, &accepted.receipt, queueing.asked, "queued"))
+}
+
+/// The answer to a request that comes again: where to ask what became of the first.
+pub(crate) fn accepted_before(
+    worker: &Shared,
+    receipt: &Receipt,
+    headers: &HeaderMap,
+) -> Response<ClientBody> {
+    accepted_response(worker, receipt, asks_for_async(headers), "accepted before")
 }
 
 /// `202 Accepted` with where to ask what became of it.
-fn accepted_response(worker: &Shared, receipt: &str, asked: bool) -> Response<ClientBody> {
+fn accepted_response(worker: &Shared, receipt: &Receipt, asked: bool, how: &str) -> Response<ClientBody> {
     let location = format!("{RECEIPT_PATH}{receipt}");
     let body = serde_json::json!({ "status": "accepted", "receipt": location }).to_string();
     let mut response = Response::new(ClientBody::full(Bytes::from(body)));
@@ -400,8 +431,8 @@ fn accepted_response(worker: &Shared, receipt: &str, asked: bool) -> Response<Cl
         headers.insert(PREFERENCE_APPLIED, HeaderValue::from_static("respond-async"));
     }
     let details = match node_detail(worker) {
-        Some(node) => &*format!("queued; {node}"),
-        None => "queued",
+        Some(node) => &*format!("{how}; {node}"),
+        None => how,
     };
     proxy_status(headers, None, Some(details));
     response

@@ -13,6 +13,8 @@ pub enum ErrorKind {
     UnknownReceipt,
     MethodNotAllowed,
     TooLateToCancel,
+    IdempotencyKeyInUse,
+    IdempotencyKeyReused,
     Loop,
     FilterTrap,
     FilterTimeout,
@@ -59,7 +61,7 @@ const fn row(
 }
 
 /// Every error, in the order of [`ErrorKind`].
-pub const ERRORS: [ErrorRow; 24] = [
+pub const ERRORS: [ErrorRow; 26] = [
     row(
         ErrorKind::BadRequest,
         "bad-request",
@@ -89,6 +91,20 @@ pub const ERRORS: [ErrorRow; 24] = [
         409,
         "http_request_denied",
         "The request can no longer be cancelled",
+    ),
+    row(
+        ErrorKind::IdempotencyKeyInUse,
+        "idempotency-key-in-use",
+        409,
+        "http_request_denied",
+        "A request with this Idempotency-Key is under way",
+    ),
+    row(
+        ErrorKind::IdempotencyKeyReused,
+        "idempotency-key-reused",
+        422,
+        "http_request_error",
+        "This Idempotency-Key was used for another request",
     ),
     row(
         ErrorKind::Loop,

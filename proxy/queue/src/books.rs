@@ -18,6 +18,7 @@ use thiserror::Error;
 
 use crate::{
     Settings,
+    claims::ClaimIndex,
     disk::Disk,
     keys::KeyIndex,
     log::{Append, CensusRow, Ended, Erased, LogError, LogReader, Pruned, Requeued},
@@ -244,6 +245,7 @@ pub(crate) struct Books {
     tenant_quota: Quota,
     tenants: ArcSwap<HashMap<TenantName, Arc<TenantBook>>>,
     pub(crate) keys: Arc<KeyIndex>,
+    pub(crate) claims: Arc<ClaimIndex>,
     pub(crate) waiters: Arc<Waiters>,
     counters: Counters,
     disk: Arc<Disk>,
@@ -278,6 +280,7 @@ impl Books {
             },
             tenants: ArcSwap::default(),
             keys: Arc::new(KeyIndex::new()),
+            claims: Arc::new(ClaimIndex::new()),
             waiters: Arc::default(),
             counters: Counters::default(),
             disk,
@@ -398,6 +401,9 @@ impl Books {
             self.let_go(&ended.lane, ended.size);
             self.counters.receipts.fetch_add(1, Ordering::Relaxed);
         }
+        if let Some(scope) = &ended.released {
+            self.claims.released(scope);
+        }
         self.waiters.ended(ended.id);
         let counter = if ended.delivered { &self.counters.delivered } else { &self.counters.dead };
         counter.fetch_add(1, Ordering::Relaxed);
@@ -405,6 +411,9 @@ impl Books {
 
     /// A dead letter's content was erased.
     pub(crate) fn erased(&self, erased: &Erased) {
+        if let Some(scope) = &erased.released {
+            self.claims.released(scope);
+        }
         self.let_go(&erased.lane, erased.size);
         self.counters.receipts.fetch_add(1, Ordering::Relaxed);
     }
@@ -414,6 +423,9 @@ impl Books {
         let lane = &requeued.candidate.lane;
         if let Some(key) = &requeued.key {
             self.keys.pending(lane, key).committed();
+        }
+        if let Some(scope) = &requeued.retaken {
+            self.claims.kept(scope);
         }
         self.tenant(&lane.tenant).lane(&lane.upstream).open.fetch_add(1, Ordering::Relaxed);
         self.counters.open.fetch_add(1, Ordering::Relaxed);
@@ -429,6 +441,9 @@ impl Books {
 
     /// A finished record is deleted.
     pub(crate) fn pruned(&self, pruned: &Pruned) {
+        if let Some(scope) = &pruned.released {
+            self.claims.released(scope);
+        }
         if pruned.receipt {
             self.counters.receipts.fetch_sub(1, Ordering::Relaxed);
         } else {
@@ -439,15 +454,18 @@ impl Books {
     /// Counts everything kept anew from the log, at start and after the log was reopened. Only the writer thread, or
     /// nobody else yet, may call this.
     pub(crate) fn recount(&self, reader: &mut dyn LogReader) -> Result<(), LogError> {
-        let mut rows = Vec::new();
+        let (mut rows, mut scopes) = (Vec::new(), Vec::new());
         self.keys.clear_committed();
         reader.census(&mut |row| match row {
             CensusRow::Key { lane, key, open } => self.keys.set_committed(&lane, &key, open),
             CensusRow::Lane { lane, open, kept, kept_bytes, delivered } => {
                 rows.push((lane, open, kept, kept_bytes, delivered));
             }
+            CensusRow::Scope(scope) => scopes.push(scope),
             CensusRow::Earliest { .. } => {}
         })?;
+        self.claims.recount(&scopes);
+        drop(scopes);
         let mut by_tenant: HashMap<TenantName, (u64, u64)> =
             self.tenants.load().keys().map(|name| (name.clone(), (0, 0))).collect();
         let mut by_lane: HashMap<Lane, (u64, u64, u64)> = self

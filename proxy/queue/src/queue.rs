@@ -1,6 +1,7 @@
 //! The queue's front: what request threads and the admin side call. It only hands over and waits; other threads work.
 
 mod hands;
+mod once;
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -16,6 +17,7 @@ use crate::{
     delivery::Policy,
     disk::{self, Disk},
     health::HealthCell,
+    idempotency::{Fingerprint, KeyUse, NodeKey},
     log::{Append, Change, Content, Effect, Log, LogError, SqliteLog},
     notices::notices,
     owner::OwnerLock,
@@ -27,10 +29,11 @@ use crate::{
     },
     spool::{Spool, bodies_dir, collect_orphans},
     waiters::Waiter,
-    writer::{AppendRest, PendingAppend, Tools, Writer},
+    writer::{AppendRest, PendingAppend, Stored, Tools, Writer},
 };
 
 pub use hands::{Cancellation, HandError, Purged};
+pub use once::{KeyLook, UsedKey};
 
 /// Why a queue could not be opened.
 #[derive(Debug, Error)]
@@ -76,6 +79,9 @@ pub enum EnqueueError {
         /// What it may be.
         limit: usize,
     },
+    /// The client's `Idempotency-Key` was used for another request meanwhile.
+    #[error("the Idempotency-Key was used for another request: send this one under a key of its own")]
+    KeyReused,
     /// The reservation is another tenant's.
     #[error("the reservation is for tenant {reserved}, the record for {record}")]
     ForeignReservation {
@@ -99,7 +105,7 @@ pub enum QueueError {
 pub struct Accepted {
     /// The record.
     pub id: RecordId,
-    /// What its client gets; shown once.
+    /// What its client gets.
     pub receipt: Receipt,
 }
 
@@ -111,6 +117,7 @@ pub struct Queue(Arc<Shared>);
 
 struct Shared {
     settings: Settings,
+    node_key: NodeKey,
     books: Arc<Books>,
     health: Arc<HealthCell>,
     spool: Spool,
@@ -163,6 +170,16 @@ impl Queue {
         let bodies = bodies_dir(&settings.dir);
         let disk = Arc::new(Disk::new(settings.dir.clone(), settings.min_free_disk, settings.ballast));
         disk.look();
+        let node_key = NodeKey::open(&settings.dir)
+            .or_else(|error| match error.kind() {
+                // As for the log: what was accepted must be delivered.
+                io::ErrorKind::StorageFull => {
+                    disk.free_ballast();
+                    NodeKey::open(&settings.dir)
+                }
+                _ => Err(error),
+            })
+            .map_err(|source| OpenError::Folder { path: settings.dir.join(NodeKey::FILE), source })?;
         recover(&mut *log, (settings.wall_clock)())?;
         let mut reader = log.reader()?;
         collect(&mut *reader, &bodies)?;
@@ -207,6 +224,7 @@ impl Queue {
         };
         let shared = Shared {
             settings,
+            node_key,
             books,
             health,
             spool,
@@ -250,6 +268,8 @@ impl Queue {
     /// Dropping the future before it is ready withdraws the record only if it was not yet handed to the writer: it may be
     /// committed, and then is delivered, though nobody has its receipt.
     ///
+    /// Where a record has the client's key that this one claims, that record is returned, and nothing is stored.
+    ///
     /// # Errors
     /// [`EnqueueError`]. After any of them but [`Refusal::Unconfirmed`] the record is not delivered.
     pub async fn enqueue(
@@ -266,6 +286,12 @@ impl Queue {
         }
         let reservation = reservation.cover(size).inspect_err(|_| books.refused())?;
 
+        let fingerprint = record.claim.is_some().then(|| {
+            let digest = record.body.digest().expect("the body of a record that claims a key is hashed");
+            let content_type =
+                record.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-type"));
+            Fingerprint::of(&record.target, content_type.map(|(_, value)| &value[..]), &digest)
+        });
         // Waiting for a place before the key counts as backlog, and the fsync of the body before that.
         let body = record.body.settle().await.inspect_err(|error| {
             if let BodyError::Disk(reason) = error {
@@ -276,7 +302,12 @@ impl Queue {
 
         let accepted_ms = (settings.wall_clock)();
         let id = RecordId::generate(accepted_ms);
-        let receipt = Receipt::generate(id);
+        let key_use = record.claim.as_ref().map(|claim| claim.scope()).zip(fingerprint);
+        let key_use = key_use.map(|(scope, fingerprint)| KeyUse { scope, fingerprint });
+        let receipt = match &key_use {
+            Some(used) => self.0.node_key.receipt(id, &used.scope),
+            None => Receipt::generate(id),
+        };
         let lane = Lane { tenant: record.tenant, upstream: record.upstream };
         let key = record.ordering_key.as_deref().map(|key| books.keys.pending(&lane, key));
         let append = Box::new(Append {
@@ -288,6 +319,7 @@ impl Queue {
             accepted_ms,
             expires_ms: accepted_ms.saturating_add(millis(record.expiry)),
             size,
+            key_use,
             content: Content {
                 id,
                 revision: record.revision.0,
@@ -302,9 +334,15 @@ impl Queue {
             },
         });
         let (reply, committed) = tokio::sync::oneshot::channel();
-        writer.append(PendingAppend { append, rest: AppendRest { body, reservation, key, reply, place } });
-        committed.await.map_err(|_| Refusal::Unconfirmed)??;
-        Ok(Accepted { id, receipt })
+        let rest = AppendRest { body, reservation, key, claim: record.claim, reply, place };
+        writer.append(PendingAppend { append, rest });
+        match (committed.await.map_err(|_| Refusal::Unconfirmed)??, key_use) {
+            (Stored::New, _) => Ok(Accepted { id, receipt }),
+            (Stored::Earlier(holder), Some(used)) if holder.fingerprint == used.fingerprint => {
+                Ok(Accepted { id: holder.id, receipt: self.0.node_key.receipt(holder.id, &used.scope) })
+            }
+            (Stored::Earlier(_), _) => Err(EnqueueError::KeyReused),
+        }
     }
 
     /// What became of the record that a receipt speaks of. A receipt that is malformed, unknown or another tenant's is

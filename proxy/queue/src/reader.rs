@@ -144,7 +144,7 @@ fn scan(log: &mut dyn LogReader) -> Result<Scan, LogError> {
     let mut scan = Scan::default();
     log.census(&mut |row| match row {
         CensusRow::Lane { lane, open: 1.., .. } => scan.lanes.push(lane),
-        CensusRow::Lane { .. } | CensusRow::Key { .. } => {}
+        CensusRow::Lane { .. } | CensusRow::Key { .. } | CensusRow::Scope(_) => {}
         CensusRow::Earliest { expires_ms, delivered_ms, dead_ms } => {
             scan.expires_ms = expires_ms;
             scan.delivered_ms = delivered_ms;

@@ -23,9 +23,11 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use crate::{
     body::{SettledBody, StoredBody},
     books::{Books, Refusal, Reservation},
+    claims::KeyClaim,
     disk::Disk,
     fault::Fault,
     health::HealthCell,
+    idempotency::Holder,
     keys::PendingKey,
     log::{Act, Append, Candidate, Change, Effect, Ended, Intervened, Intervention, Log, LogError},
     notices::{Notice, NoticeSender},
@@ -54,9 +56,22 @@ pub(crate) struct AppendRest {
     pub(crate) body: SettledBody,
     pub(crate) reservation: Reservation,
     pub(crate) key: Option<PendingKey>,
-    pub(crate) reply: oneshot::Sender<Result<(), Refusal>>,
+    pub(crate) claim: Option<KeyClaim>,
+    pub(crate) reply: AppendReply,
     /// Its place among the appends that may wait.
     pub(crate) place: OwnedSemaphorePermit,
+}
+
+/// Whom to tell what became of an append.
+pub(crate) type AppendReply = oneshot::Sender<Result<Stored, Refusal>>;
+
+/// What is in the log for a request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Stored {
+    /// Its record.
+    New,
+    /// An earlier record that has its client's key.
+    Earlier(Holder),
 }
 
 /// A change that delivery asked for, and whom to tell.
@@ -162,7 +177,9 @@ struct Disowned {
     body: SettledBody,
     since: Instant,
     /// Until it is answered.
-    reply: Option<oneshot::Sender<Result<(), Refusal>>>,
+    reply: Option<AppendReply>,
+    /// Nobody else is to use its key while it may be there.
+    _claim: Option<KeyClaim>,
 }
 
 impl Disowned {
@@ -290,18 +307,27 @@ impl Worker {
     }
 
     fn appended(&self, change: &Change, rest: AppendRest, effect: &Effect) {
-        let (Change::Append(append), Effect::Appended { seq, front }) = (change, effect) else {
-            unreachable!("an append's effect is Appended");
+        let (append, seq, front) = match (change, effect) {
+            (Change::Append(append), Effect::Appended { seq, front }) => (append, seq, front),
+            (_, Effect::KeyTaken(holder)) => {
+                // With all that was kept ready for it.
+                let _ = rest.reply.send(Ok(Stored::Earlier(*holder)));
+                return;
+            }
+            _ => unreachable!("an append's effect is Appended or KeyTaken"),
         };
         self.tools.books.appended(append, rest.reservation);
         if let Some(key) = rest.key {
             key.committed();
         }
+        if let Some(claim) = rest.claim {
+            claim.committed();
+        }
         if let SettledBody::File(file, _) = rest.body {
             file.keep();
         }
         self.queued(append.candidate(*seq), *front);
-        let _ = rest.reply.send(Ok(()));
+        let _ = rest.reply.send(Ok(Stored::New));
         drop(rest.place);
     }
 
@@ -411,8 +437,9 @@ impl Worker {
         self.tools.books.refused();
         if may_be_there {
             // Its body stays until the log says that no row names it.
-            let AppendRest { body, reply, .. } = rest;
-            self.disowned.push(Disowned { id, body, since: Instant::now(), reply: Some(reply) });
+            let AppendRest { body, reply, claim, .. } = rest;
+            let (since, reply) = (Instant::now(), Some(reply));
+            self.disowned.push(Disowned { id, body, since, reply, _claim: claim });
         } else {
             let _ = rest.reply.send(Err(Refusal::unavailable()));
         }
@@ -529,7 +556,7 @@ impl Group {
     fn add_append(&mut self, mut pending: PendingAppend) {
         if Fault::AnswerBeforeCommit.is_on() {
             let reply = std::mem::replace(&mut pending.rest.reply, oneshot::channel().0);
-            let _ = reply.send(Ok(()));
+            let _ = reply.send(Ok(Stored::New));
             thread::sleep(Duration::from_millis(20));
         }
         // A body in a file is not part of the transaction.

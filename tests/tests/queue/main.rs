@@ -6,6 +6,7 @@
 mod crash;
 mod delivery;
 mod hands;
+mod keys;
 mod order;
 mod receipts;
 mod room;

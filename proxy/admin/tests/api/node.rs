@@ -140,6 +140,7 @@ impl Node {
             ordering_key: None,
             repeat_safe: false,
             expiry: Duration::from_secs(3600),
+            claim: None,
             trace: TraceRef::default(),
             request_id: "r".into(),
         };

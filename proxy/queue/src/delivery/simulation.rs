@@ -378,6 +378,7 @@ impl Simulation {
             accepted_ms: wall,
             expires_ms: wall + request.expiry as u64,
             size: request.size,
+            key_use: None,
             content: Content {
                 id,
                 revision: 1,

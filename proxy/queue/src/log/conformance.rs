@@ -5,7 +5,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::{memory::MemoryDisk, *};
-use crate::record::State;
+use crate::{idempotency::Fingerprint, record::State};
 
 /// A place where a log can be opened again and again: each opening is a new owner.
 trait Place {
@@ -55,6 +55,7 @@ pub(super) fn append(n: u64, key: Option<&str>) -> Box<Append> {
         accepted_ms: 1000 + n,
         expires_ms: 50_000 + n,
         size: 600 + n,
+        key_use: None,
         content: Content {
             id: id(n),
             revision: 3,
@@ -587,6 +588,106 @@ fn records_are_listed_page_by_page_and_only_to_their_tenant(place: &dyn Place) {
     assert_eq!(reader.oldest(&lane("acme")).unwrap(), Some(1002));
 }
 
+fn used(n: u8) -> KeyUse {
+    KeyUse { scope: KeyScope([n; 32]), fingerprint: Fingerprint([n; 32]) }
+}
+
+/// Appends a record whose client used a key.
+fn put_used(log: &mut dyn Log, n: u64, key_use: KeyUse) -> Effect {
+    let mut append = append(n, None);
+    append.key_use = Some(key_use);
+    one(log, Change::Append(append))
+}
+
+fn holder(log: &dyn Log, scope: u8) -> Option<Holder> {
+    log.reader().unwrap().holder(&KeyScope([scope; 32])).unwrap()
+}
+
+fn scopes(log: &dyn Log) -> Vec<u8> {
+    let mut scopes = vec![];
+    let mut visit = |row| {
+        if let CensusRow::Scope(scope) = row {
+            scopes.push(scope.0[0])
+        }
+    };
+    log.reader().unwrap().census(&mut visit).unwrap();
+    scopes
+}
+
+fn one_key_makes_one_record(place: &dyn Place) {
+    let mut log = place.open();
+    let first = Holder { id: id(1), fingerprint: used(7).fingerprint };
+    let group = [1, 2].map(|n| {
+        let mut append = append(n, None);
+        append.key_use = Some(used(7));
+        Change::Append(append)
+    });
+    let effects = log.commit(&group).unwrap();
+    assert_eq!(effects, [Effect::Appended { seq: Seq(1), front: true }, Effect::KeyTaken(first)]);
+    assert!(log.reader().unwrap().receipt(id(2)).unwrap().is_none(), "nothing of the second is there");
+    let other_request = KeyUse { fingerprint: Fingerprint([9; 32]), ..used(7) };
+    assert_eq!(put_used(&mut *log, 3, other_request), Effect::KeyTaken(first), "whatever it is");
+    assert!(matches!(put_used(&mut *log, 4, used(8)), Effect::Appended { .. }));
+    drop(log);
+    let mut log = place.open();
+    assert_eq!((holder(&*log, 7), holder(&*log, 9)), (Some(first), None));
+    assert_eq!(scopes(&*log), [7, 8]);
+    // Delivered, it has the key until its receipt is deleted.
+    begin(&mut *log, Seq(1), 0);
+    assert_eq!(ended(finish(&mut *log, Seq(1), 1, WHOLE)).released, None);
+    assert_eq!(put_used(&mut *log, 5, used(7)), Effect::KeyTaken(first));
+    let prune = Change::Prune { delivered_before_ms: u64::MAX, dead_before_ms: 0, limit: 10 };
+    let Effect::Pruned { pruned, .. } = one(&mut *log, prune) else { panic!() };
+    assert_eq!(pruned[0].released, Some(used(7).scope));
+    assert_eq!((holder(&*log, 7), scopes(&*log)), (None, vec![8]));
+    assert!(matches!(put_used(&mut *log, 5, used(7)), Effect::Appended { .. }));
+}
+
+fn what_was_surely_not_taken_gives_its_key_up(place: &dyn Place) {
+    let mut log = place.open();
+    for (n, reason) in (1..).zip(DeadReason::ALL) {
+        let key = used(u8::try_from(n).unwrap());
+        let Effect::Appended { seq, .. } = put_used(&mut *log, n, key) else { panic!() };
+        let released = match reason {
+            DeadReason::Cancelled => {
+                intervened(by_hand(&mut *log, Act::Cancel { id: id(n) })).ended.remove(0).released
+            }
+            DeadReason::Discarded => {
+                intervened(by_hand(&mut *log, Act::Discard { id: id(n) })).ended.remove(0).released
+            }
+            reason => {
+                begin(&mut *log, seq, 0);
+                ended(finish(&mut *log, seq, 1, End::Dead(reason))).released
+            }
+        };
+        let keeps = reason == DeadReason::Indeterminate;
+        assert_eq!(released, (!keeps).then_some(key.scope), "{reason:?}");
+        let expected = keeps.then_some(Holder { id: id(n), fingerprint: key.fingerprint });
+        assert_eq!(holder(&*log, key.scope.0[0]), expected, "{reason:?}");
+    }
+    // Given up for good, so is the one of which nobody knew.
+    let erased = intervened(by_hand(&mut *log, Act::Discard { id: id(4) })).erased.remove(0);
+    assert_eq!((erased.released, scopes(&*log)), (Some(used(4).scope), vec![]));
+}
+
+fn who_is_queued_again_has_its_key_again_unless_another_has_it(place: &dyn Place) {
+    let mut log = place.open();
+    for n in [1, 2, 3] {
+        put_used(&mut *log, n, used(u8::try_from(n).unwrap()));
+        let reason = if n == 3 { DeadReason::Indeterminate } else { DeadReason::Rejected };
+        kill(&mut *log, Seq(i64::try_from(n).unwrap()), reason);
+    }
+    put_used(&mut *log, 4, used(2));
+    let mut requeue =
+        |n| intervened(by_hand(&mut *log, Act::Requeue { id: id(n), may_repeat: true })).requeued.unwrap();
+    assert_eq!(requeue(1).retaken, Some(used(1).scope));
+    assert_eq!(requeue(2).retaken, None, "it is the other's by now");
+    assert_eq!(requeue(3).retaken, None, "it never gave it up");
+    assert_eq!([1, 2, 3].map(|n| holder(&*log, n).unwrap().id), [id(1), id(4), id(3)]);
+    let ended = intervened(by_hand(&mut *log, Act::Discard { id: id(2) })).ended.remove(0);
+    assert_eq!((ended.released, holder(&*log, 2).unwrap().id), (None, id(4)), "nor does it take it along");
+}
+
 fn a_reopened_log_is_the_same_log(place: &dyn Place) {
     let mut log = place.open();
     let (seq, _) = put(&mut *log, 1, None);
@@ -623,6 +724,9 @@ suite!(
     trimming_takes_the_oldest_receipts_and_no_dead_letters,
     the_census_counts_what_is_there,
     a_reopened_log_is_the_same_log,
+    one_key_makes_one_record,
+    what_was_surely_not_taken_gives_its_key_up,
+    who_is_queued_again_has_its_key_again_unless_another_has_it,
     only_what_waits_can_be_cancelled,
     a_discarded_dead_letter_is_a_receipt_and_nothing_more,
     a_dead_letter_is_queued_again_behind_what_came_since,
@@ -635,7 +739,7 @@ suite!(
 /// A step of the comparison. Records are named by their order of appending.
 #[derive(Clone, Debug)]
 enum Step {
-    Append { key: Option<u8> },
+    Append { key: Option<u8>, used: Option<u8> },
     Begin { record: u8, attempts: u32 },
     Retry { record: u8, attempts: u32, due: u64 },
     Hold { record: u8, attempts: u32 },
@@ -656,7 +760,8 @@ fn step() -> impl Strategy<Value = Step> {
     let record = 1..12_u8;
     let attempts = 0..3_u32;
     prop_oneof![
-        6 => proptest::option::of(0..3_u8).prop_map(|key| Step::Append { key }),
+        6 => (proptest::option::of(0..3_u8), proptest::option::of(0..3_u8))
+            .prop_map(|(key, used)| Step::Append { key, used }),
         8 => (record.clone(), attempts.clone()).prop_map(|(record, attempts)| Step::Begin { record, attempts }),
         4 => (record.clone(), 1..4_u32, 0..100_000_u64)
             .prop_map(|(record, attempts, due)| Step::Retry { record, attempts, due }),
@@ -686,9 +791,11 @@ fn change(step: &Step, appended: &mut u64, finishes: &mut u64, epoch: u64) -> Op
     let attempt =
         |record: &u8, attempts: &u32| AttemptRef { seq: Seq(i64::from(*record)), attempts: *attempts, epoch };
     Some(match step {
-        Step::Append { key } => {
+        Step::Append { key, used: n } => {
             *appended += 1;
-            Change::Append(append(*appended, key.map(|k| ["a", "b", "c"][usize::from(k)])))
+            let mut append = append(*appended, key.map(|k| ["a", "b", "c"][usize::from(k)]));
+            append.key_use = n.map(used);
+            Change::Append(append)
         }
         Step::Begin { record, attempts } => {
             Change::Begin { seq: Seq(i64::from(*record)), attempts: *attempts, epoch }
@@ -798,6 +905,8 @@ proptest! {
                 reader.paused().unwrap(),
                 reader.oldest(&lane("acme")).unwrap(),
             );
+            let holders: Vec<_> = (0..3).map(|n| holder(&**log, n)).collect();
+            let by_hand = (by_hand, holders);
             (reader.window(&lane("acme"), 100).unwrap(), census, receipts, contents, by_hand)
         });
         prop_assert_eq!(&views[0], &views[1]);

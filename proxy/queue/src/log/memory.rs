@@ -73,6 +73,11 @@ impl Row {
         }
     }
 
+    /// The client's key that it has.
+    fn scope(&self) -> Option<KeyScope> {
+        self.append.key_use.filter(|_| has_key(self.state)).map(|used| used.scope)
+    }
+
     fn is_erased(&self) -> bool {
         match self.state {
             State::Delivered { .. } => true,
@@ -116,6 +121,14 @@ impl Rows {
         self.rows.get_mut(&attempt.seq).filter(|row| row.is_attempt(attempt))
     }
 
+    fn holder(&self, scope: &KeyScope) -> Option<Holder> {
+        let holds = |row: &&Row| row.scope() == Some(*scope);
+        self.rows.values().find(holds).map(|row| Holder {
+            id: row.append.id,
+            fingerprint: row.append.key_use.expect("it has a key").fingerprint,
+        })
+    }
+
     fn first_of_key(&self, lane: &Lane, key: &str) -> Option<Seq> {
         self.rows
             .iter()
@@ -127,10 +140,7 @@ impl Rows {
 
     fn end(&mut self, seq: Seq, end: End, at_ms: u64, note: Option<&Note>) -> Ended {
         let row = self.rows.get_mut(&seq).expect("the caller found it");
-        row.state = match end {
-            End::Delivered { response_complete } => State::Delivered { response_complete },
-            End::Dead(reason) => State::Dead { reason },
-        };
+        row.state = end.state();
         row.front = false;
         row.epoch = None;
         row.finished_ms = Some(at_ms);
@@ -146,12 +156,17 @@ impl Rows {
             let row = self.rows.get_mut(&next).expect("it was just found");
             (!std::mem::replace(&mut row.front, true)).then(|| row.candidate(next))
         });
-        Ended { id, lane, key, size, delivered, erased, freed, promoted }
+        let released =
+            self.rows[&seq].append.key_use.filter(|_| !has_key(end.state())).map(|used| used.scope);
+        Ended { id, lane, key, size, delivered, erased, freed, promoted, released }
     }
 
     fn apply(&mut self, change: &Change) -> Effect {
         match change {
             Change::Append(append) => {
+                if let Some(holder) = append.key_use.and_then(|used| self.holder(&used.scope)) {
+                    return Effect::KeyTaken(holder);
+                }
                 let front = append
                     .ordering_key
                     .as_deref()
@@ -375,14 +390,19 @@ impl Rows {
             done.ended.push(self.end(seq, End::Dead(reason), what.at_ms, None));
             return;
         }
+        let released = row.scope();
         row.state = State::Dead { reason };
         row.finished_ms = Some(what.at_ms);
         let freed = row.freed();
-        done.erased.push(Erased { lane: row.append.lane.clone(), size: row.append.size, freed });
+        done.erased.push(Erased { lane: row.append.lane.clone(), size: row.append.size, freed, released });
     }
 
     fn requeue(&mut self, seq: Seq, now_ms: u64) -> Requeued {
         let mut row = self.rows.remove(&seq).expect("the caller found it");
+        let had_key = has_key(row.state);
+        if !had_key && row.append.key_use.is_some_and(|used| self.holder(&used.scope).is_some()) {
+            row.append.key_use = None;
+        }
         let key = row.append.ordering_key.clone();
         row.front = key.as_deref().is_none_or(|key| self.first_of_key(&row.append.lane, key).is_none());
         row.state = State::Queued;
@@ -393,8 +413,9 @@ impl Rows {
         row.append.expires_ms = expires_again(row.append.accepted_ms, row.append.expires_ms, now_ms);
         self.last_seq += 1;
         let new = Seq(self.last_seq);
-        let requeued =
-            Requeued { candidate: row.candidate(new), key, front: row.front, size: row.append.size };
+        let retaken = row.scope().filter(|_| !had_key);
+        let candidate = row.candidate(new);
+        let requeued = Requeued { candidate, key, front: row.front, size: row.append.size, retaken };
         self.rows.insert(new, row);
         requeued
     }
@@ -431,6 +452,7 @@ impl Rows {
                     size: row.append.size,
                     receipt: row.is_erased(),
                     freed: row.freed(),
+                    released: row.scope(),
                 }
             })
             .collect();
@@ -494,6 +516,10 @@ impl LogReader for MemoryDisk {
         }))
     }
 
+    fn holder(&mut self, scope: &KeyScope) -> Result<Option<Holder>, LogError> {
+        Ok(self.rows().holder(scope))
+    }
+
     fn window(&mut self, lane: &Lane, limit: usize) -> Result<Vec<Candidate>, LogError> {
         let rows = self.rows();
         let mut due: Vec<_> = rows
@@ -536,6 +562,8 @@ impl LogReader for MemoryDisk {
         for ((lane, key), open) in keys {
             visit(CensusRow::Key { lane, key, open });
         }
+        let scopes: BTreeSet<_> = rows.rows.values().filter_map(Row::scope).collect();
+        scopes.into_iter().for_each(|scope| visit(CensusRow::Scope(scope)));
         visit(CensusRow::Earliest {
             expires_ms: rows
                 .rows

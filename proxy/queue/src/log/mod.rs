@@ -21,6 +21,7 @@ pub(crate) use sqlite::SqliteLog;
 
 use crate::{
     body::StoredBody,
+    idempotency::{Holder, KeyScope, KeyUse},
     receipt::SecretHash,
     record::{DeadReason, Lane, ReceiptView, RecordId, Seq, State, StateName, TraceRef},
     spool::BodyName,
@@ -66,6 +67,9 @@ pub(crate) trait LogReader: Send {
     /// The receipt's row, with what proves a right to see it.
     fn receipt(&mut self, id: RecordId) -> Result<Option<StoredReceipt>, LogError>;
 
+    /// The record that has a client's key.
+    fn holder(&mut self, scope: &KeyScope) -> Result<Option<Holder>, LogError>;
+
     /// The queued records of `lane` that are at the front, the earliest due first.
     fn window(&mut self, lane: &Lane, limit: usize) -> Result<Vec<Candidate>, LogError>;
 
@@ -103,7 +107,7 @@ pub(crate) trait LogReader: Send {
 /// One change to the log. Times are wall-clock milliseconds.
 #[derive(Clone, Debug)]
 pub(crate) enum Change {
-    /// A new record, `queued`.
+    /// A new record, `queued`; none where another record has its key.
     Append(Box<Append>),
     /// `queued → delivering`, owned by `epoch`.
     Begin { seq: Seq, attempts: u32, epoch: u64 },
@@ -201,6 +205,14 @@ impl Act {
     }
 }
 
+/// Whether a record in this state has its client's key: as long as it may be delivered, was, or may have been.
+const fn has_key(state: State) -> bool {
+    match state {
+        State::Queued | State::Delivering | State::Held | State::Delivered { .. } => true,
+        State::Dead { reason } => matches!(reason, DeadReason::Indeterminate),
+    }
+}
+
 /// When a record expires that is queued again: it has as long as it had at first.
 fn expires_again(accepted_ms: u64, expires_ms: u64, now_ms: u64) -> u64 {
     expires_ms.max(now_ms.saturating_add(expires_ms.saturating_sub(accepted_ms)))
@@ -234,6 +246,8 @@ pub(crate) struct Append {
     pub(crate) expires_ms: u64,
     /// What it counts for in quotas.
     pub(crate) size: u64,
+    /// What its client used an `Idempotency-Key` for.
+    pub(crate) key_use: Option<KeyUse>,
     pub(crate) content: Content,
 }
 
@@ -300,6 +314,16 @@ pub(crate) enum End {
     Dead(DeadReason),
 }
 
+impl End {
+    /// What the record then is.
+    const fn state(self) -> State {
+        match self {
+            Self::Delivered { response_complete } => State::Delivered { response_complete },
+            Self::Dead(reason) => State::Dead { reason },
+        }
+    }
+}
+
 /// A record that delivery may try: queued, and at the front of its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Candidate {
@@ -332,6 +356,8 @@ pub(crate) struct Ended {
     pub(crate) freed: Option<BodyName>,
     /// The next record of its key, now at the front.
     pub(crate) promoted: Option<Candidate>,
+    /// The client's key that it has no more.
+    pub(crate) released: Option<KeyScope>,
 }
 
 /// A finished record that was deleted.
@@ -342,6 +368,8 @@ pub(crate) struct Pruned {
     /// Whether only its receipt was left: it was delivered, or erased by hand.
     pub(crate) receipt: bool,
     pub(crate) freed: Option<BodyName>,
+    /// The client's key that it had until then.
+    pub(crate) released: Option<KeyScope>,
 }
 
 /// A dead letter whose content was erased by hand.
@@ -350,6 +378,8 @@ pub(crate) struct Erased {
     pub(crate) lane: Lane,
     pub(crate) size: u64,
     pub(crate) freed: Option<BodyName>,
+    /// The client's key that it had until then.
+    pub(crate) released: Option<KeyScope>,
 }
 
 /// A dead letter that is queued again.
@@ -360,6 +390,8 @@ pub(crate) struct Requeued {
     /// Whether it is at the front of its key.
     pub(crate) front: bool,
     pub(crate) size: u64,
+    /// The client's key that it has again.
+    pub(crate) retaken: Option<KeyScope>,
 }
 
 /// What an intervention did.
@@ -389,6 +421,8 @@ pub(crate) enum Refused {
 pub(crate) enum Effect {
     /// The record's place, and whether it is at the front of its key (always so without a key).
     Appended { seq: Seq, front: bool },
+    /// By `Append`: this record has its key, and nothing was appended.
+    KeyTaken(Holder),
     /// Done as asked, and there is nothing more to say of it.
     Done,
     /// The record was not as the change expected; nothing was done.
@@ -421,6 +455,8 @@ pub(crate) struct StoredReceipt {
 pub(crate) enum CensusRow {
     /// A lane: its open records; open ones and dead letters with their bytes; those of which only the receipt is left.
     Lane { lane: Lane, open: u64, kept: u64, kept_bytes: u64, delivered: u64 },
+    /// A client's key that a record has.
+    Scope(KeyScope),
     /// An ordering key with open records.
     Key { lane: Lane, key: String, open: u64 },
     /// The earliest expiry of open records, the earliest finish of those of which only the receipt is left, and of dead

@@ -26,6 +26,7 @@ use rusqlite::{
 use self::{checkpoint::Checkpointer, reader::SqliteReader, rows::*};
 use super::{
     Append, AttemptRef, Candidate, Change, Effect, End, Ended, Log, LogError, LogReader, Note, Pruned, codec,
+    has_key,
 };
 use crate::{
     body::StoredBody,
@@ -35,8 +36,9 @@ use crate::{
 };
 
 /// From nothing to version 1, from there to 2, and so on: a new log takes the same steps as an old one.
-const SCHEMAS: [&str; 2] = [include_str!("schema.sql"), include_str!("interventions.sql")];
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMAS: [&str; 3] =
+    [include_str!("schema.sql"), include_str!("interventions.sql"), include_str!("keys.sql")];
+const SCHEMA_VERSION: i64 = 3;
 const _: () = assert!(SCHEMAS.len() == SCHEMA_VERSION as usize, "each version has its step");
 /// "BLMQ": so that `file` and a person can tell what this database is.
 const APPLICATION_ID: i64 = 0x424c_4d51;
@@ -280,6 +282,11 @@ impl Writer<'_> {
     }
 
     fn append(&mut self, append: &Append) -> Result<Effect, LogError> {
+        if let Some(key_use) = &append.key_use
+            && let Some(holder) = holder(self.tx, &key_use.scope)?
+        {
+            return Ok(Effect::KeyTaken(holder));
+        }
         let lane = self.lane_id(&append.lane)?;
         let key = append.ordering_key.as_deref();
         let front = Fault::IgnoreOrder.is_on() || match key {
@@ -290,8 +297,10 @@ impl Writer<'_> {
         };
         let seq = self
             .sql(
-                "INSERT INTO record (id, secret, lane, okey, front, state, repeat_safe, size, accepted_ms, due_ms, expires_ms)
-                 VALUES (:id, :secret, :lane, :okey, :front, 0, :repeat_safe, :size, :accepted_ms, :accepted_ms, :expires_ms)",
+                "INSERT INTO record (id, secret, lane, okey, front, state, repeat_safe, size, accepted_ms, due_ms, expires_ms,
+                                     scope, fingerprint)
+                 VALUES (:id, :secret, :lane, :okey, :front, 0, :repeat_safe, :size, :accepted_ms, :accepted_ms, :expires_ms,
+                         :scope, :fingerprint)",
             )?
             .insert(named_params! {
                 ":id": append.id.as_bytes(),
@@ -303,6 +312,8 @@ impl Writer<'_> {
                 ":size": to_db(append.size),
                 ":accepted_ms": to_db(append.accepted_ms),
                 ":expires_ms": to_db(append.expires_ms),
+                ":scope": append.key_use.map(|key_use| key_use.scope.0),
+                ":fingerprint": append.key_use.map(|key_use| key_use.fingerprint.0),
             })?;
         let content = &append.content;
         let (body, file, len) = match &content.body {
@@ -404,13 +415,13 @@ impl Writer<'_> {
             End::Dead(reason) if reason.is_erased() => (ERASED, Some(reason_to_db(reason)), None),
             End::Dead(reason) => (DEAD, Some(reason_to_db(reason)), None),
         };
-        let (lane, key, size, id) = self
+        let (lane, key, size, id, scope) = self
             .sql(
                 "UPDATE record SET state = :state, reason = :reason, complete = :complete, finished_ms = :at_ms, epoch = NULL,
                         front = 0,
                         last_status = CASE WHEN :noted THEN :status ELSE last_status END,
                         last_error = CASE WHEN :noted THEN :error ELSE last_error END
-                 WHERE seq = :seq RETURNING lane, okey, size, id",
+                 WHERE seq = :seq RETURNING lane, okey, size, id, scope",
             )?
             .query_row(
                 named_params! {
@@ -425,7 +436,8 @@ impl Writer<'_> {
                 },
                 |row| {
                     let id = RecordId::from_bytes(row.get(3)?);
-                    Ok((row.get::<_, i64>(0)?, row.get::<_, Option<String>>(1)?, from_db(row.get(2)?), id))
+                    let key: Option<String> = row.get(1)?;
+                    Ok((row.get::<_, i64>(0)?, key, from_db(row.get(2)?), id, scope(row, 4)?))
                 },
             )?;
         let delivered = matches!(end, End::Delivered { .. });
@@ -436,7 +448,8 @@ impl Writer<'_> {
             Some(key) => self.promote(lane, &lane_name, key)?,
             None => None,
         };
-        Ok(Ended { id, lane: lane_name, key, size, delivered, erased, freed, promoted })
+        let released = scope.filter(|_| !has_key(end.state()));
+        Ok(Ended { id, lane: lane_name, key, size, delivered, erased, freed, promoted, released })
     }
 
     /// Deletes a record's content; returns the file that held its body.
@@ -538,14 +551,18 @@ impl Writer<'_> {
         let mut pruned = Vec::with_capacity(seqs.len());
         for seq in seqs {
             let freed = self.erase(seq)?;
-            let (lane, size, state): (i64, i64, u8) = self
-                .sql("DELETE FROM record WHERE seq = ?1 RETURNING lane, size, state")?
-                .query_row([seq], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            let sql =
+                format!("DELETE FROM record WHERE seq = ?1 RETURNING lane, size, state, {HAS_KEY}, scope");
+            let (lane, size, state, has_key, scope): (i64, i64, u8, bool, _) =
+                self.sql(&sql)?.query_row([seq], |row| {
+                    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, scope(row, 4)?))
+                })?;
             pruned.push(Pruned {
                 lane: self.lane_of(lane)?,
                 size: from_db(size),
                 receipt: state != DEAD,
                 freed,
+                released: scope.filter(|_| has_key),
             });
         }
         Ok(Effect::Pruned {
@@ -620,7 +637,8 @@ mod tests {
         drop(open(&dir));
         Connection::open(&path).unwrap().pragma_update(None, "user_version", 9).unwrap();
         let error = SqliteLog::open(&path).err().unwrap();
-        assert!(error.to_string().contains("schema version 9, expected 2"), "{error}");
+        let expected = format!("schema version 9, expected {SCHEMA_VERSION}");
+        assert!(error.to_string().contains(&expected), "{error}");
         std::fs::write(&path, "this is no database, and long enough to be seen as none at all. ".repeat(20))
             .unwrap();
         let _ = std::fs::remove_file(dir.path().join("queue.db-wal"));

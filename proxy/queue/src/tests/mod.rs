@@ -6,6 +6,7 @@ mod delivering;
 mod failing_disk;
 mod faults;
 mod hands;
+mod keys;
 
 use std::{
     cell::RefCell,
@@ -58,6 +59,7 @@ async fn record(queue: &Queue, n: usize, body: &[u8]) -> NewRecord {
         ordering_key: None,
         repeat_safe: true,
         expiry: Duration::from_secs(3600),
+        claim: None,
         trace: TraceRef { trace_id: [1; 16], span_id: [2; 8], sampled: true },
         request_id: "r".into(),
     }

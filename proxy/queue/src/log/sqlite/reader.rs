@@ -96,6 +96,10 @@ impl LogReader for SqliteReader {
         Ok(Some(StoredReceipt { lane: lane_by_id(&self.connection, lane)?, secret, view }))
     }
 
+    fn holder(&mut self, scope: &KeyScope) -> Result<Option<Holder>, LogError> {
+        holder(&self.connection, scope)
+    }
+
     fn window(&mut self, lane: &Lane, limit: usize) -> Result<Vec<Candidate>, LogError> {
         let Some(id) = self.lane_id(lane)? else { return Ok(Vec::new()) };
         let sql = format!(
@@ -179,6 +183,12 @@ impl LogReader for SqliteReader {
                 key: row.get(2)?,
                 open: from_db(row.get(3)?),
             });
+        }
+        let mut statement =
+            tx.prepare(&format!("SELECT scope FROM record WHERE {HAS_KEY} ORDER BY scope"))?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            visit(CensusRow::Scope(KeyScope(row.get(0)?)));
         }
         let expires: Option<i64> = tx
             .query_row(
