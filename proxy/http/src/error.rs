@@ -11,6 +11,7 @@ pub enum ErrorKind {
     UnknownHost,
     NoRoute,
     UnknownReceipt,
+    ResponseNotKept,
     MethodNotAllowed,
     TooLateToCancel,
     IdempotencyKeyInUse,
@@ -61,7 +62,7 @@ const fn row(
 }
 
 /// Every error, in the order of [`ErrorKind`].
-pub const ERRORS: [ErrorRow; 26] = [
+pub const ERRORS: [ErrorRow; 27] = [
     row(
         ErrorKind::BadRequest,
         "bad-request",
@@ -78,6 +79,13 @@ pub const ERRORS: [ErrorRow; 26] = [
         "No filter routed the request and the tenant has no default upstream",
     ),
     row(ErrorKind::UnknownReceipt, "unknown-receipt", 404, "http_request_error", "No such receipt"),
+    row(
+        ErrorKind::ResponseNotKept,
+        "response-not-kept",
+        404,
+        "http_request_error",
+        "The origin's answer is not kept",
+    ),
     row(
         ErrorKind::MethodNotAllowed,
         "method-not-allowed",

@@ -70,6 +70,7 @@ mod queue;
 mod reader;
 mod receipt;
 mod record;
+mod response;
 mod settings;
 mod spool;
 #[cfg(test)]
@@ -90,6 +91,7 @@ pub use queue::{
 };
 pub use receipt::{InvalidReceipt, Receipt};
 pub use record::{DeadReason, InvalidRecordId, NewRecord, ReceiptView, RecordId, State, StateName, TraceRef};
+pub use response::{Keep, KeptResponse, ResponseView, WholeResponse};
 pub use settings::{Settings, WallClock};
 pub use view::{
     AuditRow, HeaderView, LaneStatus, PAGE_MAX, RecordListing, RecordPage, RecordQuery, RecordView,

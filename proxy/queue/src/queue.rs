@@ -10,8 +10,8 @@ use thiserror::Error;
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
-    BodyBuffer, BodyError, Delivery, Demand, Health, NewRecord, Receipt, ReceiptView, RecordId, Refusal,
-    Reservation, Settings, Totals,
+    BodyBuffer, BodyError, Delivery, Demand, Health, KeptResponse, NewRecord, Receipt, ReceiptView, RecordId,
+    Refusal, Reservation, Settings, Totals,
     body::SettledBody,
     books::Books,
     delivery::Policy,
@@ -361,7 +361,25 @@ impl Queue {
             .await
             .map_err(|_| LogError::Failed("the queue is closed".into()))?;
         let stored = self.0.reader.receipt(receipt.id(), place).await?;
-        Ok(stored.filter(|s| s.lane.tenant == *tenant && s.secret.matches(&receipt.hash())).map(|s| s.view))
+        let theirs = stored.filter(|s| s.lane.tenant == *tenant && s.secret.matches(&receipt.hash()));
+        let now = (self.0.settings.wall_clock)();
+        Ok(theirs.map(|stored| ReceiptView {
+            response: stored.view.response.filter(|response| response.until_ms > now),
+            ..stored.view
+        }))
+    }
+
+    /// The origin's answer that is kept for the record of a receipt, while its time lasts. Show that it may be seen first:
+    /// [`Queue::receipt`].
+    ///
+    /// # Errors
+    /// [`QueueError`] where the log cannot be read.
+    pub async fn response(&self, id: RecordId) -> Result<Option<KeptResponse>, QueueError> {
+        let closed = |_| LogError::Failed("the queue is closed".into());
+        let _place = Arc::clone(&self.0.receipts).acquire_owned().await.map_err(closed)?;
+        let kept = self.0.reader.look(move |log| log.response(id)).await?;
+        let now = (self.0.settings.wall_clock)();
+        Ok(kept.filter(|kept| kept.until_ms > now))
     }
 
     /// Waits for a record to end; ask for its receipt again once this is there, for it may have ended before. None where too

@@ -6,7 +6,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use beamline_model::{RevisionId, TenantName, UpstreamName};
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::{BodyBuffer, KeyClaim};
+use crate::{BodyBuffer, KeyClaim, ResponseView};
 
 /// The name of one record: 48 bits of wall time, then random ones, so that new rows lie side by side in the index.
 ///
@@ -286,4 +286,7 @@ pub struct ReceiptView {
     /// When it became delivered or dead.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finished_ms: Option<u64>,
+    /// The origin's answer, while it is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub response: Option<ResponseView>,
 }

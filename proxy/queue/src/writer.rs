@@ -74,8 +74,34 @@ pub(crate) enum Stored {
     Earlier(Holder),
 }
 
-/// A change that delivery asked for, and whom to tell.
-type PendingChange = (Change, Option<oneshot::Sender<Effect>>);
+/// A change that delivery asked for.
+struct PendingChange {
+    change: Change,
+    /// Whom to tell.
+    reply: Option<oneshot::Sender<Effect>>,
+    /// Room for the answer that it keeps.
+    room: Option<Reservation>,
+}
+
+impl PendingChange {
+    fn new(change: Change, reply: Option<oneshot::Sender<Effect>>) -> Self {
+        Self { change, reply, room: None }
+    }
+
+    /// Takes room for the answer that it keeps, unless it has. Without room the answer is not kept.
+    fn make_room(&mut self, books: &Arc<Books>) {
+        let Change::Finish { response, .. } = &mut self.change else { return };
+        if let (Some(new), None) = (&response, &self.room) {
+            match books.reserve_response(&new.lane.tenant, new.kept.bytes()) {
+                Ok(room) => self.room = Some(room),
+                Err(refusal) => {
+                    tracing::debug!(lane = ?new.lane, %refusal, "an origin's answer is not kept");
+                    *response = None;
+                }
+            }
+        }
+    }
+}
 
 enum Command {
     Append(Box<PendingAppend>),
@@ -128,13 +154,13 @@ impl Writer {
 
     /// Hands a change over. It is committed in the order of handing over, or never if the process ends before.
     pub(crate) fn change(&self, change: Change) {
-        let _ = self.commands.send(Command::Change((change, None)));
+        let _ = self.commands.send(Command::Change(PendingChange::new(change, None)));
     }
 
     /// Hands a change over and waits for its commit. None where the thread has ended.
     pub(crate) async fn committed(&self, change: Change) -> Option<Effect> {
         let (reply, effect) = oneshot::channel();
-        self.commands.send(Command::Change((change, Some(reply)))).ok()?;
+        self.commands.send(Command::Change(PendingChange::new(change, Some(reply)))).ok()?;
         effect.await.ok()
     }
 
@@ -168,7 +194,7 @@ impl Writer {
 /// What is done about a change when it is committed, or was not.
 enum Then {
     Append(AppendRest),
-    Change(Option<oneshot::Sender<Effect>>),
+    Change { reply: Option<oneshot::Sender<Effect>>, room: Option<Reservation> },
 }
 
 /// An append whose commit failed: it may be in the log, and is not to be.
@@ -220,7 +246,8 @@ impl Worker {
     fn serve(&mut self) -> Stopped {
         loop {
             let mut group = Group::default();
-            for change in self.first.drain(..) {
+            for mut change in self.first.drain(..) {
+                change.make_room(&self.tools.books);
                 group.add_change(change);
             }
             if group.changes.is_empty() {
@@ -261,7 +288,10 @@ impl Worker {
     fn take(&mut self, command: Command, group: &mut Group) -> Option<Stopped> {
         match command {
             Command::Append(append) => group.add_append(*append),
-            Command::Change(change) => group.add_change(change),
+            Command::Change(mut change) => {
+                change.make_room(&self.tools.books);
+                group.add_change(change);
+            }
             Command::Suspect(reason) => group.suspect = Some(reason),
             Command::LookAtDisk => self.tools.disk.look(),
             Command::Nudge(lane) => self.tools.notices.send(Notice::Nudge(lane)),
@@ -287,7 +317,10 @@ impl Worker {
                 for ((change, then), effect) in group.changes.into_iter().zip(group.thens).zip(effects) {
                     match then {
                         Then::Append(rest) => self.appended(&change, rest, &effect),
-                        Then::Change(reply) => {
+                        Then::Change { reply, room } => {
+                            if let (Some(room), Effect::Ended(ended)) = (room, &effect) {
+                                self.tools.books.responded(ended, room);
+                            }
                             self.announce(&change, &effect);
                             if let Some(reply) = reply {
                                 let _ = reply.send(effect);
@@ -393,6 +426,10 @@ impl Worker {
                     });
                 }
             }
+            (Change::Forget { limit, .. }, Effect::Forgotten { freed, next_ms }) => {
+                freed.iter().for_each(|(lane, bytes)| self.tools.books.forgotten(lane, *bytes));
+                self.tools.notices.send(Notice::Forgot { next_ms: *next_ms, full: freed.len() >= *limit });
+            }
             (Change::Retry { again, .. }, Effect::Done) => {
                 self.tools.notices.send(Notice::Ready(again.clone()))
             }
@@ -416,7 +453,7 @@ impl Worker {
         let too_many = self.tools.books.receipts().saturating_sub(self.tools.max_receipts);
         if too_many > 0 && self.first.is_empty() {
             let limit = usize::try_from(too_many).unwrap_or(PAGE).min(PAGE);
-            self.first.push((Change::Trim { limit }, None));
+            self.first.push(PendingChange::new(Change::Trim { limit }, None));
         }
     }
 
@@ -427,7 +464,9 @@ impl Worker {
         for (change, then) in group.changes.into_iter().zip(group.thens) {
             match (change, then) {
                 (Change::Append(append), Then::Append(rest)) => self.refuse(append.id, rest, may_be_there),
-                (change, Then::Change(reply)) => self.first.push((change, reply)),
+                (change, Then::Change { reply, room }) => {
+                    self.first.push(PendingChange { change, reply, room });
+                }
                 (_, Then::Append(_)) => unreachable!("only an append has what belongs to one"),
             }
         }
@@ -568,9 +607,10 @@ impl Group {
         self.thens.push(Then::Append(pending.rest));
     }
 
-    fn add_change(&mut self, (change, reply): PendingChange) {
+    fn add_change(&mut self, PendingChange { change, reply, room }: PendingChange) {
+        self.bytes += room.as_ref().map_or(0, Reservation::bytes);
         self.changes.push(change);
-        self.thens.push(Then::Change(reply));
+        self.thens.push(Then::Change { reply, room });
     }
 
     fn has_room(&self) -> bool {

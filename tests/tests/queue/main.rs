@@ -9,6 +9,7 @@ mod hands;
 mod keys;
 mod order;
 mod receipts;
+mod responses;
 mod room;
 mod storing;
 

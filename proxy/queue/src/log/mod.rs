@@ -24,6 +24,7 @@ use crate::{
     idempotency::{Holder, KeyScope, KeyUse},
     receipt::SecretHash,
     record::{DeadReason, Lane, ReceiptView, RecordId, Seq, State, StateName, TraceRef},
+    response::{KeptResponse, NewResponse},
     spool::BodyName,
     view::{AuditRow, RecordPage, RecordQuery, RecordView},
 };
@@ -66,6 +67,9 @@ pub(crate) trait Log: Send {
 pub(crate) trait LogReader: Send {
     /// The receipt's row, with what proves a right to see it.
     fn receipt(&mut self, id: RecordId) -> Result<Option<StoredReceipt>, LogError>;
+
+    /// The answer that is kept for a record, whether its time is over or not.
+    fn response(&mut self, id: RecordId) -> Result<Option<KeptResponse>, LogError>;
 
     /// The record that has a client's key.
     fn holder(&mut self, scope: &KeyScope) -> Result<Option<Holder>, LogError>;
@@ -117,8 +121,10 @@ pub(crate) enum Change {
     Hold { attempt: AttemptRef },
     /// Every record of the lane: `held → queued`.
     Release { lane: Lane },
-    /// `delivering → delivered | dead`. A delivered record's content goes at once.
-    Finish { attempt: AttemptRef, end: End, at_ms: u64, note: Note },
+    /// `delivering → delivered | dead`. A delivered record's content goes at once. The origin's answer may be kept.
+    Finish { attempt: AttemptRef, end: End, at_ms: u64, note: Note, response: Option<Box<NewResponse>> },
+    /// Deletes up to `limit` kept answers whose time is over, the earliest first.
+    Forget { now_ms: u64, limit: usize },
     /// The first `limit` open records past their expiry that are not being delivered: `→ dead(expired)`.
     Expire { now_ms: u64, limit: usize },
     /// An append that was refused: `→ dead(unconfirmed)` if it is there after all.
@@ -358,6 +364,8 @@ pub(crate) struct Ended {
     pub(crate) promoted: Option<Candidate>,
     /// The client's key that it has no more.
     pub(crate) released: Option<KeyScope>,
+    /// Bytes of the origin's answer that is kept now.
+    pub(crate) response: u64,
 }
 
 /// A finished record that was deleted.
@@ -370,6 +378,8 @@ pub(crate) struct Pruned {
     pub(crate) freed: Option<BodyName>,
     /// The client's key that it had until then.
     pub(crate) released: Option<KeyScope>,
+    /// Bytes of its kept answer, which went with it.
+    pub(crate) response: u64,
 }
 
 /// A dead letter whose content was erased by hand.
@@ -380,6 +390,8 @@ pub(crate) struct Erased {
     pub(crate) freed: Option<BodyName>,
     /// The client's key that it had until then.
     pub(crate) released: Option<KeyScope>,
+    /// Bytes of its kept answer, which went with it.
+    pub(crate) response: u64,
 }
 
 /// A dead letter that is queued again.
@@ -392,6 +404,8 @@ pub(crate) struct Requeued {
     pub(crate) size: u64,
     /// The client's key that it has again.
     pub(crate) retaken: Option<KeyScope>,
+    /// Bytes of its kept answer, which is deleted: there will be another.
+    pub(crate) response: u64,
 }
 
 /// What an intervention did.
@@ -436,6 +450,8 @@ pub(crate) enum Effect {
     /// By `Prune` and `Trim`: what went, and the earliest finish of what is left: of records of which only the receipt
     /// is left, and of dead letters.
     Pruned { pruned: Vec<Pruned>, oldest_delivered_ms: Option<u64>, oldest_dead_ms: Option<u64> },
+    /// By `Forget`: the bytes of each answer, and until when the next one is kept.
+    Forgotten { freed: Vec<(Lane, u64)>, next_ms: Option<u64> },
     /// By `Intervene`.
     Intervened(Box<Intervened>),
     /// By `Intervene`: nothing was done.
@@ -455,6 +471,8 @@ pub(crate) struct StoredReceipt {
 pub(crate) enum CensusRow {
     /// A lane: its open records; open ones and dead letters with their bytes; those of which only the receipt is left.
     Lane { lane: Lane, open: u64, kept: u64, kept_bytes: u64, delivered: u64 },
+    /// A lane's kept answers: their bytes, and until when the first is kept. Only of lanes that have any.
+    Responses { lane: Lane, bytes: u64, until_ms: u64 },
     /// A client's key that a record has.
     Scope(KeyScope),
     /// An ordering key with open records.

@@ -33,12 +33,17 @@ use crate::{
     disk,
     fault::Fault,
     record::{DeadReason, Lane, RecordId, Seq},
+    response::NewResponse,
 };
 
 /// From nothing to version 1, from there to 2, and so on: a new log takes the same steps as an old one.
-const SCHEMAS: [&str; 3] =
-    [include_str!("schema.sql"), include_str!("interventions.sql"), include_str!("keys.sql")];
-const SCHEMA_VERSION: i64 = 3;
+const SCHEMAS: [&str; 4] = [
+    include_str!("schema.sql"),
+    include_str!("interventions.sql"),
+    include_str!("keys.sql"),
+    include_str!("responses.sql"),
+];
+const SCHEMA_VERSION: i64 = 4;
 const _: () = assert!(SCHEMAS.len() == SCHEMA_VERSION as usize, "each version has its step");
 /// "BLMQ": so that `file` and a person can tell what this database is.
 const APPLICATION_ID: i64 = 0x424c_4d51;
@@ -251,7 +256,10 @@ impl Writer<'_> {
             Change::Retry { attempt, again, note } => self.retry(attempt, again, note),
             Change::Hold { attempt } => self.hold(attempt),
             Change::Release { lane } => self.release(lane),
-            Change::Finish { attempt, end, at_ms, note } => self.finish(attempt, *end, *at_ms, note),
+            Change::Finish { attempt, end, at_ms, note, response } => {
+                self.finish(attempt, *end, *at_ms, note, response.as_deref())
+            }
+            Change::Forget { now_ms, limit } => self.forget(*now_ms, *limit),
             Change::Expire { now_ms, limit } => self.expire(*now_ms, *limit),
             Change::Disown { id, at_ms } => self.disown(id.as_bytes(), *at_ms),
             Change::Recover { epoch, now_ms, limit } => self.recover(*epoch, *now_ms, *limit),
@@ -398,14 +406,69 @@ impl Writer<'_> {
         Ok(Effect::Done)
     }
 
-    fn finish(&self, attempt: &AttemptRef, end: End, at_ms: u64, note: &Note) -> Result<Effect, LogError> {
+    fn finish(
+        &self,
+        attempt: &AttemptRef,
+        end: End,
+        at_ms: u64,
+        note: &Note,
+        response: Option<&NewResponse>,
+    ) -> Result<Effect, LogError> {
         let current = self
             .sql("SELECT 1 FROM record WHERE seq = ?1 AND state = 1 AND attempts = ?2 AND epoch = ?3")?
             .exists(params![attempt.seq.0, attempt.attempts, to_db(attempt.epoch)])?;
         if !current {
             return Ok(Effect::Stale);
         }
-        Ok(Effect::Ended(Box::new(self.end(attempt.seq.0, end, at_ms, Some(note))?)))
+        let mut ended = self.end(attempt.seq.0, end, at_ms, Some(note))?;
+        if let Some(response) = response {
+            ended.response = self.keep(attempt.seq.0, response)?;
+        }
+        Ok(Effect::Ended(Box::new(ended)))
+    }
+
+    /// Keeps a record's answer; returns what it counts for.
+    fn keep(&self, seq: i64, response: &NewResponse) -> Result<u64, LogError> {
+        let (kept, bytes) = (&response.kept, response.kept.bytes());
+        self.sql(
+            "INSERT INTO response (seq, lane, status, size, until_ms, headers, body)
+             SELECT seq, lane, :status, :size, :until_ms, :headers, :body FROM record WHERE seq = :seq",
+        )?
+        .execute(named_params! {
+            ":seq": seq,
+            ":status": kept.status,
+            ":size": to_db(bytes),
+            ":until_ms": to_db(kept.until_ms),
+            ":headers": kept.whole.as_ref().map(|whole| codec::encode(&whole.headers)),
+            ":body": kept.whole.as_ref().map(|whole| &whole.body[..]),
+        })?;
+        Ok(bytes)
+    }
+
+    /// Deletes the answer that is kept for a record; returns what it counted for.
+    fn drop_response(&self, seq: i64) -> Result<u64, LogError> {
+        let size: Option<i64> = self
+            .sql("DELETE FROM response WHERE seq = ?1 RETURNING size")?
+            .query_row([seq], |row| row.get(0))
+            .optional()?;
+        Ok(size.map_or(0, from_db))
+    }
+
+    fn forget(&self, now_ms: u64, limit: usize) -> Result<Effect, LogError> {
+        let seqs = self.seqs(
+            "SELECT seq FROM response WHERE until_ms <= ?1 ORDER BY until_ms, seq LIMIT ?2",
+            params![to_db(now_ms), limit_to_db(limit)],
+        )?;
+        let mut freed = Vec::with_capacity(seqs.len());
+        for seq in seqs {
+            let (lane, size): (i64, i64) = self
+                .sql("DELETE FROM response WHERE seq = ?1 RETURNING lane, size")?
+                .query_row([seq], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            freed.push((self.lane_of(lane)?, from_db(size)));
+        }
+        let next: Option<i64> =
+            self.sql("SELECT min(until_ms) FROM response")?.query_row([], |row| row.get(0))?;
+        Ok(Effect::Forgotten { freed, next_ms: next.map(from_db) })
     }
 
     /// Ends a record that is open, and brings the next one of its key to the front.
@@ -449,7 +512,18 @@ impl Writer<'_> {
             None => None,
         };
         let released = scope.filter(|_| !has_key(end.state()));
-        Ok(Ended { id, lane: lane_name, key, size, delivered, erased, freed, promoted, released })
+        Ok(Ended {
+            id,
+            lane: lane_name,
+            key,
+            size,
+            delivered,
+            erased,
+            freed,
+            promoted,
+            released,
+            response: 0,
+        })
     }
 
     /// Deletes a record's content; returns the file that held its body.
@@ -551,6 +625,7 @@ impl Writer<'_> {
         let mut pruned = Vec::with_capacity(seqs.len());
         for seq in seqs {
             let freed = self.erase(seq)?;
+            let response = self.drop_response(seq)?;
             let sql =
                 format!("DELETE FROM record WHERE seq = ?1 RETURNING lane, size, state, {HAS_KEY}, scope");
             let (lane, size, state, has_key, scope): (i64, i64, u8, bool, _) =
@@ -563,6 +638,7 @@ impl Writer<'_> {
                 receipt: state != DEAD,
                 freed,
                 released: scope.filter(|_| has_key),
+                response,
             });
         }
         Ok(Effect::Pruned {
@@ -753,7 +829,8 @@ mod tests {
                 let attempt = AttemptRef { seq, attempts: 1, epoch };
                 let end = End::Delivered { response_complete: true };
                 changes.push(Change::Begin { seq, attempts: 0, epoch });
-                changes.push(Change::Finish { attempt, end, at_ms: 1, note: Note::default() });
+                let note = Note::default();
+                changes.push(Change::Finish { attempt, end, at_ms: 1, note, response: None });
             }
             log.commit(&changes).unwrap();
             log.maintain().unwrap();

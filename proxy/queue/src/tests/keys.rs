@@ -132,7 +132,7 @@ async fn a_key_is_free_again_when_its_record_was_surely_not_taken() {
     queue.cancel(&tenant(), &cancelled.receipt.to_string()).await.unwrap();
     let answer = |attempt: &Attempt| {
         let status = if read(&attempt.body) == b"a" { 400 } else { 200 };
-        now(Outcome::Answered { status, retry_after: None, complete: true })
+        now(Outcome::Answered { status, retry_after: None, complete: true, keep: None })
     };
     deliver_until(delivery, answer, until(&queue, |t| t.delivered == 1 && t.dead == 2)).await;
     drop(claim(&queue, "cancelled").await);

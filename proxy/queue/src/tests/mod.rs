@@ -7,6 +7,7 @@ mod failing_disk;
 mod faults;
 mod hands;
 mod keys;
+mod responses;
 
 use std::{
     cell::RefCell,
@@ -84,7 +85,7 @@ async fn view(queue: &Queue, accepted: &Accepted) -> ReceiptView {
 }
 
 fn ok() -> Outcome {
-    Outcome::Answered { status: 200, retry_after: None, complete: true }
+    Outcome::Answered { status: 200, retry_after: None, complete: true, keep: None }
 }
 
 fn body_files(dir: &TempDir) -> usize {

@@ -62,6 +62,7 @@ impl Writer<'_> {
             return Ok(());
         }
         let freed = self.erase(seq)?;
+        let response = self.drop_response(seq)?;
         let (lane, size, scope): (i64, i64, _) = self
             .sql(
                 "UPDATE record SET state = ?2, reason = ?3, finished_ms = ?4 WHERE seq = ?1
@@ -71,13 +72,15 @@ impl Writer<'_> {
                 Ok((row.get(0)?, row.get(1)?, scope(row, 2)?))
             })?;
         let released = scope.filter(|_| has_key(state));
-        done.erased.push(Erased { lane: self.lane_of(lane)?, size: from_db(size), freed, released });
+        let (lane, size) = (self.lane_of(lane)?, from_db(size));
+        done.erased.push(Erased { lane, size, freed, released, response });
         Ok(())
     }
 
     /// A dead letter is queued again, behind everything that is in the log. It has its client's key again, unless another
     /// record has it by now.
     fn requeue(&self, seq: i64, state: State, now_ms: u64) -> Result<Requeued, LogError> {
+        let response = self.drop_response(seq)?;
         let retaken = if has_key(state) { None } else { self.retake_key(seq)? };
         let (lane, key, size, accepted_ms, expires_ms): (i64, Option<String>, i64, i64, i64) = self
             .sql("SELECT lane, okey, size, accepted_ms, expires_ms FROM record WHERE seq = ?1")?
@@ -105,7 +108,7 @@ impl Writer<'_> {
             |row| candidate(row, &name),
         )?;
         self.sql("UPDATE content SET seq = ?2 WHERE seq = ?1")?.execute([seq, new])?;
-        Ok(Requeued { candidate, key, front, size: from_db(size), retaken })
+        Ok(Requeued { candidate, key, front, size: from_db(size), retaken, response })
     }
 
     /// The client's key that a record will have again; one that another has is forgotten.
