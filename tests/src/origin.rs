@@ -6,6 +6,7 @@
 //! | `/echo` | 200 with the request's body and content type |
 //! | `/inspect` | 200 with the request as JSON: method, target, headers as a list of pairs, body, trailers |
 //! | `/status/503` | that status; `?retry-after=2` adds the field, in which `+` stands for a space |
+//! | `/created` | 201 with the request's body, a location, a cookie, and fields for its own connection |
 //! | `/slow?ms=500` | 200 after that time (at most 60 s) |
 //! | `/bytes?n=1000` | that many bytes; `&chunked` sends them chunked, `&pause_ms=5` pauses between pieces of 16 KiB |
 //! | `/trailers` | a chunked body with the trailer `x-sum` |
@@ -366,6 +367,19 @@ fn answer(
                 });
                 reply.field("content-type", "application/json");
                 reply.send(200, seen.to_string().as_bytes())?;
+            }
+            "/created" => {
+                for (name, value) in [
+                    ("location", "/orders/7"),
+                    ("set-cookie", "session=s3cret-cookie"),
+                    ("cache-control", "public, max-age=60"),
+                    ("connection", "keep-alive, x-hop"),
+                    ("keep-alive", "timeout=60"),
+                    ("x-hop", "1"),
+                ] {
+                    reply.field(name, value);
+                }
+                reply.send(201, &request.body)?;
             }
             "/slow" => {
                 if !pause(shared, number("ms").unwrap_or(100)) {

@@ -9,25 +9,29 @@ use std::{
 
 use arc_swap::ArcSwap;
 use beamline_control::{Snapshot, UpstreamRuntime};
-use beamline_model::{QueuePolicy, TenantName, UpstreamName};
-use beamline_queue::{Attempt, BodyReader, Deliver, Outcome, Rules};
+use beamline_http::response_for_client;
+use beamline_model::{KeepResponse, QueuePolicy, TenantName, UpstreamName};
+use beamline_queue::{Attempt, BodyReader, Deliver, Keep, Outcome, Rules, WholeResponse};
 use beamline_telemetry::{DeliverySpan, SpanId, Started, Telemetry, TraceContext, TraceId};
 use beamline_upstream::{BoxError, ErrorKind, Pools, SendOptions, Sentness, UpstreamBody};
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, header, response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 
-use crate::{forward::TRACEPARENT, retry_after::retry_after};
+use crate::{forward::TRACEPARENT, idempotency::IDEMPOTENCY_KEY, retry_after::retry_after};
 
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Which attempt this is, from 1.
 const ATTEMPT: HeaderName = HeaderName::from_static("beamline-attempt");
 /// When the request was accepted: seconds since the Unix epoch, with milliseconds.
 const ACCEPTED: HeaderName = HeaderName::from_static("beamline-accepted");
 
+const SET_COOKIE2: HeaderName = HeaderName::from_static("set-cookie2");
+
 /// The most of a response's body that is read for the sake of its connection and of knowing whether it is whole.
 const MAX_RESPONSE: u64 = 16 << 20;
+/// The longest head that is kept for a receipt: names and values.
+const MAX_KEPT_HEAD: usize = 16 << 10;
 
 /// Delivers over HTTP with connections of its own. Lives on the delivery thread.
 pub struct DeliverOverHttp {
@@ -109,7 +113,10 @@ impl Deliver for DeliverOverHttp {
                         let options = SendOptions { response_timeout: None, probe: true };
                         let (outcome, tried) =
                             match self.pools.send(&upstream.cluster, request, options).await {
-                                Ok(sent) => (answered(sent.response).await, sent.attempts),
+                                Ok(sent) => {
+                                    let keep = upstream.queue.keep_response;
+                                    (answered(sent.response, keep).await, sent.attempts)
+                                }
                                 Err(error) => {
                                     let reason = error.kind.token().to_owned();
                                     let outcome = match (error.sent, &error.kind) {
@@ -188,22 +195,54 @@ fn request(attempt: &Attempt, trace: &TraceContext, span: SpanId) -> Result<Requ
 }
 
 /// Reads a response to its end: only then is it known to be whole, and its connection can be used again.
-async fn answered(response: http::Response<UpstreamBody>) -> Outcome {
-    let (head, mut body) = response.into_parts();
+///
+/// Of it is kept what the manifest says, should the record end with it.
+async fn answered(response: http::Response<UpstreamBody>, keep: Option<KeepResponse>) -> Outcome {
+    let (mut head, mut body) = response.into_parts();
+    let retry_after = retry_after(&head.headers, SystemTime::now());
     let mut read = 0;
+    // As much as may be kept; none where it is not to be, or is longer.
+    let mut kept = keep.map(|_| BytesMut::new());
     let complete = loop {
         match body.frame().await {
             None => break true,
-            Some(Err(_)) => break false,
-            Some(Ok(frame)) => read += frame.data_ref().map_or(0, |d| d.len() as u64),
+            Some(Err(_)) => {
+                kept = None;
+                break false;
+            }
+            Some(Ok(frame)) => {
+                let data = frame.data_ref().map_or(&[][..], |data| data);
+                read += data.len() as u64;
+                if keep.is_some_and(|keep| read > keep.max_size.get()) {
+                    kept = None;
+                } else if let Some(kept) = &mut kept {
+                    kept.extend_from_slice(data);
+                }
+            }
         }
         // Longer than anybody needs of a delivery's answer: taken as whole, its connection given up.
         if read > MAX_RESPONSE {
             break true;
         }
     };
-    let retry_after = retry_after(&head.headers, SystemTime::now());
-    Outcome::Answered { status: head.status.as_u16(), retry_after, complete }
+    let keep = keep.map(|keep| {
+        let whole = kept.and_then(|body| whole(&mut head, body.freeze()));
+        Keep { period: keep.period.get(), whole }
+    });
+    Outcome::Answered { status: head.status.as_u16(), retry_after, complete, keep }
+}
+
+/// An answer as its client would have got it, but for cookies: they are for a browser that waits for it, not for whoever
+/// holds the receipt. None where its head is too long.
+fn whole(head: &mut response::Parts, body: Bytes) -> Option<WholeResponse> {
+    let headers = &mut head.headers;
+    response_for_client(headers, head.version);
+    for name in [header::SET_COOKIE, SET_COOKIE2, header::CONTENT_LENGTH, header::TRAILER] {
+        headers.remove(name);
+    }
+    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    let stored = headers.iter().map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec()));
+    (bytes <= MAX_KEPT_HEAD).then(|| WholeResponse { headers: stored.collect(), body })
 }
 
 fn span_of(

@@ -13,8 +13,8 @@ use beamline_http::{ErrorKind, RECEIPT_PATH, proxy_status};
 use beamline_model::{Credentials, QueueMode, QueuePolicy};
 use beamline_node_state::Reason;
 use beamline_queue::{
-    Backlog, BodyBuffer, BodyError, Demand, EnqueueError, NewRecord, Refusal as QueueRefusal, Reservation,
-    TraceRef,
+    Backlog, BodyBuffer, BodyError, Demand, EnqueueError, KeyClaim, NewRecord, Receipt,
+    Refusal as QueueRefusal, Reservation, TraceRef,
 };
 use beamline_telemetry::{QueuedRef, SpanId};
 use bytes::Bytes;
@@ -26,13 +26,13 @@ use crate::{
     body::{ClientBody, Counted},
     capture::{CaptureError, capture},
     forward::{Kept, Outbound, TRACEPARENT},
+    idempotency::{self, Checked, IDEMPOTENCY_KEY},
     prefer::{PREFER, PREFERENCE_APPLIED, asks_for_async},
     respond::{Refusal, node_detail},
     transaction::Finishing,
     worker::Shared,
 };
 
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// What a client is told to wait before it asks for its receipt.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 const MAX_ORDERING_KEY: usize = 256;
@@ -47,6 +47,8 @@ pub(crate) struct Eligibility {
     ordering_key: Option<String>,
     /// Room for it, taken before its body is read.
     reservation: Reservation,
+    /// The claim on the client's key.
+    claim: Option<KeyClaim>,
 }
 
 /// What is left of a request whose upstream failed before a response head.
@@ -54,6 +56,7 @@ pub(crate) struct Failed {
     pub(crate) head: Parts,
     pub(crate) kept: Kept,
     pub(crate) nothing_sent: bool,
+    pub(crate) claim: Option<KeyClaim>,
 }
 
 fn is_repeat_safe(policy: &QueuePolicy, method: &Method, headers: &HeaderMap) -> bool {
@@ -68,10 +71,14 @@ fn carries_credentials(headers: &HeaderMap) -> bool {
         .any(|name| headers.contains_key(name))
 }
 
+pub(crate) fn has_method(policy: &QueuePolicy, method: &Method) -> bool {
+    policy.methods.iter().any(|m| m == method.as_str())
+}
+
 /// Why this request can never be queued under this policy, as a sentence.
 fn obstacle(policy: &QueuePolicy, outbound: &Outbound) -> Option<String> {
     let (parts, max) = (&outbound.parts, policy.max_body.get());
-    if !policy.methods.iter().any(|m| m == parts.method.as_str()) {
+    if !has_method(policy, &parts.method) {
         return Some(format!("queue.methods has {}, not {}", policy.methods.join(", "), parts.method));
     }
     if parts.headers.contains_key(header::UPGRADE) {
@@ -95,14 +102,15 @@ pub(crate) enum Queueing {
     OnFailure(Eligibility),
     /// It is sent. The queue would take it after a failure, but has no room: then that is what the client is told.
     NoRoom { refusal: QueueRefusal, repeat_safe: bool },
-    /// Requests of its ordering key wait already: it is not sent past them but goes behind them.
-    Behind(Eligibility),
+    /// It is stored without a try: by its upstream's mode, or behind requests of its ordering key that wait already.
+    AtOnce(Eligibility),
 }
 
 /// Decides that, by the policy, the request, its ordering key's backlog and the queue's room.
 ///
 /// # Errors
-/// Where requests of its ordering key wait and it cannot go behind them: sent past them, it would break their order.
+/// Where it may only be stored and cannot be: its upstream's mode is `always`, or requests of its ordering key wait, past
+/// which it would break their order.
 pub(crate) fn consider(
     worker: &Shared,
     upstream: &UpstreamRuntime,
@@ -130,13 +138,18 @@ pub(crate) fn consider(
             Backlog::Possible => obstacle(policy, outbound).is_none(),
         };
         if behind {
-            // Whoever must wait may use the room that is kept for who asks.
-            return Eligibility::reserve(worker, upstream, outbound, asked, Demand::Asked)
-                .map(Queueing::Behind)
-                .map_err(|refusal| queue_refused(worker, &refusal));
+            return at_once(worker, upstream, outbound, asked);
         }
     }
-    if policy.mode == QueueMode::Prefer && !asked || obstacle(policy, outbound).is_some() {
+    let obstacle = obstacle(policy, outbound);
+    // Other methods, such as GET, are no work for the queue, and are sent.
+    if policy.mode == QueueMode::Always && has_method(policy, &outbound.parts.method) {
+        return match obstacle {
+            Some(why) => Err(not_queueable(upstream, &format!("its queue.mode is \"always\", and {why}"))),
+            None => at_once(worker, upstream, outbound, asked),
+        };
+    }
+    if policy.mode == QueueMode::Prefer && !asked || obstacle.is_some() {
         return Ok(Queueing::Never);
     }
     Ok(match Eligibility::reserve(worker, upstream, outbound, asked, demand) {
@@ -146,6 +159,18 @@ pub(crate) fn consider(
             Queueing::NoRoom { refusal, repeat_safe }
         }
     })
+}
+
+/// Whoever must wait may use the room that is kept for who asks.
+fn at_once(
+    worker: &Shared,
+    upstream: &UpstreamRuntime,
+    outbound: &Outbound,
+    asked: bool,
+) -> Result<Queueing, Refusal> {
+    Eligibility::reserve(worker, upstream, outbound, asked, Demand::Asked)
+        .map(Queueing::AtOnce)
+        .map_err(|refusal| queue_refused(worker, &refusal))
 }
 
 /// What puts the request in order, where the policy names it and the request has it. Reads are in no order.
@@ -178,21 +203,30 @@ impl Eligibility {
             repeat_safe: is_repeat_safe(policy, &outbound.parts.method, headers),
             ordering_key: ordering_key(policy, &outbound.parts),
             reservation,
+            claim: None,
         })
     }
 }
 
-/// Behind the waiting requests of its ordering key: queues the request without trying its upstream.
-pub(crate) async fn behind_others(
+/// Queues the request without trying its upstream.
+pub(crate) async fn without_a_try(
     worker: &Rc<Shared>,
     exchange: &mut Finishing,
     tenant: &TenantRuntime,
     upstream: &UpstreamRuntime,
     outbound: Outbound,
-    queueing: Eligibility,
+    mut queueing: Eligibility,
+    claim: Option<KeyClaim>,
 ) -> Result<Response<ClientBody>, Refusal> {
+    queueing.claim = claim;
     let body = read_whole(worker, exchange, upstream, outbound.body, &queueing).await?;
     store(worker, exchange, tenant, upstream, queueing, &outbound.parts, body).await
+}
+
+/// What keeps a body of at most `limit` bytes, hashed where the request has a key.
+pub(crate) fn body_buffer(worker: &Shared, limit: u64, has_key: bool) -> BodyBuffer {
+    let buffer = worker.queue.body(limit);
+    if has_key { buffer.hashed() } else { buffer }
 }
 
 async fn read_whole(
@@ -203,7 +237,8 @@ async fn read_whole(
     queueing: &Eligibility,
 ) -> Result<BodyBuffer, Refusal> {
     let counted = Counted { incoming, bytes: exchange.count_request() };
-    match capture(counted, worker.queue.body(queueing.max_body)).1.whole().await {
+    let buffer = body_buffer(worker, queueing.max_body, queueing.claim.is_some());
+    match capture(counted, buffer).1.whole().await {
         Ok(body) => Ok(body),
         Err(CaptureError::ClientGone) => Err(client_gone()),
         Err(CaptureError::NotKept(error @ BodyError::TooLarge { .. })) => {
@@ -223,7 +258,7 @@ pub(crate) async fn on_failure(
     exchange: &mut Finishing,
     tenant: &TenantRuntime,
     upstream: &UpstreamRuntime,
-    queueing: Eligibility,
+    mut queueing: Eligibility,
     failed: Failed,
     refusal: Refusal,
 ) -> Result<Response<ClientBody>, Refusal> {
@@ -231,6 +266,7 @@ pub(crate) async fn on_failure(
     if !failed.nothing_sent && !queueing.repeat_safe {
         return Err(refusal);
     }
+    queueing.claim = failed.claim;
     let body = match failed.kept {
         Kept::Nothing => worker.queue.body(0),
         Kept::Streamed => return Err(refusal),
@@ -265,9 +301,14 @@ pub(crate) async fn by_verdict(
     if let Some(why) = obstacle(&upstream.queue, &outbound) {
         return Err(not_queueable(upstream, &why));
     }
+    let claim = match idempotency::check(worker, exchange, upstream, &mut outbound).await? {
+        Checked::Goes(claim) => claim,
+        Checked::Answered(response) => return Ok(response),
+    };
     let asked = asks_for_async(&outbound.parts.headers);
     let mut queueing = Eligibility::reserve(worker, upstream, &outbound, asked, Demand::Asked)
         .map_err(|error| queue_refused(worker, &error))?;
+    queueing.claim = claim;
     if ordering_key.is_some() {
         queueing.ordering_key = ordering_key;
     }
@@ -276,11 +317,11 @@ pub(crate) async fn by_verdict(
     store(worker, exchange, tenant, upstream, queueing, &outbound.parts, body).await
 }
 
-fn client_gone() -> Refusal {
+pub(crate) fn client_gone() -> Refusal {
     Refusal::new(ErrorKind::ClientGone, "the request's body ended early")
 }
 
-fn unavailable(worker: &Shared, why: &str) -> Refusal {
+pub(crate) fn unavailable(worker: &Shared, why: &str) -> Refusal {
     tracing::warn!(why, "a request could not be queued");
     worker.node.failed(Reason::QueueUnavailable);
     Refusal::new(
@@ -347,6 +388,7 @@ async fn store(
         ordering_key: queueing.ordering_key,
         repeat_safe: queueing.repeat_safe,
         expiry: upstream.queue.expiry.get(),
+        claim: queueing.claim,
         trace: TraceRef {
             trace_id: *trace.trace_id.as_bytes(),
             span_id: *producer.as_bytes(),
@@ -356,6 +398,7 @@ async fn store(
     };
     let accepted = worker.queue.enqueue(record, queueing.reservation).await.map_err(|error| match error {
         EnqueueError::Refused(refusal) => queue_refused(worker, &refusal),
+        EnqueueError::KeyReused => idempotency::reused(),
         EnqueueError::TooLarge { .. } => not_queueable(upstream, &error.to_string()),
         error => unavailable(worker, &error.to_string()),
     })?;
@@ -368,11 +411,20 @@ async fn store(
         started: record.started.offset_of(began),
         duration: began.elapsed(),
     });
-    Ok(accepted_response(worker, &accepted.receipt.to_string(), queueing.asked))
+    Ok(accepted_response(worker, &accepted.receipt, queueing.asked, "queued"))
+}
+
+/// The answer to a request that comes again: where to ask what became of the first.
+pub(crate) fn accepted_before(
+    worker: &Shared,
+    receipt: &Receipt,
+    headers: &HeaderMap,
+) -> Response<ClientBody> {
+    accepted_response(worker, receipt, asks_for_async(headers), "accepted before")
 }
 
 /// `202 Accepted` with where to ask what became of it.
-fn accepted_response(worker: &Shared, receipt: &str, asked: bool) -> Response<ClientBody> {
+fn accepted_response(worker: &Shared, receipt: &Receipt, asked: bool, how: &str) -> Response<ClientBody> {
     let location = format!("{RECEIPT_PATH}{receipt}");
     let body = serde_json::json!({ "status": "accepted", "receipt": location }).to_string();
     let mut response = Response::new(ClientBody::full(Bytes::from(body)));
@@ -388,8 +440,8 @@ fn accepted_response(worker: &Shared, receipt: &str, asked: bool) -> Response<Cl
         headers.insert(PREFERENCE_APPLIED, HeaderValue::from_static("respond-async"));
     }
     let details = match node_detail(worker) {
-        Some(node) => &*format!("queued; {node}"),
-        None => "queued",
+        Some(node) => &*format!("{how}; {node}"),
+        None => how,
     };
     proxy_status(headers, None, Some(details));
     response

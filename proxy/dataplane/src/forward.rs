@@ -15,6 +15,7 @@ use crate::{
     body::{ClientBody, Counted, RequestBody},
     capture::{Capture, capture},
     enqueue::{self, Failed, Queueing},
+    idempotency::{self, Caller, Checked},
     respond::Refusal,
     transaction::Finishing,
     worker::Shared,
@@ -29,13 +30,15 @@ pub(crate) struct Outbound {
     pub(crate) client: SocketAddr,
     pub(crate) parts: Parts,
     pub(crate) body: Incoming,
+    /// Who the caller of a request with an `Idempotency-Key` is, from before the filters.
+    pub(crate) caller: Option<Caller>,
     timeout: Option<Duration>,
     host: Option<HostName>,
 }
 
 impl Outbound {
-    pub(crate) fn new(client: SocketAddr, parts: Parts, body: Incoming) -> Self {
-        Self { client, parts, body, timeout: None, host: None }
+    pub(crate) fn new(client: SocketAddr, parts: Parts, body: Incoming, caller: Option<Caller>) -> Self {
+        Self { client, parts, body, caller, timeout: None, host: None }
     }
 
     /// What a filter's `route` changes.
@@ -84,11 +87,16 @@ pub(crate) async fn send(
 ) -> Result<Response<ClientBody>, Refusal> {
     exchange.record().upstream = Some(upstream.label.clone());
     exchange.record().route = Some(upstream.label.clone());
+    let claim = match idempotency::check(worker, exchange, upstream, &mut outbound).await? {
+        Checked::Goes(claim) => claim,
+        Checked::Answered(response) => return Ok(response),
+    };
     let queueing = enqueue::consider(worker, upstream, &outbound)?;
     outbound.prepare(exchange);
     let queueing = match queueing {
-        Queueing::Behind(eligible) => {
-            return enqueue::behind_others(worker, exchange, tenant, upstream, outbound, eligible).await;
+        Queueing::AtOnce(eligible) => {
+            return enqueue::without_a_try(worker, exchange, tenant, upstream, outbound, eligible, claim)
+                .await;
         }
         queueing => queueing,
     };
@@ -96,7 +104,7 @@ pub(crate) async fn send(
     let span = SpanId::random();
     outbound.parts.headers.insert(TRACEPARENT, exchange.trace().traceparent(span));
     let options = SendOptions { response_timeout: outbound.timeout, probe: false };
-    let (body, kept) = outgoing_body(worker, exchange, outbound.body, &queueing);
+    let (body, kept) = outgoing_body(worker, exchange, outbound.body, &queueing, claim.is_some());
     let request = Request::from_parts(upstream_head(outbound.parts), body);
 
     match worker.pools.send(&upstream.cluster, request, options).await {
@@ -117,7 +125,7 @@ pub(crate) async fn send(
             drop(error);
             match (queueing, head) {
                 (Queueing::OnFailure(eligible), Some(head)) if is_outage => {
-                    let failed = Failed { head, kept, nothing_sent };
+                    let failed = Failed { head, kept, nothing_sent, claim };
                     enqueue::on_failure(worker, exchange, tenant, upstream, eligible, failed, refusal).await
                 }
                 (Queueing::NoRoom { refusal, repeat_safe }, _)
@@ -152,6 +160,7 @@ fn outgoing_body(
     exchange: &mut Finishing,
     body: Incoming,
     queueing: &Queueing,
+    has_key: bool,
 ) -> (RequestBody, Kept) {
     if body.is_end_stream() {
         return (RequestBody::Empty, Kept::Nothing);
@@ -159,7 +168,8 @@ fn outgoing_body(
     let counted = Counted { incoming: body, bytes: exchange.count_request() };
     match queueing {
         Queueing::OnFailure(eligible) => {
-            let (sent, kept) = capture(counted, worker.queue.body(eligible.max_body));
+            let buffer = enqueue::body_buffer(worker, eligible.max_body, has_key);
+            let (sent, kept) = capture(counted, buffer);
             (RequestBody::Kept(sent), Kept::Captured(kept))
         }
         _ => (RequestBody::Streamed(counted), Kept::Streamed),

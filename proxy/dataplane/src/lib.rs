@@ -11,6 +11,7 @@ mod delivery;
 mod enqueue;
 mod forward;
 mod heartbeat;
+mod idempotency;
 mod listener;
 mod pipeline;
 mod prefer;

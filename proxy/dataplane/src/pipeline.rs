@@ -15,6 +15,7 @@ use crate::{
     body::ClientBody,
     enqueue,
     forward::{self, REQUEST_ID},
+    idempotency::Caller,
     receipts,
     respond::{self, Refusal},
     transaction::{Finishing, failure_kind},
@@ -55,11 +56,14 @@ async fn answer(
         return receipts::answer(worker, &tenant, &parts).await;
     }
 
+    // Who sent it, before filters change what it shows.
+    let caller = if tenant.chain.is_empty() { None } else { Caller::of_keyed(&parts.headers) };
+
     // Filter chain, request phase.
     let (parts, decision) = filter(worker, exchange, &tenant, parts).await?;
 
     // Verdict.
-    let mut outbound = forward::Outbound::new(client, parts, body);
+    let mut outbound = forward::Outbound::new(client, parts, body, caller);
     match decision {
         Decision::Next => {
             exchange.record().verdict = Some(Verdict::Next);

@@ -1,13 +1,13 @@
-//! `/.well-known/beamline/requests/<receipt>`: `GET` tells what became of a queued request, `DELETE` cancels it. Before any
-//! filter, on every host.
+//! `/.well-known/beamline/requests/<receipt>`: `GET` tells what became of a queued request, `DELETE` cancels it. Below it is
+//! `/response`, the origin's answer, where it is kept. Before any filter, on every host.
 
 use std::{fmt, rc::Rc, time::Duration};
 
 use beamline_control::TenantRuntime;
 use beamline_http::{ErrorKind, RECEIPT_PATH, proxy_status};
-use beamline_queue::{Cancellation, ReceiptView, Waiter};
+use beamline_queue::{Cancellation, ReceiptView, ResponseView, Waiter, WholeResponse};
 use bytes::Bytes;
-use http::{HeaderValue, Method, Response, header, request::Parts};
+use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts};
 
 use crate::{
     body::ClientBody,
@@ -15,6 +15,9 @@ use crate::{
     respond::Refusal,
     worker::Shared,
 };
+
+/// What follows a receipt where the origin's answer is asked for.
+const RESPONSE: &str = "/response";
 
 /// Answers everything below the reserved path. Unknown, malformed and foreign receipts are the same `404`.
 pub(crate) async fn answer(
@@ -29,6 +32,10 @@ pub(crate) async fn answer(
         )
     };
     let presented = parts.uri.path().strip_prefix(RECEIPT_PATH).ok_or_else(unknown)?;
+    if let Some(presented) = presented.strip_suffix(RESPONSE) {
+        let view = worker.queue.receipt(&tenant.name, presented).await.map_err(unavailable)?;
+        return kept_response(worker, &view.ok_or_else(unknown)?, &parts.method).await;
+    }
     match parts.method {
         Method::GET | Method::HEAD => {
             let ask = async || {
@@ -72,11 +79,59 @@ pub(crate) async fn answer(
                 )),
             }
         }
-        _ => Err(Refusal::new(
-            ErrorKind::MethodNotAllowed,
+        _ => Err(Refusal::method_not_allowed(
             "a receipt can be asked for with GET, and its request cancelled with DELETE",
+            "GET, HEAD, DELETE",
         )),
     }
+}
+
+/// The origin's answer as it was, or why it is not to be had.
+async fn kept_response(
+    worker: &Shared,
+    view: &ReceiptView,
+    method: &Method,
+) -> Result<Response<ClientBody>, Refusal> {
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        let why = "the origin's answer can be asked for with GET";
+        return Err(Refusal::method_not_allowed(why, "GET, HEAD"));
+    }
+    let not_kept = |why: &str| Refusal::new(ErrorKind::ResponseNotKept, why);
+    match view.response {
+        None if view.state.is_open() => {
+            Err(not_kept("the request has not ended: its receipt tells when it has")
+                .retry_after(Duration::from_secs(1)))
+        }
+        None => Err(not_kept(
+            "no answer of the origin is kept: there was none, queue.keep_response does not ask for it, there was no room, or its time is over",
+        )),
+        Some(ResponseView { complete: false, .. }) => Err(not_kept(
+            "the origin's answer did not come whole, or is longer than queue.keep_response allows: its receipt tells the status",
+        )),
+        Some(_) => {
+            let kept = worker.queue.response(view.id).await.map_err(unavailable)?;
+            let whole = kept.and_then(|kept| Some((kept.status, kept.whole?)));
+            let (status, whole) = whole.ok_or_else(|| not_kept("its time is over in this moment"))?;
+            replayed(status, whole)
+        }
+    }
+}
+
+/// A kept answer, for who asks for it later than its client would have.
+fn replayed(status: u16, whole: WholeResponse) -> Result<Response<ClientBody>, Refusal> {
+    let stored = |error: http::Error| Refusal::new(ErrorKind::Internal, format!("the kept answer: {error}"));
+    let mut response = Response::new(ClientBody::full(whole.body));
+    *response.status_mut() = StatusCode::from_u16(status).map_err(|error| stored(error.into()))?;
+    let headers = response.headers_mut();
+    for (name, value) in &whole.headers {
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|error| stored(error.into()))?;
+        headers.append(name, HeaderValue::from_bytes(value).map_err(|error| stored(error.into()))?);
+    }
+    // It is for who holds the receipt, and nobody is to take it for another type than it has.
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    proxy_status(headers, None, Some("kept response of the origin"));
+    Ok(response)
 }
 
 /// Returns when the record has ended, or patience has, or the node drains.

@@ -18,11 +18,18 @@ pub(crate) struct Refusal {
     pub(crate) retry_after: Option<Duration>,
     /// A closer `Proxy-Status` error type than the kind's own.
     pub(crate) proxy_status: Option<&'static str>,
+    /// The methods that are allowed (RFC 9110, section 15.5.6).
+    pub(crate) allow: Option<&'static str>,
 }
 
 impl Refusal {
     pub(crate) fn new(kind: ErrorKind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into(), retry_after: None, proxy_status: None }
+        Self { kind, detail: detail.into(), retry_after: None, proxy_status: None, allow: None }
+    }
+
+    /// A method that is not one of `allow`.
+    pub(crate) fn method_not_allowed(detail: &str, allow: &'static str) -> Self {
+        Self { allow: Some(allow), ..Self::new(ErrorKind::MethodNotAllowed, detail) }
     }
 
     pub(crate) fn retry_after(mut self, after: Duration) -> Self {
@@ -52,9 +59,8 @@ pub(crate) fn problem(worker: &Shared, exchange: &mut Finishing, refusal: Refusa
         problem = problem.retry_after(after);
     }
     let mut response = problem.into_response().map(ClientBody::full);
-    if refusal.kind == ErrorKind::MethodNotAllowed {
-        // RFC 9110, section 15.5.6. Receipts are all that this answers for.
-        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, DELETE"));
+    if let Some(allow) = refusal.allow {
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
     }
     proxy_status(response.headers_mut(), error, node_detail(worker));
     response

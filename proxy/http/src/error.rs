@@ -11,8 +11,11 @@ pub enum ErrorKind {
     UnknownHost,
     NoRoute,
     UnknownReceipt,
+    ResponseNotKept,
     MethodNotAllowed,
     TooLateToCancel,
+    IdempotencyKeyInUse,
+    IdempotencyKeyReused,
     Loop,
     FilterTrap,
     FilterTimeout,
@@ -59,7 +62,7 @@ const fn row(
 }
 
 /// Every error, in the order of [`ErrorKind`].
-pub const ERRORS: [ErrorRow; 24] = [
+pub const ERRORS: [ErrorRow; 27] = [
     row(
         ErrorKind::BadRequest,
         "bad-request",
@@ -77,6 +80,13 @@ pub const ERRORS: [ErrorRow; 24] = [
     ),
     row(ErrorKind::UnknownReceipt, "unknown-receipt", 404, "http_request_error", "No such receipt"),
     row(
+        ErrorKind::ResponseNotKept,
+        "response-not-kept",
+        404,
+        "http_request_error",
+        "The origin's answer is not kept",
+    ),
+    row(
         ErrorKind::MethodNotAllowed,
         "method-not-allowed",
         405,
@@ -89,6 +99,20 @@ pub const ERRORS: [ErrorRow; 24] = [
         409,
         "http_request_denied",
         "The request can no longer be cancelled",
+    ),
+    row(
+        ErrorKind::IdempotencyKeyInUse,
+        "idempotency-key-in-use",
+        409,
+        "http_request_denied",
+        "A request with this Idempotency-Key is under way",
+    ),
+    row(
+        ErrorKind::IdempotencyKeyReused,
+        "idempotency-key-reused",
+        422,
+        "http_request_error",
+        "This Idempotency-Key was used for another request",
     ),
     row(
         ErrorKind::Loop,

@@ -105,8 +105,22 @@ pub struct QueuePolicy {
     /// What statuses of its origin mean for a record, where it is not what the table says.
     #[serde(skip_serializing_if = "OnStatus::is_empty")]
     pub on_status: OnStatus,
+    /// What is kept of the origin's answer for the holder of the receipt. By default nothing: answers are content.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_response: Option<KeepResponse>,
     /// The most deliveries in flight to this upstream at once.
     pub max_in_flight: u32,
+}
+
+/// Which answers of an origin are kept, and how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KeepResponse {
+    /// The largest body that is kept; of a longer answer only the status is.
+    pub max_size: ByteSize,
+    /// From the end of the record until the answer is deleted.
+    #[serde(rename = "for")]
+    pub period: Duration,
 }
 
 /// When a request is queued.
@@ -120,6 +134,8 @@ pub enum QueueMode {
     Prefer,
     /// When the upstream failed, whether the client asked or not.
     OnFailure,
+    /// Without trying the upstream: for origins that are to get their work only from the queue.
+    Always,
 }
 
 /// What becomes of a request with credentials that would be queued.
@@ -201,8 +217,15 @@ impl Default for QueuePolicy {
             credentials: Credentials::Refuse,
             key_block_max: Duration::secs(15 * 60),
             on_status: OnStatus::default(),
+            keep_response: None,
             max_in_flight: 8,
         }
+    }
+}
+
+impl Default for KeepResponse {
+    fn default() -> Self {
+        Self { max_size: ByteSize::kib(64), period: Duration::secs(3600) }
     }
 }
 
@@ -329,6 +352,17 @@ impl QueuePolicy {
         }
         if self.max_in_flight == 0 || self.max_in_flight > 1024 {
             return Err(("max_in_flight", format!("expected 1 to 1024; found {}", self.max_in_flight)));
+        }
+        if let Some(keep) = &self.keep_response {
+            if keep.max_size > ByteSize::kib(256) {
+                return Err((
+                    "keep_response.max_size",
+                    format!("expected at most 256KiB; found {}", keep.max_size),
+                ));
+            }
+            if keep.period > Duration::secs(7 * 24 * 3600) {
+                return Err(("keep_response.for", format!("expected at most 7d; found {}", keep.period)));
+            }
         }
         if let Some(key) = &self.ordering_key {
             let token = !key.header.is_empty()
@@ -499,6 +533,16 @@ cpu = "20ms"
                 "mode = \"on-failure\"",
                 "on_status = { 200 = \"dead\" }",
                 "expected one from \"300\" to \"599\"",
+            ),
+            (
+                "mode = \"on-failure\"",
+                "keep_response = { max_size = \"1MiB\" }",
+                "keep_response.max_size: expected at most 256KiB; found 1MiB",
+            ),
+            (
+                "mode = \"on-failure\"",
+                "keep_response = { for = \"8d\" }",
+                "keep_response.for: expected at most 7d; found 8d",
             ),
             ("mode = \"on-failure\"", "on_status = { 409 = \"again\" }", "unknown variant `again`"),
         ] {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use thiserror::Error;
 
 use crate::{
+    idempotency::{BodyDigest, BodyHasher},
     settings::bounds::BODY_MEMORY,
     spool::{BodyFile, BodyName, Spool},
 };
@@ -38,6 +39,7 @@ pub struct BodyBuffer {
     limit: u64,
     len: u64,
     kept: Kept,
+    hasher: Option<BodyHasher>,
 }
 
 #[derive(Debug)]
@@ -83,7 +85,22 @@ impl SettledBody {
 
 impl BodyBuffer {
     pub(crate) fn new(spool: Spool, limit: u64) -> Self {
-        Self { spool, limit, len: 0, kept: Kept::Memory(Vec::new()) }
+        Self { spool, limit, len: 0, kept: Kept::Memory(Vec::new()), hasher: None }
+    }
+
+    /// The same, hashed as it comes: for requests that claim an `Idempotency-Key`. Call before the first byte.
+    #[must_use]
+    pub fn hashed(mut self) -> Self {
+        self.hasher = Some(BodyHasher::default());
+        self
+    }
+
+    /// The hash of what came so far, where it is hashed or nothing came.
+    pub(crate) fn digest(&self) -> Option<BodyDigest> {
+        match &self.hasher {
+            Some(hasher) => Some(hasher.digest()),
+            None => self.is_empty().then(|| BodyHasher::default().digest()),
+        }
     }
 
     /// The bytes so far.
@@ -135,6 +152,9 @@ impl BodyBuffer {
             return Err(self.fail(BodyError::TooLarge { limit: self.limit }));
         }
         self.len = len;
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&data);
+        }
         match &mut self.kept {
             Kept::Memory(held) if held.len() + data.len() <= BODY_MEMORY => held.extend_from_slice(&data),
             Kept::Memory(held) => {

@@ -18,6 +18,7 @@ use thiserror::Error;
 
 use crate::{
     Settings,
+    claims::ClaimIndex,
     disk::Disk,
     keys::KeyIndex,
     log::{Append, CensusRow, Ended, Erased, LogError, LogReader, Pruned, Requeued},
@@ -89,7 +90,7 @@ pub struct Totals {
     pub open: u64,
     /// Records that are open or kept as dead letters.
     pub kept: u64,
-    /// Bytes of these.
+    /// Bytes of these, and of origins' answers that are kept for receipts.
     pub kept_bytes: u64,
     /// Bytes promised to requests that are being read.
     pub reserved_bytes: u64,
@@ -127,16 +128,16 @@ struct Quota {
 }
 
 impl Account {
-    fn reserve(&self, bytes: u64, quota: &Quota, demand: Demand) -> Result<(), Refusal> {
+    fn reserve(&self, records: u64, bytes: u64, quota: &Quota, demand: Demand) -> Result<(), Refusal> {
         let share = |limit: u64| match demand {
             Demand::Asked => limit,
             Demand::Unasked => limit / 100 * UNASKED_SHARE + limit % 100 * UNASKED_SHARE / 100,
         };
         // First announced, then looked at what is kept, which a settling commit raises before it lowers `reserved`:
         // two reservations can refuse each other, but never pass the quota together.
-        let records = self.reserved.fetch_add(1, Ordering::AcqRel) + 1;
+        let all = self.reserved.fetch_add(records, Ordering::AcqRel) + records;
         let all_bytes = self.reserved_bytes.fetch_add(bytes, Ordering::AcqRel).saturating_add(bytes);
-        let refused = if records + self.kept.load(Ordering::Acquire) > share(quota.records) {
+        let refused = if records > 0 && all + self.kept.load(Ordering::Acquire) > share(quota.records) {
             Some(quota.records_name)
         } else if all_bytes.saturating_add(self.kept_bytes.load(Ordering::Acquire)) > share(quota.bytes) {
             Some(quota.bytes_name)
@@ -146,25 +147,25 @@ impl Account {
         match refused {
             None => Ok(()),
             Some(what) => {
-                self.unreserve(bytes);
+                self.unreserve(records, bytes);
                 Err(Refusal::full(what))
             }
         }
     }
 
-    fn unreserve(&self, bytes: u64) {
+    fn unreserve(&self, records: u64, bytes: u64) {
         self.reserved_bytes.fetch_sub(bytes, Ordering::AcqRel);
-        self.reserved.fetch_sub(1, Ordering::AcqRel);
+        self.reserved.fetch_sub(records, Ordering::AcqRel);
     }
 
-    fn keep(&self, bytes: u64) {
+    fn keep(&self, records: u64, bytes: u64) {
         self.kept_bytes.fetch_add(bytes, Ordering::AcqRel);
-        self.kept.fetch_add(1, Ordering::AcqRel);
+        self.kept.fetch_add(records, Ordering::AcqRel);
     }
 
-    fn unkeep(&self, bytes: u64) {
+    fn unkeep(&self, records: u64, bytes: u64) {
         less(&self.kept_bytes, bytes);
-        less(&self.kept, 1);
+        less(&self.kept, records);
     }
 }
 
@@ -185,7 +186,7 @@ struct TenantBook {
 #[derive(Debug, Default)]
 struct LaneBook {
     open: AtomicU64,
-    /// Open records and dead letters, and their bytes.
+    /// Open records and dead letters; their bytes, and those of kept answers.
     kept: AtomicU64,
     kept_bytes: AtomicU64,
 }
@@ -199,13 +200,13 @@ pub(crate) struct LaneFigures {
 }
 
 impl LaneBook {
-    fn keep(&self, bytes: u64) {
-        self.kept.fetch_add(1, Ordering::Relaxed);
+    fn keep(&self, records: u64, bytes: u64) {
+        self.kept.fetch_add(records, Ordering::Relaxed);
         self.kept_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    fn unkeep(&self, bytes: u64) {
-        less(&self.kept, 1);
+    fn unkeep(&self, records: u64, bytes: u64) {
+        less(&self.kept, records);
         less(&self.kept_bytes, bytes);
     }
 
@@ -250,6 +251,7 @@ pub(crate) struct Books {
     tenant_quota: Quota,
     tenants: ArcSwap<HashMap<TenantName, Arc<TenantBook>>>,
     pub(crate) keys: Arc<KeyIndex>,
+    pub(crate) claims: Arc<ClaimIndex>,
     pub(crate) waiters: Arc<Waiters>,
     counters: Counters,
     disk: Arc<Disk>,
@@ -257,12 +259,14 @@ pub(crate) struct Books {
     alone: AtomicBool,
 }
 
-/// Room for one record, promised before its body is read. Dropping it gives the room back.
+/// Room for one record, promised before its body is read, or for an answer. Dropping it gives the room back.
 #[must_use = "a reservation that is dropped gives its room back"]
 pub struct Reservation {
     books: Arc<Books>,
     tenant: Arc<TenantBook>,
     tenant_name: TenantName,
+    /// One, or none for an answer.
+    records: u64,
     bytes: u64,
     demand: Demand,
 }
@@ -286,6 +290,7 @@ impl Books {
             },
             tenants: ArcSwap::default(),
             keys: Arc::new(KeyIndex::new()),
+            claims: Arc::new(ClaimIndex::new()),
             waiters: Arc::default(),
             counters: Counters::default(),
             disk,
@@ -320,13 +325,32 @@ impl Books {
         bytes: u64,
         demand: Demand,
     ) -> Result<Reservation, Refusal> {
+        self.reserve_room(name, 1, bytes, demand)
+    }
+
+    /// Room for an origin's answer, which is no record.
+    pub(crate) fn reserve_response(
+        self: &Arc<Self>,
+        name: &TenantName,
+        bytes: u64,
+    ) -> Result<Reservation, Refusal> {
+        self.reserve_room(name, 0, bytes, Demand::Asked)
+    }
+
+    fn reserve_room(
+        self: &Arc<Self>,
+        name: &TenantName,
+        records: u64,
+        bytes: u64,
+        demand: Demand,
+    ) -> Result<Reservation, Refusal> {
         let tenant = self.tenant(name);
-        tenant.account.reserve(bytes, &self.tenant_quota, demand)?;
+        tenant.account.reserve(records, bytes, &self.tenant_quota, demand)?;
         self.node
-            .reserve(bytes, &self.node_quota, demand)
-            .inspect_err(|_| tenant.account.unreserve(bytes))?;
-        let reservation =
-            Reservation { books: Arc::clone(self), tenant, tenant_name: name.clone(), bytes, demand };
+            .reserve(records, bytes, &self.node_quota, demand)
+            .inspect_err(|_| tenant.account.unreserve(records, bytes))?;
+        let (books, tenant_name) = (Arc::clone(self), name.clone());
+        let reservation = Reservation { books, tenant, tenant_name, records, bytes, demand };
         // All that is promised is taken off what is free, this one with it. What of it is on the disk already counts
         // twice, which errs on the safe side.
         if self.disk.has_room(self.node.reserved_bytes.load(Ordering::Acquire)) {
@@ -396,7 +420,7 @@ impl Books {
         self.disk.spent(append.size);
         reservation.settle(append.size);
         let lane = self.tenant(&append.lane.tenant).lane(&append.lane.upstream);
-        lane.keep(append.size);
+        lane.keep(1, append.size);
         lane.open.fetch_add(1, Ordering::Relaxed);
         self.counters.open.fetch_add(1, Ordering::Relaxed);
         self.counters.accepted.fetch_add(1, Ordering::Relaxed);
@@ -415,6 +439,9 @@ impl Books {
             self.let_go(&ended.lane, ended.size);
             self.counters.receipts.fetch_add(1, Ordering::Relaxed);
         }
+        if let Some(scope) = &ended.released {
+            self.claims.released(scope);
+        }
         self.waiters.ended(ended.id);
         let counter = if ended.delivered { &self.counters.delivered } else { &self.counters.dead };
         counter.fetch_add(1, Ordering::Relaxed);
@@ -422,7 +449,11 @@ impl Books {
 
     /// A dead letter's content was erased.
     pub(crate) fn erased(&self, erased: &Erased) {
+        if let Some(scope) = &erased.released {
+            self.claims.released(scope);
+        }
         self.let_go(&erased.lane, erased.size);
+        self.forgotten(&erased.lane, erased.response);
         self.counters.receipts.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -432,6 +463,10 @@ impl Books {
         if let Some(key) = &requeued.key {
             self.keys.pending(lane, key).committed();
         }
+        self.forgotten(lane, requeued.response);
+        if let Some(scope) = &requeued.retaken {
+            self.claims.kept(scope);
+        }
         self.tenant(&lane.tenant).lane(&lane.upstream).open.fetch_add(1, Ordering::Relaxed);
         self.counters.open.fetch_add(1, Ordering::Relaxed);
     }
@@ -439,13 +474,34 @@ impl Books {
     /// What was kept of a record is room again.
     fn let_go(&self, lane: &Lane, bytes: u64) {
         let tenant = self.tenant(&lane.tenant);
-        tenant.account.unkeep(bytes);
-        tenant.lane(&lane.upstream).unkeep(bytes);
-        self.node.unkeep(bytes);
+        tenant.account.unkeep(1, bytes);
+        tenant.lane(&lane.upstream).unkeep(1, bytes);
+        self.node.unkeep(1, bytes);
+    }
+
+    /// An answer is in the log; its reservation settled.
+    pub(crate) fn responded(&self, ended: &Ended, reservation: Reservation) {
+        self.disk.spent(ended.response);
+        reservation.settle(ended.response);
+        self.tenant(&ended.lane.tenant).lane(&ended.lane.upstream).keep(0, ended.response);
+    }
+
+    /// An answer is kept no more.
+    pub(crate) fn forgotten(&self, lane: &Lane, bytes: u64) {
+        if bytes > 0 {
+            let tenant = self.tenant(&lane.tenant);
+            tenant.account.unkeep(0, bytes);
+            tenant.lane(&lane.upstream).unkeep(0, bytes);
+            self.node.unkeep(0, bytes);
+        }
     }
 
     /// A finished record is deleted.
     pub(crate) fn pruned(&self, pruned: &Pruned) {
+        self.forgotten(&pruned.lane, pruned.response);
+        if let Some(scope) = &pruned.released {
+            self.claims.released(scope);
+        }
         if pruned.receipt {
             less(&self.counters.receipts, 1);
         } else {
@@ -456,15 +512,19 @@ impl Books {
     /// Counts everything kept anew from the log, at start and after the log was reopened. Only the writer thread, or
     /// nobody else yet, may call this.
     pub(crate) fn recount(&self, reader: &mut dyn LogReader) -> Result<(), LogError> {
-        let mut rows = Vec::new();
+        let (mut rows, mut responses, mut scopes) = (Vec::new(), Vec::new(), Vec::new());
         self.keys.clear_committed();
         reader.census(&mut |row| match row {
             CensusRow::Key { lane, key, open } => self.keys.set_committed(&lane, &key, open),
             CensusRow::Lane { lane, open, kept, kept_bytes, delivered } => {
                 rows.push((lane, open, kept, kept_bytes, delivered));
             }
+            CensusRow::Responses { lane, bytes, .. } => responses.push((lane, bytes)),
+            CensusRow::Scope(scope) => scopes.push(scope),
             CensusRow::Earliest { .. } => {}
         })?;
+        self.claims.recount(&scopes);
+        drop(scopes);
         let mut by_tenant: HashMap<TenantName, (u64, u64)> =
             self.tenants.load().keys().map(|name| (name.clone(), (0, 0))).collect();
         let mut by_lane: HashMap<Lane, (u64, u64, u64)> = self
@@ -484,6 +544,11 @@ impl Books {
             all_open += open;
             receipts += delivered;
             by_lane.insert(lane, (open, kept, kept_bytes));
+        }
+        for (lane, bytes) in responses {
+            by_tenant.entry(lane.tenant.clone()).or_default().1 += bytes;
+            all.1 += bytes;
+            by_lane.entry(lane).or_default().2 += bytes;
         }
         for (name, (kept, bytes)) in by_tenant {
             let account = &self.tenant(&name).account;
@@ -527,16 +592,16 @@ impl Reservation {
 
     /// What was reserved is now kept, at its true size.
     fn settle(self, bytes: u64) {
-        self.tenant.account.keep(bytes);
-        self.books.node.keep(bytes);
+        self.tenant.account.keep(self.records, bytes);
+        self.books.node.keep(self.records, bytes);
         // And dropping takes the reservation away.
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.tenant.account.unreserve(self.bytes);
-        self.books.node.unreserve(self.bytes);
+        self.tenant.account.unreserve(self.records, self.bytes);
+        self.books.node.unreserve(self.records, self.bytes);
     }
 }
 

@@ -37,6 +37,8 @@
 //! 16. **`an_idle_queue_does_nothing`.** No thread polls: each waits for a message, delivery also for the next due time.
 //! 17. **`a_hanging_tenant_blocks_only_itself`.** A tenant takes no more places in flight than it leaves free.
 //! 18. **`tenants_get_the_same_bytes_however_large_their_records_are`.** A turn costs the record's size.
+//! 19. **`one_key_makes_one_record`.** Of requests that use a client's `Idempotency-Key` in the same way one is stored, and
+//!     all get its receipt, whatever crashes when.
 //!
 //! # Who does what
 //!
@@ -54,10 +56,12 @@
 
 mod body;
 mod books;
+mod claims;
 mod delivery;
 mod disk;
 mod fault;
 mod health;
+mod idempotency;
 mod keys;
 mod log;
 mod notices;
@@ -66,6 +70,7 @@ mod queue;
 mod reader;
 mod receipt;
 mod record;
+mod response;
 mod settings;
 mod spool;
 mod standing;
@@ -77,14 +82,18 @@ mod writer;
 
 pub use body::{BodyBuffer, BodyError};
 pub use books::{Demand, Refusal, Reservation, Totals};
+pub use claims::KeyClaim;
 pub use delivery::{Attempt, AttemptBody, BodyReader, Deliver, Delivery, DeliveryError, Outcome, Rules};
 pub use health::Health;
+pub use idempotency::{BodyDigest, BodyHasher, Fingerprint, KeyedUse};
 pub use log::LogError;
 pub use queue::{
-    Accepted, Backlog, Cancellation, EnqueueError, HandError, OpenError, Purged, Queue, QueueError,
+    Accepted, Backlog, Cancellation, EnqueueError, HandError, KeyLook, OpenError, Purged, Queue, QueueError,
+    UsedKey,
 };
 pub use receipt::{InvalidReceipt, Receipt};
 pub use record::{DeadReason, InvalidRecordId, NewRecord, ReceiptView, RecordId, State, StateName, TraceRef};
+pub use response::{Keep, KeptResponse, ResponseView, WholeResponse};
 pub use settings::{Settings, WallClock};
 pub use view::{
     AuditRow, HeaderView, LaneStatus, PAGE_MAX, RecordListing, RecordPage, RecordQuery, RecordView,

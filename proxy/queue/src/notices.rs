@@ -24,6 +24,8 @@ pub(crate) enum Notice {
     Swept { next_ms: Option<u64>, full: bool },
     /// A page of finished records was deleted; the earliest finish of what is left, and whether the page was full.
     Pruned { oldest_delivered_ms: Option<u64>, oldest_dead_ms: Option<u64>, full: bool },
+    /// A page of kept answers was deleted; until when the next one is kept, and whether the page was full.
+    Forgot { next_ms: Option<u64>, full: bool },
     /// A record was ended by hand at this time; its receipt is to be deleted in its time.
     Ended { at_ms: u64 },
     /// Someone thinks that the upstream may be well, or there, again.
@@ -61,7 +63,10 @@ pub(crate) fn notices() -> (NoticeSender, NoticeReceiver) {
 impl NoticeSender {
     pub(crate) fn send(&self, notice: Notice) {
         // Answers to delivery's own questions are as few as its questions, and must not be lost.
-        let answer = matches!(notice, Notice::Released(_) | Notice::Swept { .. } | Notice::Pruned { .. });
+        let answer = matches!(
+            notice,
+            Notice::Released(_) | Notice::Swept { .. } | Notice::Pruned { .. } | Notice::Forgot { .. }
+        );
         if answer || self.shared.unread.load(Ordering::SeqCst) < NOTICES {
             return self.push(notice);
         }

@@ -1,6 +1,7 @@
 //! The queue's front: what request threads and the admin side call. It only hands over and waits; other threads work.
 
 mod hands;
+mod once;
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -9,13 +10,14 @@ use thiserror::Error;
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
-    BodyBuffer, BodyError, Delivery, Demand, Health, NewRecord, Receipt, ReceiptView, RecordId, Refusal,
-    Reservation, Settings, Totals,
+    BodyBuffer, BodyError, Delivery, Demand, Health, KeptResponse, NewRecord, Receipt, ReceiptView, RecordId,
+    Refusal, Reservation, Settings, Totals,
     body::SettledBody,
     books::Books,
     delivery::Policy,
     disk::{self, Disk},
     health::HealthCell,
+    idempotency::{Fingerprint, KeyUse, NodeKey},
     log::{Append, Change, Content, Effect, Log, LogError, SqliteLog},
     notices::notices,
     owner::{Company, OwnerLock},
@@ -28,10 +30,11 @@ use crate::{
     spool::{Spool, bodies_dir, collect_orphans},
     standing::Standing,
     waiters::Waiter,
-    writer::{AppendRest, PendingAppend, Tools, Writer},
+    writer::{AppendRest, PendingAppend, Stored, Tools, Writer},
 };
 
 pub use hands::{Cancellation, HandError, Purged};
+pub use once::{KeyLook, UsedKey};
 
 /// Why a queue could not be opened.
 #[derive(Debug, Error)]
@@ -79,6 +82,9 @@ pub enum EnqueueError {
         /// What it may be.
         limit: usize,
     },
+    /// The client's `Idempotency-Key` was used for another request meanwhile.
+    #[error("the Idempotency-Key was used for another request: send this one under a key of its own")]
+    KeyReused,
     /// The reservation is another tenant's.
     #[error("the reservation is for tenant {reserved}, the record for {record}")]
     ForeignReservation {
@@ -113,7 +119,7 @@ pub enum Backlog {
 pub struct Accepted {
     /// The record.
     pub id: RecordId,
-    /// What its client gets; shown once.
+    /// What its client gets.
     pub receipt: Receipt,
 }
 
@@ -126,6 +132,7 @@ pub struct Queue(Arc<Shared>);
 struct Shared {
     settings: Settings,
     standing: Arc<Standing>,
+    node_key: NodeKey,
     books: Arc<Books>,
     health: Arc<HealthCell>,
     spool: Spool,
@@ -185,6 +192,16 @@ impl Queue {
         let bodies = bodies_dir(&settings.dir);
         let disk = Arc::new(Disk::new(settings.dir.clone(), settings.min_free_disk, settings.ballast));
         disk.look();
+        let node_key = NodeKey::open(&settings.dir)
+            .or_else(|error| match error.kind() {
+                // As for the log: what was accepted must be delivered.
+                io::ErrorKind::StorageFull => {
+                    disk.free_ballast();
+                    NodeKey::open(&settings.dir)
+                }
+                _ => Err(error),
+            })
+            .map_err(|source| OpenError::Folder { path: settings.dir.join(NodeKey::FILE), source })?;
         let Place { company, lock, is_owner } = place;
         let is_alone = company.as_ref().is_none_or(Company::is_alone);
         if is_owner {
@@ -247,6 +264,7 @@ impl Queue {
         let shared = Shared {
             settings,
             standing,
+            node_key,
             books,
             health,
             spool,
@@ -290,6 +308,8 @@ impl Queue {
     /// Dropping the future before it is ready withdraws the record only if it was not yet handed to the writer: it may be
     /// committed, and then is delivered, though nobody has its receipt.
     ///
+    /// Where a record has the client's key that this one claims, that record is returned, and nothing is stored.
+    ///
     /// # Errors
     /// [`EnqueueError`]. After any of them but [`Refusal::Unconfirmed`] the record is not delivered.
     pub async fn enqueue(
@@ -306,6 +326,12 @@ impl Queue {
         }
         let reservation = reservation.cover(size).inspect_err(|_| books.refused())?;
 
+        let fingerprint = record.claim.is_some().then(|| {
+            let digest = record.body.digest().expect("the body of a record that claims a key is hashed");
+            let content_type =
+                record.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-type"));
+            Fingerprint::of(&record.target, content_type.map(|(_, value)| &value[..]), &digest)
+        });
         // Waiting for a place before the key counts as backlog, and the fsync of the body before that.
         let body = record.body.settle().await.inspect_err(|error| {
             if let BodyError::Disk(reason) = error {
@@ -316,7 +342,12 @@ impl Queue {
 
         let accepted_ms = (settings.wall_clock)();
         let id = RecordId::generate(accepted_ms);
-        let receipt = Receipt::generate(id);
+        let key_use = record.claim.as_ref().map(|claim| claim.scope()).zip(fingerprint);
+        let key_use = key_use.map(|(scope, fingerprint)| KeyUse { scope, fingerprint });
+        let receipt = match &key_use {
+            Some(used) => self.0.node_key.receipt(id, &used.scope),
+            None => Receipt::generate(id),
+        };
         let lane = Lane { tenant: record.tenant, upstream: record.upstream };
         let key = record.ordering_key.as_deref().map(|key| books.keys.pending(&lane, key));
         let append = Box::new(Append {
@@ -328,6 +359,7 @@ impl Queue {
             accepted_ms,
             expires_ms: accepted_ms.saturating_add(millis(record.expiry)),
             size,
+            key_use,
             content: Content {
                 id,
                 revision: record.revision.0,
@@ -342,9 +374,15 @@ impl Queue {
             },
         });
         let (reply, committed) = tokio::sync::oneshot::channel();
-        writer.append(PendingAppend { append, rest: AppendRest { body, reservation, key, reply, place } });
-        committed.await.map_err(|_| Refusal::Unconfirmed)??;
-        Ok(Accepted { id, receipt })
+        let rest = AppendRest { body, reservation, key, claim: record.claim, reply, place };
+        writer.append(PendingAppend { append, rest });
+        match (committed.await.map_err(|_| Refusal::Unconfirmed)??, key_use) {
+            (Stored::New, _) => Ok(Accepted { id, receipt }),
+            (Stored::Earlier(holder), Some(used)) if holder.fingerprint == used.fingerprint => {
+                Ok(Accepted { id: holder.id, receipt: self.0.node_key.receipt(holder.id, &used.scope) })
+            }
+            (Stored::Earlier(_), _) => Err(EnqueueError::KeyReused),
+        }
     }
 
     /// What became of the record that a receipt speaks of. A receipt that is malformed, unknown or another tenant's is
@@ -363,7 +401,25 @@ impl Queue {
             .await
             .map_err(|_| LogError::Failed("the queue is closed".into()))?;
         let stored = self.0.reader.receipt(receipt.id(), place).await?;
-        Ok(stored.filter(|s| s.lane.tenant == *tenant && s.secret.matches(&receipt.hash())).map(|s| s.view))
+        let theirs = stored.filter(|s| s.lane.tenant == *tenant && s.secret.matches(&receipt.hash()));
+        let now = (self.0.settings.wall_clock)();
+        Ok(theirs.map(|stored| ReceiptView {
+            response: stored.view.response.filter(|response| response.until_ms > now),
+            ..stored.view
+        }))
+    }
+
+    /// The origin's answer that is kept for the record of a receipt, while its time lasts. Show that it may be seen first:
+    /// [`Queue::receipt`].
+    ///
+    /// # Errors
+    /// [`QueueError`] where the log cannot be read.
+    pub async fn response(&self, id: RecordId) -> Result<Option<KeptResponse>, QueueError> {
+        let closed = |_| LogError::Failed("the queue is closed".into());
+        let _place = Arc::clone(&self.0.receipts).acquire_owned().await.map_err(closed)?;
+        let kept = self.0.reader.look(move |log| log.response(id)).await?;
+        let now = (self.0.settings.wall_clock)();
+        Ok(kept.filter(|kept| kept.until_ms > now))
     }
 
     /// Waits for a record to end; ask for its receipt again once this is there, for it may have ended before. None where too

@@ -47,6 +47,8 @@ pub(crate) struct Scan {
     pub(crate) expires_ms: Option<u64>,
     pub(crate) delivered_ms: Option<u64>,
     pub(crate) dead_ms: Option<u64>,
+    /// Until when the first of the kept answers is kept.
+    pub(crate) response_ms: Option<u64>,
 }
 
 /// The way to the reader thread, which ends when the last of these is dropped.
@@ -144,7 +146,10 @@ fn scan(log: &mut dyn LogReader) -> Result<Scan, LogError> {
     let mut scan = Scan::default();
     log.census(&mut |row| match row {
         CensusRow::Lane { lane, open: 1.., .. } => scan.lanes.push(lane),
-        CensusRow::Lane { .. } | CensusRow::Key { .. } => {}
+        CensusRow::Responses { until_ms, .. } => {
+            scan.response_ms = Some(scan.response_ms.map_or(until_ms, |first| first.min(until_ms)));
+        }
+        CensusRow::Lane { .. } | CensusRow::Key { .. } | CensusRow::Scope(_) => {}
         CensusRow::Earliest { expires_ms, delivered_ms, dead_ms } => {
             scan.expires_ms = expires_ms;
             scan.delivered_ms = delivered_ms;

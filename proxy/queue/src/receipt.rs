@@ -1,4 +1,5 @@
-//! Receipts: an id and a secret. Only the secret's hash is stored, and no one sees the secret a second time.
+//! Receipts: an id and a secret. Only the secret's hash is stored. A random secret is shown once; that of a record whose
+//! client sent an `Idempotency-Key` can be made again, for a client that shows the key again (see [`crate::idempotency`]).
 
 use std::{fmt, str::FromStr};
 
@@ -7,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::RecordId;
 
-const SECRET_BYTES: usize = 24;
+pub(crate) const SECRET_BYTES: usize = 24;
 /// 16 bytes and 24 bytes in base64url without padding, and the dot between them.
 const TEXT_LEN: usize = 22 + 1 + 32;
 
@@ -18,7 +19,7 @@ pub struct Receipt {
     secret: [u8; SECRET_BYTES],
 }
 
-/// The SHA-256 of a receipt's secret. The secret has 192 random bits, so a plain hash is enough to store.
+/// The SHA-256 of a receipt's secret. The secret has 192 bits that nobody can guess, so a plain hash is enough to store.
 #[derive(Clone, Copy)]
 pub(crate) struct SecretHash(pub(crate) [u8; 32]);
 
@@ -27,6 +28,11 @@ impl Receipt {
     pub(crate) fn generate(id: RecordId) -> Self {
         let mut secret = [0; SECRET_BYTES];
         getrandom::fill(&mut secret).expect("the operating system gives randomness");
+        Self { id, secret }
+    }
+
+    /// The receipt for `id` that has this secret.
+    pub(crate) fn with_secret(id: RecordId, secret: [u8; SECRET_BYTES]) -> Self {
         Self { id, secret }
     }
 

@@ -6,7 +6,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use beamline_model::{RevisionId, TenantName, UpstreamName};
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::BodyBuffer;
+use crate::{BodyBuffer, KeyClaim, ResponseView};
 
 /// The name of one record: 48 bits of wall time, then random ones, so that new rows lie side by side in the index.
 ///
@@ -119,6 +119,8 @@ pub struct NewRecord {
     pub repeat_safe: bool,
     /// From now until the record is dead (expired).
     pub expiry: Duration,
+    /// The claim on the client's `Idempotency-Key`, where it sent one. The body is then a [`BodyBuffer::hashed`] one.
+    pub claim: Option<KeyClaim>,
     /// Where its trace is.
     pub trace: TraceRef,
     /// The id that the client's request had in logs.
@@ -284,4 +286,7 @@ pub struct ReceiptView {
     /// When it became delivered or dead.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finished_ms: Option<u64>,
+    /// The origin's answer, while it is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub response: Option<ResponseView>,
 }

@@ -161,7 +161,7 @@ pub struct LaneStatus {
     pub depth: u64,
     /// Dead letters.
     pub dead: u64,
-    /// Bytes of both.
+    /// Bytes of both, and of answers that are kept for receipts.
     pub bytes: u64,
     /// When the first of the open records was accepted, in milliseconds since the Unix epoch.
     pub oldest_ms: Option<u64>,

@@ -23,9 +23,11 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use crate::{
     body::{SettledBody, StoredBody},
     books::{Books, Refusal, Reservation},
+    claims::KeyClaim,
     disk::Disk,
     fault::Fault,
     health::HealthCell,
+    idempotency::Holder,
     keys::PendingKey,
     log::{Act, Append, Candidate, Change, Effect, Ended, Intervened, Intervention, Log, LogError},
     notices::{Notice, NoticeSender},
@@ -55,13 +57,52 @@ pub(crate) struct AppendRest {
     pub(crate) body: SettledBody,
     pub(crate) reservation: Reservation,
     pub(crate) key: Option<PendingKey>,
-    pub(crate) reply: oneshot::Sender<Result<(), Refusal>>,
+    pub(crate) claim: Option<KeyClaim>,
+    pub(crate) reply: AppendReply,
     /// Its place among the appends that may wait.
     pub(crate) place: OwnedSemaphorePermit,
 }
 
-/// A change that delivery asked for, and whom to tell.
-type PendingChange = (Change, Option<oneshot::Sender<Effect>>);
+/// Whom to tell what became of an append.
+pub(crate) type AppendReply = oneshot::Sender<Result<Stored, Refusal>>;
+
+/// What is in the log for a request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Stored {
+    /// Its record.
+    New,
+    /// An earlier record that has its client's key.
+    Earlier(Holder),
+}
+
+/// A change that delivery asked for.
+struct PendingChange {
+    change: Change,
+    /// Whom to tell.
+    reply: Option<oneshot::Sender<Effect>>,
+    /// Room for the answer that it keeps.
+    room: Option<Reservation>,
+}
+
+impl PendingChange {
+    fn new(change: Change, reply: Option<oneshot::Sender<Effect>>) -> Self {
+        Self { change, reply, room: None }
+    }
+
+    /// Takes room for the answer that it keeps, unless it has. Without room the answer is not kept.
+    fn make_room(&mut self, books: &Arc<Books>) {
+        let Change::Finish { response, .. } = &mut self.change else { return };
+        if let (Some(new), None) = (&response, &self.room) {
+            match books.reserve_response(&new.lane.tenant, new.kept.bytes()) {
+                Ok(room) => self.room = Some(room),
+                Err(refusal) => {
+                    tracing::debug!(lane = ?new.lane, %refusal, "an origin's answer is not kept");
+                    *response = None;
+                }
+            }
+        }
+    }
+}
 
 enum Command {
     Append(Box<PendingAppend>),
@@ -127,13 +168,13 @@ impl Writer {
 
     /// Hands a change over. It is committed in the order of handing over, or never if the process ends before.
     pub(crate) fn change(&self, change: Change) {
-        let _ = self.commands.send(Command::Change((change, None)));
+        let _ = self.commands.send(Command::Change(PendingChange::new(change, None)));
     }
 
     /// Hands a change over and waits for its commit. None where the thread has ended.
     pub(crate) async fn committed(&self, change: Change) -> Option<Effect> {
         let (reply, effect) = oneshot::channel();
-        self.commands.send(Command::Change((change, Some(reply)))).ok()?;
+        self.commands.send(Command::Change(PendingChange::new(change, Some(reply)))).ok()?;
         effect.await.ok()
     }
 
@@ -187,7 +228,7 @@ impl Writer {
 /// What is done about a change when it is committed, or was not.
 enum Then {
     Append(AppendRest),
-    Change(Option<oneshot::Sender<Effect>>),
+    Change { reply: Option<oneshot::Sender<Effect>>, room: Option<Reservation> },
 }
 
 /// An append whose commit failed: it may be in the log, and is not to be.
@@ -196,7 +237,9 @@ struct Disowned {
     body: SettledBody,
     since: Instant,
     /// Until it is answered.
-    reply: Option<oneshot::Sender<Result<(), Refusal>>>,
+    reply: Option<AppendReply>,
+    /// Nobody else is to use its key while it may be there.
+    _claim: Option<KeyClaim>,
 }
 
 impl Disowned {
@@ -239,7 +282,8 @@ impl Worker {
     fn serve(&mut self) -> Stopped {
         loop {
             let mut group = Group::default();
-            for change in self.first.drain(..) {
+            for mut change in self.first.drain(..) {
+                change.make_room(&self.tools.books);
                 group.add_change(change);
             }
             if group.changes.is_empty() {
@@ -285,7 +329,10 @@ impl Worker {
     fn take(&mut self, command: Command, group: &mut Group) -> Option<Stopped> {
         match command {
             Command::Append(append) => group.add_append(*append),
-            Command::Change(change) => group.add_change(change),
+            Command::Change(mut change) => {
+                change.make_room(&self.tools.books);
+                group.add_change(change);
+            }
             Command::Suspect(reason) => group.suspect = Some(reason),
             Command::LookAtDisk => self.tools.disk.look(),
             Command::Nudge(lane) => self.tools.notices.send(Notice::Nudge(lane)),
@@ -347,7 +394,10 @@ impl Worker {
                 for ((change, then), effect) in group.changes.into_iter().zip(group.thens).zip(effects) {
                     match then {
                         Then::Append(rest) => self.appended(&change, rest, &effect),
-                        Then::Change(reply) => {
+                        Then::Change { reply, room } => {
+                            if let (Some(room), Effect::Ended(ended)) = (room, &effect) {
+                                self.tools.books.responded(ended, room);
+                            }
                             self.announce(&change, &effect);
                             if let Some(reply) = reply {
                                 let _ = reply.send(effect);
@@ -367,18 +417,27 @@ impl Worker {
     }
 
     fn appended(&self, change: &Change, rest: AppendRest, effect: &Effect) {
-        let (Change::Append(append), Effect::Appended { seq, front }) = (change, effect) else {
-            unreachable!("an append's effect is Appended");
+        let (append, seq, front) = match (change, effect) {
+            (Change::Append(append), Effect::Appended { seq, front }) => (append, seq, front),
+            (_, Effect::KeyTaken(holder)) => {
+                // With all that was kept ready for it.
+                let _ = rest.reply.send(Ok(Stored::Earlier(*holder)));
+                return;
+            }
+            _ => unreachable!("an append's effect is Appended or KeyTaken"),
         };
         self.tools.books.appended(append, rest.reservation);
         if let Some(key) = rest.key {
             key.committed();
         }
+        if let Some(claim) = rest.claim {
+            claim.committed();
+        }
         if let SettledBody::File(file, _) = rest.body {
             file.keep();
         }
         self.queued(append.candidate(*seq), *front);
-        let _ = rest.reply.send(Ok(()));
+        let _ = rest.reply.send(Ok(Stored::New));
         drop(rest.place);
     }
 
@@ -444,6 +503,10 @@ impl Worker {
                     });
                 }
             }
+            (Change::Forget { limit, .. }, Effect::Forgotten { freed, next_ms }) => {
+                freed.iter().for_each(|(lane, bytes)| self.tools.books.forgotten(lane, *bytes));
+                self.tools.notices.send(Notice::Forgot { next_ms: *next_ms, full: freed.len() >= *limit });
+            }
             (Change::Retry { again, .. }, Effect::Done) => {
                 self.tools.notices.send(Notice::Ready(again.clone()))
             }
@@ -470,7 +533,7 @@ impl Worker {
         let too_many = self.tools.books.receipts().saturating_sub(self.tools.max_receipts);
         if too_many > 0 && self.first.is_empty() {
             let limit = usize::try_from(too_many).unwrap_or(PAGE).min(PAGE);
-            self.first.push((Change::Trim { limit }, None));
+            self.first.push(PendingChange::new(Change::Trim { limit }, None));
         }
     }
 
@@ -481,7 +544,9 @@ impl Worker {
         for (change, then) in group.changes.into_iter().zip(group.thens) {
             match (change, then) {
                 (Change::Append(append), Then::Append(rest)) => self.refuse(append.id, rest, may_be_there),
-                (change, Then::Change(reply)) => self.first.push((change, reply)),
+                (change, Then::Change { reply, room }) => {
+                    self.first.push(PendingChange { change, reply, room });
+                }
                 (_, Then::Append(_)) => unreachable!("only an append has what belongs to one"),
             }
         }
@@ -491,8 +556,9 @@ impl Worker {
         self.tools.books.refused();
         if may_be_there {
             // Its body stays until the log says that no row names it.
-            let AppendRest { body, reply, .. } = rest;
-            self.disowned.push(Disowned { id, body, since: Instant::now(), reply: Some(reply) });
+            let AppendRest { body, reply, claim, .. } = rest;
+            let (since, reply) = (Instant::now(), Some(reply));
+            self.disowned.push(Disowned { id, body, since, reply, _claim: claim });
         } else {
             let _ = rest.reply.send(Err(Refusal::unavailable()));
         }
@@ -616,7 +682,7 @@ impl Group {
     fn add_append(&mut self, mut pending: PendingAppend) {
         if Fault::AnswerBeforeCommit.is_on() {
             let reply = std::mem::replace(&mut pending.rest.reply, oneshot::channel().0);
-            let _ = reply.send(Ok(()));
+            let _ = reply.send(Ok(Stored::New));
             thread::sleep(Duration::from_millis(20));
         }
         // A body in a file is not part of the transaction.
@@ -628,9 +694,10 @@ impl Group {
         self.thens.push(Then::Append(pending.rest));
     }
 
-    fn add_change(&mut self, (change, reply): PendingChange) {
+    fn add_change(&mut self, PendingChange { change, reply, room }: PendingChange) {
+        self.bytes += room.as_ref().map_or(0, Reservation::bytes);
         self.changes.push(change);
-        self.thens.push(Then::Change(reply));
+        self.thens.push(Then::Change { reply, room });
     }
 
     fn has_room(&self) -> bool {

@@ -6,8 +6,10 @@
 mod crash;
 mod delivery;
 mod hands;
+mod keys;
 mod order;
 mod receipts;
+mod responses;
 mod room;
 mod storing;
 

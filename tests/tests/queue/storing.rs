@@ -58,6 +58,33 @@ fn the_mode_on_failure_queues_whether_the_client_asks_or_not() {
 }
 
 #[test]
+fn the_mode_always_queues_without_a_try() {
+    let policy = json!({ "mode": "always", "max_body": "64KiB", "methods": ["POST", "DELETE"] });
+    let scene = queueing(policy);
+    let answers = [Request::post("/in", "unasked"), asking(Request::post("/in", "asked"))]
+        .map(|request| scene.send(request).unwrap());
+    assert_eq!(answers.each_ref().map(|a| a.header("preference-applied")), [None, Some("respond-async")]);
+    for answer in &answers {
+        wait_state(&scene, &location(answer), "delivered");
+    }
+    let log = scene.origin.requests();
+    assert_eq!(log.iter().map(|r| attempt(&r.headers)).collect::<Vec<_>>(), [Some(1), Some(1)]);
+
+    // What may only be stored, and cannot be, is not sent.
+    let long = || Request::post("/in", vec![b'x'; 65_537]);
+    for request in [long(), long().chunked(), Request::post("/in", "body").header("Cookie", "a=b")] {
+        let answer = scene.send(request).unwrap();
+        assert_eq!((answer.status, answer.problem().as_str()), (503, "not-queueable"), "{}", answer.text());
+    }
+    assert_eq!((scene.origin.count(), count(&scene, "accepted")), (2, 2));
+    // What the policy does not name is no work for the queue.
+    for method in ["GET", "PUT"] {
+        assert_eq!(scene.send(Request::new(method, "/echo")).unwrap().status, 200);
+    }
+    assert_eq!((scene.origin.count(), count(&scene, "accepted")), (4, 2));
+}
+
+#[test]
 fn while_the_upstream_works_nothing_is_queued_even_for_who_asks() {
     let scene = queueing(json!({ "mode": "on-failure" }));
     for method in ["POST", "PUT"] {

@@ -140,6 +140,7 @@ impl Node {
             ordering_key: None,
             repeat_safe: false,
             expiry: Duration::from_secs(3600),
+            claim: None,
             trace: TraceRef::default(),
             request_id: "r".into(),
         };
@@ -184,7 +185,7 @@ struct Refusing;
 
 impl Deliver for Refusing {
     async fn deliver(&self, _: Attempt) -> Outcome {
-        Outcome::Answered { status: 400, retry_after: None, complete: true }
+        Outcome::Answered { status: 400, retry_after: None, complete: true, keep: None }
     }
 
     fn in_flight_cap(&self, _: &TenantName, _: &UpstreamName) -> u32 {

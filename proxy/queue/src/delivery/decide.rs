@@ -51,7 +51,7 @@ pub(super) fn decide(outcome: &Outcome, repeat_safe: bool, on_status: &OnStatus)
         Outcome::Withheld { .. } => return Decision::AgainUnblamed,
         Outcome::Broken { .. } if repeat_safe => return Decision::AgainAfterBackoff,
         Outcome::Broken { .. } => return Decision::Dead(DeadReason::Indeterminate),
-        Outcome::Answered { status, retry_after, complete } => {
+        Outcome::Answered { status, retry_after, complete, .. } => {
             if matches!(status, 200..=299) || on_status.means(*status) == Some(StatusMeans::Delivered) {
                 return Decision::Delivered { response_complete: *complete };
             }
@@ -121,7 +121,12 @@ mod tests {
     use super::*;
 
     fn answered(status: u16, retry_after: Option<u64>) -> Outcome {
-        Outcome::Answered { status, retry_after: retry_after.map(Duration::from_secs), complete: true }
+        Outcome::Answered {
+            status,
+            retry_after: retry_after.map(Duration::from_secs),
+            complete: true,
+            keep: None,
+        }
     }
 
     fn none() -> OnStatus {
@@ -253,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_truncated_answer_is_delivered_and_says_so() {
-        let truncated = Outcome::Answered { status: 200, retry_after: None, complete: false };
+        let truncated = Outcome::Answered { status: 200, retry_after: None, complete: false, keep: None };
         assert_eq!(decide(&truncated, false, &none()), Decision::Delivered { response_complete: false });
         assert_eq!(note(&truncated).error.as_deref(), Some("response-incomplete"));
     }

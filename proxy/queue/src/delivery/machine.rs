@@ -18,6 +18,7 @@ use crate::{
     notices::Notice,
     reader::Scan,
     record::{DeadReason, Lane, Seq},
+    response::{KeptResponse, NewResponse},
     settings::{bounds::PAGE, millis},
 };
 
@@ -113,6 +114,7 @@ pub(crate) struct Machine {
     scan: ScanState,
     sweep: Chore,
     prune: Chore,
+    forget: Chore,
     actions: Vec<Action>,
 }
 
@@ -183,6 +185,7 @@ impl Machine {
             scan: ScanState::At(now.mono),
             sweep: Chore::default(),
             prune: Chore::default(),
+            forget: Chore::default(),
             actions: Vec::new(),
         }
     }
@@ -238,6 +241,7 @@ impl Machine {
             scan,
             self.sweep.wake_at(now, &self.guard),
             self.prune.wake_at(now, &self.guard),
+            self.forget.wake_at(now, &self.guard),
         ]
         .into_iter()
         .flatten()
@@ -280,6 +284,10 @@ impl Machine {
                 self.prune.done(if full { now.mono } else { now.mono + PRUNE_AGAIN });
                 self.wish_to_prune(oldest_delivered_ms, oldest_dead_ms);
             }
+            Notice::Forgot { next_ms, full } => {
+                self.forget.done(if full { now.mono } else { now.mono + SWEEP_AGAIN });
+                next_ms.into_iter().for_each(|at| self.forget.wish(at));
+            }
             Notice::Nudge(lane) => {
                 if self.lanes.get_mut(&lane).is_some_and(|state| state.nudge(now.mono)) {
                     self.plan(now, &lane, upstreams);
@@ -314,6 +322,7 @@ impl Machine {
         // What has come back in the meantime was read, or will be: the lanes are read anew.
         self.lanes.values_mut().for_each(|state| state.returning.clear());
         scan.expires_ms.into_iter().for_each(|at| self.sweep.wish(at));
+        scan.response_ms.into_iter().for_each(|at| self.forget.wish(at));
         self.wish_to_prune(scan.delivered_ms, scan.dead_ms);
         for lane in scan.lanes {
             self.lane(&lane).disk.stale = true;
@@ -388,7 +397,7 @@ impl Machine {
             Landing::ContentLost => {
                 let attempt = self.attempt_of(&candidate);
                 let note = Note { status: None, error: Some("content-lost".into()) };
-                self.finish(now, attempt, End::Dead(DeadReason::Indeterminate), note);
+                self.finish(now, attempt, End::Dead(DeadReason::Indeterminate), note, None);
             }
             Landing::Made(outcome) => {
                 let rules = upstreams.rules(lane);
@@ -403,7 +412,7 @@ impl Machine {
                         jitter,
                     );
                 }
-                self.resolve(now, candidate, &outcome, &rules);
+                self.resolve(now, candidate, outcome, &rules);
             }
         }
         self.plan(now, lane, upstreams);
@@ -413,24 +422,34 @@ impl Machine {
         AttemptRef { seq: candidate.seq, attempts: candidate.attempts + 1, epoch: self.policy.epoch }
     }
 
-    fn finish(&mut self, now: Now, attempt: AttemptRef, end: End, note: Note) {
+    fn finish(
+        &mut self,
+        now: Now,
+        attempt: AttemptRef,
+        end: End,
+        note: Note,
+        response: Option<Box<NewResponse>>,
+    ) {
+        response.iter().for_each(|response| self.forget.wish(response.kept.until_ms));
         let retention = match end {
             End::Delivered { .. } => self.policy.receipt_retention_ms,
             End::Dead(_) => self.policy.dead_retention_ms,
         };
         self.prune.wish(now.wall_in(retention.saturating_add(1)));
-        self.actions.push(Action::Commit(Change::Finish { attempt, end, at_ms: now.wall, note }));
+        self.actions.push(Action::Commit(Change::Finish { attempt, end, at_ms: now.wall, note, response }));
     }
 
     /// Records what an attempt led to.
-    fn resolve(&mut self, now: Now, mut candidate: Candidate, outcome: &Outcome, rules: &Rules) {
+    fn resolve(&mut self, now: Now, mut candidate: Candidate, outcome: Outcome, rules: &Rules) {
         let attempt = self.attempt_of(&candidate);
-        let note = note(outcome);
-        let wait = match decide(outcome, candidate.repeat_safe, &rules.on_status) {
+        let note = note(&outcome);
+        let decision = decide(&outcome, candidate.repeat_safe, &rules.on_status);
+        let response = kept(outcome, &candidate.lane, now);
+        let wait = match decision {
             Decision::Delivered { response_complete } => {
-                return self.finish(now, attempt, End::Delivered { response_complete }, note);
+                return self.finish(now, attempt, End::Delivered { response_complete }, note, response);
             }
-            Decision::Dead(reason) => return self.finish(now, attempt, End::Dead(reason), note),
+            Decision::Dead(reason) => return self.finish(now, attempt, End::Dead(reason), note, response),
             Decision::Hold => {
                 self.actions.push(Action::Commit(Change::Hold { attempt }));
                 self.sweep.wish(candidate.expires_ms);
@@ -453,7 +472,7 @@ impl Machine {
             blame.failures = blame.failures.saturating_add(1);
             let blocked_until = blame.since_ms.saturating_add(millis(rules.key_block_max));
             if candidate.keyed && self.guard.is_past(blocked_until, now) {
-                return self.finish(now, attempt, End::Dead(DeadReason::Exhausted), note);
+                return self.finish(now, attempt, End::Dead(DeadReason::Exhausted), note, response);
             }
             candidate.due_ms = now.wall_in(millis(wait));
         }
@@ -474,6 +493,9 @@ impl Machine {
         }
         if self.sweep.start(now, &self.guard) {
             self.actions.push(Action::Commit(Change::Expire { now_ms: now.wall, limit: PAGE }));
+        }
+        if self.forget.start(now, &self.guard) {
+            self.actions.push(Action::Commit(Change::Forget { now_ms: now.wall, limit: PAGE }));
         }
         if self.prune.start(now, &self.guard) {
             self.actions.push(Action::Commit(Change::Prune {
@@ -567,4 +589,11 @@ impl Machine {
             None => {}
         }
     }
+}
+
+/// What is kept of an answer, should its record end with it.
+fn kept(outcome: Outcome, lane: &Lane, now: Now) -> Option<Box<NewResponse>> {
+    let Outcome::Answered { status, keep: Some(keep), .. } = outcome else { return None };
+    let kept = KeptResponse { status, until_ms: now.wall_in(millis(keep.period)), whole: keep.whole };
+    Some(Box::new(NewResponse { lane: lane.clone(), kept }))
 }

@@ -19,7 +19,7 @@ use std::{fs::File, future::Future, io, sync::Arc, time::Duration};
 use beamline_model::{OnStatus, QueuePolicy, RevisionId, TenantName, UpstreamName};
 use bytes::{Bytes, BytesMut};
 
-use crate::{RecordId, TraceRef};
+use crate::{Keep, RecordId, TraceRef};
 
 pub(crate) use machine::Policy;
 pub use runner::{Delivery, DeliveryError};
@@ -143,6 +143,8 @@ pub enum Outcome {
         retry_after: Option<Duration>,
         /// Whether the response's body arrived whole.
         complete: bool,
+        /// What is kept of it for the receipt, should the record end with it.
+        keep: Option<Keep>,
     },
     /// Not one byte of the request left: no breaker let it, or no connection stood.
     NotSent {

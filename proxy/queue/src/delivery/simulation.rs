@@ -378,6 +378,7 @@ impl Simulation {
             accepted_ms: wall,
             expires_ms: wall + request.expiry as u64,
             size: request.size,
+            key_use: None,
             content: Content {
                 id,
                 revision: 1,
@@ -414,6 +415,9 @@ impl Simulation {
                 let full = all.len() >= limit;
                 all.into_iter().for_each(ended);
                 notices.push(Notice::Swept { next_ms, full });
+            }
+            (Change::Forget { limit, .. }, Effect::Forgotten { freed, next_ms }) => {
+                notices.push(Notice::Forgot { next_ms, full: freed.len() >= limit });
             }
             (Change::Prune { limit, .. }, Effect::Pruned { pruned, oldest_delivered_ms, oldest_dead_ms }) => {
                 notices.push(Notice::Pruned {
@@ -507,6 +511,7 @@ impl Simulation {
             status,
             retry_after: retry_after.map(Duration::from_secs),
             complete: true,
+            keep: None,
         };
         let mut outcome = match self.mode(request.lane) {
             Mode::Up => status(200, None),

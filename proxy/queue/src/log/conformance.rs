@@ -5,7 +5,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::{memory::MemoryDisk, *};
-use crate::record::State;
+use crate::{WholeResponse, idempotency::Fingerprint, record::State};
 
 /// A place where a log can be opened again and again: each opening is a new owner.
 trait Place {
@@ -57,6 +57,7 @@ pub(super) fn append(n: u64, key: Option<&str>) -> Box<Append> {
         accepted_ms: 1000 + n,
         expires_ms: 50_000 + n,
         size: 600 + n,
+        key_use: None,
         content: Content {
             id: id(n),
             revision: 3,
@@ -96,7 +97,8 @@ fn attempt(log: &dyn Log, seq: Seq, attempts: u32) -> AttemptRef {
 
 fn finish(log: &mut dyn Log, seq: Seq, attempts: u32, end: End) -> Effect {
     let attempt = attempt(log, seq, attempts);
-    one(log, Change::Finish { attempt, end, at_ms: 9000, note: Note { status: Some(200), error: None } })
+    let note = Note { status: Some(200), error: None };
+    one(log, Change::Finish { attempt, end, at_ms: 9000, note, response: None })
 }
 
 const WHOLE: End = End::Delivered { response_complete: true };
@@ -313,7 +315,8 @@ fn recovery_puts_back_what_is_safe_and_ends_what_is_not(place: &dyn Place) {
         [1, 2, 3, 4, 5, 6].map(|n| state(&*log, n)),
         [indeterminate, State::Queued, indeterminate, State::Queued, State::Queued, State::Queued]
     );
-    let late = Change::Finish { attempt: stale, end: WHOLE, at_ms: 1, note: Note::default() };
+    let note = Note::default();
+    let late = Change::Finish { attempt: stale, end: WHOLE, at_ms: 1, note, response: None };
     assert_eq!(one(&mut *log, late), Effect::Stale, "a dead owner's word counts no more");
     assert_eq!(begin(&mut *log, seqs[3], 1), Effect::Done, "its attempts are remembered");
 }
@@ -589,6 +592,182 @@ fn records_are_listed_page_by_page_and_only_to_their_tenant(place: &dyn Place) {
     assert_eq!(reader.oldest(&lane("acme")).unwrap(), Some(1002));
 }
 
+fn used(n: u8) -> KeyUse {
+    KeyUse { scope: KeyScope([n; 32]), fingerprint: Fingerprint([n; 32]) }
+}
+
+/// Appends a record whose client used a key.
+fn put_used(log: &mut dyn Log, n: u64, key_use: KeyUse) -> Effect {
+    let mut append = append(n, None);
+    append.key_use = Some(key_use);
+    one(log, Change::Append(append))
+}
+
+fn holder(log: &dyn Log, scope: u8) -> Option<Holder> {
+    log.reader().unwrap().holder(&KeyScope([scope; 32])).unwrap()
+}
+
+fn scopes(log: &dyn Log) -> Vec<u8> {
+    let mut scopes = vec![];
+    let mut visit = |row| {
+        if let CensusRow::Scope(scope) = row {
+            scopes.push(scope.0[0])
+        }
+    };
+    log.reader().unwrap().census(&mut visit).unwrap();
+    scopes
+}
+
+fn one_key_makes_one_record(place: &dyn Place) {
+    let mut log = place.open();
+    let first = Holder { id: id(1), fingerprint: used(7).fingerprint };
+    let group = [1, 2].map(|n| {
+        let mut append = append(n, None);
+        append.key_use = Some(used(7));
+        Change::Append(append)
+    });
+    let effects = log.commit(&group).unwrap();
+    assert_eq!(effects, [Effect::Appended { seq: Seq(1), front: true }, Effect::KeyTaken(first)]);
+    assert!(log.reader().unwrap().receipt(id(2)).unwrap().is_none(), "nothing of the second is there");
+    let other_request = KeyUse { fingerprint: Fingerprint([9; 32]), ..used(7) };
+    assert_eq!(put_used(&mut *log, 3, other_request), Effect::KeyTaken(first), "whatever it is");
+    assert!(matches!(put_used(&mut *log, 4, used(8)), Effect::Appended { .. }));
+    drop(log);
+    let mut log = place.open();
+    assert_eq!((holder(&*log, 7), holder(&*log, 9)), (Some(first), None));
+    assert_eq!(scopes(&*log), [7, 8]);
+    // Delivered, it has the key until its receipt is deleted.
+    begin(&mut *log, Seq(1), 0);
+    assert_eq!(ended(finish(&mut *log, Seq(1), 1, WHOLE)).released, None);
+    assert_eq!(put_used(&mut *log, 5, used(7)), Effect::KeyTaken(first));
+    let prune = Change::Prune { delivered_before_ms: u64::MAX, dead_before_ms: 0, limit: 10 };
+    let Effect::Pruned { pruned, .. } = one(&mut *log, prune) else { panic!() };
+    assert_eq!(pruned[0].released, Some(used(7).scope));
+    assert_eq!((holder(&*log, 7), scopes(&*log)), (None, vec![8]));
+    assert!(matches!(put_used(&mut *log, 5, used(7)), Effect::Appended { .. }));
+}
+
+fn what_was_surely_not_taken_gives_its_key_up(place: &dyn Place) {
+    let mut log = place.open();
+    for (n, reason) in (1..).zip(DeadReason::ALL) {
+        let key = used(u8::try_from(n).unwrap());
+        let Effect::Appended { seq, .. } = put_used(&mut *log, n, key) else { panic!() };
+        let released = match reason {
+            DeadReason::Cancelled => {
+                intervened(by_hand(&mut *log, Act::Cancel { id: id(n) })).ended.remove(0).released
+            }
+            DeadReason::Discarded => {
+                intervened(by_hand(&mut *log, Act::Discard { id: id(n) })).ended.remove(0).released
+            }
+            reason => {
+                begin(&mut *log, seq, 0);
+                ended(finish(&mut *log, seq, 1, End::Dead(reason))).released
+            }
+        };
+        let keeps = reason == DeadReason::Indeterminate;
+        assert_eq!(released, (!keeps).then_some(key.scope), "{reason:?}");
+        let expected = keeps.then_some(Holder { id: id(n), fingerprint: key.fingerprint });
+        assert_eq!(holder(&*log, key.scope.0[0]), expected, "{reason:?}");
+    }
+    // Given up for good, so is the one of which nobody knew.
+    let erased = intervened(by_hand(&mut *log, Act::Discard { id: id(4) })).erased.remove(0);
+    assert_eq!((erased.released, scopes(&*log)), (Some(used(4).scope), vec![]));
+}
+
+fn who_is_queued_again_has_its_key_again_unless_another_has_it(place: &dyn Place) {
+    let mut log = place.open();
+    for n in [1, 2, 3] {
+        put_used(&mut *log, n, used(u8::try_from(n).unwrap()));
+        let reason = if n == 3 { DeadReason::Indeterminate } else { DeadReason::Rejected };
+        kill(&mut *log, Seq(i64::try_from(n).unwrap()), reason);
+    }
+    put_used(&mut *log, 4, used(2));
+    let mut requeue =
+        |n| intervened(by_hand(&mut *log, Act::Requeue { id: id(n), may_repeat: true })).requeued.unwrap();
+    assert_eq!(requeue(1).retaken, Some(used(1).scope));
+    assert_eq!(requeue(2).retaken, None, "it is the other's by now");
+    assert_eq!(requeue(3).retaken, None, "it never gave it up");
+    assert_eq!([1, 2, 3].map(|n| holder(&*log, n).unwrap().id), [id(1), id(4), id(3)]);
+    let ended = intervened(by_hand(&mut *log, Act::Discard { id: id(2) })).ended.remove(0);
+    assert_eq!((ended.released, holder(&*log, 2).unwrap().id), (None, id(4)), "nor does it take it along");
+}
+
+/// An answer that is kept until then.
+fn response(until_ms: u64, whole: bool) -> Box<NewResponse> {
+    let headers = vec![("content-type".to_owned(), b"text/plain".to_vec())];
+    let whole = whole.then(|| WholeResponse { headers, body: Bytes::from_static(b"done") });
+    Box::new(NewResponse { lane: lane("acme"), kept: KeptResponse { status: 201, until_ms, whole } })
+}
+
+/// A record that ends with an answer.
+fn put_answered(log: &mut dyn Log, n: u64, end: End, response: Box<NewResponse>) -> Ended {
+    let (seq, _) = put(log, n, None);
+    begin(log, seq, 0);
+    let (attempt, note) = (attempt(log, seq, 1), Note::default());
+    ended(one(log, Change::Finish { attempt, end, at_ms: 9000, note, response: Some(response) }))
+}
+
+fn responses(log: &dyn Log) -> Option<(u64, u64)> {
+    let mut found = None;
+    let mut visit = |row| {
+        if let CensusRow::Responses { bytes, until_ms, .. } = row {
+            found = Some((bytes, until_ms));
+        }
+    };
+    log.reader().unwrap().census(&mut visit).unwrap();
+    found
+}
+
+fn an_answer_is_kept_until_its_time_is_over(place: &dyn Place) {
+    let mut log = place.open();
+    let (whole, cut) = (response(9500, true), response(9400, false));
+    let (size, least) = (whole.kept.bytes(), cut.kept.bytes());
+    assert_eq!(size - least, "content-typetext/plaindone".len() as u64);
+    assert_eq!(put_answered(&mut *log, 1, WHOLE, whole.clone()).response, size);
+    let rejected = End::Dead(DeadReason::Rejected);
+    assert_eq!(put_answered(&mut *log, 2, rejected, cut.clone()).response, least);
+    put(&mut *log, 3, None);
+    drop(log);
+    let mut log = place.open();
+    let mut reader = log.reader().unwrap();
+    assert_eq!(reader.response(id(1)).unwrap(), Some(whole.kept.clone()));
+    assert_eq!(reader.response(id(2)).unwrap(), Some(cut.kept.clone()));
+    assert_eq!(reader.response(id(3)).unwrap(), None);
+    let mut told = |n| reader.receipt(id(n)).unwrap().unwrap().view.response;
+    assert_eq!([1, 2, 3].map(&mut told), [Some(whole.kept.view()), Some(cut.kept.view()), None]);
+    assert_eq!(responses(&*log), Some((size + least, 9400)));
+    let forget = |now_ms, limit| Change::Forget { now_ms, limit };
+    let none = Effect::Forgotten { freed: vec![], next_ms: Some(9400) };
+    assert_eq!(one(&mut *log, forget(9399, 10)), none);
+    let first = Effect::Forgotten { freed: vec![(lane("acme"), least)], next_ms: Some(9500) };
+    assert_eq!(one(&mut *log, forget(10_000, 1)), first);
+    let rest = Effect::Forgotten { freed: vec![(lane("acme"), size)], next_ms: None };
+    assert_eq!(one(&mut *log, forget(10_000, 10)), rest);
+    assert_eq!((log.reader().unwrap().response(id(1)).unwrap(), responses(&*log)), (None, None));
+    assert_eq!(state(&*log, 1), State::Delivered { response_complete: true }, "the receipt stays");
+}
+
+fn an_answer_goes_with_its_record(place: &dyn Place) {
+    let mut log = place.open();
+    let size = response(0, true).kept.bytes();
+    for (n, end) in [(1, WHOLE), (2, End::Dead(DeadReason::Rejected)), (4, End::Dead(DeadReason::Rejected))] {
+        put_answered(&mut *log, n, end, response(u64::MAX, true));
+    }
+    let erased = intervened(by_hand(&mut *log, Act::Discard { id: id(2) })).erased.remove(0);
+    assert_eq!(erased.response, size, "it is content");
+    let requeue = Act::Requeue { id: id(4), may_repeat: false };
+    assert_eq!(intervened(by_hand(&mut *log, requeue)).requeued.unwrap().response, size);
+    let prune = Change::Prune { delivered_before_ms: u64::MAX, dead_before_ms: u64::MAX, limit: 10 };
+    let Effect::Pruned { pruned, .. } = one(&mut *log, prune) else { panic!() };
+    assert_eq!(pruned.iter().map(|pruned| pruned.response).collect::<Vec<_>>(), [size, 0]);
+    assert_eq!(responses(&*log), None);
+    begin(&mut *log, Seq(4), 1);
+    let (attempt, note) = (attempt(&*log, Seq(4), 2), Note::default());
+    let response = Some(response(u64::MAX, true));
+    let again = Change::Finish { attempt, end: WHOLE, at_ms: 9000, note, response };
+    assert_eq!(ended(one(&mut *log, again)).response, size, "there is another");
+}
+
 fn a_reopened_log_is_the_same_log(place: &dyn Place) {
     let mut log = place.open();
     let (seq, _) = put(&mut *log, 1, None);
@@ -625,6 +804,11 @@ suite!(
     trimming_takes_the_oldest_receipts_and_no_dead_letters,
     the_census_counts_what_is_there,
     a_reopened_log_is_the_same_log,
+    an_answer_is_kept_until_its_time_is_over,
+    an_answer_goes_with_its_record,
+    one_key_makes_one_record,
+    what_was_surely_not_taken_gives_its_key_up,
+    who_is_queued_again_has_its_key_again_unless_another_has_it,
     only_what_waits_can_be_cancelled,
     a_discarded_dead_letter_is_a_receipt_and_nothing_more,
     a_dead_letter_is_queued_again_behind_what_came_since,
@@ -637,12 +821,13 @@ suite!(
 /// A step of the comparison. Records are named by their order of appending.
 #[derive(Clone, Debug)]
 enum Step {
-    Append { key: Option<u8> },
+    Append { key: Option<u8>, used: Option<u8> },
     Begin { record: u8, attempts: u32 },
     Retry { record: u8, attempts: u32, due: u64 },
     Hold { record: u8, attempts: u32 },
     Release,
-    Finish { record: u8, attempts: u32, dead: bool },
+    Finish { record: u8, attempts: u32, dead: bool, keep: Option<u8> },
+    Forget { now: u64, limit: usize },
     Expire { now: u64, limit: usize },
     Disown { record: u8 },
     Prune { before: u64, limit: usize },
@@ -658,14 +843,16 @@ fn step() -> impl Strategy<Value = Step> {
     let record = 1..12_u8;
     let attempts = 0..3_u32;
     prop_oneof![
-        6 => proptest::option::of(0..3_u8).prop_map(|key| Step::Append { key }),
+        6 => (proptest::option::of(0..3_u8), proptest::option::of(0..3_u8))
+            .prop_map(|(key, used)| Step::Append { key, used }),
         8 => (record.clone(), attempts.clone()).prop_map(|(record, attempts)| Step::Begin { record, attempts }),
         4 => (record.clone(), 1..4_u32, 0..100_000_u64)
             .prop_map(|(record, attempts, due)| Step::Retry { record, attempts, due }),
         1 => (record.clone(), 1..4_u32).prop_map(|(record, attempts)| Step::Hold { record, attempts }),
         1 => Just(Step::Release),
-        6 => (record.clone(), 1..4_u32, any::<bool>())
-            .prop_map(|(record, attempts, dead)| Step::Finish { record, attempts, dead }),
+        6 => (record.clone(), 1..4_u32, any::<bool>(), proptest::option::of(0..20_u8))
+            .prop_map(|(record, attempts, dead, keep)| Step::Finish { record, attempts, dead, keep }),
+        1 => (0..60_u64, 1..4_usize).prop_map(|(now, limit)| Step::Forget { now, limit }),
         1 => (50_000..50_014_u64, 1..4_usize).prop_map(|(now, limit)| Step::Expire { now, limit }),
         1 => record.clone().prop_map(|record| Step::Disown { record }),
         4 => (record, 0..4_u8).prop_map(|(record, what)| Step::ByHand { record, what }),
@@ -688,9 +875,11 @@ fn change(step: &Step, appended: &mut u64, finishes: &mut u64, epoch: u64) -> Op
     let attempt =
         |record: &u8, attempts: &u32| AttemptRef { seq: Seq(i64::from(*record)), attempts: *attempts, epoch };
     Some(match step {
-        Step::Append { key } => {
+        Step::Append { key, used: n } => {
             *appended += 1;
-            Change::Append(append(*appended, key.map(|k| ["a", "b", "c"][usize::from(k)])))
+            let mut append = append(*appended, key.map(|k| ["a", "b", "c"][usize::from(k)]));
+            append.key_use = n.map(used);
+            Change::Append(append)
         }
         Step::Begin { record, attempts } => {
             Change::Begin { seq: Seq(i64::from(*record)), attempts: *attempts, epoch }
@@ -706,7 +895,7 @@ fn change(step: &Step, appended: &mut u64, finishes: &mut u64, epoch: u64) -> Op
         },
         Step::Hold { record, attempts } => Change::Hold { attempt: attempt(record, attempts) },
         Step::Release => Change::Release { lane: lane("acme") },
-        Step::Finish { record, attempts, dead } => {
+        Step::Finish { record, attempts, dead, keep } => {
             *finishes += 1;
             let end = if *dead { End::Dead(DeadReason::Rejected) } else { WHOLE };
             Change::Finish {
@@ -714,8 +903,10 @@ fn change(step: &Step, appended: &mut u64, finishes: &mut u64, epoch: u64) -> Op
                 end,
                 at_ms: *finishes,
                 note: Note::default(),
+                response: keep.map(|n| response(*finishes + u64::from(n), n > 0)),
             }
         }
+        Step::Forget { now, limit } => Change::Forget { now_ms: *now, limit: *limit },
         Step::Expire { now, limit } => {
             *finishes += 1;
             Change::Expire { now_ms: *now, limit: *limit }
@@ -800,6 +991,9 @@ proptest! {
                 reader.paused().unwrap(),
                 reader.oldest(&lane("acme")).unwrap(),
             );
+            let holders: Vec<_> = (0..3).map(|n| holder(&**log, n)).collect();
+            let responses: Vec<_> = (1..=appended).map(|n| reader.response(id(n)).unwrap()).collect();
+            let by_hand = (by_hand, holders, responses);
             (reader.window(&lane("acme"), 100).unwrap(), census, receipts, contents, by_hand)
         });
         prop_assert_eq!(&views[0], &views[1]);

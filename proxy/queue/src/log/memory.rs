@@ -20,6 +20,7 @@ struct Row {
     finished_ms: Option<u64>,
     note: Note,
     has_content: bool,
+    response: Option<KeptResponse>,
 }
 
 #[derive(Debug, Default)]
@@ -73,6 +74,11 @@ impl Row {
         }
     }
 
+    /// The client's key that it has.
+    fn scope(&self) -> Option<KeyScope> {
+        self.append.key_use.filter(|_| has_key(self.state)).map(|used| used.scope)
+    }
+
     fn is_erased(&self) -> bool {
         match self.state {
             State::Delivered { .. } => true,
@@ -102,6 +108,10 @@ impl Row {
         }
     }
 
+    fn drop_response(&mut self) -> u64 {
+        self.response.take().map_or(0, |kept| kept.bytes())
+    }
+
     fn freed(&mut self) -> Option<BodyName> {
         let had = std::mem::take(&mut self.has_content);
         match self.append.content.body {
@@ -116,6 +126,14 @@ impl Rows {
         self.rows.get_mut(&attempt.seq).filter(|row| row.is_attempt(attempt))
     }
 
+    fn holder(&self, scope: &KeyScope) -> Option<Holder> {
+        let holds = |row: &&Row| row.scope() == Some(*scope);
+        self.rows.values().find(holds).map(|row| Holder {
+            id: row.append.id,
+            fingerprint: row.append.key_use.expect("it has a key").fingerprint,
+        })
+    }
+
     fn first_of_key(&self, lane: &Lane, key: &str) -> Option<Seq> {
         self.rows
             .iter()
@@ -127,10 +145,7 @@ impl Rows {
 
     fn end(&mut self, seq: Seq, end: End, at_ms: u64, note: Option<&Note>) -> Ended {
         let row = self.rows.get_mut(&seq).expect("the caller found it");
-        row.state = match end {
-            End::Delivered { response_complete } => State::Delivered { response_complete },
-            End::Dead(reason) => State::Dead { reason },
-        };
+        row.state = end.state();
         row.front = false;
         row.epoch = None;
         row.finished_ms = Some(at_ms);
@@ -146,12 +161,17 @@ impl Rows {
             let row = self.rows.get_mut(&next).expect("it was just found");
             (!std::mem::replace(&mut row.front, true)).then(|| row.candidate(next))
         });
-        Ended { id, lane, key, size, delivered, erased, freed, promoted }
+        let released =
+            self.rows[&seq].append.key_use.filter(|_| !has_key(end.state())).map(|used| used.scope);
+        Ended { id, lane, key, size, delivered, erased, freed, promoted, released, response: 0 }
     }
 
     fn apply(&mut self, change: &Change) -> Effect {
         match change {
             Change::Append(append) => {
+                if let Some(holder) = append.key_use.and_then(|used| self.holder(&used.scope)) {
+                    return Effect::KeyTaken(holder);
+                }
                 let front = append
                     .ordering_key
                     .as_deref()
@@ -169,6 +189,7 @@ impl Rows {
                     finished_ms: None,
                     note: Note::default(),
                     has_content: true,
+                    response: None,
                 };
                 self.rows.insert(seq, row);
                 Effect::Appended { seq, front }
@@ -220,10 +241,35 @@ impl Rows {
                 }
                 Effect::Done
             }
-            Change::Finish { attempt, end, at_ms, note } => match self.attempted(attempt) {
-                Some(_) => Effect::Ended(Box::new(self.end(attempt.seq, *end, *at_ms, Some(note)))),
+            Change::Finish { attempt, end, at_ms, note, response } => match self.attempted(attempt) {
+                Some(row) => {
+                    row.response = response.as_ref().map(|response| response.kept.clone());
+                    let bytes = row.response.as_ref().map_or(0, KeptResponse::bytes);
+                    let ended = self.end(attempt.seq, *end, *at_ms, Some(note));
+                    Effect::Ended(Box::new(Ended { response: bytes, ..ended }))
+                }
                 None => Effect::Stale,
             },
+            Change::Forget { now_ms, limit } => {
+                let mut over: Vec<_> = self
+                    .rows
+                    .iter()
+                    .filter_map(|(seq, row)| Some((row.response.as_ref()?.until_ms, *seq)))
+                    .filter(|(until_ms, _)| until_ms <= now_ms)
+                    .collect();
+                over.sort();
+                over.truncate(*limit);
+                let freed = over
+                    .into_iter()
+                    .map(|(_, seq)| {
+                        let row = self.rows.get_mut(&seq).expect("it was just found");
+                        (row.append.lane.clone(), row.drop_response())
+                    })
+                    .collect();
+                let next_ms =
+                    self.rows.values().filter_map(|row| Some(row.response.as_ref()?.until_ms)).min();
+                Effect::Forgotten { freed, next_ms }
+            }
             Change::Expire { now_ms, limit } => {
                 let waiting = |row: &&Row| matches!(row.state, State::Queued | State::Held);
                 let mut due: Vec<_> = self
@@ -375,14 +421,21 @@ impl Rows {
             done.ended.push(self.end(seq, End::Dead(reason), what.at_ms, None));
             return;
         }
+        let released = row.scope();
         row.state = State::Dead { reason };
         row.finished_ms = Some(what.at_ms);
         let freed = row.freed();
-        done.erased.push(Erased { lane: row.append.lane.clone(), size: row.append.size, freed });
+        let (lane, size, response) = (row.append.lane.clone(), row.append.size, row.drop_response());
+        done.erased.push(Erased { lane, size, freed, released, response });
     }
 
     fn requeue(&mut self, seq: Seq, now_ms: u64) -> Requeued {
         let mut row = self.rows.remove(&seq).expect("the caller found it");
+        let response = row.drop_response();
+        let had_key = has_key(row.state);
+        if !had_key && row.append.key_use.is_some_and(|used| self.holder(&used.scope).is_some()) {
+            row.append.key_use = None;
+        }
         let key = row.append.ordering_key.clone();
         row.front = key.as_deref().is_none_or(|key| self.first_of_key(&row.append.lane, key).is_none());
         row.state = State::Queued;
@@ -393,8 +446,10 @@ impl Rows {
         row.append.expires_ms = expires_again(row.append.accepted_ms, row.append.expires_ms, now_ms);
         self.last_seq += 1;
         let new = Seq(self.last_seq);
+        let retaken = row.scope().filter(|_| !had_key);
+        let candidate = row.candidate(new);
         let requeued =
-            Requeued { candidate: row.candidate(new), key, front: row.front, size: row.append.size };
+            Requeued { candidate, key, front: row.front, size: row.append.size, retaken, response };
         self.rows.insert(new, row);
         requeued
     }
@@ -431,6 +486,8 @@ impl Rows {
                     size: row.append.size,
                     receipt: row.is_erased(),
                     freed: row.freed(),
+                    released: row.scope(),
+                    response: row.drop_response(),
                 }
             })
             .collect();
@@ -501,8 +558,18 @@ impl LogReader for MemoryDisk {
                 last_status: row.note.status,
                 last_error: row.note.error.clone(),
                 finished_ms: row.finished_ms,
+                response: row.response.as_ref().map(KeptResponse::view),
             },
         }))
+    }
+
+    fn response(&mut self, id: RecordId) -> Result<Option<KeptResponse>, LogError> {
+        let rows = self.rows();
+        Ok(rows.rows.values().find(|row| row.append.id == id).and_then(|row| row.response.clone()))
+    }
+
+    fn holder(&mut self, scope: &KeyScope) -> Result<Option<Holder>, LogError> {
+        Ok(self.rows().holder(scope))
     }
 
     fn window(&mut self, lane: &Lane, limit: usize) -> Result<Vec<Candidate>, LogError> {
@@ -547,6 +614,18 @@ impl LogReader for MemoryDisk {
         for ((lane, key), open) in keys {
             visit(CensusRow::Key { lane, key, open });
         }
+        let mut responses: BTreeMap<Lane, (u64, u64)> = BTreeMap::new();
+        for row in rows.rows.values() {
+            if let Some(kept) = &row.response {
+                let of_lane = responses.entry(row.append.lane.clone()).or_insert((0, u64::MAX));
+                *of_lane = (of_lane.0 + kept.bytes(), of_lane.1.min(kept.until_ms));
+            }
+        }
+        for (lane, (bytes, until_ms)) in responses {
+            visit(CensusRow::Responses { lane, bytes, until_ms });
+        }
+        let scopes: BTreeSet<_> = rows.rows.values().filter_map(Row::scope).collect();
+        scopes.into_iter().for_each(|scope| visit(CensusRow::Scope(scope)));
         visit(CensusRow::Earliest {
             expires_ms: rows
                 .rows

@@ -21,8 +21,10 @@ pub(crate) use sqlite::SqliteLog;
 
 use crate::{
     body::StoredBody,
+    idempotency::{Holder, KeyScope, KeyUse},
     receipt::SecretHash,
     record::{DeadReason, Lane, ReceiptView, RecordId, Seq, State, StateName, TraceRef},
+    response::{KeptResponse, NewResponse},
     spool::BodyName,
     view::{AuditRow, RecordPage, RecordQuery, RecordView},
 };
@@ -72,6 +74,12 @@ pub(crate) trait LogReader: Send {
     /// The receipt's row, with what proves a right to see it.
     fn receipt(&mut self, id: RecordId) -> Result<Option<StoredReceipt>, LogError>;
 
+    /// The answer that is kept for a record, whether its time is over or not.
+    fn response(&mut self, id: RecordId) -> Result<Option<KeptResponse>, LogError>;
+
+    /// The record that has a client's key.
+    fn holder(&mut self, scope: &KeyScope) -> Result<Option<Holder>, LogError>;
+
     /// The queued records of `lane` that are at the front, the earliest due first.
     fn window(&mut self, lane: &Lane, limit: usize) -> Result<Vec<Candidate>, LogError>;
 
@@ -109,7 +117,7 @@ pub(crate) trait LogReader: Send {
 /// One change to the log. Times are wall-clock milliseconds.
 #[derive(Clone, Debug)]
 pub(crate) enum Change {
-    /// A new record, `queued`.
+    /// A new record, `queued`; none where another record has its key.
     Append(Box<Append>),
     /// `queued → delivering`, owned by `epoch`.
     Begin { seq: Seq, attempts: u32, epoch: u64 },
@@ -119,8 +127,10 @@ pub(crate) enum Change {
     Hold { attempt: AttemptRef },
     /// Every record of the lane: `held → queued`.
     Release { lane: Lane },
-    /// `delivering → delivered | dead`. A delivered record's content goes at once.
-    Finish { attempt: AttemptRef, end: End, at_ms: u64, note: Note },
+    /// `delivering → delivered | dead`. A delivered record's content goes at once. The origin's answer may be kept.
+    Finish { attempt: AttemptRef, end: End, at_ms: u64, note: Note, response: Option<Box<NewResponse>> },
+    /// Deletes up to `limit` kept answers whose time is over, the earliest first.
+    Forget { now_ms: u64, limit: usize },
     /// The first `limit` open records past their expiry that are not being delivered: `→ dead(expired)`.
     Expire { now_ms: u64, limit: usize },
     /// An append that was refused: `→ dead(unconfirmed)` if it is there after all.
@@ -207,6 +217,14 @@ impl Act {
     }
 }
 
+/// Whether a record in this state has its client's key: as long as it may be delivered, was, or may have been.
+const fn has_key(state: State) -> bool {
+    match state {
+        State::Queued | State::Delivering | State::Held | State::Delivered { .. } => true,
+        State::Dead { reason } => matches!(reason, DeadReason::Indeterminate),
+    }
+}
+
 /// When a record expires that is queued again: it has as long as it had at first.
 fn expires_again(accepted_ms: u64, expires_ms: u64, now_ms: u64) -> u64 {
     expires_ms.max(now_ms.saturating_add(expires_ms.saturating_sub(accepted_ms)))
@@ -240,6 +258,8 @@ pub(crate) struct Append {
     pub(crate) expires_ms: u64,
     /// What it counts for in quotas.
     pub(crate) size: u64,
+    /// What its client used an `Idempotency-Key` for.
+    pub(crate) key_use: Option<KeyUse>,
     pub(crate) content: Content,
 }
 
@@ -306,6 +326,16 @@ pub(crate) enum End {
     Dead(DeadReason),
 }
 
+impl End {
+    /// What the record then is.
+    const fn state(self) -> State {
+        match self {
+            Self::Delivered { response_complete } => State::Delivered { response_complete },
+            Self::Dead(reason) => State::Dead { reason },
+        }
+    }
+}
+
 /// A record that delivery may try: queued, and at the front of its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Candidate {
@@ -338,6 +368,10 @@ pub(crate) struct Ended {
     pub(crate) freed: Option<BodyName>,
     /// The next record of its key, now at the front.
     pub(crate) promoted: Option<Candidate>,
+    /// The client's key that it has no more.
+    pub(crate) released: Option<KeyScope>,
+    /// Bytes of the origin's answer that is kept now.
+    pub(crate) response: u64,
 }
 
 /// A finished record that was deleted.
@@ -348,6 +382,10 @@ pub(crate) struct Pruned {
     /// Whether only its receipt was left: it was delivered, or erased by hand.
     pub(crate) receipt: bool,
     pub(crate) freed: Option<BodyName>,
+    /// The client's key that it had until then.
+    pub(crate) released: Option<KeyScope>,
+    /// Bytes of its kept answer, which went with it.
+    pub(crate) response: u64,
 }
 
 /// A dead letter whose content was erased by hand.
@@ -356,6 +394,10 @@ pub(crate) struct Erased {
     pub(crate) lane: Lane,
     pub(crate) size: u64,
     pub(crate) freed: Option<BodyName>,
+    /// The client's key that it had until then.
+    pub(crate) released: Option<KeyScope>,
+    /// Bytes of its kept answer, which went with it.
+    pub(crate) response: u64,
 }
 
 /// A dead letter that is queued again.
@@ -366,6 +408,10 @@ pub(crate) struct Requeued {
     /// Whether it is at the front of its key.
     pub(crate) front: bool,
     pub(crate) size: u64,
+    /// The client's key that it has again.
+    pub(crate) retaken: Option<KeyScope>,
+    /// Bytes of its kept answer, which is deleted: there will be another.
+    pub(crate) response: u64,
 }
 
 /// What an intervention did.
@@ -395,6 +441,8 @@ pub(crate) enum Refused {
 pub(crate) enum Effect {
     /// The record's place, and whether it is at the front of its key (always so without a key).
     Appended { seq: Seq, front: bool },
+    /// By `Append`: this record has its key, and nothing was appended.
+    KeyTaken(Holder),
     /// Done as asked, and there is nothing more to say of it.
     Done,
     /// The record was not as the change expected; nothing was done.
@@ -408,6 +456,8 @@ pub(crate) enum Effect {
     /// By `Prune` and `Trim`: what went, and the earliest finish of what is left: of records of which only the receipt
     /// is left, and of dead letters.
     Pruned { pruned: Vec<Pruned>, oldest_delivered_ms: Option<u64>, oldest_dead_ms: Option<u64> },
+    /// By `Forget`: the bytes of each answer, and until when the next one is kept.
+    Forgotten { freed: Vec<(Lane, u64)>, next_ms: Option<u64> },
     /// By `Intervene`.
     Intervened(Box<Intervened>),
     /// By `Intervene`: nothing was done.
@@ -427,6 +477,10 @@ pub(crate) struct StoredReceipt {
 pub(crate) enum CensusRow {
     /// A lane: its open records; open ones and dead letters with their bytes; those of which only the receipt is left.
     Lane { lane: Lane, open: u64, kept: u64, kept_bytes: u64, delivered: u64 },
+    /// A lane's kept answers: their bytes, and until when the first is kept. Only of lanes that have any.
+    Responses { lane: Lane, bytes: u64, until_ms: u64 },
+    /// A client's key that a record has.
+    Scope(KeyScope),
     /// An ordering key with open records.
     Key { lane: Lane, key: String, open: u64 },
     /// The earliest expiry of open records, the earliest finish of those of which only the receipt is left, and of dead

@@ -26,17 +26,24 @@ use rusqlite::{
 use self::{checkpoint::Checkpointer, reader::SqliteReader, rows::*};
 use super::{
     Append, AttemptRef, Candidate, Change, Effect, End, Ended, Log, LogError, LogReader, Note, Pruned, codec,
+    has_key,
 };
 use crate::{
     body::StoredBody,
     disk,
     fault::Fault,
     record::{DeadReason, Lane, RecordId, Seq},
+    response::NewResponse,
 };
 
 /// From nothing to version 1, from there to 2, and so on: a new log takes the same steps as an old one.
-const SCHEMAS: [&str; 2] = [include_str!("schema.sql"), include_str!("interventions.sql")];
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMAS: [&str; 4] = [
+    include_str!("schema.sql"),
+    include_str!("interventions.sql"),
+    include_str!("keys.sql"),
+    include_str!("responses.sql"),
+];
+const SCHEMA_VERSION: i64 = 4;
 const _: () = assert!(SCHEMAS.len() == SCHEMA_VERSION as usize, "each version has its step");
 /// "BLMQ": so that `file` and a person can tell what this database is.
 const APPLICATION_ID: i64 = 0x424c_4d51;
@@ -270,7 +277,10 @@ impl Writer<'_> {
             Change::Retry { attempt, again, note } => self.retry(attempt, again, note),
             Change::Hold { attempt } => self.hold(attempt),
             Change::Release { lane } => self.release(lane),
-            Change::Finish { attempt, end, at_ms, note } => self.finish(attempt, *end, *at_ms, note),
+            Change::Finish { attempt, end, at_ms, note, response } => {
+                self.finish(attempt, *end, *at_ms, note, response.as_deref())
+            }
+            Change::Forget { now_ms, limit } => self.forget(*now_ms, *limit),
             Change::Expire { now_ms, limit } => self.expire(*now_ms, *limit),
             Change::Disown { id, at_ms } => self.disown(id.as_bytes(), *at_ms),
             Change::Recover { epoch, now_ms, limit } => self.recover(*epoch, *now_ms, *limit),
@@ -301,6 +311,11 @@ impl Writer<'_> {
     }
 
     fn append(&mut self, append: &Append) -> Result<Effect, LogError> {
+        if let Some(key_use) = &append.key_use
+            && let Some(holder) = holder(self.tx, &key_use.scope)?
+        {
+            return Ok(Effect::KeyTaken(holder));
+        }
         let lane = self.lane_id(&append.lane)?;
         let key = append.ordering_key.as_deref();
         let front = Fault::IgnoreOrder.is_on() || match key {
@@ -311,8 +326,10 @@ impl Writer<'_> {
         };
         let seq = self
             .sql(
-                "INSERT INTO record (id, secret, lane, okey, front, state, repeat_safe, size, accepted_ms, due_ms, expires_ms)
-                 VALUES (:id, :secret, :lane, :okey, :front, 0, :repeat_safe, :size, :accepted_ms, :accepted_ms, :expires_ms)",
+                "INSERT INTO record (id, secret, lane, okey, front, state, repeat_safe, size, accepted_ms, due_ms, expires_ms,
+                                     scope, fingerprint)
+                 VALUES (:id, :secret, :lane, :okey, :front, 0, :repeat_safe, :size, :accepted_ms, :accepted_ms, :expires_ms,
+                         :scope, :fingerprint)",
             )?
             .insert(named_params! {
                 ":id": append.id.as_bytes(),
@@ -324,6 +341,8 @@ impl Writer<'_> {
                 ":size": to_db(append.size),
                 ":accepted_ms": to_db(append.accepted_ms),
                 ":expires_ms": to_db(append.expires_ms),
+                ":scope": append.key_use.map(|key_use| key_use.scope.0),
+                ":fingerprint": append.key_use.map(|key_use| key_use.fingerprint.0),
             })?;
         let content = &append.content;
         let (body, file, len) = match &content.body {
@@ -408,14 +427,69 @@ impl Writer<'_> {
         Ok(Effect::Done)
     }
 
-    fn finish(&self, attempt: &AttemptRef, end: End, at_ms: u64, note: &Note) -> Result<Effect, LogError> {
+    fn finish(
+        &self,
+        attempt: &AttemptRef,
+        end: End,
+        at_ms: u64,
+        note: &Note,
+        response: Option<&NewResponse>,
+    ) -> Result<Effect, LogError> {
         let current = self
             .sql("SELECT 1 FROM record WHERE seq = ?1 AND state = 1 AND attempts = ?2 AND epoch = ?3")?
             .exists(params![attempt.seq.0, attempt.attempts, to_db(attempt.epoch)])?;
         if !current {
             return Ok(Effect::Stale);
         }
-        Ok(Effect::Ended(Box::new(self.end(attempt.seq.0, end, at_ms, Some(note))?)))
+        let mut ended = self.end(attempt.seq.0, end, at_ms, Some(note))?;
+        if let Some(response) = response {
+            ended.response = self.keep(attempt.seq.0, response)?;
+        }
+        Ok(Effect::Ended(Box::new(ended)))
+    }
+
+    /// Keeps a record's answer; returns what it counts for.
+    fn keep(&self, seq: i64, response: &NewResponse) -> Result<u64, LogError> {
+        let (kept, bytes) = (&response.kept, response.kept.bytes());
+        self.sql(
+            "INSERT INTO response (seq, lane, status, size, until_ms, headers, body)
+             SELECT seq, lane, :status, :size, :until_ms, :headers, :body FROM record WHERE seq = :seq",
+        )?
+        .execute(named_params! {
+            ":seq": seq,
+            ":status": kept.status,
+            ":size": to_db(bytes),
+            ":until_ms": to_db(kept.until_ms),
+            ":headers": kept.whole.as_ref().map(|whole| codec::encode(&whole.headers)),
+            ":body": kept.whole.as_ref().map(|whole| &whole.body[..]),
+        })?;
+        Ok(bytes)
+    }
+
+    /// Deletes the answer that is kept for a record; returns what it counted for.
+    fn drop_response(&self, seq: i64) -> Result<u64, LogError> {
+        let size: Option<i64> = self
+            .sql("DELETE FROM response WHERE seq = ?1 RETURNING size")?
+            .query_row([seq], |row| row.get(0))
+            .optional()?;
+        Ok(size.map_or(0, from_db))
+    }
+
+    fn forget(&self, now_ms: u64, limit: usize) -> Result<Effect, LogError> {
+        let seqs = self.seqs(
+            "SELECT seq FROM response WHERE until_ms <= ?1 ORDER BY until_ms, seq LIMIT ?2",
+            params![to_db(now_ms), limit_to_db(limit)],
+        )?;
+        let mut freed = Vec::with_capacity(seqs.len());
+        for seq in seqs {
+            let (lane, size): (i64, i64) = self
+                .sql("DELETE FROM response WHERE seq = ?1 RETURNING lane, size")?
+                .query_row([seq], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            freed.push((self.lane_of(lane)?, from_db(size)));
+        }
+        let next: Option<i64> =
+            self.sql("SELECT min(until_ms) FROM response")?.query_row([], |row| row.get(0))?;
+        Ok(Effect::Forgotten { freed, next_ms: next.map(from_db) })
     }
 
     /// Ends a record that is open, and brings the next one of its key to the front.
@@ -425,13 +499,13 @@ impl Writer<'_> {
             End::Dead(reason) if reason.is_erased() => (ERASED, Some(reason_to_db(reason)), None),
             End::Dead(reason) => (DEAD, Some(reason_to_db(reason)), None),
         };
-        let (lane, key, size, id) = self
+        let (lane, key, size, id, scope) = self
             .sql(
                 "UPDATE record SET state = :state, reason = :reason, complete = :complete, finished_ms = :at_ms, epoch = NULL,
                         front = 0,
                         last_status = CASE WHEN :noted THEN :status ELSE last_status END,
                         last_error = CASE WHEN :noted THEN :error ELSE last_error END
-                 WHERE seq = :seq RETURNING lane, okey, size, id",
+                 WHERE seq = :seq RETURNING lane, okey, size, id, scope",
             )?
             .query_row(
                 named_params! {
@@ -446,7 +520,8 @@ impl Writer<'_> {
                 },
                 |row| {
                     let id = RecordId::from_bytes(row.get(3)?);
-                    Ok((row.get::<_, i64>(0)?, row.get::<_, Option<String>>(1)?, from_db(row.get(2)?), id))
+                    let key: Option<String> = row.get(1)?;
+                    Ok((row.get::<_, i64>(0)?, key, from_db(row.get(2)?), id, scope(row, 4)?))
                 },
             )?;
         let delivered = matches!(end, End::Delivered { .. });
@@ -457,7 +532,19 @@ impl Writer<'_> {
             Some(key) => self.promote(lane, &lane_name, key)?,
             None => None,
         };
-        Ok(Ended { id, lane: lane_name, key, size, delivered, erased, freed, promoted })
+        let released = scope.filter(|_| !has_key(end.state()));
+        Ok(Ended {
+            id,
+            lane: lane_name,
+            key,
+            size,
+            delivered,
+            erased,
+            freed,
+            promoted,
+            released,
+            response: 0,
+        })
     }
 
     /// Deletes a record's content; returns the file that held its body.
@@ -559,14 +646,20 @@ impl Writer<'_> {
         let mut pruned = Vec::with_capacity(seqs.len());
         for seq in seqs {
             let freed = self.erase(seq)?;
-            let (lane, size, state): (i64, i64, u8) = self
-                .sql("DELETE FROM record WHERE seq = ?1 RETURNING lane, size, state")?
-                .query_row([seq], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            let response = self.drop_response(seq)?;
+            let sql =
+                format!("DELETE FROM record WHERE seq = ?1 RETURNING lane, size, state, {HAS_KEY}, scope");
+            let (lane, size, state, has_key, scope): (i64, i64, u8, bool, _) =
+                self.sql(&sql)?.query_row([seq], |row| {
+                    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, scope(row, 4)?))
+                })?;
             pruned.push(Pruned {
                 lane: self.lane_of(lane)?,
                 size: from_db(size),
                 receipt: state != DEAD,
                 freed,
+                released: scope.filter(|_| has_key),
+                response,
             });
         }
         Ok(Effect::Pruned {
@@ -643,7 +736,8 @@ mod tests {
         drop(open(&dir));
         Connection::open(&path).unwrap().pragma_update(None, "user_version", 9).unwrap();
         let error = SqliteLog::open(&path).err().unwrap();
-        assert!(error.to_string().contains("schema version 9, expected 2"), "{error}");
+        let expected = format!("schema version 9, expected {SCHEMA_VERSION}");
+        assert!(error.to_string().contains(&expected), "{error}");
         std::fs::write(&path, "this is no database, and long enough to be seen as none at all. ".repeat(20))
             .unwrap();
         let _ = std::fs::remove_file(dir.path().join("queue.db-wal"));
@@ -758,7 +852,8 @@ mod tests {
                 let attempt = AttemptRef { seq, attempts: 1, epoch };
                 let end = End::Delivered { response_complete: true };
                 changes.push(Change::Begin { seq, attempts: 0, epoch });
-                changes.push(Change::Finish { attempt, end, at_ms: 1, note: Note::default() });
+                let note = Note::default();
+                changes.push(Change::Finish { attempt, end, at_ms: 1, note, response: None });
             }
             log.commit(&changes).unwrap();
             log.maintain().unwrap();

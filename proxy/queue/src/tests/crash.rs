@@ -121,11 +121,12 @@ async fn the_books_are_the_same_after_a_restart() {
     }
     let answer = |attempt: &Attempt| match attempt.target[1..].parse::<u8>().unwrap() {
         0..4 => now(ok()),
-        4 => now(Outcome::Answered { status: 400, retry_after: None, complete: true }),
+        4 => now(Outcome::Answered { status: 400, retry_after: None, complete: true, keep: None }),
         _ => now(Outcome::Answered {
             status: 429,
             retry_after: Some(Duration::from_secs(600)),
             complete: true,
+            keep: None,
         }),
     };
     deliver_until(delivery, answer, until(&queue, |t| t.delivered == 4 && t.dead == 1)).await;

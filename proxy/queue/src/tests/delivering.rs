@@ -129,7 +129,7 @@ async fn an_unsafe_record_is_never_sent_again_after_bytes_may_have_left() {
     }
     let answer = |attempt: &Attempt| match (&attempt.target[..], attempt.number) {
         ("/0", _) => now(Outcome::Broken { reason: "reset".into() }),
-        ("/1", _) => now(Outcome::Answered { status: 500, retry_after: None, complete: true }),
+        ("/1", _) => now(Outcome::Answered { status: 500, retry_after: None, complete: true, keep: None }),
         ("/2", 1) => now(Outcome::NotSent { reason: "connect-refused".into() }),
         _ => now(ok()),
     };

@@ -19,7 +19,7 @@ async fn states(queue: &Queue) -> Vec<String> {
 }
 
 fn refused() -> Outcome {
-    Outcome::Answered { status: 400, retry_after: None, complete: true }
+    Outcome::Answered { status: 400, retry_after: None, complete: true, keep: None }
 }
 
 #[tokio::test]

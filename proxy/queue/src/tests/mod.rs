@@ -7,6 +7,8 @@ mod delivering;
 mod failing_disk;
 mod faults;
 mod hands;
+mod keys;
+mod responses;
 
 use std::{
     cell::RefCell,
@@ -59,6 +61,7 @@ async fn record(queue: &Queue, n: usize, body: &[u8]) -> NewRecord {
         ordering_key: None,
         repeat_safe: true,
         expiry: Duration::from_secs(3600),
+        claim: None,
         trace: TraceRef { trace_id: [1; 16], span_id: [2; 8], sampled: true },
         request_id: "r".into(),
     }
@@ -83,7 +86,7 @@ async fn view(queue: &Queue, accepted: &Accepted) -> ReceiptView {
 }
 
 fn ok() -> Outcome {
-    Outcome::Answered { status: 200, retry_after: None, complete: true }
+    Outcome::Answered { status: 200, retry_after: None, complete: true, keep: None }
 }
 
 fn body_files(dir: &TempDir) -> usize {

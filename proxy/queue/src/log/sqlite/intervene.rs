@@ -39,7 +39,7 @@ impl Writer<'_> {
         }
         let mut done = Intervened::default();
         if let Act::Requeue { .. } = what.act {
-            done.requeued = Some(self.requeue(seq, what.at_ms)?);
+            done.requeued = Some(self.requeue(seq, state, what.at_ms)?);
         } else {
             self.discard(seq, state, what, &mut done)?;
         }
@@ -62,17 +62,26 @@ impl Writer<'_> {
             return Ok(());
         }
         let freed = self.erase(seq)?;
-        let (lane, size): (i64, i64) = self
-            .sql("UPDATE record SET state = ?2, reason = ?3, finished_ms = ?4 WHERE seq = ?1 RETURNING lane, size")?
+        let response = self.drop_response(seq)?;
+        let (lane, size, scope): (i64, i64, _) = self
+            .sql(
+                "UPDATE record SET state = ?2, reason = ?3, finished_ms = ?4 WHERE seq = ?1
+                 RETURNING lane, size, scope",
+            )?
             .query_row(params![seq, ERASED, reason_to_db(reason), to_db(what.at_ms)], |row| {
-                Ok((row.get(0)?, row.get(1)?))
+                Ok((row.get(0)?, row.get(1)?, scope(row, 2)?))
             })?;
-        done.erased.push(Erased { lane: self.lane_of(lane)?, size: from_db(size), freed });
+        let released = scope.filter(|_| has_key(state));
+        let (lane, size) = (self.lane_of(lane)?, from_db(size));
+        done.erased.push(Erased { lane, size, freed, released, response });
         Ok(())
     }
 
-    /// A dead letter is queued again, behind everything that is in the log.
-    fn requeue(&self, seq: i64, now_ms: u64) -> Result<Requeued, LogError> {
+    /// A dead letter is queued again, behind everything that is in the log. It has its client's key again, unless another
+    /// record has it by now.
+    fn requeue(&self, seq: i64, state: State, now_ms: u64) -> Result<Requeued, LogError> {
+        let response = self.drop_response(seq)?;
+        let retaken = if has_key(state) { None } else { self.retake_key(seq)? };
         let (lane, key, size, accepted_ms, expires_ms): (i64, Option<String>, i64, i64, i64) = self
             .sql("SELECT lane, okey, size, accepted_ms, expires_ms FROM record WHERE seq = ?1")?
             .query_row([seq], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))?;
@@ -99,7 +108,19 @@ impl Writer<'_> {
             |row| candidate(row, &name),
         )?;
         self.sql("UPDATE content SET seq = ?2 WHERE seq = ?1")?.execute([seq, new])?;
-        Ok(Requeued { candidate, key, front, size: from_db(size) })
+        Ok(Requeued { candidate, key, front, size: from_db(size), retaken, response })
+    }
+
+    /// The client's key that a record will have again; one that another has is forgotten.
+    fn retake_key(&self, seq: i64) -> Result<Option<KeyScope>, LogError> {
+        let of_record =
+            self.sql("SELECT scope FROM record WHERE seq = ?1")?.query_row([seq], |row| scope(row, 0))?;
+        let Some(of_record) = of_record else { return Ok(None) };
+        if holder(self.tx, &of_record)?.is_none() {
+            return Ok(Some(of_record));
+        }
+        self.sql("UPDATE record SET scope = NULL, fingerprint = NULL WHERE seq = ?1")?.execute([seq])?;
+        Ok(None)
     }
 
     fn purge(

@@ -8,6 +8,7 @@ use super::{super::*, connect, rows::*};
 use crate::{
     body::StoredBody,
     record::{Lane, ReceiptView, RecordId, Seq, State, TraceRef},
+    response::{KeptResponse, ResponseView, WholeResponse},
     spool::BodyName,
     view::{PAGE_MAX, RecordListing, path_of, request_view},
 };
@@ -72,9 +73,9 @@ impl LogReader for SqliteReader {
         let row = self
             .connection
             .prepare_cached(
-                "SELECT lane, secret, state, reason, complete, accepted_ms, expires_ms, attempts, last_status, last_error,
-                        finished_ms
-                 FROM record WHERE id = ?1",
+                "SELECT r.lane, secret, state, reason, complete, accepted_ms, expires_ms, attempts, last_status, last_error,
+                        finished_ms, status, until_ms, length(p.body)
+                 FROM record r LEFT JOIN response p USING (seq) WHERE id = ?1",
             )?
             .query_row([id.as_bytes()], |row| {
                 let state = (row.get(2)?, row.get(3)?, row.get(4)?);
@@ -87,6 +88,18 @@ impl LogReader for SqliteReader {
                     last_status: row.get(8)?,
                     last_error: row.get(9)?,
                     finished_ms: row.get::<_, Option<i64>>(10)?.map(from_db),
+                    response: match row.get(11)? {
+                        Some(status) => {
+                            let size: Option<i64> = row.get(13)?;
+                            Some(ResponseView {
+                                status,
+                                complete: size.is_some(),
+                                size: size.map(from_db),
+                                until_ms: from_db(row.get(12)?),
+                            })
+                        }
+                        None => None,
+                    },
                 };
                 Ok((row.get::<_, i64>(0)?, SecretHash(row.get(1)?), state, view))
             })
@@ -94,6 +107,34 @@ impl LogReader for SqliteReader {
         let Some((lane, secret, (state, reason, complete), mut view)) = row else { return Ok(None) };
         view.state = state_from_db(state, reason, complete)?;
         Ok(Some(StoredReceipt { lane: lane_by_id(&self.connection, lane)?, secret, view }))
+    }
+
+    fn response(&mut self, id: RecordId) -> Result<Option<KeptResponse>, LogError> {
+        let row = self
+            .connection
+            .prepare_cached(
+                "SELECT status, until_ms, headers, body FROM response p JOIN record r USING (seq) WHERE r.id = ?1",
+            )?
+            .query_row([id.as_bytes()], |row| {
+                let whole = (row.get::<_, Option<Vec<u8>>>(2)?, row.get::<_, Option<Vec<u8>>>(3)?);
+                Ok((row.get(0)?, from_db(row.get(1)?), whole))
+            })
+            .optional()?;
+        let Some((status, until_ms, whole)) = row else { return Ok(None) };
+        let corrupt = |what| LogError::Corrupt(format!("the answer to record {id} has {what}"));
+        let whole = match whole {
+            (Some(headers), Some(body)) => Some(WholeResponse {
+                headers: codec::decode(&headers).ok_or_else(|| corrupt("headers of an unknown form"))?,
+                body: body.into(),
+            }),
+            (None, None) => None,
+            _ => return Err(corrupt("half of what it should have")),
+        };
+        Ok(Some(KeptResponse { status, until_ms, whole }))
+    }
+
+    fn holder(&mut self, scope: &KeyScope) -> Result<Option<Holder>, LogError> {
+        holder(&self.connection, scope)
     }
 
     fn window(&mut self, lane: &Lane, limit: usize) -> Result<Vec<Candidate>, LogError> {
@@ -179,6 +220,25 @@ impl LogReader for SqliteReader {
                 key: row.get(2)?,
                 open: from_db(row.get(3)?),
             });
+        }
+        let mut statement = tx.prepare(
+            "SELECT tenant, upstream, total(size), min(until_ms) FROM response JOIN lane ON lane.id = response.lane
+             GROUP BY response.lane",
+        )?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let (tenant, upstream): (String, String) = (row.get(0)?, row.get(1)?);
+            visit(CensusRow::Responses {
+                lane: lane(&tenant, &upstream)?,
+                bytes: row.get::<_, f64>(2)? as u64,
+                until_ms: from_db(row.get(3)?),
+            });
+        }
+        let mut statement =
+            tx.prepare(&format!("SELECT scope FROM record WHERE {HAS_KEY} ORDER BY scope"))?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            visit(CensusRow::Scope(KeyScope(row.get(0)?)));
         }
         let expires: Option<i64> = tx
             .query_row(

@@ -3,7 +3,10 @@
 use rusqlite::{Connection, OptionalExtension as _, Row};
 
 use super::super::{Blame, Candidate, LogError};
-use crate::record::{DeadReason, Lane, Seq, State};
+use crate::{
+    idempotency::{Fingerprint, Holder, KeyScope},
+    record::{DeadReason, Lane, RecordId, Seq, State},
+};
 
 pub(super) const DELIVERED: u8 = 3;
 pub(super) const DEAD: u8 = 4;
@@ -13,6 +16,9 @@ pub(super) const ERASED: u8 = 5;
 /// The columns that [`candidate`] reads.
 pub(super) const CANDIDATE: &str =
     "seq, attempts, due_ms, expires_ms, repeat_safe, okey IS NOT NULL, failures, failing_since_ms, size";
+
+/// Which records have their client's key, as the index of them says it.
+pub(super) const HAS_KEY: &str = "scope IS NOT NULL AND (state < 4 OR reason = 3)";
 
 /// Times and sizes beyond `i64::MAX` are stored as that: 292 million years, 8 EiB.
 pub(super) fn to_db(value: u64) -> i64 {
@@ -41,6 +47,20 @@ pub(super) fn candidate(row: &Row<'_>, lane: &Lane) -> rusqlite::Result<Candidat
         size: from_db(row.get(8)?),
         blame: since.map(|since| Blame { failures, since_ms: from_db(since) }),
     })
+}
+
+/// A client's key in this column.
+pub(super) fn scope(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<KeyScope>> {
+    Ok(row.get::<_, Option<[u8; 32]>>(column)?.map(KeyScope))
+}
+
+/// The record that has a client's key.
+pub(super) fn holder(connection: &Connection, scope: &KeyScope) -> Result<Option<Holder>, LogError> {
+    let sql = format!("SELECT id, fingerprint FROM record WHERE scope = ?1 AND {HAS_KEY}");
+    let holder = |row: &Row<'_>| {
+        Ok(Holder { id: RecordId::from_bytes(row.get(0)?), fingerprint: Fingerprint(row.get(1)?) })
+    };
+    Ok(connection.prepare_cached(&sql)?.query_row([scope.0], holder).optional()?)
 }
 
 pub(super) fn reason_to_db(reason: DeadReason) -> u8 {
