@@ -335,6 +335,7 @@ async fn store(
         headers: stored_headers(&head.headers),
         body,
         ordering_key: queueing.ordering_key,
+        on_dead: upstream.queue.on_dead,
         repeat_safe: queueing.repeat_safe,
         expiry: upstream.queue.expiry.get(),
         trace: TraceRef {

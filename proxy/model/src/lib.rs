@@ -16,8 +16,8 @@ pub use digest::{Digest, InvalidDigest};
 pub use grant::{Grant, GrantRefusal, UpstreamRange, is_special};
 pub use limits::{FilterLimits, LIMITS, LimitRow};
 pub use manifest::{
-    Credentials, Endpoint, FilterSpec, Manifest, ManifestError, ModuleRef, OnError, OrderingKey, QueueMode,
-    QueuePolicy, UpstreamSpec,
+    Credentials, Endpoint, FilterSpec, Manifest, ManifestError, ModuleRef, OnDead, OnError, OrderingKey,
+    QueueMode, QueuePolicy, UpstreamSpec,
 };
 pub use name::{FilterName, HostName, InvalidName, TenantName, UpstreamName};
 pub use on_status::{OnStatus, StatusMeans};

@@ -20,7 +20,7 @@ use crate::{
     Settings,
     disk::Disk,
     keys::KeyIndex,
-    log::{Append, CensusRow, Ended, Erased, LogError, LogReader, Pruned, Requeued},
+    log::{Append, CensusRow, Ended, Erased, LogError, LogReader, Pruned, Requeued, Unpaused},
     record::Lane,
     waiters::Waiters,
 };
@@ -391,7 +391,7 @@ impl Books {
         let lane = tenant.lane(&ended.lane.upstream);
         lane.open.fetch_sub(1, Ordering::Relaxed);
         self.counters.open.fetch_sub(1, Ordering::Relaxed);
-        if let Some(key) = &ended.key {
+        if let Some(key) = ended.key.as_ref().filter(|_| !ended.pauses) {
             self.keys.ended(&ended.lane, key);
         }
         if ended.erased {
@@ -412,11 +412,19 @@ impl Books {
     /// A dead letter is queued again: it was kept, and stays so.
     pub(crate) fn requeued(&self, requeued: &Requeued) {
         let lane = &requeued.candidate.lane;
-        if let Some(key) = &requeued.key {
+        // Where it paused its key it was in its line all the time.
+        if let Some(key) = requeued.key.as_ref().filter(|_| !requeued.paused) {
             self.keys.pending(lane, key).committed();
         }
         self.tenant(&lane.tenant).lane(&lane.upstream).open.fetch_add(1, Ordering::Relaxed);
         self.counters.open.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Dead records pause their key no more: nobody has to wait for them.
+    pub(crate) fn unpaused(&self, unpaused: &Unpaused) {
+        for _ in 0..unpaused.records {
+            self.keys.ended(&unpaused.lane, &unpaused.key);
+        }
     }
 
     /// What was kept of a record is room again.
@@ -442,7 +450,7 @@ impl Books {
         let mut rows = Vec::new();
         self.keys.clear_committed();
         reader.census(&mut |row| match row {
-            CensusRow::Key { lane, key, open } => self.keys.set_committed(&lane, &key, open),
+            CensusRow::Key { lane, key, line } => self.keys.set_committed(&lane, &key, line),
             CensusRow::Lane { lane, open, kept, kept_bytes, delivered } => {
                 rows.push((lane, open, kept, kept_bytes, delivered));
             }

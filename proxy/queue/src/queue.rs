@@ -284,6 +284,7 @@ impl Queue {
             secret: receipt.hash(),
             lane,
             ordering_key: record.ordering_key,
+            on_dead: record.on_dead,
             repeat_safe: record.repeat_safe,
             accepted_ms,
             expires_ms: accepted_ms.saturating_add(millis(record.expiry)),

@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use beamline_model::{RevisionId, TenantName, UpstreamName};
+use beamline_model::{OnDead, RevisionId, TenantName, UpstreamName};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::BodyBuffer;
@@ -115,6 +115,8 @@ pub struct NewRecord {
     pub body: BodyBuffer,
     /// Records of one tenant, upstream and key are delivered in commit order, one at a time. Without it: in parallel.
     pub ordering_key: Option<String>,
+    /// What becomes of its ordering key when it dies by itself.
+    pub on_dead: OnDead,
     /// Whether the origin takes this request twice as once.
     pub repeat_safe: bool,
     /// From now until the record is dead (expired).
@@ -250,6 +252,14 @@ impl DeadReason {
     pub const fn is_erased(self) -> bool {
         matches!(self, Self::Cancelled | Self::Discarded)
     }
+
+    /// Whether the record died by itself, rather than by somebody's will or because its client was told no.
+    pub const fn is_by_itself(self) -> bool {
+        match self {
+            Self::Exhausted | Self::Rejected | Self::Expired | Self::Indeterminate => true,
+            Self::Unconfirmed | Self::Cancelled | Self::Discarded => false,
+        }
+    }
 }
 
 impl fmt::Display for State {
@@ -284,4 +294,7 @@ pub struct ReceiptView {
     /// When it became delivered or dead.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finished_ms: Option<u64>,
+    /// Whether its ordering key is paused here: it is dead and what comes after it waits, or it waits after such a one.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub key_paused: bool,
 }

@@ -79,7 +79,7 @@ impl RecordPage {
 /// A record in a list. Times are milliseconds since the Unix epoch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RecordListing {
-    /// Its place in commit order. A record that is tried again by hand gets a new one.
+    /// Its place in commit order. A record that is tried again by hand gets a new one, unless its key was paused for it.
     pub seq: u64,
     /// Its id.
     pub id: RecordId,
@@ -90,6 +90,8 @@ pub struct RecordListing {
     pub state: State,
     /// Its ordering key.
     pub ordering_key: Option<String>,
+    /// Whether its ordering key is paused here: it is dead and what comes after it waits, or it waits after such a one.
+    pub key_paused: bool,
     /// What it counts for in quotas, in bytes.
     pub bytes: u64,
     /// When it was accepted.
@@ -167,6 +169,8 @@ pub struct LaneStatus {
     pub oldest_ms: Option<u64>,
     /// Whether deliveries are paused.
     pub paused: bool,
+    /// Ordering keys that are paused because a record of theirs died.
+    pub paused_keys: u64,
 }
 
 /// One row of the queue's audit.

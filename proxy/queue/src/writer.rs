@@ -27,7 +27,7 @@ use crate::{
     fault::Fault,
     health::HealthCell,
     keys::PendingKey,
-    log::{Act, Append, Candidate, Change, Effect, Ended, Intervened, Intervention, Log, LogError},
+    log::{Act, Append, Candidate, Change, Effect, Ended, Intervened, Intervention, Log, LogError, Unpaused},
     notices::{Notice, NoticeSender},
     owner::OwnerLock,
     record::{Lane, RecordId},
@@ -323,7 +323,9 @@ impl Worker {
             if let Some(body) = erased.freed {
                 self.tools.spool.remove(body);
             }
+            erased.unpaused.iter().for_each(|unpaused| self.unpaused(unpaused));
         }
+        done.unpaused.iter().for_each(|unpaused| self.unpaused(unpaused));
         if !(done.ended.is_empty() && done.erased.is_empty()) {
             self.tools.notices.send(Notice::Ended { at_ms: what.at_ms });
         }
@@ -358,6 +360,7 @@ impl Worker {
                     if let Some(body) = pruned.freed {
                         self.tools.spool.remove(body);
                     }
+                    pruned.unpaused.iter().for_each(|unpaused| self.unpaused(unpaused));
                 }
                 if matches!(change, Change::Prune { .. }) {
                     self.tools.notices.send(Notice::Pruned {
@@ -382,6 +385,13 @@ impl Worker {
             self.tools.spool.remove(body);
         }
         if let Some(next) = &ended.promoted {
+            self.queued(next.clone(), true);
+        }
+    }
+
+    fn unpaused(&self, unpaused: &Unpaused) {
+        self.tools.books.unpaused(unpaused);
+        if let Some(next) = &unpaused.promoted {
             self.queued(next.clone(), true);
         }
     }

@@ -80,7 +80,7 @@ fn told(detail: &Value) -> String {
     let pair = |(name, value): (&String, &Value)| match value {
         Value::Null => None,
         Value::String(text) if text.is_empty() => None,
-        Value::String(text) => Some(format!("{name}={text}")),
+        Value::String(text) => Some(format!("{name}={}", super::queue::printable(text))),
         other => Some(format!("{name}={other}")),
     };
     fields.iter().filter_map(pair).collect::<Vec<_>>().join(" ")

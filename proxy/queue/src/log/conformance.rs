@@ -1,6 +1,6 @@
 //! What every log must do: one suite, run against each. Beside it, random changes on all of them must read alike.
 
-use beamline_model::{TenantName, UpstreamName};
+use beamline_model::{OnDead, TenantName, UpstreamName};
 use bytes::Bytes;
 use proptest::prelude::*;
 
@@ -51,6 +51,7 @@ pub(super) fn append(n: u64, key: Option<&str>) -> Box<Append> {
         secret: SecretHash([7; 32]),
         lane: lane("acme"),
         ordering_key: key.map(str::to_owned),
+        on_dead: OnDead::Continue,
         repeat_safe: n.is_multiple_of(2),
         accepted_ms: 1000 + n,
         expires_ms: 50_000 + n,
@@ -363,7 +364,7 @@ fn the_census_counts_what_is_there(place: &dyn Place) {
                 kept_bytes: 601 + 602 + 604,
                 delivered: 1
             },
-            CensusRow::Key { lane: lane("acme"), key: "k".into(), open: 2 },
+            CensusRow::Key { lane: lane("acme"), key: "k".into(), line: 2 },
             CensusRow::Earliest { expires_ms: Some(50_001), delivered_ms: Some(9000), dead_ms: Some(9000) },
         ]
     );
@@ -536,6 +537,176 @@ fn of_a_paused_lane_nothing_is_begun(place: &dyn Place) {
     assert_eq!(audit(&*log), ["operator queue.pause 0 ", "operator queue.resume 0 "]);
 }
 
+/// A record whose death pauses its key.
+fn put_pausing(log: &mut dyn Log, n: u64, key: &str) -> Seq {
+    let mut append = append(n, Some(key));
+    append.on_dead = OnDead::PauseKey;
+    match one(log, Change::Append(append)) {
+        Effect::Appended { seq, .. } => seq,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Which of the records 1 to `last` are shown as paused by, or behind, a dead one of their key.
+fn paused(log: &dyn Log, last: u64) -> Vec<u64> {
+    let mut reader = log.reader().unwrap();
+    let all = all();
+    let listed: Vec<_> = reader.records(&all).unwrap().records.iter().map(|r| (r.id, r.key_paused)).collect();
+    for (id, key_paused) in &listed {
+        assert_eq!(
+            reader.receipt(*id).unwrap().unwrap().view.key_paused,
+            *key_paused,
+            "its receipt says so too"
+        );
+    }
+    (1..=last).filter(|n| listed.contains(&(id(*n), true))).collect()
+}
+
+fn lines(log: &dyn Log) -> Vec<(String, u64)> {
+    let mut lines = vec![];
+    let mut visit = |row| {
+        if let CensusRow::Key { key, line, .. } = row {
+            lines.push((key, line));
+        }
+    };
+    log.reader().unwrap().census(&mut visit).unwrap();
+    lines
+}
+
+fn a_record_that_dies_pauses_its_key_where_it_was_told_to(place: &dyn Place) {
+    for (n, reason) in
+        [DeadReason::Exhausted, DeadReason::Rejected, DeadReason::Indeterminate].iter().enumerate()
+    {
+        let mut log = place.open();
+        let (first, key) = (10 * n as u64 + 1, format!("k{n}"));
+        let seq = put_pausing(&mut *log, first, &key);
+        let next = put_pausing(&mut *log, first + 1, &key);
+        let (other, _) = put(&mut *log, first + 2, Some("other"));
+        begin(&mut *log, seq, 0);
+        let end = ended(finish(&mut *log, seq, 1, End::Dead(*reason)));
+        assert_eq!((end.pauses, end.promoted), (true, None));
+        drop(log);
+        let mut log = place.open();
+        assert_eq!(window(&*log), [other.0], "other keys go on, and a restart changes nothing");
+        assert_eq!(begin(&mut *log, next, 0), Effect::Stale);
+        let late = put_pausing(&mut *log, first + 3, &key);
+        assert_eq!(begin(&mut *log, late, 0), Effect::Stale, "what comes later waits behind");
+        assert_eq!(paused(&*log, first + 3)[3 * n..], [first, first + 1, first + 3]);
+        assert!(lines(&*log).contains(&(key, 3)), "{:?}", lines(&*log));
+        assert_eq!(log.reader().unwrap().paused_keys().unwrap(), [(lane("acme"), n as u64 + 1)]);
+        begin(&mut *log, other, 0);
+        finish(&mut *log, other, 1, WHOLE);
+    }
+    let mut log = place.open();
+    for (n, end) in [(91, WHOLE), (92, End::Dead(DeadReason::Unconfirmed))] {
+        let seq = put_pausing(&mut *log, n, "well");
+        begin(&mut *log, seq, 0);
+        assert!(!ended(finish(&mut *log, seq, 1, end)).pauses, "{end:?} is nobody's trouble");
+    }
+    let (unkeyed, _) = put(&mut *log, 93, None);
+    kill(&mut *log, unkeyed, DeadReason::Rejected);
+    put_pausing(&mut *log, 94, "well");
+    intervened(by_hand(&mut *log, Act::Cancel { id: id(94) }));
+    assert!(put(&mut *log, 95, Some("well")).1);
+}
+
+fn what_expires_or_was_lost_in_a_crash_pauses_its_key_too(place: &dyn Place) {
+    let mut log = place.open();
+    let seqs = [1, 3, 2, 5].map(|n| put_pausing(&mut *log, n, if n == 5 { "other" } else { "k" }));
+    // 1 and 5 are not safe to repeat, and were being delivered; 2 expires behind 3 while that is tried.
+    begin(&mut *log, seqs[0], 0);
+    begin(&mut *log, seqs[3], 0);
+    drop(log);
+    let mut log = place.open();
+    let epoch = log.epoch();
+    let Effect::Recovered { ended, .. } = one(&mut *log, Change::Recover { epoch, now_ms: 9000, limit: 10 })
+    else {
+        panic!()
+    };
+    assert!(ended.len() == 2 && ended.iter().all(|end| end.pauses && end.promoted.is_none()), "{ended:?}");
+    assert_eq!(window(&*log), [] as [i64; 0]);
+    let Effect::Expired { ended, .. } = one(&mut *log, Change::Expire { now_ms: 50_002, limit: 10 }) else {
+        panic!()
+    };
+    assert_eq!(ended.iter().map(|end| (end.id, end.pauses)).collect::<Vec<_>>(), [(id(2), true)]);
+    // The first is dealt with: the one before the expired one goes, what comes after does not.
+    intervened(by_hand(&mut *log, Act::Discard { id: id(1) }));
+    assert_eq!(window(&*log), [seqs[1].0]);
+    let last = put_pausing(&mut *log, 7, "k");
+    begin(&mut *log, seqs[1], 0);
+    assert_eq!(ended_by(finish(&mut *log, seqs[1], 1, WHOLE)), None);
+    let done = intervened(by_hand(&mut *log, Act::Discard { id: id(2) }));
+    let unpaused = done.erased[0].unpaused.as_ref().unwrap();
+    assert_eq!((unpaused.records, unpaused.promoted.as_ref().unwrap().seq), (1, last));
+}
+
+/// The record that the end of another brought to the front.
+fn ended_by(effect: Effect) -> Option<Seq> {
+    ended(effect).promoted.map(|next| next.seq)
+}
+
+fn a_paused_key_goes_on_when_it_is_resumed_or_its_dead_letter_is_dealt_with(place: &dyn Place) {
+    let mut log = place.open();
+    let unpaused = |records, next: Seq, promoted: Option<&Candidate>| {
+        assert_eq!((records, promoted.map(|next| next.seq)), (1, Some(next)));
+    };
+    // Tried again by hand it goes before those that waited for it, at its old place.
+    let seq = put_pausing(&mut *log, 1, "k");
+    let next = put_pausing(&mut *log, 2, "k");
+    kill(&mut *log, seq, DeadReason::Rejected);
+    let again =
+        intervened(by_hand(&mut *log, Act::Requeue { id: id(1), may_repeat: false })).requeued.unwrap();
+    assert_eq!((again.candidate.seq, again.front, again.paused), (seq, true, true));
+    assert_eq!((again.candidate.attempts, again.candidate.due_ms), (1, 9500));
+    assert_eq!((window(&*log), paused(&*log, 2)), (vec![seq.0], vec![]));
+    assert!(log.reader().unwrap().content(seq).unwrap().is_some());
+    assert_eq!(log.reader().unwrap().oldest(&lane("acme")).unwrap(), Some(1001));
+    begin(&mut *log, seq, 1);
+    assert_eq!(ended_by(finish(&mut *log, seq, 2, WHOLE)), Some(next));
+    // Resumed, it goes on with what comes next; the dead letter stays what it is, and behind if it is tried again.
+    kill(&mut *log, next, DeadReason::Rejected);
+    let third = put_pausing(&mut *log, 3, "k");
+    let resume = |key: &str| Act::ResumeKey { upstream: "api".parse().unwrap(), key: key.into() };
+    assert_eq!(intervened(by_hand(&mut *log, resume("other"))), Intervened::default());
+    let done = intervened(by_hand(&mut *log, resume("k"))).unpaused.unwrap();
+    unpaused(done.records, third, done.promoted.as_ref());
+    assert_eq!(
+        intervened(by_hand(&mut *log, resume("k"))),
+        Intervened::default(),
+        "to resume twice is to resume"
+    );
+    assert_eq!((state(&*log, 2), window(&*log)), (dead(DeadReason::Rejected), vec![third.0]));
+    let again =
+        intervened(by_hand(&mut *log, Act::Requeue { id: id(2), may_repeat: false })).requeued.unwrap();
+    assert!(!again.front && !again.paused && again.candidate.seq > third);
+    // Its retention ends the pause as well: what is gone can be decided about no more.
+    kill(&mut *log, third, DeadReason::Rejected);
+    let prune = Change::Prune { delivered_before_ms: 0, dead_before_ms: 9001, limit: 10 };
+    let Effect::Pruned { pruned, .. } = one(&mut *log, prune) else { panic!() };
+    let done = pruned[0].unpaused.as_ref().unwrap();
+    unpaused(done.records, again.candidate.seq, done.promoted.as_ref());
+    assert!(log.reader().unwrap().paused_keys().unwrap().is_empty());
+    assert_eq!(
+        audit(&*log),
+        [
+            "operator queue.retry 1 was dead(rejected)",
+            "operator queue.resume-key 1 key k",
+            "operator queue.retry 1 was dead(rejected)"
+        ]
+    );
+}
+
+fn all() -> RecordQuery {
+    RecordQuery {
+        tenant: "acme".parse().unwrap(),
+        upstream: None,
+        state: None,
+        ordering_key: None,
+        after: 0,
+        limit: 100,
+    }
+}
+
 fn records_are_listed_page_by_page_and_only_to_their_tenant(place: &dyn Place) {
     let mut log = place.open();
     let elsewhere = |n, tenant: &str, upstream: &str| {
@@ -551,14 +722,7 @@ fn records_are_listed_page_by_page_and_only_to_their_tenant(place: &dyn Place) {
     }
     kill(&mut *log, Seq(4), DeadReason::Rejected);
     let mut reader = log.reader().unwrap();
-    let all = RecordQuery {
-        tenant: "acme".parse().unwrap(),
-        upstream: None,
-        state: None,
-        ordering_key: None,
-        after: 0,
-        limit: 100,
-    };
+    let all = all();
     let mut seqs = |query: RecordQuery| {
         let page = reader.records(&query).unwrap();
         (page.records.iter().map(|record| record.seq).collect::<Vec<_>>(), page.next)
@@ -629,13 +793,16 @@ suite!(
     what_must_not_be_sent_again_is_not_queued_again,
     a_purge_goes_page_by_page_and_not_beyond_where_it_began,
     of_a_paused_lane_nothing_is_begun,
+    a_record_that_dies_pauses_its_key_where_it_was_told_to,
+    what_expires_or_was_lost_in_a_crash_pauses_its_key_too,
+    a_paused_key_goes_on_when_it_is_resumed_or_its_dead_letter_is_dealt_with,
     records_are_listed_page_by_page_and_only_to_their_tenant,
 );
 
 /// A step of the comparison. Records are named by their order of appending.
 #[derive(Clone, Debug)]
 enum Step {
-    Append { key: Option<u8> },
+    Append { key: Option<u8>, pausing: bool },
     Begin { record: u8, attempts: u32 },
     Retry { record: u8, attempts: u32, due: u64 },
     Hold { record: u8, attempts: u32 },
@@ -648,6 +815,7 @@ enum Step {
     ByHand { record: u8, what: u8 },
     Purge { after: u8, limit: usize },
     Pause { paused: bool },
+    ResumeKey { key: u8 },
     Restart,
     Reopen,
 }
@@ -656,7 +824,8 @@ fn step() -> impl Strategy<Value = Step> {
     let record = 1..12_u8;
     let attempts = 0..3_u32;
     prop_oneof![
-        6 => proptest::option::of(0..3_u8).prop_map(|key| Step::Append { key }),
+        6 => (proptest::option::of(0..3_u8), any::<bool>())
+            .prop_map(|(key, pausing)| Step::Append { key, pausing }),
         8 => (record.clone(), attempts.clone()).prop_map(|(record, attempts)| Step::Begin { record, attempts }),
         4 => (record.clone(), 1..4_u32, 0..100_000_u64)
             .prop_map(|(record, attempts, due)| Step::Retry { record, attempts, due }),
@@ -669,12 +838,15 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (record, 0..4_u8).prop_map(|(record, what)| Step::ByHand { record, what }),
         1 => (0..6_u8, 1..4_usize).prop_map(|(after, limit)| Step::Purge { after, limit }),
         1 => any::<bool>().prop_map(|paused| Step::Pause { paused }),
+        1 => (0..3_u8).prop_map(|key| Step::ResumeKey { key }),
         1 => (0..60_u64, 1..4_usize).prop_map(|(before, limit)| Step::Prune { before, limit }),
         1 => Just(Step::Trim),
         1 => Just(Step::Restart),
         1 => Just(Step::Reopen),
     ]
 }
+
+const KEYS: [&str; 3] = ["a", "b", "c"];
 
 fn manual(at_ms: u64, act: Act) -> Change {
     let tenant = "acme".parse().unwrap();
@@ -686,9 +858,11 @@ fn change(step: &Step, appended: &mut u64, finishes: &mut u64, epoch: u64) -> Op
     let attempt =
         |record: &u8, attempts: &u32| AttemptRef { seq: Seq(i64::from(*record)), attempts: *attempts, epoch };
     Some(match step {
-        Step::Append { key } => {
+        Step::Append { key, pausing } => {
             *appended += 1;
-            Change::Append(append(*appended, key.map(|k| ["a", "b", "c"][usize::from(k)])))
+            let mut append = append(*appended, key.map(|k| KEYS[usize::from(k)]));
+            append.on_dead = if *pausing { OnDead::PauseKey } else { OnDead::Continue };
+            Change::Append(append)
         }
         Step::Begin { record, attempts } => {
             Change::Begin { seq: Seq(i64::from(*record)), attempts: *attempts, epoch }
@@ -745,6 +919,10 @@ fn change(step: &Step, appended: &mut u64, finishes: &mut u64, epoch: u64) -> Op
             manual(*finishes, Act::Purge { upstream, states, after, until: None, limit: *limit })
         }
         Step::Pause { paused } => manual(5, Act::Pause { upstream: "api".parse().unwrap(), paused: *paused }),
+        Step::ResumeKey { key } => {
+            let key = KEYS[usize::from(*key)].to_owned();
+            manual(5, Act::ResumeKey { upstream: "api".parse().unwrap(), key })
+        }
         Step::Restart | Step::Reopen => return None,
     })
 }
@@ -784,18 +962,11 @@ proptest! {
                 (1..=appended).map(|n| reader.receipt(id(n)).unwrap().map(|r| (r.lane, r.view))).collect();
             let contents: Vec<_> =
                 (1..=appended).map(|n| reader.content(Seq(i64::try_from(n).unwrap())).unwrap()).collect();
-            let all = RecordQuery {
-                tenant: "acme".parse().unwrap(),
-                upstream: None,
-                state: None,
-                ordering_key: None,
-                after: 0,
-                limit: 100,
-            };
             let by_hand = (
-                reader.records(&all).unwrap(),
+                reader.records(&all()).unwrap(),
                 reader.audit(None, 0, 100).unwrap(),
                 reader.paused().unwrap(),
+                reader.paused_keys().unwrap(),
                 reader.oldest(&lane("acme")).unwrap(),
             );
             (reader.window(&lane("acme"), 100).unwrap(), census, receipts, contents, by_hand)

@@ -6,7 +6,8 @@
 //!
 //! The log keeps ordering keys in order: of the open records of a key only the first is at the *front*, and only
 //! front records are ever handed to delivery. The change that ends a record brings the next one of its key to the
-//! front in the same transaction.
+//! front in the same transaction. A dead record may *pause* its key: it keeps its place in the line, so that none that
+//! comes after it gets to the front until somebody deals with it.
 
 mod codec;
 #[cfg(test)]
@@ -26,7 +27,7 @@ use crate::{
     spool::BodyName,
     view::{AuditRow, RecordPage, RecordQuery, RecordView},
 };
-use beamline_model::{TenantName, UpstreamName};
+use beamline_model::{OnDead, TenantName, UpstreamName};
 
 /// Why the log could not do something.
 #[derive(Debug, Error)]
@@ -91,6 +92,9 @@ pub(crate) trait LogReader: Send {
     /// The lanes that are paused.
     fn paused(&mut self) -> Result<Vec<Lane>, LogError>;
 
+    /// How many ordering keys of each lane are paused, where any is.
+    fn paused_keys(&mut self) -> Result<Vec<(Lane, u64)>, LogError>;
+
     /// At most `limit` rows of the audit after row `after`, oldest first: of one tenant, or of all.
     fn audit(
         &mut self,
@@ -147,14 +151,16 @@ pub(crate) enum Act {
     Cancel { id: RecordId },
     /// `queued | held | dead → dead(discarded)`.
     Discard { id: RecordId },
-    /// `dead → queued`, with a new place in commit order and as much time as it had at first. One that may have been
-    /// taken only where it `may_repeat`.
+    /// `dead → queued`, with as much time as it had at first; at its old place where it pauses its key, else with a new
+    /// one in commit order. One that may have been taken only where it `may_repeat`.
     Requeue { id: RecordId, may_repeat: bool },
     /// Discards the first `limit` records of the lane in these states that come after `after` and not after `until`
     /// (without it: the last one there is).
     Purge { upstream: UpstreamName, states: Vec<StateName>, after: Seq, until: Option<Seq>, limit: usize },
     /// Of a paused lane no record is at the front, and none is begun.
     Pause { upstream: UpstreamName, paused: bool },
+    /// No record pauses this ordering key any more.
+    ResumeKey { upstream: UpstreamName, key: String },
 }
 
 impl Act {
@@ -167,6 +173,7 @@ impl Act {
             Self::Purge { .. } => "queue.purge",
             Self::Pause { paused: true, .. } => "queue.pause",
             Self::Pause { paused: false, .. } => "queue.resume",
+            Self::ResumeKey { .. } => "queue.resume-key",
         }
     }
 
@@ -187,7 +194,7 @@ impl Act {
                 State::Dead { reason } => !reason.is_erased() && reason != DeadReason::Unconfirmed,
                 _ => false,
             },
-            Self::Pause { .. } => true,
+            Self::Pause { .. } | Self::ResumeKey { .. } => true,
         };
         if may { Ok(()) } else { Err(Refused::State(state)) }
     }
@@ -229,6 +236,7 @@ pub(crate) struct Append {
     pub(crate) secret: SecretHash,
     pub(crate) lane: Lane,
     pub(crate) ordering_key: Option<String>,
+    pub(crate) on_dead: OnDead,
     pub(crate) repeat_safe: bool,
     pub(crate) accepted_ms: u64,
     pub(crate) expires_ms: u64,
@@ -332,6 +340,19 @@ pub(crate) struct Ended {
     pub(crate) freed: Option<BodyName>,
     /// The next record of its key, now at the front.
     pub(crate) promoted: Option<Candidate>,
+    /// Whether it keeps its place in its key and those after it wait.
+    pub(crate) pauses: bool,
+}
+
+/// Dead records that paused their key and no longer do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Unpaused {
+    pub(crate) lane: Lane,
+    pub(crate) key: String,
+    /// How many.
+    pub(crate) records: u64,
+    /// The next record of the key, now at the front.
+    pub(crate) promoted: Option<Candidate>,
 }
 
 /// A finished record that was deleted.
@@ -342,6 +363,8 @@ pub(crate) struct Pruned {
     /// Whether only its receipt was left: it was delivered, or erased by hand.
     pub(crate) receipt: bool,
     pub(crate) freed: Option<BodyName>,
+    /// Where it paused its key.
+    pub(crate) unpaused: Option<Unpaused>,
 }
 
 /// A dead letter whose content was erased by hand.
@@ -350,6 +373,8 @@ pub(crate) struct Erased {
     pub(crate) lane: Lane,
     pub(crate) size: u64,
     pub(crate) freed: Option<BodyName>,
+    /// Where it paused its key.
+    pub(crate) unpaused: Option<Unpaused>,
 }
 
 /// A dead letter that is queued again.
@@ -360,6 +385,8 @@ pub(crate) struct Requeued {
     /// Whether it is at the front of its key.
     pub(crate) front: bool,
     pub(crate) size: u64,
+    /// Whether it paused its key, and so has its old place.
+    pub(crate) paused: bool,
 }
 
 /// What an intervention did.
@@ -369,6 +396,8 @@ pub(crate) struct Intervened {
     pub(crate) ended: Vec<Ended>,
     pub(crate) erased: Vec<Erased>,
     pub(crate) requeued: Option<Requeued>,
+    /// By `ResumeKey`, where the key was paused.
+    pub(crate) unpaused: Option<Unpaused>,
     /// Of a purge: after which record its next page begins, and where its last one ends. None where it is done.
     pub(crate) next: Option<(Seq, Seq)>,
 }
@@ -421,8 +450,8 @@ pub(crate) struct StoredReceipt {
 pub(crate) enum CensusRow {
     /// A lane: its open records; open ones and dead letters with their bytes; those of which only the receipt is left.
     Lane { lane: Lane, open: u64, kept: u64, kept_bytes: u64, delivered: u64 },
-    /// An ordering key with open records.
-    Key { lane: Lane, key: String, open: u64 },
+    /// An ordering key with records that others have to wait for: open ones, and dead ones that pause it.
+    Key { lane: Lane, key: String, line: u64 },
     /// The earliest expiry of open records, the earliest finish of those of which only the receipt is left, and of dead
     /// letters.
     Earliest { expires_ms: Option<u64>, delivered_ms: Option<u64>, dead_ms: Option<u64> },

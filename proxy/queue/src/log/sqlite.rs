@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use beamline_model::OnDead;
 use rusqlite::{
     CachedStatement, Connection, ErrorCode, OptionalExtension as _, Transaction, TransactionBehavior,
     hooks::Wal, named_params, params, wal::CheckpointMode,
@@ -25,7 +26,8 @@ use rusqlite::{
 
 use self::{checkpoint::Checkpointer, reader::SqliteReader, rows::*};
 use super::{
-    Append, AttemptRef, Candidate, Change, Effect, End, Ended, Log, LogError, LogReader, Note, Pruned, codec,
+    Append, AttemptRef, Candidate, Change, Effect, End, Ended, Log, LogError, LogReader, Note, Pruned,
+    Unpaused, codec,
 };
 use crate::{
     body::StoredBody,
@@ -35,8 +37,9 @@ use crate::{
 };
 
 /// From nothing to version 1, from there to 2, and so on: a new log takes the same steps as an old one.
-const SCHEMAS: [&str; 2] = [include_str!("schema.sql"), include_str!("interventions.sql")];
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMAS: [&str; 3] =
+    [include_str!("schema.sql"), include_str!("interventions.sql"), include_str!("holding.sql")];
+const SCHEMA_VERSION: i64 = 3;
 const _: () = assert!(SCHEMAS.len() == SCHEMA_VERSION as usize, "each version has its step");
 /// "BLMQ": so that `file` and a person can tell what this database is.
 const APPLICATION_ID: i64 = 0x424c_4d51;
@@ -282,22 +285,19 @@ impl Writer<'_> {
     fn append(&mut self, append: &Append) -> Result<Effect, LogError> {
         let lane = self.lane_id(&append.lane)?;
         let key = append.ordering_key.as_deref();
-        let front = Fault::IgnoreOrder.is_on() || match key {
-            None => true,
-            Some(_) => !self
-                .sql("SELECT 1 FROM record WHERE lane = ?1 AND okey = ?2 AND okey IS NOT NULL AND state < 3 LIMIT 1")?
-                .exists(params![lane, key])?,
-        };
+        let front = Fault::IgnoreOrder.is_on() || self.is_front(lane, key, i64::MAX)?;
         let seq = self
             .sql(
-                "INSERT INTO record (id, secret, lane, okey, front, state, repeat_safe, size, accepted_ms, due_ms, expires_ms)
-                 VALUES (:id, :secret, :lane, :okey, :front, 0, :repeat_safe, :size, :accepted_ms, :accepted_ms, :expires_ms)",
+                "INSERT INTO record (id, secret, lane, okey, on_dead, front, state, repeat_safe, size, accepted_ms, due_ms, expires_ms)
+                 VALUES (:id, :secret, :lane, :okey, :on_dead, :front, 0, :repeat_safe, :size, :accepted_ms, :accepted_ms,
+                         :expires_ms)",
             )?
             .insert(named_params! {
                 ":id": append.id.as_bytes(),
                 ":secret": append.secret.0,
                 ":lane": lane,
                 ":okey": key,
+                ":on_dead": append.on_dead == OnDead::PauseKey,
                 ":front": front,
                 ":repeat_safe": append.repeat_safe,
                 ":size": to_db(append.size),
@@ -331,6 +331,23 @@ impl Writer<'_> {
             ":request_id": content.request_id,
         })?;
         Ok(Effect::Appended { seq: Seq(seq), front })
+    }
+
+    /// Whether none of the key is before this place that a record there has to wait for.
+    fn is_front(&self, lane: i64, key: Option<&str>, place: i64) -> Result<bool, LogError> {
+        let Some(key) = key else { return Ok(true) };
+        let before = params![lane, key, place];
+        let open = self
+            .sql("SELECT 1 FROM record WHERE lane = ?1 AND okey = ?2 AND okey IS NOT NULL AND state < 3 AND seq < ?3 LIMIT 1")?
+            .exists(before)?;
+        let paused = || {
+            self.sql(
+                "SELECT 1 FROM record WHERE lane = ?1 AND okey = ?2 AND pauses = 1 AND seq < ?3 LIMIT 1",
+            )?
+            .exists(before)
+            .map_err(LogError::from)
+        };
+        Ok(!open && !paused()?)
     }
 
     fn begin(&self, seq: Seq, attempts: u32, epoch: u64) -> Result<Effect, LogError> {
@@ -404,13 +421,15 @@ impl Writer<'_> {
             End::Dead(reason) if reason.is_erased() => (ERASED, Some(reason_to_db(reason)), None),
             End::Dead(reason) => (DEAD, Some(reason_to_db(reason)), None),
         };
-        let (lane, key, size, id) = self
+        let by_itself = matches!(end, End::Dead(reason) if reason.is_by_itself());
+        let (lane, key, size, id, pauses) = self
             .sql(
                 "UPDATE record SET state = :state, reason = :reason, complete = :complete, finished_ms = :at_ms, epoch = NULL,
                         front = 0,
+                        pauses = CASE WHEN :by_itself AND okey IS NOT NULL THEN on_dead ELSE 0 END,
                         last_status = CASE WHEN :noted THEN :status ELSE last_status END,
                         last_error = CASE WHEN :noted THEN :error ELSE last_error END
-                 WHERE seq = :seq RETURNING lane, okey, size, id",
+                 WHERE seq = :seq RETURNING lane, okey, size, id, pauses",
             )?
             .query_row(
                 named_params! {
@@ -419,13 +438,15 @@ impl Writer<'_> {
                     ":reason": reason,
                     ":complete": complete,
                     ":at_ms": to_db(at_ms),
+                    ":by_itself": by_itself,
                     ":noted": note.is_some(),
                     ":status": note.and_then(|n| n.status),
                     ":error": note.and_then(|n| n.error.as_deref()),
                 },
                 |row| {
                     let id = RecordId::from_bytes(row.get(3)?);
-                    Ok((row.get::<_, i64>(0)?, row.get::<_, Option<String>>(1)?, from_db(row.get(2)?), id))
+                    let key = row.get::<_, Option<String>>(1)?;
+                    Ok((row.get::<_, i64>(0)?, key, from_db(row.get(2)?), id, row.get(4)?))
                 },
             )?;
         let delivered = matches!(end, End::Delivered { .. });
@@ -436,7 +457,7 @@ impl Writer<'_> {
             Some(key) => self.promote(lane, &lane_name, key)?,
             None => None,
         };
-        Ok(Ended { id, lane: lane_name, key, size, delivered, erased, freed, promoted })
+        Ok(Ended { id, lane: lane_name, key, size, delivered, erased, freed, promoted, pauses })
     }
 
     /// Deletes a record's content; returns the file that held its body.
@@ -453,9 +474,18 @@ impl Writer<'_> {
             "UPDATE record SET front = 1
              WHERE front = 0 AND seq = (SELECT min(seq) FROM record
                                         WHERE lane = ?1 AND okey = ?2 AND okey IS NOT NULL AND state < 3)
+               AND NOT EXISTS (SELECT 1 FROM record AS dead
+                               WHERE dead.lane = ?1 AND dead.okey = ?2 AND dead.pauses = 1 AND dead.seq < record.seq)
              RETURNING {CANDIDATE}"
         );
         Ok(self.sql(&sql)?.query_row(params![lane, key], |row| candidate(row, name)).optional()?)
+    }
+
+    /// The key of a dead record that paused it and is gone, or is so no more.
+    fn unpause(&self, lane: i64, key: String, records: u64) -> Result<Unpaused, LogError> {
+        let name = self.lane_of(lane)?;
+        let promoted = self.promote(lane, &name, &key)?;
+        Ok(Unpaused { lane: name, key, records, promoted })
     }
 
     fn expire(&self, now_ms: u64, limit: usize) -> Result<Effect, LogError> {
@@ -538,14 +568,17 @@ impl Writer<'_> {
         let mut pruned = Vec::with_capacity(seqs.len());
         for seq in seqs {
             let freed = self.erase(seq)?;
-            let (lane, size, state): (i64, i64, u8) = self
-                .sql("DELETE FROM record WHERE seq = ?1 RETURNING lane, size, state")?
-                .query_row([seq], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            let (lane, size, state, paused): (i64, i64, u8, Option<String>) = self
+                .sql(
+                    "DELETE FROM record WHERE seq = ?1 RETURNING lane, size, state, iif(pauses, okey, NULL)",
+                )?
+                .query_row([seq], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
             pruned.push(Pruned {
                 lane: self.lane_of(lane)?,
                 size: from_db(size),
                 receipt: state != DEAD,
                 freed,
+                unpaused: paused.map(|key| self.unpause(lane, key, 1)).transpose()?,
             });
         }
         Ok(Effect::Pruned {
@@ -620,7 +653,7 @@ mod tests {
         drop(open(&dir));
         Connection::open(&path).unwrap().pragma_update(None, "user_version", 9).unwrap();
         let error = SqliteLog::open(&path).err().unwrap();
-        assert!(error.to_string().contains("schema version 9, expected 2"), "{error}");
+        assert!(error.to_string().contains("schema version 9, expected 3"), "{error}");
         std::fs::write(&path, "this is no database, and long enough to be seen as none at all. ".repeat(20))
             .unwrap();
         let _ = std::fs::remove_file(dir.path().join("queue.db-wal"));

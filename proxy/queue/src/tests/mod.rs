@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use beamline_model::{RevisionId, TenantName, UpstreamName};
+use beamline_model::{OnDead, RevisionId, TenantName, UpstreamName};
 use bytes::Bytes;
 use tempfile::TempDir;
 
@@ -56,6 +56,7 @@ async fn record(queue: &Queue, n: usize, body: &[u8]) -> NewRecord {
         headers: vec![("content-type".into(), b"text/plain".to_vec())],
         body: buffer,
         ordering_key: None,
+        on_dead: OnDead::Continue,
         repeat_safe: true,
         expiry: Duration::from_secs(3600),
         trace: TraceRef { trace_id: [1; 16], span_id: [2; 8], sampled: true },

@@ -119,6 +119,31 @@ fn a_key_that_is_blocked_too_long_is_unblocked_by_its_records_death() {
 }
 
 #[test]
+fn a_key_that_a_dead_record_paused_waits_and_blocks_only_itself() {
+    let keyed = |at, key| Request { key: Some(key), pausing: true, ..request(at, 0) };
+    let mut requests = vec![Request { unsendable: true, ..keyed(0, 1) }];
+    requests.extend((1..20).map(|n| keyed(n * 100, 1)));
+    requests.extend((20..100).map(|n| keyed(n * 100, 2)));
+    let mut simulation = Simulation::new(Plan { crashes: vec![5 * MINUTE], ..plan(requests, vec![]) });
+    simulation.run(10 * MINUTE);
+    let states = simulation.end_states();
+    assert_eq!(states[0], State::Dead { reason: DeadReason::Rejected });
+    assert!(states[1..20].iter().all(|state| *state == State::Queued), "{states:?}");
+    assert!((20..100).all(|n| simulation.delivered_at(n) - simulation.fates[n].appended_at < 2000));
+    assert!(simulation.fates[1..20].iter().all(|fate| fate.starts.is_empty()), "none is even tried");
+    // Tried again it goes first, and when it is dead once more the others still wait.
+    let id = RecordId::from_bytes(0_u128.to_be_bytes());
+    simulation.at(simulation.now + 1, Happens::ByHand(Act::Requeue { id, may_repeat: false }), false);
+    simulation.run(20 * MINUTE);
+    assert_eq!(simulation.fates[0].starts.len(), 2);
+    assert!(simulation.end_states()[1..20].iter().all(|state| *state == State::Queued));
+    let resume = Act::ResumeKey { upstream: lane(0).upstream, key: "1".into() };
+    simulation.at(simulation.now + 1, Happens::ByHand(resume), false);
+    simulation.run(30 * MINUTE);
+    assert!((1..20).all(|n| simulation.delivered_at(n) < 21 * MINUTE));
+}
+
+#[test]
 fn an_outage_does_not_exhaust_a_key() {
     let requests = vec![Request { key: Some(1), ..request(0, 0) }];
     let outage = vec![(0, Mode::Refusing), (100 * MINUTE, Mode::Up)];

@@ -17,6 +17,10 @@ impl Writer<'_> {
                 let lane = Lane { tenant: what.tenant.clone(), upstream: upstream.clone() };
                 self.pause(what, &lane, *paused)
             }
+            Act::ResumeKey { upstream, key } => {
+                let lane = Lane { tenant: what.tenant.clone(), upstream: upstream.clone() };
+                self.resume_key(what, &lane, key)
+            }
         }
     }
 
@@ -62,36 +66,43 @@ impl Writer<'_> {
             return Ok(());
         }
         let freed = self.erase(seq)?;
+        let paused: Option<String> = self
+            .sql("SELECT okey FROM record WHERE seq = ?1 AND pauses = 1")?
+            .query_row([seq], |row| row.get(0))
+            .optional()?;
         let (lane, size): (i64, i64) = self
-            .sql("UPDATE record SET state = ?2, reason = ?3, finished_ms = ?4 WHERE seq = ?1 RETURNING lane, size")?
+            .sql(
+                "UPDATE record SET state = ?2, reason = ?3, finished_ms = ?4, pauses = 0 WHERE seq = ?1
+                 RETURNING lane, size",
+            )?
             .query_row(params![seq, ERASED, reason_to_db(reason), to_db(what.at_ms)], |row| {
                 Ok((row.get(0)?, row.get(1)?))
             })?;
-        done.erased.push(Erased { lane: self.lane_of(lane)?, size: from_db(size), freed });
+        let unpaused = paused.map(|key| self.unpause(lane, key, 1)).transpose()?;
+        done.erased.push(Erased { lane: self.lane_of(lane)?, size: from_db(size), freed, unpaused });
         Ok(())
     }
 
-    /// A dead letter is queued again, behind everything that is in the log.
+    /// A dead letter is queued again: before those that wait because of it, else behind everything that is in the log.
     fn requeue(&self, seq: i64, now_ms: u64) -> Result<Requeued, LogError> {
         let (lane, key, size, accepted_ms, expires_ms): (i64, Option<String>, i64, i64, i64) = self
             .sql("SELECT lane, okey, size, accepted_ms, expires_ms FROM record WHERE seq = ?1")?
             .query_row([seq], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))?;
         let expires_ms = expires_again(from_db(accepted_ms), from_db(expires_ms), now_ms);
-        let front = match &key {
-            None => true,
-            Some(key) => !self
-                .sql("SELECT 1 FROM record WHERE lane = ?1 AND okey = ?2 AND okey IS NOT NULL AND state < 3 LIMIT 1")?
-                .exists(params![lane, key])?,
-        };
+        let paused = self.sql("SELECT 1 FROM record WHERE seq = ?1 AND pauses = 1")?.exists([seq])?;
         // The row's number is its place. That of the last append is counted here too, so that none is used twice.
-        let new: i64 = self
-            .sql("UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'record' RETURNING seq")?
-            .query_row([], |row| row.get(0))?;
+        let new: i64 = if paused {
+            seq
+        } else {
+            self.sql("UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'record' RETURNING seq")?
+                .query_row([], |row| row.get(0))?
+        };
+        let front = self.is_front(lane, key.as_deref(), new)?;
         let name = self.lane_of(lane)?;
         let sql = format!(
             "UPDATE record SET seq = :new, state = 0, front = :front, reason = NULL, complete = NULL, epoch = NULL,
                     finished_ms = NULL, failures = 0, failing_since_ms = NULL, due_ms = :now,
-                    expires_ms = :expires
+                    expires_ms = :expires, pauses = 0
              WHERE seq = :seq RETURNING {CANDIDATE}"
         );
         let candidate = self.sql(&sql)?.query_row(
@@ -99,7 +110,7 @@ impl Writer<'_> {
             |row| candidate(row, &name),
         )?;
         self.sql("UPDATE content SET seq = ?2 WHERE seq = ?1")?.execute([seq, new])?;
-        Ok(Requeued { candidate, key, front, size: from_db(size) })
+        Ok(Requeued { candidate, key, front, size: from_db(size), paused })
     }
 
     fn purge(
@@ -162,6 +173,19 @@ impl Writer<'_> {
             self.audit(what, lane, None, 0, "")?;
         }
         Ok(Effect::Intervened(Box::default()))
+    }
+
+    fn resume_key(&mut self, what: &Intervention, lane: &Lane, key: &str) -> Result<Effect, LogError> {
+        let id = self.lane_id(lane)?;
+        let records = self
+            .sql("UPDATE record SET pauses = 0 WHERE lane = ?1 AND okey = ?2 AND pauses = 1")?
+            .execute(params![id, key])? as u64;
+        let mut done = Intervened::default();
+        if records > 0 {
+            done.unpaused = Some(self.unpause(id, key.to_owned(), records)?);
+            self.audit(what, lane, None, records, &format!("key {key}"))?;
+        }
+        Ok(Effect::Intervened(Box::new(done)))
     }
 
     fn audit(

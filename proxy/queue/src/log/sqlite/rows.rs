@@ -14,6 +14,11 @@ pub(super) const ERASED: u8 = 5;
 pub(super) const CANDIDATE: &str =
     "seq, attempts, due_ms, expires_ms, repeat_safe, okey IS NOT NULL, failures, failing_since_ms, size";
 
+/// Whether the record `r` pauses its key, or waits after one that does.
+pub(super) const KEY_PAUSED: &str = "(r.state < 3 OR r.pauses) AND EXISTS (
+    SELECT 1 FROM record AS dead
+    WHERE dead.lane = r.lane AND dead.okey = r.okey AND dead.pauses = 1 AND dead.seq <= r.seq)";
+
 /// Times and sizes beyond `i64::MAX` are stored as that: 292 million years, 8 EiB.
 pub(super) fn to_db(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
