@@ -287,6 +287,7 @@ impl Queue {
             on_dead: record.on_dead,
             repeat_safe: record.repeat_safe,
             accepted_ms,
+            delay_ms: millis(record.delay),
             expires_ms: accepted_ms.saturating_add(millis(record.expiry)),
             size,
             content: Content {

@@ -119,6 +119,8 @@ pub struct NewRecord {
     pub on_dead: OnDead,
     /// Whether the origin takes this request twice as once.
     pub repeat_safe: bool,
+    /// From now until it may be delivered, and those of its ordering key that come after it.
+    pub delay: Duration,
     /// From now until the record is dead (expired).
     pub expiry: Duration,
     /// Where its trace is.

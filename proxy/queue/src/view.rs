@@ -180,7 +180,7 @@ pub struct AuditRow {
     pub seq: u64,
     /// Wall time in milliseconds since the Unix epoch.
     pub at_ms: u64,
-    /// On whose authority: `operator`, `tenant/<name>`, or `receipt` for who holds one.
+    /// On whose authority: `operator`, `tenant/<name>`, `receipt` for who holds one, or `node` for what it does by itself.
     pub actor: String,
     /// What was done, such as `queue.discard`.
     pub action: String,
@@ -192,8 +192,10 @@ pub struct AuditRow {
     pub record: Option<RecordId>,
     /// To how many.
     pub count: u64,
-    /// What the record was before, or which states were purged.
+    /// What the record was before, which states were purged, or what the node ended or deleted.
     pub detail: String,
+    /// Of what the node did: when the first of the records was accepted, and when the last.
+    pub accepted_ms: Option<(u64, u64)>,
 }
 
 /// A target without its query, which may hold secrets.

@@ -352,7 +352,7 @@ impl Worker {
                 self.tools.notices.send(Notice::Swept { next_ms: *next_ms, full: ended.len() >= *limit });
             }
             (
-                Change::Prune { limit, .. } | Change::Trim { limit },
+                Change::Prune { limit, .. } | Change::Trim { limit, .. },
                 Effect::Pruned { pruned, oldest_delivered_ms, oldest_dead_ms },
             ) => {
                 for pruned in pruned {
@@ -400,7 +400,8 @@ impl Worker {
         let too_many = self.tools.books.receipts().saturating_sub(self.tools.max_receipts);
         if too_many > 0 && self.first.is_empty() {
             let limit = usize::try_from(too_many).unwrap_or(PAGE).min(PAGE);
-            self.first.push((Change::Trim { limit }, None));
+            let now_ms = (self.tools.wall_clock)();
+            self.first.push((Change::Trim { now_ms, limit }, None));
         }
     }
 

@@ -140,6 +140,7 @@ impl Node {
             ordering_key: None,
             on_dead: OnDead::Continue,
             repeat_safe: false,
+            delay: Duration::ZERO,
             expiry: Duration::from_secs(3600),
             trace: TraceRef::default(),
             request_id: "r".into(),

@@ -75,6 +75,7 @@ struct Request {
     pausing: bool,
     repeat_safe: bool,
     expiry: i64,
+    delay: i64,
     size: u64,
     /// No request can be made of it.
     unsendable: bool,
@@ -393,6 +394,7 @@ impl Simulation {
             on_dead: if request.pausing { OnDead::PauseKey } else { OnDead::Continue },
             repeat_safe: request.repeat_safe,
             accepted_ms: wall,
+            delay_ms: request.delay as u64,
             expires_ms: wall + request.expiry as u64,
             size: request.size,
             content: Content {
@@ -511,6 +513,11 @@ impl Simulation {
         let broken: i64 = self.plan.broken.iter().map(|range| range.end - range.start).sum();
         let by = self.fates[n].appended_at + request.expiry + 30 + self.plan.slow.0 as i64 + broken;
         assert!(self.now <= by || !self.plan.jumps.is_empty(), "record {n} is sent after its expiry");
+        let due = self.fates[n].appended_at + request.delay;
+        assert!(
+            self.now >= due || !self.plan.jumps.is_empty(),
+            "record {n} is sent before its delay is over"
+        );
         let of_lane = self.in_flight.values().filter(|l| **l == candidate.lane).count();
         assert!(of_lane < CAP as usize, "more than the cap fly to {:?}", candidate.lane);
         if let Some(key) = request.key {
@@ -629,6 +636,7 @@ fn request(at: i64, lane: usize) -> Request {
         pausing: false,
         repeat_safe: true,
         expiry: 24 * 60 * MINUTE,
+        delay: 0,
         size: 1,
         unsendable: false,
         lost: false,

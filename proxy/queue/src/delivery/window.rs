@@ -95,6 +95,7 @@ mod tests {
             lane: Lane { tenant: "acme".parse().unwrap(), upstream: "api".parse().unwrap() },
             attempts,
             due_ms: 0,
+            delay_ms: 0,
             expires_ms: u64::MAX,
             repeat_safe: true,
             keyed: false,

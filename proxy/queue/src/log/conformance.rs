@@ -54,6 +54,7 @@ pub(super) fn append(n: u64, key: Option<&str>) -> Box<Append> {
         on_dead: OnDead::Continue,
         repeat_safe: n.is_multiple_of(2),
         accepted_ms: 1000 + n,
+        delay_ms: 0,
         expires_ms: 50_000 + n,
         size: 600 + n,
         content: Content {
@@ -174,6 +175,34 @@ fn a_retry_is_due_when_it_says_and_remembers_why(place: &dyn Place) {
     assert_eq!((view.attempts, view.last_status, view.last_error.as_deref()), (1, Some(503), Some("why")));
 }
 
+fn a_delayed_record_is_due_when_it_says_and_holds_its_key(place: &dyn Place) {
+    let mut log = place.open();
+    let put = |log: &mut dyn Log, n, key, delay_ms| {
+        let mut append = append(n, key);
+        append.delay_ms = delay_ms;
+        one(log, Change::Append(append))
+    };
+    put(&mut *log, 2, Some("k"), 5000);
+    put(&mut *log, 4, Some("k"), 0);
+    put(&mut *log, 6, None, 200);
+    drop(log);
+    let mut log = place.open();
+    let due = |log: &dyn Log| {
+        let candidates = log.reader().unwrap().window(&lane("acme"), 100).unwrap();
+        candidates.iter().map(|c| (c.seq.0, c.due_ms, c.delay_ms)).collect::<Vec<_>>()
+    };
+    assert_eq!(due(&*log), [(3, 1206, 200), (1, 6002, 5000)]);
+    assert_eq!(log.reader().unwrap().records(&all()).unwrap().records[0].due_ms, Some(6002));
+    begin(&mut *log, Seq(1), 0);
+    let next = ended(finish(&mut *log, Seq(1), 1, WHOLE)).promoted.unwrap();
+    assert_eq!((next.seq, next.due_ms, next.delay_ms), (Seq(2), 1004, 0));
+    // Queued again by hand it is due at once.
+    one(&mut *log, Change::Expire { now_ms: u64::MAX, limit: 10 });
+    let again =
+        intervened(by_hand(&mut *log, Act::Requeue { id: id(6), may_repeat: false })).requeued.unwrap();
+    assert_eq!((again.candidate.due_ms, again.candidate.delay_ms), (9500, 0));
+}
+
 fn a_delivered_record_gives_its_content_up_and_keeps_its_receipt(place: &dyn Place) {
     let mut log = place.open();
     let (seq, _) = put(&mut *log, 3, None);
@@ -197,7 +226,12 @@ fn a_dead_record_keeps_its_content_until_it_is_pruned(place: &dyn Place) {
     let done = ended(finish(&mut *log, seq, 1, End::Dead(DeadReason::Rejected)));
     assert_eq!((done.delivered, done.freed), (false, None));
     assert!(log.reader().unwrap().content(seq).unwrap().is_some());
-    let prune = |dead_before_ms| Change::Prune { delivered_before_ms: u64::MAX, dead_before_ms, limit: 10 };
+    let prune = |dead_before_ms| Change::Prune {
+        now_ms: 9600,
+        delivered_before_ms: u64::MAX,
+        dead_before_ms,
+        limit: 10,
+    };
     let kept = Effect::Pruned { pruned: vec![], oldest_delivered_ms: None, oldest_dead_ms: Some(9000) };
     assert_eq!(one(&mut *log, prune(9000)), kept);
     let Effect::Pruned { pruned, oldest_dead_ms: None, .. } = one(&mut *log, prune(9001)) else { panic!() };
@@ -336,7 +370,9 @@ fn trimming_takes_the_oldest_receipts_and_no_dead_letters(place: &dyn Place) {
         let end = if n == 1 { End::Dead(DeadReason::Rejected) } else { WHOLE };
         finish(&mut *log, seq, 1, end);
     }
-    let Effect::Pruned { pruned, .. } = one(&mut *log, Change::Trim { limit: 2 }) else { panic!() };
+    let Effect::Pruned { pruned, .. } = one(&mut *log, Change::Trim { now_ms: 9700, limit: 2 }) else {
+        panic!()
+    };
     assert_eq!(pruned.len(), 2);
     let left = [1, 2, 3, 4].map(|n| log.reader().unwrap().receipt(id(n)).unwrap().is_some());
     assert_eq!(left.iter().filter(|l| **l).count(), 2);
@@ -382,10 +418,11 @@ fn intervened(effect: Effect) -> Intervened {
     }
 }
 
-/// The audit as lines.
+/// The audit of what people did, as lines.
 fn audit(log: &dyn Log) -> Vec<String> {
     let rows = log.reader().unwrap().audit(None, 0, 100).unwrap();
-    rows.iter().map(|r| format!("{} {} {} {}", r.actor, r.action, r.count, r.detail)).collect()
+    let by_hand = rows.iter().filter(|row| row.actor != "node");
+    by_hand.map(|r| format!("{} {} {} {}", r.actor, r.action, r.count, r.detail)).collect()
 }
 
 fn dead(reason: DeadReason) -> State {
@@ -437,7 +474,7 @@ fn a_discarded_dead_letter_is_a_receipt_and_nothing_more(place: &dyn Place) {
     let view = log.reader().unwrap().record(&"acme".parse().unwrap(), id(3)).unwrap().unwrap();
     assert_eq!((view.request, view.listing.path), (None, None));
     // It goes with the receipts of delivered records.
-    let prune = |ms| Change::Prune { delivered_before_ms: ms, dead_before_ms: 0, limit: 10 };
+    let prune = |ms| Change::Prune { now_ms: 9600, delivered_before_ms: ms, dead_before_ms: 0, limit: 10 };
     let kept = Effect::Pruned { pruned: vec![], oldest_delivered_ms: Some(9500), oldest_dead_ms: None };
     assert_eq!(one(&mut *log, prune(9500)), kept);
     let Effect::Pruned { pruned, .. } = one(&mut *log, prune(9501)) else { panic!() };
@@ -681,7 +718,7 @@ fn a_paused_key_goes_on_when_it_is_resumed_or_its_dead_letter_is_dealt_with(plac
     assert!(!again.front && !again.paused && again.candidate.seq > third);
     // Its retention ends the pause as well: what is gone can be decided about no more.
     kill(&mut *log, third, DeadReason::Rejected);
-    let prune = Change::Prune { delivered_before_ms: 0, dead_before_ms: 9001, limit: 10 };
+    let prune = Change::Prune { now_ms: 9600, delivered_before_ms: 0, dead_before_ms: 9001, limit: 10 };
     let Effect::Pruned { pruned, .. } = one(&mut *log, prune) else { panic!() };
     let done = pruned[0].unpaused.as_ref().unwrap();
     unpaused(done.records, again.candidate.seq, done.promoted.as_ref());
@@ -693,6 +730,62 @@ fn a_paused_key_goes_on_when_it_is_resumed_or_its_dead_letter_is_dealt_with(plac
             "operator queue.resume-key 1 key k",
             "operator queue.retry 1 was dead(rejected)"
         ]
+    );
+}
+
+fn what_the_node_ends_and_deletes_is_in_the_audit(place: &dyn Place) {
+    let mut log = place.open();
+    let elsewhere = |n| {
+        let mut append = append(n, None);
+        append.lane = lane("globex");
+        Change::Append(append)
+    };
+    for n in [2, 4, 6, 8] {
+        put(&mut *log, n, None);
+    }
+    one(&mut *log, elsewhere(10));
+    kill(&mut *log, Seq(1), DeadReason::Rejected);
+    begin(&mut *log, Seq(2), 0);
+    finish(&mut *log, Seq(2), 1, WHOLE);
+    assert_eq!(audit(&*log), [] as [&str; 0], "what is delivered or refused is nobody's act");
+    const HOUR: u64 = 3_600_000;
+    for now_ms in [HOUR + 1, HOUR + 2] {
+        one(&mut *log, Change::Expire { now_ms, limit: 2 });
+    }
+    let prune =
+        |now_ms| Change::Prune { now_ms, delivered_before_ms: 9001, dead_before_ms: u64::MAX, limit: 2 };
+    one(&mut *log, prune(HOUR + 3));
+    drop(log);
+    let mut log = place.open();
+    one(&mut *log, prune(2 * HOUR - 1));
+    one(&mut *log, prune(2 * HOUR));
+    one(&mut *log, prune(2 * HOUR + 1));
+    let rows = log.reader().unwrap().audit(None, 0, 100).unwrap();
+    let told = |row: &AuditRow| {
+        let at = (row.at_ms, row.tenant.to_string());
+        (at, format!("{} {} {} {}", row.actor, row.action, row.count, row.detail), row.accepted_ms)
+    };
+    let expected = |at_ms, tenant: &str, text: &str, from, until| {
+        ((at_ms, tenant.to_owned()), text.to_owned(), Some((from, until)))
+    };
+    assert_eq!(
+        rows.iter().map(told).collect::<Vec<_>>(),
+        [
+            expected(HOUR + 1, "acme", "node queue.expire 2 records", 1006, 1008),
+            expected(HOUR + 2, "globex", "node queue.expire 1 records", 1010, 1010),
+            expected(HOUR + 3, "acme", "node queue.retention 3 dead letters", 1002, 1008),
+            expected(HOUR + 3, "acme", "node queue.retention 1 receipts", 1004, 1004),
+            expected(2 * HOUR, "globex", "node queue.retention 1 dead letters", 1010, 1010),
+        ]
+    );
+    put(&mut *log, 12, None);
+    begin(&mut *log, Seq(6), 0);
+    finish(&mut *log, Seq(6), 1, WHOLE);
+    one(&mut *log, Change::Trim { now_ms: 2 * HOUR, limit: 9 });
+    let rows = log.reader().unwrap().audit(None, 5, 100).unwrap();
+    assert_eq!(
+        (rows.len(), rows[0].count, &rows[0].detail[..]),
+        (1, 1, "receipts, of which there were too many")
     );
 }
 
@@ -776,6 +869,7 @@ suite!(
     what_is_committed_is_read_back_after_a_restart,
     a_record_is_begun_once,
     a_retry_is_due_when_it_says_and_remembers_why,
+    a_delayed_record_is_due_when_it_says_and_holds_its_key,
     a_delivered_record_gives_its_content_up_and_keeps_its_receipt,
     a_dead_record_keeps_its_content_until_it_is_pruned,
     of_a_key_only_the_first_is_at_the_front,
@@ -796,13 +890,14 @@ suite!(
     a_record_that_dies_pauses_its_key_where_it_was_told_to,
     what_expires_or_was_lost_in_a_crash_pauses_its_key_too,
     a_paused_key_goes_on_when_it_is_resumed_or_its_dead_letter_is_dealt_with,
+    what_the_node_ends_and_deletes_is_in_the_audit,
     records_are_listed_page_by_page_and_only_to_their_tenant,
 );
 
 /// A step of the comparison. Records are named by their order of appending.
 #[derive(Clone, Debug)]
 enum Step {
-    Append { key: Option<u8>, pausing: bool },
+    Append { key: Option<u8>, pausing: bool, delay_ms: u64 },
     Begin { record: u8, attempts: u32 },
     Retry { record: u8, attempts: u32, due: u64 },
     Hold { record: u8, attempts: u32 },
@@ -824,8 +919,8 @@ fn step() -> impl Strategy<Value = Step> {
     let record = 1..12_u8;
     let attempts = 0..3_u32;
     prop_oneof![
-        6 => (proptest::option::of(0..3_u8), any::<bool>())
-            .prop_map(|(key, pausing)| Step::Append { key, pausing }),
+        6 => (proptest::option::of(0..3_u8), any::<bool>(), 0..3_u64)
+            .prop_map(|(key, pausing, delay_ms)| Step::Append { key, pausing, delay_ms }),
         8 => (record.clone(), attempts.clone()).prop_map(|(record, attempts)| Step::Begin { record, attempts }),
         4 => (record.clone(), 1..4_u32, 0..100_000_u64)
             .prop_map(|(record, attempts, due)| Step::Retry { record, attempts, due }),
@@ -858,10 +953,11 @@ fn change(step: &Step, appended: &mut u64, finishes: &mut u64, epoch: u64) -> Op
     let attempt =
         |record: &u8, attempts: &u32| AttemptRef { seq: Seq(i64::from(*record)), attempts: *attempts, epoch };
     Some(match step {
-        Step::Append { key, pausing } => {
+        Step::Append { key, pausing, delay_ms } => {
             *appended += 1;
             let mut append = append(*appended, key.map(|k| KEYS[usize::from(k)]));
             append.on_dead = if *pausing { OnDead::PauseKey } else { OnDead::Continue };
+            append.delay_ms = *delay_ms;
             Change::Append(append)
         }
         Step::Begin { record, attempts } => {
@@ -897,9 +993,15 @@ fn change(step: &Step, appended: &mut u64, finishes: &mut u64, epoch: u64) -> Op
             Change::Disown { id: id(u64::from(*record)), at_ms: *finishes }
         }
         Step::Prune { before, limit } => {
-            Change::Prune { delivered_before_ms: *before, dead_before_ms: before / 2, limit: *limit }
+            // Some of them are in another hour.
+            Change::Prune {
+                now_ms: before * 100_000,
+                delivered_before_ms: *before,
+                dead_before_ms: before / 2,
+                limit: *limit,
+            }
         }
-        Step::Trim => Change::Trim { limit: 1 },
+        Step::Trim => Change::Trim { now_ms: 9700, limit: 1 },
         Step::ByHand { record, what } => {
             *finishes += 1;
             let id = id(u64::from(*record));

@@ -177,12 +177,12 @@ impl Rows {
         let erased = row.is_erased();
         let by_itself = matches!(end, End::Dead(reason) if reason.is_by_itself());
         row.pauses = by_itself && row.append.ordering_key.is_some() && row.append.on_dead == OnDead::PauseKey;
-        let pauses = row.pauses;
+        let (pauses, accepted_ms) = (row.pauses, row.append.accepted_ms);
         let freed = if erased { row.freed() } else { None };
         let (id, size) = (row.append.id, row.append.size);
         let (lane, key) = (row.append.lane.clone(), row.append.ordering_key.clone());
         let promoted = key.as_deref().and_then(|key| self.promote(&lane, key));
-        Ended { id, lane, key, size, delivered, erased, freed, promoted, pauses }
+        Ended { id, lane, key, size, delivered, erased, accepted_ms, freed, promoted, pauses }
     }
 
     fn apply(&mut self, change: &Change) -> Effect {
@@ -201,7 +201,7 @@ impl Rows {
                     pauses: false,
                     attempts: 0,
                     epoch: None,
-                    due_ms: append.accepted_ms,
+                    due_ms: append.due_ms(),
                     blame: None,
                     finished_ms: None,
                     note: Note::default(),
@@ -272,7 +272,9 @@ impl Rows {
                 due.sort();
                 due.truncate(*limit);
                 let end = End::Dead(DeadReason::Expired);
-                let ended = due.into_iter().map(|(_, seq)| self.end(seq, end, *now_ms, None)).collect();
+                let ended: Vec<_> =
+                    due.into_iter().map(|(_, seq)| self.end(seq, end, *now_ms, None)).collect();
+                self.note_deeds(deed::expired(&ended), *now_ms);
                 let next_ms = self.rows.values().filter(waiting).map(|row| row.append.expires_ms).min();
                 Effect::Expired { ended, next_ms }
             }
@@ -316,19 +318,19 @@ impl Rows {
                 }
                 Effect::Recovered { requeued, ended }
             }
-            Change::Prune { delivered_before_ms, dead_before_ms, limit } => {
+            Change::Prune { now_ms, delivered_before_ms, dead_before_ms, limit } => {
                 let mut seqs = self.finished(Finished::Delivered, Some(*delivered_before_ms), *limit);
                 for (which, before_ms) in
                     [(Finished::Erased, delivered_before_ms), (Finished::Dead, dead_before_ms)]
                 {
                     seqs.extend(self.finished(which, Some(*before_ms), limit - seqs.len()));
                 }
-                self.delete(seqs)
+                self.delete(seqs, deed::Why::Retention, *now_ms)
             }
-            Change::Trim { limit } => {
+            Change::Trim { now_ms, limit } => {
                 let mut seqs = self.finished(Finished::Delivered, None, *limit);
                 seqs.extend(self.finished(Finished::Erased, None, limit - seqs.len()));
-                self.delete(seqs)
+                self.delete(seqs, deed::Why::TooMany, *now_ms)
             }
             Change::Intervene(what) => self.intervene(what),
         }
@@ -415,6 +417,7 @@ impl Rows {
             record,
             count,
             detail,
+            accepted_ms: None,
         });
         Effect::Intervened(Box::new(done))
     }
@@ -451,6 +454,7 @@ impl Rows {
         row.blame = None;
         row.finished_ms = None;
         row.due_ms = now_ms;
+        row.append.delay_ms = 0;
         row.append.expires_ms = expires_again(row.append.accepted_ms, row.append.expires_ms, now_ms);
         let requeued =
             Requeued { candidate: row.candidate(new), key, front: row.front, size: row.append.size, paused };
@@ -480,8 +484,38 @@ impl Rows {
         firsts.filter_map(|seq| self.rows[&seq].finished_ms).min()
     }
 
-    fn delete(&mut self, seqs: Vec<Seq>) -> Effect {
-        let pruned = seqs
+    fn note_deeds(&mut self, deeds: Vec<deed::Deed>, now_ms: u64) {
+        let (from, until) = deed::hour(now_ms);
+        for deed in deeds {
+            let is_its = |row: &&mut AuditRow| {
+                row.actor == deed::NODE
+                    && (&row.tenant, &row.upstream) == (&deed.lane.tenant, &deed.lane.upstream)
+                    && (&row.action[..], &row.detail[..]) == (deed.action, deed.of)
+                    && (from..until).contains(&row.at_ms)
+            };
+            if let Some(row) = self.audit.iter_mut().find(is_its) {
+                row.count += deed.count;
+                row.accepted_ms =
+                    row.accepted_ms.map(|(from, until)| (from.min(deed.from_ms), until.max(deed.until_ms)));
+                continue;
+            }
+            self.audit.push(AuditRow {
+                seq: self.audit.len() as u64 + 1,
+                at_ms: now_ms,
+                actor: deed::NODE.into(),
+                action: deed.action.into(),
+                tenant: deed.lane.tenant,
+                upstream: deed.lane.upstream,
+                record: None,
+                count: deed.count,
+                detail: deed.of.into(),
+                accepted_ms: Some((deed.from_ms, deed.until_ms)),
+            });
+        }
+    }
+
+    fn delete(&mut self, seqs: Vec<Seq>, why: deed::Why, now_ms: u64) -> Effect {
+        let pruned: Vec<_> = seqs
             .into_iter()
             .map(|seq| {
                 let unpaused = self.unpause(seq);
@@ -490,11 +524,13 @@ impl Rows {
                     lane: row.append.lane.clone(),
                     size: row.append.size,
                     receipt: row.is_erased(),
+                    accepted_ms: row.append.accepted_ms,
                     freed: row.freed(),
                     unpaused,
                 }
             })
             .collect();
+        self.note_deeds(deed::deleted(&pruned, why), now_ms);
         Effect::Pruned {
             pruned,
             oldest_delivered_ms: self.oldest(&RECEIPTS),

@@ -12,6 +12,7 @@
 mod codec;
 #[cfg(test)]
 mod conformance;
+mod deed;
 #[cfg(test)]
 pub(crate) mod memory;
 mod sqlite;
@@ -127,9 +128,9 @@ pub(crate) enum Change {
     /// And held ones are `queued` again: whether their upstream is there, the new owner finds by trying.
     Recover { epoch: u64, now_ms: u64, limit: usize },
     /// Deletes up to `limit` finished records whose retention is over.
-    Prune { delivered_before_ms: u64, dead_before_ms: u64, limit: usize },
+    Prune { now_ms: u64, delivered_before_ms: u64, dead_before_ms: u64, limit: usize },
     /// Deletes the `limit` oldest delivered records, and of erased ones where there are fewer.
-    Trim { limit: usize },
+    Trim { now_ms: u64, limit: usize },
     /// What somebody does to records by hand.
     Intervene(Box<Intervention>),
 }
@@ -225,6 +226,7 @@ fn listed(states: &[StateName]) -> String {
 }
 
 /// Rows of the audit that are kept: the oldest go beyond it, so that whoever can cancel what they send cannot fill the disk.
+/// What the node does by itself has a row an hour, and cannot crowd out what people do.
 const AUDIT_ROWS: u64 = 200_000;
 /// Rows that one page of a list or a purge looks at, and one look for the oldest open record.
 const LOOK: usize = 10_000;
@@ -239,6 +241,8 @@ pub(crate) struct Append {
     pub(crate) on_dead: OnDead,
     pub(crate) repeat_safe: bool,
     pub(crate) accepted_ms: u64,
+    /// From its acceptance until it may be tried.
+    pub(crate) delay_ms: u64,
     pub(crate) expires_ms: u64,
     /// What it counts for in quotas.
     pub(crate) size: u64,
@@ -246,13 +250,19 @@ pub(crate) struct Append {
 }
 
 impl Append {
+    /// When it may be tried.
+    pub(crate) fn due_ms(&self) -> u64 {
+        self.accepted_ms.saturating_add(self.delay_ms)
+    }
+
     /// The record as delivery sees it, once it is in the log and at the front.
     pub(crate) fn candidate(&self, seq: Seq) -> Candidate {
         Candidate {
             seq,
             lane: self.lane.clone(),
             attempts: 0,
-            due_ms: self.accepted_ms,
+            due_ms: self.due_ms(),
+            delay_ms: self.delay_ms,
             expires_ms: self.expires_ms,
             repeat_safe: self.repeat_safe,
             keyed: self.ordering_key.is_some(),
@@ -315,8 +325,10 @@ pub(crate) struct Candidate {
     pub(crate) lane: Lane,
     /// Attempts begun so far.
     pub(crate) attempts: u32,
-    /// When it may be tried: the time of its acceptance, or of its next attempt.
+    /// When it may be tried: the time of its acceptance with its delay, or of its next attempt.
     pub(crate) due_ms: u64,
+    /// For how long it was to wait when it was accepted; none where it was queued again by hand.
+    pub(crate) delay_ms: u64,
     pub(crate) expires_ms: u64,
     pub(crate) repeat_safe: bool,
     pub(crate) keyed: bool,
@@ -336,6 +348,7 @@ pub(crate) struct Ended {
     pub(crate) delivered: bool,
     /// Whether its content went with it, and only its receipt is left.
     pub(crate) erased: bool,
+    pub(crate) accepted_ms: u64,
     /// The file that no row names any more, to be removed.
     pub(crate) freed: Option<BodyName>,
     /// The next record of its key, now at the front.
@@ -362,6 +375,7 @@ pub(crate) struct Pruned {
     pub(crate) size: u64,
     /// Whether only its receipt was left: it was delivered, or erased by hand.
     pub(crate) receipt: bool,
+    pub(crate) accepted_ms: u64,
     pub(crate) freed: Option<BodyName>,
     /// Where it paused its key.
     pub(crate) unpaused: Option<Unpaused>,

@@ -1,7 +1,9 @@
 //! The log in SQLite: WAL, `synchronous=FULL`, one writing connection, readers and checkpoints on their own.
 //!
 //! A group is one `BEGIN IMMEDIATE … COMMIT`, whose last act is the fsync of the WAL. The WAL is copied back by size:
-//! by a second connection while it is small, by the writer between two groups when it has grown in spite of that.
+//! by a second connection while it is small, by the writer between two groups when it has grown in spite of that. And by
+//! age: what was erased is overwritten in the database at once, but copies of it are in the WAL, which is emptied
+//! [`ERASE_AFTER`] later.
 
 mod checkpoint;
 mod intervene;
@@ -9,6 +11,7 @@ mod reader;
 mod rows;
 
 use std::{
+    cell::Cell,
     collections::HashMap,
     path::{Path, PathBuf},
     sync::{
@@ -27,7 +30,7 @@ use rusqlite::{
 use self::{checkpoint::Checkpointer, reader::SqliteReader, rows::*};
 use super::{
     Append, AttemptRef, Candidate, Change, Effect, End, Ended, Log, LogError, LogReader, Note, Pruned,
-    Unpaused, codec,
+    Unpaused, codec, deed,
 };
 use crate::{
     body::StoredBody,
@@ -49,6 +52,8 @@ const WAL_PAGES: i32 = 1000;
 const WAL_PAGES_MAX: i32 = 16_000;
 /// What the WAL's file is cut down to when it starts anew, in bytes.
 const WAL_FILE_KEPT: i64 = 16 << 20;
+/// How long after a content was erased the WAL, which may hold it, is copied back and emptied.
+const ERASE_AFTER: Duration = Duration::from_secs(5);
 const BUSY: Duration = Duration::from_secs(5);
 
 /// The log in one SQLite database.
@@ -95,7 +100,8 @@ fn connect(path: &Path) -> Result<Connection, LogError> {
     connection.pragma_update(None, "synchronous", synchronous)?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.pragma_update(None, "journal_size_limit", WAL_FILE_KEPT)?;
-    connection.pragma_update(None, "secure_delete", "FAST")?;
+    // ON, not FAST: pages that become free are overwritten too, and it is there that most of a body is.
+    connection.pragma_update(None, "secure_delete", true)?;
     connection.pragma_update(None, "cell_size_check", true)?;
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.pragma_update(None, "foreign_keys", false)?;
@@ -152,9 +158,13 @@ impl Log for SqliteLog {
         let open = self.open.as_mut().ok_or_else(must_reopen)?;
         let committed = (|| {
             let tx = open.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let mut writer = Writer { tx: &tx, lanes: &mut open.lanes };
+            let mut writer = Writer { tx: &tx, lanes: &mut open.lanes, erased: Cell::new(false) };
             let effects = group.iter().map(|change| writer.apply(change)).collect::<Result<_, _>>()?;
+            let erased = writer.erased.get();
             tx.commit()?;
+            if erased {
+                open.checkpointer.erased();
+            }
             Ok(effects)
         })();
         if committed.is_err() {
@@ -238,6 +248,8 @@ fn must_reopen() -> LogError {
 struct Writer<'a> {
     tx: &'a Transaction<'a>,
     lanes: &'a mut HashMap<Lane, i64>,
+    /// Whether any content was.
+    erased: Cell<bool>,
 }
 
 impl Writer<'_> {
@@ -256,10 +268,10 @@ impl Writer<'_> {
             Change::Expire { now_ms, limit } => self.expire(*now_ms, *limit),
             Change::Disown { id, at_ms } => self.disown(id.as_bytes(), *at_ms),
             Change::Recover { epoch, now_ms, limit } => self.recover(*epoch, *now_ms, *limit),
-            Change::Prune { delivered_before_ms, dead_before_ms, limit } => {
-                self.prune(*delivered_before_ms, *dead_before_ms, *limit)
+            Change::Prune { now_ms, delivered_before_ms, dead_before_ms, limit } => {
+                self.prune(*now_ms, (*delivered_before_ms, *dead_before_ms), *limit)
             }
-            Change::Trim { limit } => self.trim(*limit),
+            Change::Trim { now_ms, limit } => self.trim(*now_ms, *limit),
             Change::Intervene(intervention) => self.intervene(intervention),
         }
     }
@@ -288,8 +300,9 @@ impl Writer<'_> {
         let front = Fault::IgnoreOrder.is_on() || self.is_front(lane, key, i64::MAX)?;
         let seq = self
             .sql(
-                "INSERT INTO record (id, secret, lane, okey, on_dead, front, state, repeat_safe, size, accepted_ms, due_ms, expires_ms)
-                 VALUES (:id, :secret, :lane, :okey, :on_dead, :front, 0, :repeat_safe, :size, :accepted_ms, :accepted_ms,
+                "INSERT INTO record (id, secret, lane, okey, on_dead, front, state, repeat_safe, size, accepted_ms, delay_ms, due_ms,
+                                     expires_ms)
+                 VALUES (:id, :secret, :lane, :okey, :on_dead, :front, 0, :repeat_safe, :size, :accepted_ms, :delay_ms, :due_ms,
                          :expires_ms)",
             )?
             .insert(named_params! {
@@ -302,6 +315,8 @@ impl Writer<'_> {
                 ":repeat_safe": append.repeat_safe,
                 ":size": to_db(append.size),
                 ":accepted_ms": to_db(append.accepted_ms),
+                ":delay_ms": to_db(append.delay_ms),
+                ":due_ms": to_db(append.due_ms()),
                 ":expires_ms": to_db(append.expires_ms),
             })?;
         let content = &append.content;
@@ -422,14 +437,14 @@ impl Writer<'_> {
             End::Dead(reason) => (DEAD, Some(reason_to_db(reason)), None),
         };
         let by_itself = matches!(end, End::Dead(reason) if reason.is_by_itself());
-        let (lane, key, size, id, pauses) = self
+        let (lane, key, size, id, pauses, accepted_ms) = self
             .sql(
                 "UPDATE record SET state = :state, reason = :reason, complete = :complete, finished_ms = :at_ms, epoch = NULL,
                         front = 0,
                         pauses = CASE WHEN :by_itself AND okey IS NOT NULL THEN on_dead ELSE 0 END,
                         last_status = CASE WHEN :noted THEN :status ELSE last_status END,
                         last_error = CASE WHEN :noted THEN :error ELSE last_error END
-                 WHERE seq = :seq RETURNING lane, okey, size, id, pauses",
+                 WHERE seq = :seq RETURNING lane, okey, size, id, pauses, accepted_ms",
             )?
             .query_row(
                 named_params! {
@@ -446,7 +461,7 @@ impl Writer<'_> {
                 |row| {
                     let id = RecordId::from_bytes(row.get(3)?);
                     let key = row.get::<_, Option<String>>(1)?;
-                    Ok((row.get::<_, i64>(0)?, key, from_db(row.get(2)?), id, row.get(4)?))
+                    Ok((row.get::<_, i64>(0)?, key, from_db(row.get(2)?), id, row.get(4)?, from_db(row.get(5)?)))
                 },
             )?;
         let delivered = matches!(end, End::Delivered { .. });
@@ -457,7 +472,7 @@ impl Writer<'_> {
             Some(key) => self.promote(lane, &lane_name, key)?,
             None => None,
         };
-        Ok(Ended { id, lane: lane_name, key, size, delivered, erased, freed, promoted, pauses })
+        Ok(Ended { id, lane: lane_name, key, size, delivered, erased, accepted_ms, freed, promoted, pauses })
     }
 
     /// Deletes a record's content; returns the file that held its body.
@@ -466,6 +481,9 @@ impl Writer<'_> {
             .sql("DELETE FROM content WHERE seq = ?1 RETURNING body_file")?
             .query_row([seq], |row| row.get(0))
             .optional()?;
+        if file.is_some() {
+            self.erased.set(true);
+        }
         Ok(file.flatten().and_then(|name| name.parse().ok()))
     }
 
@@ -494,7 +512,9 @@ impl Writer<'_> {
             params![to_db(now_ms), limit_to_db(limit)],
         )?;
         let end = End::Dead(DeadReason::Expired);
-        let ended = due.into_iter().map(|seq| self.end(seq, end, now_ms, None)).collect::<Result<_, _>>()?;
+        let ended: Vec<_> =
+            due.into_iter().map(|seq| self.end(seq, end, now_ms, None)).collect::<Result<_, _>>()?;
+        self.note_deeds(&deed::expired(&ended), now_ms)?;
         let next: Option<i64> = self
             .sql("SELECT expires_ms FROM record WHERE state < 3 AND state <> 1 ORDER BY expires_ms LIMIT 1")?
             .query_row([], |row| row.get(0))
@@ -540,7 +560,12 @@ impl Writer<'_> {
         Ok(Effect::Recovered { requeued, ended })
     }
 
-    fn prune(&self, delivered_before_ms: u64, dead_before_ms: u64, limit: usize) -> Result<Effect, LogError> {
+    fn prune(
+        &self,
+        now_ms: u64,
+        (delivered_before_ms, dead_before_ms): (u64, u64),
+        limit: usize,
+    ) -> Result<Effect, LogError> {
         let mut seqs = Vec::new();
         for (state, before) in
             [(DELIVERED, delivered_before_ms), (ERASED, delivered_before_ms), (DEAD, dead_before_ms)]
@@ -550,10 +575,10 @@ impl Writer<'_> {
                 params![state, to_db(before), limit_to_db(limit - seqs.len())],
             )?);
         }
-        self.delete(seqs)
+        self.delete(seqs, deed::Why::Retention, now_ms)
     }
 
-    fn trim(&self, limit: usize) -> Result<Effect, LogError> {
+    fn trim(&self, now_ms: u64, limit: usize) -> Result<Effect, LogError> {
         let mut seqs = Vec::new();
         for state in [DELIVERED, ERASED] {
             seqs.extend(self.seqs(
@@ -561,26 +586,31 @@ impl Writer<'_> {
                 params![state, limit_to_db(limit - seqs.len())],
             )?);
         }
-        self.delete(seqs)
+        self.delete(seqs, deed::Why::TooMany, now_ms)
     }
 
-    fn delete(&self, seqs: Vec<i64>) -> Result<Effect, LogError> {
+    fn delete(&self, seqs: Vec<i64>, why: deed::Why, now_ms: u64) -> Result<Effect, LogError> {
         let mut pruned = Vec::with_capacity(seqs.len());
         for seq in seqs {
             let freed = self.erase(seq)?;
-            let (lane, size, state, paused): (i64, i64, u8, Option<String>) = self
+            let (lane, size, state, accepted_ms, paused): (i64, i64, u8, i64, Option<String>) = self
                 .sql(
-                    "DELETE FROM record WHERE seq = ?1 RETURNING lane, size, state, iif(pauses, okey, NULL)",
+                    "DELETE FROM record WHERE seq = ?1
+                     RETURNING lane, size, state, accepted_ms, iif(pauses, okey, NULL)",
                 )?
-                .query_row([seq], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
+                .query_row([seq], |row| {
+                    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
+                })?;
             pruned.push(Pruned {
                 lane: self.lane_of(lane)?,
                 size: from_db(size),
                 receipt: state != DEAD,
+                accepted_ms: from_db(accepted_ms),
                 freed,
                 unpaused: paused.map(|key| self.unpause(lane, key, 1)).transpose()?,
             });
         }
+        self.note_deeds(&deed::deleted(&pruned, why), now_ms)?;
         Ok(Effect::Pruned {
             pruned,
             oldest_delivered_ms: oldest_receipt(self.tx)?,
@@ -624,6 +654,7 @@ mod tests {
         let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap();
         assert_eq!(pragma("synchronous"), 2, "FULL");
         assert_eq!(pragma("wal_autocheckpoint"), 0);
+        assert_eq!(pragma("secure_delete"), 1, "ON");
         assert_eq!(pragma("application_id"), APPLICATION_ID);
     }
 
@@ -732,8 +763,7 @@ mod tests {
         let mut log = open(&dir);
         for seq in [1, 2, AUDIT_ROWS] {
             let connection = &log.open.as_ref().unwrap().connection;
-            let row =
-                "INSERT INTO audit VALUES (?1, 1, 'operator', 'queue.pause', 'acme', 'api', NULL, 0, '')";
+            let row = "INSERT INTO audit VALUES (?1, 1, 'operator', 'queue.pause', 'acme', 'api', NULL, 0, '', NULL, NULL)";
             connection.execute(row, [to_db(seq)]).unwrap();
         }
         by_hand(&mut log, Act::Pause { upstream: "api".parse().unwrap(), paused: true });
@@ -749,6 +779,75 @@ mod tests {
         let _other = open(&dir);
         let error = log.reopen().unwrap_err();
         assert!(error.to_string().contains("another owner"), "{error}");
+    }
+
+    /// Whether these bytes are in any file of the folder.
+    fn anywhere(dir: &tempfile::TempDir, bytes: &[u8]) -> bool {
+        let files =
+            std::fs::read_dir(dir.path()).unwrap().map(|file| std::fs::read(file.unwrap().path()).unwrap());
+        files.into_iter().any(|file| memchr::memmem::find(&file, bytes).is_some())
+    }
+
+    #[test]
+    fn what_was_erased_is_in_no_file_a_few_seconds_later() {
+        const CANARY: &[u8] = b"c4n4ry";
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = open(&dir);
+        // Of all sizes, so that they share pages and take many; every third record stays.
+        let secret = |n: u64| !n.is_multiple_of(3);
+        let text = |n: u64| if secret(n) { "c4n4ry" } else { "stays" };
+        let records = |numbers: std::ops::Range<u64>| {
+            numbers.map(|n| {
+                let mut append = append(3 * n + 1, None);
+                append.content.target = format!("/orders?token={}", text(n));
+                append.content.headers.push(("x-key".into(), text(n).into()));
+                let length = usize::try_from(n * 7919 % 30_000).unwrap()
+                    / [1, 50, 500][usize::try_from(n % 3).unwrap()];
+                append.content.body = StoredBody::Inline(text(n).repeat(1 + length / 5).into());
+                Change::Append(append)
+            })
+        };
+        for group in 0..6 {
+            log.commit(&records(group * 50..(group + 1) * 50).collect::<Vec<_>>()).unwrap();
+        }
+        assert!(anywhere(&dir, CANARY));
+        let epoch = log.epoch();
+        let deliver = |n: u64| {
+            let seq = Seq(i64::try_from(n).unwrap() + 1);
+            let attempt = AttemptRef { seq, attempts: 1, epoch };
+            let end = End::Delivered { response_complete: true };
+            let begin = Change::Begin { seq, attempts: 0, epoch };
+            [begin, Change::Finish { attempt, end, at_ms: 1, note: Note::default() }]
+        };
+        // In an order that leaves holes everywhere.
+        let order: Vec<_> = (0..300).map(|n| n * 83 % 300).filter(|n| secret(*n)).collect();
+        for page in order.chunks(7) {
+            log.commit(&page.iter().flat_map(|n| deliver(*n)).collect::<Vec<_>>()).unwrap();
+            log.maintain().unwrap();
+        }
+        let until = std::time::Instant::now() + 6 * ERASE_AFTER;
+        while anywhere(&dir, CANARY) {
+            assert!(std::time::Instant::now() < until, "it is still there");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert!(anywhere(&dir, b"stays"));
+        assert_eq!(count(&log), 100);
+        // A former owner's leavings go as well.
+        log.commit(&records(300..302).collect::<Vec<_>>()).unwrap();
+        assert!(anywhere(&dir, CANARY));
+        log.commit(&deliver(301)).unwrap();
+        log.commit(&deliver(300)).unwrap();
+        let copy = tempfile::tempdir().unwrap();
+        for file in std::fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap()) {
+            std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
+        }
+        assert!(anywhere(&copy, CANARY), "as a crash would leave it");
+        let _log = open(&copy);
+        let until = std::time::Instant::now() + 6 * ERASE_AFTER;
+        while anywhere(&copy, CANARY) {
+            assert!(std::time::Instant::now() < until, "it is still there after a restart");
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     #[test]

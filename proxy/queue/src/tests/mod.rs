@@ -58,6 +58,7 @@ async fn record(queue: &Queue, n: usize, body: &[u8]) -> NewRecord {
         ordering_key: None,
         on_dead: OnDead::Continue,
         repeat_safe: true,
+        delay: Duration::ZERO,
         expiry: Duration::from_secs(3600),
         trace: TraceRef { trace_id: [1; 16], span_id: [2; 8], sampled: true },
         request_id: "r".into(),

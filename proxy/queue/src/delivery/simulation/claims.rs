@@ -245,6 +245,39 @@ fn after_a_restart_on_a_clock_that_went_back_everything_is_still_delivered() {
 }
 
 #[test]
+fn a_delayed_record_is_sent_when_its_delay_is_over_and_holds_its_key() {
+    let mut requests = vec![Request { key: Some(1), delay: 10 * MINUTE, ..request(0, 0) }];
+    requests.push(Request { key: Some(1), ..request(1000, 0) });
+    requests.extend((0..600).map(|n| Request { delay: 20 * MINUTE, ..request(n, 0) }));
+    requests.push(request(5 * MINUTE, 0));
+    for crashes in [vec![], vec![7 * MINUTE]] {
+        let simulation = run(Plan { crashes, ..plan(requests.clone(), vec![]) }, 60 * MINUTE);
+        let taken = |n: usize| simulation.delivered_at(n);
+        assert!((10 * MINUTE..10 * MINUTE + 1000).contains(&taken(0)), "{}", taken(0));
+        assert!((taken(0)..taken(0) + 1000).contains(&taken(1)), "{}", taken(1));
+        assert!((2..602).all(|n| (20 * MINUTE..21 * MINUTE).contains(&taken(n))));
+        assert!(taken(602) < 5 * MINUTE + 1000, "those that wait are in nobody's way");
+    }
+}
+
+#[test]
+fn a_delay_is_what_it_was_to_be_though_the_wall_clock_jumps() {
+    let requests: Vec<_> = (0..400).map(|n| Request { delay: 10 * MINUTE, ..request(n, 0) }).collect();
+    for by in [-360 * MINUTE, 360 * MINUTE] {
+        let jumps = vec![(2 * MINUTE, by)];
+        let simulation = run(Plan { jumps: jumps.clone(), ..plan(requests.clone(), vec![]) }, 60 * MINUTE);
+        for n in 0..400 {
+            let at = simulation.delivered_at(n);
+            assert!((10 * MINUTE..11 * MINUTE).contains(&at), "record {n}, a jump by {by}: {at}");
+        }
+        // A restart has nothing but the wall clock to go by: it waits no longer than from the start on.
+        let crashes = vec![3 * MINUTE];
+        let simulation = run(Plan { jumps, crashes, ..plan(requests.clone(), vec![]) }, 60 * MINUTE);
+        assert!((0..400).all(|n| simulation.delivered_at(n) < 14 * MINUTE));
+    }
+}
+
+#[test]
 fn finished_records_are_deleted_when_their_retention_is_over() {
     let mut simulation = Simulation::new(plan((0..600).map(|n| request(n, 0)).collect(), vec![]));
     simulation.run(23 * 60 * MINUTE);

@@ -33,14 +33,15 @@ fn any_plan() -> impl Strategy<Value = Plan> {
     let odd = || prop_oneof![19 => Just(false), 1 => Just(true)];
     let key = proptest::option::of(0..3_u16);
     let flags = (any::<bool>(), odd(), odd(), any::<bool>());
-    let request = (0..WELL, 0..LANES, key, 0..10_u8, 1..1_u64 << 20, flags);
-    let request = request.prop_map(|(at, lane, key, brief, size, flags)| {
+    let delay = prop_oneof![4 => Just(0), 1 => 0..MINUTE];
+    let request = (0..WELL, 0..LANES, key, 0..10_u8, delay, 1..1_u64 << 20, flags);
+    let request = request.prop_map(|(at, lane, key, brief, delay, size, flags)| {
         let (repeat_safe, unsendable, lost, pausing) = flags;
         // Of one lane, for somebody has to resume its keys.
         let pausing = pausing && lane == 0;
         // One in ten expires during the trouble.
         let expiry = if brief == 0 { 2 * MINUTE } else { 24 * 60 * MINUTE };
-        Request { at, lane, key, pausing, repeat_safe, expiry, size, unsendable, lost }
+        Request { at, lane, key, pausing, repeat_safe, expiry, delay, size, unsendable, lost }
     });
     let modes = vec((0..WELL, mode()), 0..12).prop_map(|mut modes| {
         modes.sort_by_key(|(at, _)| *at);

@@ -2,7 +2,14 @@
 
 use rusqlite::{OptionalExtension as _, named_params, params};
 
-use super::{super::*, Writer, rows::*};
+use super::{
+    super::{
+        deed::{Deed, NODE},
+        *,
+    },
+    Writer,
+    rows::*,
+};
 use crate::record::{Lane, RecordId, Seq, State};
 
 impl Writer<'_> {
@@ -101,7 +108,7 @@ impl Writer<'_> {
         let name = self.lane_of(lane)?;
         let sql = format!(
             "UPDATE record SET seq = :new, state = 0, front = :front, reason = NULL, complete = NULL, epoch = NULL,
-                    finished_ms = NULL, failures = 0, failing_since_ms = NULL, due_ms = :now,
+                    finished_ms = NULL, failures = 0, failing_since_ms = NULL, due_ms = :now, delay_ms = 0,
                     expires_ms = :expires, pauses = 0
              WHERE seq = :seq RETURNING {CANDIDATE}"
         );
@@ -211,7 +218,56 @@ impl Writer<'_> {
                 ":count": to_db(count),
                 ":detail": detail,
             })?;
-        self.sql("DELETE FROM audit WHERE seq <= ?1")?.execute([seq - to_db(AUDIT_ROWS)])?;
+        self.trim_audit(seq)
+    }
+
+    fn trim_audit(&self, last: i64) -> Result<(), LogError> {
+        self.sql("DELETE FROM audit WHERE seq <= ?1")?.execute([last - to_db(AUDIT_ROWS)])?;
+        Ok(())
+    }
+
+    /// Adds what the node did by itself to the rows of this hour.
+    pub(super) fn note_deeds(&self, deeds: &[Deed], now_ms: u64) -> Result<(), LogError> {
+        let (from_ms, until_ms) = deed::hour(now_ms);
+        for deed in deeds {
+            let lane = [deed.lane.tenant.as_str(), deed.lane.upstream.as_str()];
+            let seq: Option<i64> = self
+                .sql(
+                    "SELECT seq FROM audit WHERE actor = 'node' AND tenant = ?1 AND upstream = ?2 AND action = ?3
+                       AND detail = ?4 AND at_ms >= ?5 AND at_ms < ?6 LIMIT 1",
+                )?
+                .query_row(
+                    params![lane[0], lane[1], deed.action, deed.of, to_db(from_ms), to_db(until_ms)],
+                    |row| row.get(0),
+                )
+                .optional()?;
+            let (count, first, last) = (to_db(deed.count), to_db(deed.from_ms), to_db(deed.until_ms));
+            if let Some(seq) = seq {
+                self.sql(
+                    "UPDATE audit SET count = count + ?2, from_ms = min(from_ms, ?3), until_ms = max(until_ms, ?4)
+                     WHERE seq = ?1",
+                )?
+                .execute([seq, count, first, last])?;
+                continue;
+            }
+            let seq = self
+                .sql(
+                    "INSERT INTO audit (at_ms, actor, action, tenant, upstream, count, detail, from_ms, until_ms)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                )?
+                .insert(params![
+                    to_db(now_ms),
+                    NODE,
+                    deed.action,
+                    lane[0],
+                    lane[1],
+                    count,
+                    deed.of,
+                    first,
+                    last
+                ])?;
+            self.trim_audit(seq)?;
+        }
         Ok(())
     }
 }

@@ -329,8 +329,8 @@ impl LogReader for SqliteReader {
         limit: usize,
     ) -> Result<Vec<AuditRow>, LogError> {
         // Two statements rather than one with `OR`: each then walks its own index in order.
-        let select =
-            "SELECT seq, at_ms, actor, action, tenant, upstream, record, count, detail FROM audit WHERE";
+        let select = "SELECT seq, at_ms, actor, action, tenant, upstream, record, count, detail, from_ms, until_ms \
+             FROM audit WHERE";
         let sql = match tenant {
             Some(_) => format!("{select} tenant = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3"),
             None => format!("{select} ?1 IS NULL AND seq > ?2 ORDER BY seq LIMIT ?3"),
@@ -352,6 +352,10 @@ impl LogReader for SqliteReader {
                 record: row.get::<_, Option<[u8; 16]>>(6)?.map(RecordId::from_bytes),
                 count: from_db(row.get(7)?),
                 detail: row.get(8)?,
+                accepted_ms: row
+                    .get::<_, Option<i64>>(9)?
+                    .zip(row.get(10)?)
+                    .map(|(from, until)| (from_db(from), from_db(until))),
             });
         }
         Ok(page)
