@@ -122,6 +122,8 @@ pub(crate) async fn list(
                     "record": row.record,
                     "count": row.count,
                     "of": row.detail,
+                    "from_ms": row.accepted_ms.map(|(from, _)| from),
+                    "until_ms": row.accepted_ms.map(|(_, until)| until),
                 }),
             });
         } else {

@@ -13,7 +13,7 @@ use crate::{
     answer::{Answer, ok},
     auth::Caller,
     problem::Refusal,
-    request::{OrEmpty, Query, Record, Tenant, Upstream},
+    request::{Document, OrEmpty, Query, Record, Tenant, Upstream},
 };
 
 #[derive(Serialize)]
@@ -62,6 +62,20 @@ impl Default for Purge {
 
 fn discardable() -> Vec<StateName> {
     vec![StateName::Queued, StateName::Held, StateName::Dead]
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Key {
+    ordering_key: String,
+}
+
+#[derive(Serialize)]
+pub(crate) struct ResumedKey {
+    upstream: UpstreamName,
+    ordering_key: String,
+    /// The dead letters that paused it until now.
+    records: u64,
 }
 
 #[derive(Serialize)]
@@ -213,6 +227,18 @@ pub(crate) async fn resume(
     Upstream(upstream): Upstream,
 ) -> Result<Answer<Paused>, Refusal> {
     set_paused(&state, &tenant, upstream, false, &actor).await
+}
+
+pub(crate) async fn resume_key(
+    State(state): State<AdminState>,
+    Caller(actor): Caller,
+    Tenant(tenant): Tenant,
+    Upstream(upstream): Upstream,
+    Document(Key { ordering_key }): Document<Key>,
+) -> Result<Answer<ResumedKey>, Refusal> {
+    known(&state, &tenant, &upstream, &actor).await?;
+    let records = state.queue.resume_key(&tenant, &upstream, &ordering_key, &actor_name(&actor)).await?;
+    Ok(ok(ResumedKey { upstream, ordering_key, records }))
 }
 
 async fn set_paused(

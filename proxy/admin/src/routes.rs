@@ -75,6 +75,7 @@ enum Operation {
     PurgeUpstream,
     PauseUpstream,
     ResumeUpstream,
+    ResumeKey,
     Audit,
 }
 
@@ -357,6 +358,22 @@ pub const ROUTES: &[RouteRow] = &[
         operation: Operation::ResumeUpstream,
     },
     RouteRow {
+        method: Method::POST,
+        path: "/v1/tenants/{tenant}/queue/upstreams/{upstream}/resume-key",
+        who: Who::Tenant,
+        does: "let an ordering key go on that a dead record paused",
+        max_body: 4 * KIB,
+        success: 200,
+        problems: of_a_tenant![
+            "queue-unavailable",
+            "invalid-request",
+            "body-too-large",
+            "body-incomplete",
+            "unknown-upstream"
+        ],
+        operation: Operation::ResumeKey,
+    },
+    RouteRow {
         method: Method::GET,
         path: "/v1/audit",
         who: Who::Token,
@@ -401,6 +418,7 @@ pub(crate) fn endpoint(row: &RouteRow) -> MethodRouter<AdminState> {
         Operation::PurgeUpstream => on(method, queue::purge),
         Operation::PauseUpstream => on(method, queue::pause),
         Operation::ResumeUpstream => on(method, queue::resume),
+        Operation::ResumeKey => on(method, queue::resume_key),
         Operation::Audit => on(method, audit::list),
     }
 }

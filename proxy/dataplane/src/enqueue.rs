@@ -9,6 +9,7 @@ use std::{
 };
 
 use beamline_control::{TenantRuntime, UpstreamRuntime};
+use beamline_filter_host::EnqueueOptions;
 use beamline_http::{ErrorKind, RECEIPT_PATH, proxy_status};
 use beamline_model::{Credentials, QueueMode, QueuePolicy};
 use beamline_node_state::Reason;
@@ -33,7 +34,7 @@ use crate::{
     worker::Shared,
 };
 
-/// What a client is told to wait before it asks for its receipt.
+/// What a client is told to wait before it asks for its receipt, where the delivery is not delayed for longer.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 const MAX_ORDERING_KEY: usize = 256;
 
@@ -45,6 +46,10 @@ pub(crate) struct Eligibility {
     /// The origin takes it twice as once.
     repeat_safe: bool,
     ordering_key: Option<String>,
+    /// From its acceptance until it may be delivered.
+    delay: Duration,
+    /// From its acceptance until it expires.
+    expiry: Duration,
     /// Room for it, taken before its body is read.
     reservation: Reservation,
     /// The claim on the client's key.
@@ -202,6 +207,8 @@ impl Eligibility {
             asked,
             repeat_safe: is_repeat_safe(policy, &outbound.parts.method, headers),
             ordering_key: ordering_key(policy, &outbound.parts),
+            delay: Duration::ZERO,
+            expiry: policy.expiry.get(),
             reservation,
             claim: None,
         })
@@ -288,7 +295,7 @@ pub(crate) async fn by_verdict(
     tenant: &TenantRuntime,
     upstream: &UpstreamRuntime,
     mut outbound: Outbound,
-    ordering_key: Option<String>,
+    options: EnqueueOptions,
 ) -> Result<Response<ClientBody>, Refusal> {
     exchange.record().upstream = Some(upstream.label.clone());
     exchange.record().route = Some(upstream.label.clone());
@@ -301,6 +308,7 @@ pub(crate) async fn by_verdict(
     if let Some(why) = obstacle(&upstream.queue, &outbound) {
         return Err(not_queueable(upstream, &why));
     }
+    let (delay, expiry) = times(&upstream.queue, &options).map_err(|why| not_queueable(upstream, &why))?;
     let claim = match idempotency::check(worker, exchange, upstream, &mut outbound).await? {
         Checked::Goes(claim) => claim,
         Checked::Answered(response) => return Ok(response),
@@ -309,12 +317,29 @@ pub(crate) async fn by_verdict(
     let mut queueing = Eligibility::reserve(worker, upstream, &outbound, asked, Demand::Asked)
         .map_err(|error| queue_refused(worker, &error))?;
     queueing.claim = claim;
-    if ordering_key.is_some() {
-        queueing.ordering_key = ordering_key;
+    (queueing.delay, queueing.expiry) = (delay, expiry);
+    if options.ordering_key.is_some() {
+        queueing.ordering_key = options.ordering_key;
     }
     outbound.prepare(exchange);
     let body = read_whole(worker, exchange, upstream, outbound.body, &queueing).await?;
     store(worker, exchange, tenant, upstream, queueing, &outbound.parts, body).await
+}
+
+/// From a request's acceptance until it may be delivered, and until it expires: as a filter wants it, within the policy.
+fn times(policy: &QueuePolicy, options: &EnqueueOptions) -> Result<(Duration, Duration), String> {
+    let delay = options.delay.unwrap_or_default();
+    let expiry = options.expiry.map_or(policy.expiry.get(), |asked| asked.min(policy.expiry.get()));
+    if delay < expiry {
+        return Ok((delay, expiry));
+    }
+    Err(format!(
+        "a filter delays the request by {} ms, but it expires {} ms after it is accepted: expected a delay that is shorter \
+         than expiry-ms and queue.expiry = {}",
+        delay.as_millis(),
+        expiry.as_millis(),
+        policy.expiry
+    ))
 }
 
 pub(crate) fn client_gone() -> Refusal {
@@ -386,8 +411,10 @@ async fn store(
         headers: stored_headers(&head.headers),
         body,
         ordering_key: queueing.ordering_key,
+        on_dead: upstream.queue.on_dead,
         repeat_safe: queueing.repeat_safe,
-        expiry: upstream.queue.expiry.get(),
+        delay: queueing.delay,
+        expiry: queueing.expiry,
         claim: queueing.claim,
         trace: TraceRef {
             trace_id: *trace.trace_id.as_bytes(),
@@ -411,7 +438,8 @@ async fn store(
         started: record.started.offset_of(began),
         duration: began.elapsed(),
     });
-    Ok(accepted_response(worker, &accepted.receipt, queueing.asked, "queued"))
+    let ask_again = ASK_AGAIN.max(queueing.delay);
+    Ok(accepted_response(worker, &accepted.receipt, queueing.asked, "queued", ask_again))
 }
 
 /// The answer to a request that comes again: where to ask what became of the first.
@@ -420,11 +448,17 @@ pub(crate) fn accepted_before(
     receipt: &Receipt,
     headers: &HeaderMap,
 ) -> Response<ClientBody> {
-    accepted_response(worker, receipt, asks_for_async(headers), "accepted before")
+    accepted_response(worker, receipt, asks_for_async(headers), "accepted before", ASK_AGAIN)
 }
 
 /// `202 Accepted` with where to ask what became of it.
-fn accepted_response(worker: &Shared, receipt: &Receipt, asked: bool, how: &str) -> Response<ClientBody> {
+fn accepted_response(
+    worker: &Shared,
+    receipt: &Receipt,
+    asked: bool,
+    how: &str,
+    ask_again: Duration,
+) -> Response<ClientBody> {
     let location = format!("{RECEIPT_PATH}{receipt}");
     let body = serde_json::json!({ "status": "accepted", "receipt": location }).to_string();
     let mut response = Response::new(ClientBody::full(Bytes::from(body)));
@@ -432,7 +466,7 @@ fn accepted_response(worker: &Shared, receipt: &Receipt, asked: bool, how: &str)
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(header::RETRY_AFTER, HeaderValue::from(ASK_AGAIN.as_secs()));
+    headers.insert(header::RETRY_AFTER, HeaderValue::from(ask_again.as_secs()));
     if let Ok(location) = HeaderValue::try_from(location) {
         headers.insert(header::LOCATION, location);
     }
@@ -465,6 +499,27 @@ mod tests {
         policy.origin_honours_idempotency_key = true;
         assert!(is_repeat_safe(&policy, &Method::POST, &keyed));
         assert!(!is_repeat_safe(&policy, &Method::POST, &none));
+    }
+
+    #[test]
+    fn a_filter_shortens_the_time_until_expiry_and_delays_within_it() {
+        let policy = QueuePolicy { expiry: beamline_model::Duration::secs(60), ..QueuePolicy::default() };
+        let (ms, minute) = (Duration::from_millis, Duration::from_secs(60));
+        let asked = |delay: Option<u64>, expiry: Option<u64>| {
+            let (delay, expiry) = (delay.map(Duration::from_millis), expiry.map(Duration::from_millis));
+            times(&policy, &EnqueueOptions { ordering_key: None, delay, expiry })
+        };
+        assert_eq!(asked(None, None), Ok((Duration::ZERO, minute)));
+        assert_eq!(asked(Some(500), Some(900)), Ok((ms(500), ms(900))));
+        assert_eq!(
+            asked(Some(59_999), Some(u64::MAX)),
+            Ok((ms(59_999), minute)),
+            "never later than the policy says"
+        );
+        for (delay, expiry) in [(60_000, None), (u64::MAX, None), (900, Some(900)), (0, Some(0))] {
+            let refused = asked(Some(delay), expiry).unwrap_err();
+            assert!(refused.contains("shorter than expiry-ms and queue.expiry = "), "{refused}");
+        }
     }
 
     #[test]

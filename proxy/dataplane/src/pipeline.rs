@@ -82,10 +82,10 @@ async fn answer(
             exchange.record().verdict = Some(Verdict::Respond);
             Ok(respond::from_filter(status, headers, body))
         }
-        Decision::Enqueue { upstream, ordering_key } => {
+        Decision::Enqueue { upstream, options } => {
             exchange.record().verdict = Some(Verdict::Enqueue);
             let upstream = named(&tenant, &upstream)?;
-            enqueue::by_verdict(worker, exchange, &tenant, upstream, outbound, ordering_key).await
+            enqueue::by_verdict(worker, exchange, &tenant, upstream, outbound, options).await
         }
         Decision::Failed { filter, failure } => {
             Err(Refusal::new(failure_kind(&failure), format!("filter {filter}: {failure}")))

@@ -77,8 +77,8 @@ pub enum Decision {
     Enqueue {
         /// The upstream's name, as the guest wrote it.
         upstream: String,
-        /// The ordering key.
-        ordering_key: Option<String>,
+        /// How.
+        options: EnqueueOptions,
     },
     /// A filter failed and its `on_error` is `fail-closed`.
     Failed {
@@ -87,6 +87,17 @@ pub enum Decision {
         /// Why.
         failure: Failure,
     },
+}
+
+/// How a filter wants a request to be queued, where it says more than to which upstream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EnqueueOptions {
+    /// The ordering key, 1 to 256 bytes.
+    pub ordering_key: Option<String>,
+    /// How long after its acceptance it is delivered at the earliest.
+    pub delay: Option<Duration>,
+    /// How long after its acceptance it expires.
+    pub expiry: Option<Duration>,
 }
 
 /// One filter's part in a request.
@@ -289,7 +300,12 @@ fn carried_out(verdict: Verdict) -> Result<Decision, Failure> {
             if enqueue.ordering_key.as_ref().is_some_and(|k| k.is_empty() || k.len() > 256) {
                 return Err(wrong("enqueue.ordering-key: expected 1 to 256 bytes".into()));
             }
-            Decision::Enqueue { upstream: enqueue.upstream, ordering_key: enqueue.ordering_key }
+            let options = EnqueueOptions {
+                ordering_key: enqueue.ordering_key,
+                delay: enqueue.delay_ms.map(Duration::from_millis),
+                expiry: enqueue.expiry_ms.map(Duration::from_millis),
+            };
+            Decision::Enqueue { upstream: enqueue.upstream, options }
         }
     })
 }

@@ -27,7 +27,7 @@ mod tests;
 mod ticker;
 
 pub use call::{Failure, SLICE};
-pub use chain::{Chain, ChainOutcome, Decision, FilterRun, FilterSetup, LONGEST_CALL};
+pub use chain::{Chain, ChainOutcome, Decision, EnqueueOptions, FilterRun, FilterSetup, LONGEST_CALL};
 pub use compile::{CompileError, Compiled, Compiler, CompilerSettings};
 pub use compile_worker::run as compile_worker;
 pub use engine::{Engine, EngineSettings};

@@ -16,7 +16,7 @@ use crate::inspect::{PHASES, Rejection};
 const HANDLE: &str = "func(borrow<resource>) -> variant{next, \
     route(record{upstream: string, path: option<string>, host: option<string>, timeout-ms: option<u32>}), \
     respond(record{status: u16, headers: list<record{name: string, value: list<u8>}>, body: list<u8>}), \
-    enqueue(record{upstream: string, ordering-key: option<string>})}";
+    enqueue(record{upstream: string, ordering-key: option<string>, delay-ms: option<u64>, expiry-ms: option<u64>})}";
 
 /// How deep a type is written out; deeper ones are none of ours.
 const MAX_DEPTH: usize = 16;

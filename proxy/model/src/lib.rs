@@ -16,7 +16,7 @@ pub use digest::{Digest, InvalidDigest};
 pub use grant::{Grant, GrantRefusal, UpstreamRange, is_special};
 pub use limits::{FilterLimits, LIMITS, LimitRow};
 pub use manifest::{
-    Credentials, Endpoint, FilterSpec, KeepResponse, Manifest, ManifestError, ModuleRef, OnError,
+    Credentials, Endpoint, FilterSpec, KeepResponse, Manifest, ManifestError, ModuleRef, OnDead, OnError,
     OrderingKey, QueueMode, QueuePolicy, UpstreamSpec,
 };
 pub use name::{FilterName, HostName, InvalidName, TenantName, UpstreamName};

@@ -102,6 +102,8 @@ pub struct QueuePolicy {
     pub credentials: Credentials,
     /// How long one record may block its ordering key by being refused, before it is dead (exhausted).
     pub key_block_max: Duration,
+    /// What becomes of the rest of an ordering key when one of its records dies.
+    pub on_dead: OnDead,
     /// What statuses of its origin mean for a record, where it is not what the table says.
     #[serde(skip_serializing_if = "OnStatus::is_empty")]
     pub on_status: OnStatus,
@@ -147,6 +149,17 @@ pub enum Credentials {
     Refuse,
     /// It is queued without them: for origins that don't need them.
     Strip,
+}
+
+/// What becomes of an ordering key when one of its records dies by itself: rejected, exhausted, expired or indeterminate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnDead {
+    /// The next record of the key is delivered.
+    #[default]
+    Continue,
+    /// What comes after it in its key waits until somebody retries or discards the dead letter, or resumes the key.
+    PauseKey,
 }
 
 /// What a record's ordering key is taken from.
@@ -216,6 +229,7 @@ impl Default for QueuePolicy {
             ordering_key: None,
             credentials: Credentials::Refuse,
             key_block_max: Duration::secs(15 * 60),
+            on_dead: OnDead::Continue,
             on_status: OnStatus::default(),
             keep_response: None,
             max_in_flight: 8,
@@ -545,6 +559,7 @@ cpu = "20ms"
                 "keep_response.for: expected at most 7d; found 8d",
             ),
             ("mode = \"on-failure\"", "on_status = { 409 = \"again\" }", "unknown variant `again`"),
+            ("mode = \"on-failure\"", "on_dead = \"pause\"", "unknown variant `pause`"),
         ] {
             let error = Manifest::from_toml(&GOOD.replace(from, to), "acme.toml").unwrap_err().to_string();
             assert!(error.contains(expected), "{to}: {error}");

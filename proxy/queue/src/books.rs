@@ -21,7 +21,7 @@ use crate::{
     claims::ClaimIndex,
     disk::Disk,
     keys::KeyIndex,
-    log::{Append, CensusRow, Ended, Erased, LogError, LogReader, Pruned, Requeued},
+    log::{Append, CensusRow, Ended, Erased, LogError, LogReader, Pruned, Requeued, Unpaused},
     record::Lane,
     waiters::Waiters,
 };
@@ -432,7 +432,7 @@ impl Books {
         let lane = tenant.lane(&ended.lane.upstream);
         less(&lane.open, 1);
         less(&self.counters.open, 1);
-        if let Some(key) = &ended.key {
+        if let Some(key) = ended.key.as_ref().filter(|_| !ended.pauses) {
             self.keys.ended(&ended.lane, key);
         }
         if ended.erased {
@@ -460,7 +460,8 @@ impl Books {
     /// A dead letter is queued again: it was kept, and stays so.
     pub(crate) fn requeued(&self, requeued: &Requeued) {
         let lane = &requeued.candidate.lane;
-        if let Some(key) = &requeued.key {
+        // Where it paused its key it was in its line all the time.
+        if let Some(key) = requeued.key.as_ref().filter(|_| !requeued.paused) {
             self.keys.pending(lane, key).committed();
         }
         self.forgotten(lane, requeued.response);
@@ -469,6 +470,13 @@ impl Books {
         }
         self.tenant(&lane.tenant).lane(&lane.upstream).open.fetch_add(1, Ordering::Relaxed);
         self.counters.open.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Dead records pause their key no more: nobody has to wait for them.
+    pub(crate) fn unpaused(&self, unpaused: &Unpaused) {
+        for _ in 0..unpaused.records {
+            self.keys.ended(&unpaused.lane, &unpaused.key);
+        }
     }
 
     /// What was kept of a record is room again.
@@ -515,7 +523,7 @@ impl Books {
         let (mut rows, mut responses, mut scopes) = (Vec::new(), Vec::new(), Vec::new());
         self.keys.clear_committed();
         reader.census(&mut |row| match row {
-            CensusRow::Key { lane, key, open } => self.keys.set_committed(&lane, &key, open),
+            CensusRow::Key { lane, key, line } => self.keys.set_committed(&lane, &key, line),
             CensusRow::Lane { lane, open, kept, kept_bytes, delivered } => {
                 rows.push((lane, open, kept, kept_bytes, delivered));
             }

@@ -14,11 +14,11 @@ const SHARDS: usize = 64;
 struct Open {
     /// Being enqueued.
     pending: u64,
-    /// In the log.
+    /// In the log: open, or dead and pausing its key.
     committed: u64,
 }
 
-/// Counts open records by a hash of lane and key. Two keys of one hash would only make each other queue.
+/// Counts the records that others have to wait for by a hash of lane and key. Two keys of one hash would only make each other queue.
 ///
 /// Request threads take a shard's lock for one look-up, and only for requests that have an ordering key.
 pub(crate) struct KeyIndex {

@@ -33,6 +33,7 @@
 //!     upstream's records that are due first.
 //! 14. **`what_is_done_by_hand_is_in_the_audit`.** A record that somebody cancels, discards, purges or queues again
 //!     changes in one transaction with its row of the audit; nothing that is shown holds a credential or a query.
+//!     What the node ends by expiry or deletes by itself is there too, hour by hour.
 //! 15. **`of_a_paused_lane_nothing_is_begun`.** From the moment that the pause is answered, and after a restart.
 //! 16. **`an_idle_queue_does_nothing`.** No thread polls: each waits for a message, delivery also for the next due time.
 //! 17. **`a_hanging_tenant_blocks_only_itself`.** A tenant takes no more places in flight than it leaves free.

@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use beamline_model::{RevisionId, TenantName, UpstreamName};
+use beamline_model::{OnDead, RevisionId, TenantName, UpstreamName};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::{BodyBuffer, KeyClaim, ResponseView};
@@ -115,8 +115,12 @@ pub struct NewRecord {
     pub body: BodyBuffer,
     /// Records of one tenant, upstream and key are delivered in commit order, one at a time. Without it: in parallel.
     pub ordering_key: Option<String>,
+    /// What becomes of its ordering key when it dies by itself.
+    pub on_dead: OnDead,
     /// Whether the origin takes this request twice as once.
     pub repeat_safe: bool,
+    /// From now until it may be delivered, and those of its ordering key that come after it.
+    pub delay: Duration,
     /// From now until the record is dead (expired).
     pub expiry: Duration,
     /// The claim on the client's `Idempotency-Key`, where it sent one. The body is then a [`BodyBuffer::hashed`] one.
@@ -252,6 +256,14 @@ impl DeadReason {
     pub const fn is_erased(self) -> bool {
         matches!(self, Self::Cancelled | Self::Discarded)
     }
+
+    /// Whether the record died by itself, rather than by somebody's will or because its client was told no.
+    pub const fn is_by_itself(self) -> bool {
+        match self {
+            Self::Exhausted | Self::Rejected | Self::Expired | Self::Indeterminate => true,
+            Self::Unconfirmed | Self::Cancelled | Self::Discarded => false,
+        }
+    }
 }
 
 impl fmt::Display for State {
@@ -289,4 +301,7 @@ pub struct ReceiptView {
     /// The origin's answer, while it is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub response: Option<ResponseView>,
+    /// Whether its ordering key is paused here: it is dead and what comes after it waits, or it waits after such a one.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub key_paused: bool,
 }

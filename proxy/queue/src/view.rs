@@ -79,7 +79,7 @@ impl RecordPage {
 /// A record in a list. Times are milliseconds since the Unix epoch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RecordListing {
-    /// Its place in commit order. A record that is tried again by hand gets a new one.
+    /// Its place in commit order. A record that is tried again by hand gets a new one, unless its key was paused for it.
     pub seq: u64,
     /// Its id.
     pub id: RecordId,
@@ -90,6 +90,8 @@ pub struct RecordListing {
     pub state: State,
     /// Its ordering key.
     pub ordering_key: Option<String>,
+    /// Whether its ordering key is paused here: it is dead and what comes after it waits, or it waits after such a one.
+    pub key_paused: bool,
     /// What it counts for in quotas, in bytes.
     pub bytes: u64,
     /// When it was accepted.
@@ -167,6 +169,8 @@ pub struct LaneStatus {
     pub oldest_ms: Option<u64>,
     /// Whether deliveries are paused.
     pub paused: bool,
+    /// Ordering keys that are paused because a record of theirs died.
+    pub paused_keys: u64,
 }
 
 /// One row of the queue's audit.
@@ -176,7 +180,7 @@ pub struct AuditRow {
     pub seq: u64,
     /// Wall time in milliseconds since the Unix epoch.
     pub at_ms: u64,
-    /// On whose authority: `operator`, `tenant/<name>`, or `receipt` for who holds one.
+    /// On whose authority: `operator`, `tenant/<name>`, `receipt` for who holds one, or `node` for what it does by itself.
     pub actor: String,
     /// What was done, such as `queue.discard`.
     pub action: String,
@@ -188,8 +192,10 @@ pub struct AuditRow {
     pub record: Option<RecordId>,
     /// To how many.
     pub count: u64,
-    /// What the record was before, or which states were purged.
+    /// What the record was before, which states were purged, or what the node ended or deleted.
     pub detail: String,
+    /// Of what the node did: when the first of the records was accepted, and when the last.
+    pub accepted_ms: Option<(u64, u64)>,
 }
 
 /// A target without its query, which may hold secrets.

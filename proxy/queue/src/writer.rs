@@ -29,7 +29,7 @@ use crate::{
     health::HealthCell,
     idempotency::Holder,
     keys::PendingKey,
-    log::{Act, Append, Candidate, Change, Effect, Ended, Intervened, Intervention, Log, LogError},
+    log::{Act, Append, Candidate, Change, Effect, Ended, Intervened, Intervention, Log, LogError, Unpaused},
     notices::{Notice, NoticeSender},
     owner::OwnerLock,
     queue::recover,
@@ -459,7 +459,9 @@ impl Worker {
             if let Some(body) = erased.freed {
                 self.tools.spool.remove(body);
             }
+            erased.unpaused.iter().for_each(|unpaused| self.unpaused(unpaused));
         }
+        done.unpaused.iter().for_each(|unpaused| self.unpaused(unpaused));
         if !(done.ended.is_empty() && done.erased.is_empty()) {
             self.tools.notices.send(Notice::Ended { at_ms: what.at_ms });
         }
@@ -486,7 +488,7 @@ impl Worker {
                 self.tools.notices.send(Notice::Swept { next_ms: *next_ms, full: ended.len() >= *limit });
             }
             (
-                Change::Prune { limit, .. } | Change::Trim { limit },
+                Change::Prune { limit, .. } | Change::Trim { limit, .. },
                 Effect::Pruned { pruned, oldest_delivered_ms, oldest_dead_ms },
             ) => {
                 for pruned in pruned {
@@ -494,6 +496,7 @@ impl Worker {
                     if let Some(body) = pruned.freed {
                         self.tools.spool.remove(body);
                     }
+                    pruned.unpaused.iter().for_each(|unpaused| self.unpaused(unpaused));
                 }
                 if matches!(change, Change::Prune { .. }) {
                     self.tools.notices.send(Notice::Pruned {
@@ -526,6 +529,13 @@ impl Worker {
         }
     }
 
+    fn unpaused(&self, unpaused: &Unpaused) {
+        self.tools.books.unpaused(unpaused);
+        if let Some(next) = &unpaused.promoted {
+            self.queued(next.clone(), true);
+        }
+    }
+
     fn trim_receipts(&mut self) {
         if self.tools.log.epoch() == 0 {
             return;
@@ -533,7 +543,8 @@ impl Worker {
         let too_many = self.tools.books.receipts().saturating_sub(self.tools.max_receipts);
         if too_many > 0 && self.first.is_empty() {
             let limit = usize::try_from(too_many).unwrap_or(PAGE).min(PAGE);
-            self.first.push(PendingChange::new(Change::Trim { limit }, None));
+            let now_ms = (self.tools.wall_clock)();
+            self.first.push(PendingChange::new(Change::Trim { now_ms, limit }, None));
         }
     }
 

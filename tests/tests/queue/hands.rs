@@ -16,7 +16,7 @@ const ORIGIN: &str = "/v1/tenants/acme/queue/upstreams/origin";
 
 /// Runs `beamline queue …` on the operator's authority; it must do as it is told.
 #[track_caller]
-fn cli(scene: &Scene, line: &str) -> String {
+pub(crate) fn cli(scene: &Scene, line: &str) -> String {
     let (code, out, err) = cli_ends(scene, line);
     assert_eq!(code, 0, "{line}: {err}");
     out

@@ -186,6 +186,12 @@ fn a_receipt_is_kept_for_its_retention_and_then_unknown() {
     assert_eq!((gone.status, gone.problem().as_str()), (404, "unknown-receipt"));
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as u64;
     assert!(now >= told["finished_ms"].as_u64().unwrap() + 2000, "not before its time");
+    let audit = scene.admin.get("/v1/audit?tenant=acme").unwrap();
+    let rows = audit["entries"].as_array().unwrap().iter().filter(|row| row["actor"] == "node");
+    let [row] = &rows.collect::<Vec<_>>()[..] else { panic!("{audit}") };
+    let detail = &row["detail"];
+    assert_eq!((&row["action"], &detail["count"]), (&json!("queue.retention"), &json!(1)));
+    assert_eq!((&detail["of"], &detail["from_ms"]), (&json!("receipts"), &told["accepted_ms"]));
 }
 
 #[test]

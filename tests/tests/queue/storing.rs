@@ -347,6 +347,54 @@ fn what_is_stored_is_the_request_as_the_filters_left_it_and_they_do_not_run_agai
 }
 
 #[test]
+fn a_filter_delays_a_request_and_shortens_its_time_until_it_expires() {
+    let mut scene = Scene::probed(beamline_tests::beamline::Options::default()).unwrap();
+    let probe = scene.filter("probe").unwrap();
+    scene
+        .apply(|manifest| {
+            manifest["filters"] = json!([probe]);
+            manifest["upstreams"]["origin"]["queue"] = json!({ "mode": "prefer", "expiry": "1m" });
+        })
+        .unwrap();
+    let said = |body: &'static str, mut step: Value| {
+        step["do"] = json!("enqueue");
+        Request::post("/in", body).header("x-probe", &step.to_string())
+    };
+    for step in [json!({ "delay_ms": 60_000 }), json!({ "delay_ms": 10, "expiry_ms": 10 })] {
+        let answer = scene.send(said("never", step)).unwrap();
+        assert_eq!((answer.status, answer.problem().as_str()), (503, "not-queueable"));
+        assert!(answer.text().contains("expected a delay that is shorter"), "{}", answer.text());
+    }
+    let answer = scene.send(said("delayed", json!({ "delay_ms": 3000, "ordering_key": "k" }))).unwrap();
+    assert_eq!((answer.status, answer.header("retry-after")), (202, Some("3")), "{}", answer.text());
+    let delayed = location(&answer);
+    let behind = queue(&scene, said("behind", json!({ "ordering_key": "k" })));
+    let free = queue(&scene, said("free", json!({ "expiry_ms": 20_000_000 })));
+    let told = wait_state(&scene, &free, "delivered");
+    let lasts = |told: &Value| told["expires_ms"].as_u64().unwrap() - told["accepted_ms"].as_u64().unwrap();
+    assert_eq!(lasts(&told), 60_000, "never later than the policy says");
+    assert_eq!(receipt(&scene, &behind)["attempts"], 0);
+    scene.node.kill_nine().unwrap();
+    scene.node.launch().unwrap();
+    for location in [&delayed, &behind] {
+        wait_state(&scene, location, "delivered");
+    }
+    let log = scene.origin.requests();
+    assert_eq!(
+        log.iter().map(|r| r.body.as_slice()).collect::<Vec<_>>(),
+        [&b"free"[..], b"delayed", b"behind"]
+    );
+    let accepted = receipt(&scene, &delayed)["accepted_ms"].as_u64().unwrap();
+    let came = log[1].at.duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as u64;
+    assert!(came >= accepted + 3000, "{} ms after it was accepted", came - accepted);
+
+    scene.origin.stop();
+    let brief = queue(&scene, said("brief", json!({ "delay_ms": 500, "expiry_ms": 1000 })));
+    let told = wait_state(&scene, &brief, "dead");
+    assert_eq!((&told["reason"], lasts(&told)), (&json!("expired"), 1000));
+}
+
+#[test]
 fn a_filter_that_says_enqueue_stores_without_a_try() {
     let scene = Scene::probed(beamline_tests::beamline::Options::default()).unwrap();
     let probe = scene.filter("probe").unwrap();

@@ -49,7 +49,12 @@ impl Verdict {
 
     /// Puts the request in the durable queue of an upstream whose queue mode is not `never`.
     pub fn enqueue(upstream: impl Into<String>) -> Enqueue {
-        Enqueue(raw::Enqueue { upstream: upstream.into(), ordering_key: None })
+        Enqueue(raw::Enqueue {
+            upstream: upstream.into(),
+            ordering_key: None,
+            delay_ms: None,
+            expiry_ms: None,
+        })
     }
 
     #[cfg(target_family = "wasm")]
@@ -104,6 +109,22 @@ impl Enqueue {
         self.0.ordering_key = Some(key.into());
         self
     }
+
+    /// Delivers it no sooner than so long after it was accepted. Must be shorter than the time until it expires.
+    pub fn delay(mut self, delay: Duration) -> Self {
+        self.0.delay_ms = Some(milliseconds(delay));
+        self
+    }
+
+    /// Lets it expire so long after it was accepted, in place of the upstream's own expiry, which it never exceeds.
+    pub fn expiry(mut self, expiry: Duration) -> Self {
+        self.0.expiry_ms = Some(milliseconds(expiry));
+        self
+    }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(not(target_family = "wasm"))]

@@ -22,7 +22,9 @@
     (export "response" (type $response (eq $response-record)))
     (type $enqueue-record (record
       (field "upstream" string)
-      (field "ordering-key" (option string))))
+      (field "ordering-key" (option string))
+      (field "delay-ms" (option u64))
+      (field "expiry-ms" (option u64))))
     (export "enqueue" (type $enqueue (eq $enqueue-record)))
     (type $verdict-variant (variant
       (case "next")

@@ -171,6 +171,9 @@ async fn the_pages_examples_are_what_the_api_takes_and_answers(node: &Node, page
                 let path = route.replace("{tenant}", "acme").replace("{record}", &node.dead_letter().await);
                 node.acme(&path).await
             }
+            "POST /v1/tenants/{tenant}/queue/upstreams/{upstream}/resume-key" => {
+                node.ask(&for_acme(row), &node.acme, page.request(&route).to_string()).await
+            }
             // The queue's rows alone: all others have details of their own.
             "GET /v1/audit" => node.acme("GET /v1/audit?after=999999.0").await,
             "GET /v1/tenants/{tenant}/queue/records" => {
@@ -476,6 +479,13 @@ async fn what_is_done_to_the_queue_is_refused_by_name_or_told_in_the_audit(node:
             422,
             "invalid-request",
             "cannot be discarded",
+        ),
+        (
+            format!("POST {upstreams}/api/resume-key"),
+            json!({ "key": "k" }),
+            422,
+            "invalid-request",
+            "expected `ordering_key`",
         ),
         (
             "GET /v1/tenants/acme/queue/records?state=lost".into(),

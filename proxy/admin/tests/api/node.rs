@@ -12,7 +12,7 @@ use axum::{Router, body::Body};
 use beamline_admin::{AdminState, router};
 use beamline_control::{Control, ControlSettings};
 use beamline_filter_host::{Compiler, CompilerSettings, Engine, EngineSettings};
-use beamline_model::{TenantName, UpstreamName};
+use beamline_model::{OnDead, TenantName, UpstreamName};
 use beamline_node_state::NodeState;
 use beamline_queue::{Attempt, Deliver, Demand, NewRecord, Outcome, Queue, Rules, TraceRef};
 use beamline_store::SqliteStore;
@@ -138,7 +138,9 @@ impl Node {
                 .to_vec(),
             body: self.queue.body(1024),
             ordering_key: None,
+            on_dead: OnDead::Continue,
             repeat_safe: false,
+            delay: Duration::ZERO,
             expiry: Duration::from_secs(3600),
             claim: None,
             trace: TraceRef::default(),

@@ -14,7 +14,8 @@ use super::{
 
 /// Show what was done by whom, oldest first
 ///
-/// Changes of tenants, manifests and modules, and everything that was done to the queue by hand. With the operator's
+/// Changes of tenants, manifests and modules, everything that was done to the queue by hand, and what the node expired or
+/// deleted in it, hour by hour. With the operator's
 /// token of all tenants, with a tenant's token of that tenant.
 #[derive(Args, Debug)]
 pub(crate) struct AuditArgs {
@@ -80,8 +81,11 @@ fn told(detail: &Value) -> String {
     let pair = |(name, value): (&String, &Value)| match value {
         Value::Null => None,
         Value::String(text) if text.is_empty() => None,
-        Value::String(text) => Some(format!("{name}={text}")),
-        other => Some(format!("{name}={other}")),
+        Value::String(text) => Some(format!("{name}={}", super::queue::printable(text))),
+        other => Some(match (name.strip_suffix("_ms"), other.as_u64()) {
+            (Some(name), Some(ms)) => format!("{name}={}", time(ms)),
+            _ => format!("{name}={other}"),
+        }),
     };
     fields.iter().filter_map(pair).collect::<Vec<_>>().join(" ")
 }
@@ -97,18 +101,23 @@ mod tests {
         let entries = json!({ "next": "3.1", "entries": [
             { "at_ms": 0, "actor": "operator", "action": "tenant.create", "tenant": "acme", "detail": { "hosts": ["a.test"] } },
             { "at_ms": 1000, "actor": "tenant/acme", "action": "queue.discard", "tenant": "acme",
-              "detail": { "upstream": "api", "record": "AAA", "count": 1, "of": "was dead(rejected)" } },
+              "detail": { "upstream": "api", "record": "AAA", "count": 1, "of": "was dead(rejected)",
+                          "from_ms": null, "until_ms": null } },
+            { "at_ms": 2000, "actor": "node", "action": "queue.retention", "tenant": "acme",
+              "detail": { "upstream": "api", "record": null, "count": 7, "of": "receipts", "from_ms": 0, "until_ms": 1000 } },
         ] });
         let node = FakeNode::answering([(200, entries), (200, json!({ "next": "0.0", "entries": [] }))]);
-        let report = ask(&node, "audit --tenant acme --limit 2 --after 1.0").unwrap();
+        let report = ask(&node, "audit --tenant acme --limit 3 --after 1.0").unwrap();
         assert_eq!(
             report.text,
-            "TIME                  ACTOR        ACTION         TENANT  DETAIL\n\
-             1970-01-01T00:00:00Z  operator     tenant.create  acme    hosts=[\"a.test\"]\n\
-             1970-01-01T00:00:01Z  tenant/acme  queue.discard  acme    count=1 of=was dead(rejected) record=AAA upstream=api\n\
+            "TIME                  ACTOR        ACTION           TENANT  DETAIL\n\
+             1970-01-01T00:00:00Z  operator     tenant.create    acme    hosts=[\"a.test\"]\n\
+             1970-01-01T00:00:01Z  tenant/acme  queue.discard    acme    count=1 of=was dead(rejected) record=AAA upstream=api\n\
+             1970-01-01T00:00:02Z  node         queue.retention  acme    count=7 from=1970-01-01T00:00:00Z of=receipts \
+             until=1970-01-01T00:00:01Z upstream=api\n\
              there may be more: --after 3.1"
         );
-        assert_eq!(node.requests()[0].line, "GET /v1/audit?limit=2&tenant=acme&after=1.0");
+        assert_eq!(node.requests()[0].line, "GET /v1/audit?limit=3&tenant=acme&after=1.0");
         assert_eq!(ask(&node, "audit").unwrap().text, "nothing was done");
     }
 }

@@ -42,11 +42,15 @@ enum QueueCommand {
     ///
     /// Deliveries in flight end as they may. Requests are accepted, and expire, as ever.
     Pause(UpstreamArgs),
-    /// Resume deliveries to an upstream
-    Resume(UpstreamArgs),
+    /// Resume deliveries to an upstream, or to one ordering key
+    ///
+    /// An ordering key is paused by a record that died, where the manifest says `on_dead = "pause-key"`. Resumed, it goes on
+    /// with what comes after that record, which stays dead.
+    Resume(ResumeArgs),
     /// Queue a dead letter again
     ///
-    /// It goes behind everything that was accepted since, also in its ordering key, and gets as much time as it had at first.
+    /// Where its ordering key is paused for it, it goes before those that wait; else behind everything that was accepted
+    /// since. It gets as much time as it had at first.
     Retry(RetryArgs),
     /// Give up a record that waits or is dead
     ///
@@ -106,6 +110,16 @@ struct UpstreamArgs {
 }
 
 #[derive(Args, Debug)]
+struct ResumeArgs {
+    #[command(flatten)]
+    of: UpstreamArgs,
+
+    /// Only this ordering key, which a dead record paused
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
+}
+
+#[derive(Args, Debug)]
 struct RetryArgs {
     #[command(flatten)]
     record: RecordArgs,
@@ -159,6 +173,18 @@ struct Lane {
     bytes: u64,
     oldest_ms: Option<u64>,
     paused: bool,
+    paused_keys: u64,
+}
+
+impl Lane {
+    fn deliveries(&self) -> String {
+        let keys = match self.paused_keys {
+            0 => return if self.paused { "paused" } else { "on" }.into(),
+            1 => "1 key",
+            keys => &format!("{keys} keys"),
+        };
+        if self.paused { format!("paused, and {keys}") } else { format!("on, but {keys} paused") }
+    }
 }
 
 #[derive(Deserialize)]
@@ -174,6 +200,7 @@ struct Record {
     state: String,
     reason: Option<String>,
     ordering_key: Option<String>,
+    key_paused: bool,
     bytes: u64,
     accepted_ms: u64,
     due_ms: Option<u64>,
@@ -216,6 +243,11 @@ impl Record {
         }
     }
 
+    fn key(&self) -> String {
+        let key = self.ordering_key.as_deref().map_or_else(|| "-".into(), printable);
+        if self.key_paused { format!("{key} (paused)") } else { key }
+    }
+
     fn last(&self) -> String {
         let status = self.last_status.map(|status| status.to_string());
         status.or_else(|| self.last_error.clone()).unwrap_or_else(|| "-".into())
@@ -223,7 +255,7 @@ impl Record {
 }
 
 /// A text that a client chose, without what a terminal would obey.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
@@ -253,7 +285,8 @@ pub(crate) fn run(args: &QueueArgs) -> Result<Report, Failure> {
             Ok(Report { text: shown(&answer.as_a()?), json: answer.0 })
         }
         QueueCommand::Pause(args) => pause(&node, args, true),
-        QueueCommand::Resume(args) => pause(&node, args, false),
+        QueueCommand::Resume(ResumeArgs { of, key: None }) => pause(&node, of, false),
+        QueueCommand::Resume(ResumeArgs { of, key: Some(key) }) => resume_key(&node, of, key),
         QueueCommand::Retry(args) => {
             let wish = json!({ "may_repeat": args.may_repeat });
             done(node.post(&record_path(&args.record, "/retry"), &wish)?, "queued again")
@@ -279,6 +312,7 @@ fn status(node: &Node) -> Result<Report, Failure> {
     }
     let mut table = Table::headed(["TENANT", "UPSTREAM", "WAITING", "DEAD", "SIZE", "OLDEST", "DELIVERIES"]);
     for lane in lanes.upstreams {
+        let deliveries = lane.deliveries();
         table.row([
             lane.tenant,
             lane.upstream,
@@ -286,7 +320,7 @@ fn status(node: &Node) -> Result<Report, Failure> {
             lane.dead.to_string(),
             size(lane.bytes),
             lane.oldest_ms.map_or_else(|| "-".into(), time),
-            if lane.paused { "paused" } else { "on" }.into(),
+            deliveries,
         ]);
     }
     Ok(Report { json: answer.0, text: table.rendered() })
@@ -340,7 +374,7 @@ fn table(records: &[Record]) -> String {
             record.attempts.to_string(),
             record.last(),
             size(record.bytes),
-            record.ordering_key.as_deref().map_or_else(|| "-".into(), printable),
+            record.key(),
             record.request(),
         ]);
     }
@@ -354,8 +388,8 @@ fn shown(record: &Record) -> String {
     row("upstream", record.upstream.clone());
     row("state", record.state());
     row("request", record.request());
-    if let Some(key) = &record.ordering_key {
-        row("key", printable(key));
+    if record.ordering_key.is_some() {
+        row("key", record.key());
     }
     row("accepted", time(record.accepted_ms));
     if let Some(due) = record.due_ms {
@@ -387,6 +421,24 @@ fn pause(node: &Node, args: &UpstreamArgs, pause: bool) -> Result<Report, Failur
     let (path, now) = if pause { ("pause", "paused") } else { ("resume", "resumed") };
     let answer = node.post_empty(&upstream_path(args, path))?;
     let text = format!("deliveries to upstream {} of tenant {} are {now}", args.upstream, args.tenant);
+    Ok(Report { json: answer.0, text })
+}
+
+#[derive(Deserialize)]
+struct ResumedKey {
+    records: u64,
+}
+
+fn resume_key(node: &Node, of: &UpstreamArgs, key: &str) -> Result<Report, Failure> {
+    let answer = node.post(&upstream_path(of, "resume-key"), &json!({ "ordering_key": key }))?;
+    let ResumedKey { records } = answer.as_a()?;
+    let whose =
+        format!("ordering key {} of upstream {} of tenant {}", printable(key), of.upstream, of.tenant);
+    let text = match records {
+        0 => format!("{whose} was not paused"),
+        1 => format!("{whose} is resumed: 1 dead letter paused it"),
+        many => format!("{whose} is resumed: {many} dead letters paused it"),
+    };
     Ok(Report { json: answer.0, text })
 }
 
@@ -439,6 +491,7 @@ mod tests {
     fn record(state: &str, reason: Option<&str>) -> Value {
         json!({
             "seq": 7, "id": "AZ5", "upstream": "api", "state": state, "reason": reason, "ordering_key": "k\u{1b}",
+            "key_paused": reason.is_some(),
             "bytes": 2048, "accepted_ms": 0, "due_ms": null, "expires_ms": 86_400_000, "finished_ms": 1000,
             "attempts": 2, "last_status": 400, "last_error": null, "method": "POST", "path": "/in",
             "repeat_safe": false,
@@ -455,13 +508,15 @@ mod tests {
     #[test]
     fn status_is_a_line_for_each_upstream() {
         let lanes = json!({ "upstreams": [
-            { "tenant": "acme", "upstream": "api", "depth": 3, "dead": 1, "bytes": 4096, "oldest_ms": 0, "paused": true },
+            { "tenant": "acme", "upstream": "api", "depth": 3, "dead": 1, "bytes": 4096, "oldest_ms": 0, "paused": true, "paused_keys": 0 },
+            { "tenant": "acme", "upstream": "web", "depth": 0, "dead": 1, "bytes": 4096, "oldest_ms": null, "paused": false, "paused_keys": 2 },
         ] });
         let node = FakeNode::answering([(200, lanes), (200, json!({ "upstreams": [] }))]);
         assert_eq!(
             ask(&node, "queue status").unwrap().text,
             "TENANT  UPSTREAM  WAITING  DEAD  SIZE     OLDEST                DELIVERIES\n\
-             acme    api       3        1     4.0 KiB  1970-01-01T00:00:00Z  paused\n"
+             acme    api       3        1     4.0 KiB  1970-01-01T00:00:00Z  paused\n\
+             acme    web       0        1     4.0 KiB  -                     on, but 2 keys paused\n"
         );
         assert_eq!(ask(&node, "queue status").unwrap().text, "nothing is queued, and nothing is paused");
     }
@@ -503,9 +558,11 @@ mod tests {
     fn a_record_is_shown_without_what_the_node_keeps_to_itself() {
         let node = FakeNode::answering([(200, record("dead", Some("rejected")))]);
         let text = ask(&node, "queue show --tenant acme AZ5").unwrap().text;
-        for line in
-            ["state       dead(rejected)", "repeat      not safe", "header      authorization: (13 bytes)"]
-        {
+        for line in [
+            "state       dead(rejected)",
+            "key         k\u{fffd} (paused)",
+            "header      authorization: (13 bytes)",
+        ] {
             assert!(text.contains(line), "{text}");
         }
         assert_eq!(node.requests()[0].line, "GET /v1/tenants/acme/queue/records/AZ5");
@@ -518,6 +575,8 @@ mod tests {
             (200, record("dead", Some("discarded"))),
             (200, json!({ "upstream": "api", "paused": true })),
             (200, json!({ "upstream": "api", "paused": false })),
+            (200, json!({ "upstream": "api", "ordering_key": "k", "records": 1 })),
+            (200, json!({ "upstream": "api", "ordering_key": "k", "records": 0 })),
             (200, json!({ "records": 1000, "bytes": 1024, "more": true })),
             (200, json!({ "records": 1, "bytes": 1024, "more": false })),
             (409, problem("may-repeat")),
@@ -527,6 +586,14 @@ mod tests {
             ("queue discard --tenant acme AZ5", "1 record discarded: AZ5 is dead(discarded)"),
             ("queue pause --tenant acme api", "deliveries to upstream api of tenant acme are paused"),
             ("queue resume --tenant acme api", "deliveries to upstream api of tenant acme are resumed"),
+            (
+                "queue resume --tenant acme api --key k",
+                "ordering key k of upstream api of tenant acme is resumed: 1 dead letter paused it",
+            ),
+            (
+                "queue resume --tenant acme api --key k",
+                "ordering key k of upstream api of tenant acme was not paused",
+            ),
             (
                 "queue purge --tenant acme api --state dead,held",
                 "1001 records (2.0 KiB) of upstream api of tenant acme discarded",
@@ -540,6 +607,8 @@ mod tests {
         assert_eq!(requests[0].line, "POST /v1/tenants/acme/queue/records/AZ5/retry");
         assert_eq!(requests[0].json(), json!({ "may_repeat": true }));
         assert_eq!(requests[2].line, "POST /v1/tenants/acme/queue/upstreams/api/pause");
-        assert_eq!(requests[4].json(), json!({ "states": ["dead", "held"] }));
+        assert_eq!(requests[4].line, "POST /v1/tenants/acme/queue/upstreams/api/resume-key");
+        assert_eq!(requests[4].json(), json!({ "ordering_key": "k" }));
+        assert_eq!(requests[6].json(), json!({ "states": ["dead", "held"] }));
     }
 }

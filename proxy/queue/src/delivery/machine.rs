@@ -357,11 +357,15 @@ impl Machine {
 
     /// Puts a candidate in its lane's window, unless it is flying, or must wait on disk for others that are due before it.
     fn wait(&mut self, now: Now, candidate: Candidate, from: From) {
-        let due = now.mono_at(candidate.due_ms);
-        // A record that was never tried is due, whatever the wall clock did since; no other waits longer than any
-        // back-off lasts.
-        let latest = if candidate.attempts == 0 { 0 } else { millis(RETRY_AFTER.1) };
-        let due = due.min(now.mono + i64::try_from(latest).expect("an hour fits"));
+        // Whatever the wall clock did since: a record that was never tried waits no longer than it was to wait at first,
+        // and no other longer than any back-off lasts.
+        let (due, longest) = if candidate.attempts == 0 {
+            let accepted_ms = candidate.due_ms.saturating_sub(candidate.delay_ms);
+            (self.guard.mono_at(candidate.due_ms, accepted_ms, now), candidate.delay_ms)
+        } else {
+            (now.mono_at(candidate.due_ms), millis(RETRY_AFTER.1))
+        };
+        let due = due.min(now.mono.saturating_add(i64::try_from(longest).unwrap_or(i64::MAX)));
         let capacity = self.window_size();
         let state = self.lane(&candidate.lane.clone());
         if state.flying.contains_key(&candidate.seq) {
@@ -499,6 +503,7 @@ impl Machine {
         }
         if self.prune.start(now, &self.guard) {
             self.actions.push(Action::Commit(Change::Prune {
+                now_ms: now.wall,
                 delivered_before_ms: now.wall.saturating_sub(self.policy.receipt_retention_ms),
                 dead_before_ms: now.wall.saturating_sub(self.policy.dead_retention_ms),
                 limit: PAGE,

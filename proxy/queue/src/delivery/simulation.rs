@@ -17,7 +17,7 @@ use super::{
 use crate::{
     body::StoredBody,
     log::{
-        Append, Candidate, CensusRow, Change, Content, Effect, Ended, Log,
+        Act, Append, Candidate, CensusRow, Change, Content, Effect, Ended, Intervention, Log,
         memory::{MemoryDisk, MemoryLog},
     },
     notices::Notice,
@@ -25,6 +25,7 @@ use crate::{
     receipt::SecretHash,
     record::{DeadReason, Lane, RecordId, Seq, State, TraceRef},
 };
+use beamline_model::OnDead;
 use bytes::Bytes;
 
 mod claims;
@@ -70,8 +71,11 @@ struct Request {
     at: i64,
     lane: usize,
     key: Option<u16>,
+    /// Its death pauses its key.
+    pausing: bool,
     repeat_safe: bool,
     expiry: i64,
+    delay: i64,
     size: u64,
     /// No request can be made of it.
     unsendable: bool,
@@ -92,6 +96,8 @@ struct Plan {
     rescans: Vec<i64>,
     /// When the wall clock jumps, and by how much.
     jumps: Vec<(i64, i64)>,
+    /// When somebody resumes this key of the first lane.
+    resumes: Vec<(i64, u16)>,
     /// When someone says that a lane may be well again.
     nudges: Vec<(i64, usize)>,
     /// From when until when the log takes no commit. Of those that fail, some are there all the same.
@@ -105,6 +111,8 @@ struct Plan {
 
 enum Happens {
     Append(usize),
+    /// Somebody does this to the records by hand.
+    ByHand(Act),
     /// The writer applies what is first in its inbox.
     Write,
     Machine(Event),
@@ -221,6 +229,10 @@ impl Simulation {
         for at in simulation.plan.rescans.iter().copied().chain(reopened).collect::<Vec<_>>() {
             simulation.at(at, Happens::Machine(Event::Notice(Notice::Rescan)), false);
         }
+        for (at, key) in simulation.plan.resumes.clone() {
+            let (upstream, key) = (lane(0).upstream, key.to_string());
+            simulation.at(at, Happens::ByHand(Act::ResumeKey { upstream, key }), false);
+        }
         for (at, of) in simulation.plan.nudges.clone() {
             simulation.at(at, Happens::Machine(Event::Notice(Notice::Nudge(lane(of)))), false);
         }
@@ -275,6 +287,11 @@ impl Simulation {
     fn happen(&mut self, happens: Happens) {
         match happens {
             Happens::Append(n) => self.write(Inbox::Append(n)),
+            Happens::ByHand(act) => {
+                let (tenant, actor, at_ms) = (lane(0).tenant, "operator".into(), self.both().wall);
+                let what = Intervention { tenant, actor, at_ms, act };
+                self.write(Inbox::Change(Change::Intervene(Box::new(what))));
+            }
             Happens::Write => {
                 let entry = self.inbox.pop_front().expect("a write for each entry");
                 self.apply(entry);
@@ -374,8 +391,10 @@ impl Simulation {
             secret: SecretHash([0; 32]),
             lane: lane(request.lane),
             ordering_key: request.key.map(|k| k.to_string()),
+            on_dead: if request.pausing { OnDead::PauseKey } else { OnDead::Continue },
             repeat_safe: request.repeat_safe,
             accepted_ms: wall,
+            delay_ms: request.delay as u64,
             expires_ms: wall + request.expiry as u64,
             size: request.size,
             key_use: None,
@@ -425,6 +444,13 @@ impl Simulation {
                     oldest_dead_ms,
                     full: pruned.len() >= limit,
                 });
+            }
+            (Change::Intervene(_), Effect::Intervened(done)) => {
+                done.ended.into_iter().for_each(ended);
+                notices.extend(done.unpaused.and_then(|key| key.promoted).map(Notice::Ready));
+                notices.extend(
+                    done.requeued.filter(|again| again.front).map(|again| Notice::Ready(again.candidate)),
+                );
             }
             (Change::Retry { again, .. }, Effect::Done) => notices.push(Notice::Ready(again)),
             (Change::Release { lane }, _) => notices.push(Notice::Released(lane)),
@@ -491,6 +517,11 @@ impl Simulation {
         let broken: i64 = self.plan.broken.iter().map(|range| range.end - range.start).sum();
         let by = self.fates[n].appended_at + request.expiry + 30 + self.plan.slow.0 as i64 + broken;
         assert!(self.now <= by || !self.plan.jumps.is_empty(), "record {n} is sent after its expiry");
+        let due = self.fates[n].appended_at + request.delay;
+        assert!(
+            self.now >= due || !self.plan.jumps.is_empty(),
+            "record {n} is sent before its delay is over"
+        );
         let of_lane = self.in_flight.values().filter(|l| **l == candidate.lane).count();
         assert!(of_lane < CAP as usize, "more than the cap fly to {:?}", candidate.lane);
         if let Some(key) = request.key {
@@ -501,6 +532,10 @@ impl Simulation {
                 assert!(!self.in_flight.contains_key(&seq), "two of key {key} are in flight");
                 if seq < candidate.seq {
                     assert!(!self.state_of(seq).is_open(), "record {n} overtakes {other} of its key");
+                    assert!(
+                        !self.disk.pausing().contains(&seq),
+                        "record {n} passes {other}, which pauses its key"
+                    );
                 }
             }
         }
@@ -603,8 +638,10 @@ fn request(at: i64, lane: usize) -> Request {
         at,
         lane,
         key: None,
+        pausing: false,
         repeat_safe: true,
         expiry: 24 * 60 * MINUTE,
+        delay: 0,
         size: 1,
         unsendable: false,
         lost: false,

@@ -28,7 +28,8 @@ impl Window {
         let seq = candidate.seq;
         if let Some(known_due) = self.due_of.get(&seq) {
             let known = &self.by_due[&(*known_due, seq)];
-            if known.attempts >= candidate.attempts {
+            // One that was dead and is queued again at its old place has had no new attempt, but has more time.
+            if (known.attempts, known.expires_ms) >= (candidate.attempts, candidate.expires_ms) {
                 return false;
             }
             self.by_due.remove(&(*known_due, seq));
@@ -94,6 +95,7 @@ mod tests {
             lane: Lane { tenant: "acme".parse().unwrap(), upstream: "api".parse().unwrap() },
             attempts,
             due_ms: 0,
+            delay_ms: 0,
             expires_ms: u64::MAX,
             repeat_safe: true,
             keyed: false,
@@ -122,6 +124,9 @@ mod tests {
         assert_eq!(window.first_due(), Some(50));
         window.insert(candidate(1, 3), 60, 8);
         assert_eq!((window.first_due(), window.len()), (Some(60), 1));
+        window.insert(Candidate { expires_ms: 7, ..candidate(2, 0) }, 10, 8);
+        window.insert(Candidate { expires_ms: 9, ..candidate(2, 0) }, 20, 8);
+        assert_eq!(window.take_due(20).unwrap().expires_ms, 9, "what is queued again has more time");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What every log must do: one suite, run against each. Beside it, random changes on all of them must read alike.
 
-use beamline_model::{TenantName, UpstreamName};
+use beamline_model::{OnDead, TenantName, UpstreamName};
 use bytes::Bytes;
 use proptest::prelude::*;
 
@@ -53,8 +53,10 @@ pub(super) fn append(n: u64, key: Option<&str>) -> Box<Append> {
         secret: SecretHash([7; 32]),
         lane: lane("acme"),
         ordering_key: key.map(str::to_owned),
+        on_dead: OnDead::Continue,
         repeat_safe: n.is_multiple_of(2),
         accepted_ms: 1000 + n,
+        delay_ms: 0,
         expires_ms: 50_000 + n,
         size: 600 + n,
         key_use: None,
@@ -177,6 +179,34 @@ fn a_retry_is_due_when_it_says_and_remembers_why(place: &dyn Place) {
     assert_eq!((view.attempts, view.last_status, view.last_error.as_deref()), (1, Some(503), Some("why")));
 }
 
+fn a_delayed_record_is_due_when_it_says_and_holds_its_key(place: &dyn Place) {
+    let mut log = place.open();
+    let put = |log: &mut dyn Log, n, key, delay_ms| {
+        let mut append = append(n, key);
+        append.delay_ms = delay_ms;
+        one(log, Change::Append(append))
+    };
+    put(&mut *log, 2, Some("k"), 5000);
+    put(&mut *log, 4, Some("k"), 0);
+    put(&mut *log, 6, None, 200);
+    drop(log);
+    let mut log = place.open();
+    let due = |log: &dyn Log| {
+        let candidates = log.reader().unwrap().window(&lane("acme"), 100).unwrap();
+        candidates.iter().map(|c| (c.seq.0, c.due_ms, c.delay_ms)).collect::<Vec<_>>()
+    };
+    assert_eq!(due(&*log), [(3, 1206, 200), (1, 6002, 5000)]);
+    assert_eq!(log.reader().unwrap().records(&all()).unwrap().records[0].due_ms, Some(6002));
+    begin(&mut *log, Seq(1), 0);
+    let next = ended(finish(&mut *log, Seq(1), 1, WHOLE)).promoted.unwrap();
+    assert_eq!((next.seq, next.due_ms, next.delay_ms), (Seq(2), 1004, 0));
+    // Queued again by hand it is due at once.
+    one(&mut *log, Change::Expire { now_ms: u64::MAX, limit: 10 });
+    let again =
+        intervened(by_hand(&mut *log, Act::Requeue { id: id(6), may_repeat: false })).requeued.unwrap();
+    assert_eq!((again.candidate.due_ms, again.candidate.delay_ms), (9500, 0));
+}
+
 fn a_delivered_record_gives_its_content_up_and_keeps_its_receipt(place: &dyn Place) {
     let mut log = place.open();
     let (seq, _) = put(&mut *log, 3, None);
@@ -200,7 +230,12 @@ fn a_dead_record_keeps_its_content_until_it_is_pruned(place: &dyn Place) {
     let done = ended(finish(&mut *log, seq, 1, End::Dead(DeadReason::Rejected)));
     assert_eq!((done.delivered, done.freed), (false, None));
     assert!(log.reader().unwrap().content(seq).unwrap().is_some());
-    let prune = |dead_before_ms| Change::Prune { delivered_before_ms: u64::MAX, dead_before_ms, limit: 10 };
+    let prune = |dead_before_ms| Change::Prune {
+        now_ms: 9600,
+        delivered_before_ms: u64::MAX,
+        dead_before_ms,
+        limit: 10,
+    };
     let kept = Effect::Pruned { pruned: vec![], oldest_delivered_ms: None, oldest_dead_ms: Some(9000) };
     assert_eq!(one(&mut *log, prune(9000)), kept);
     let Effect::Pruned { pruned, oldest_dead_ms: None, .. } = one(&mut *log, prune(9001)) else { panic!() };
@@ -340,7 +375,9 @@ fn trimming_takes_the_oldest_receipts_and_no_dead_letters(place: &dyn Place) {
         let end = if n == 1 { End::Dead(DeadReason::Rejected) } else { WHOLE };
         finish(&mut *log, seq, 1, end);
     }
-    let Effect::Pruned { pruned, .. } = one(&mut *log, Change::Trim { limit: 2 }) else { panic!() };
+    let Effect::Pruned { pruned, .. } = one(&mut *log, Change::Trim { now_ms: 9700, limit: 2 }) else {
+        panic!()
+    };
     assert_eq!(pruned.len(), 2);
     let left = [1, 2, 3, 4].map(|n| log.reader().unwrap().receipt(id(n)).unwrap().is_some());
     assert_eq!(left.iter().filter(|l| **l).count(), 2);
@@ -368,7 +405,7 @@ fn the_census_counts_what_is_there(place: &dyn Place) {
                 kept_bytes: 601 + 602 + 604,
                 delivered: 1
             },
-            CensusRow::Key { lane: lane("acme"), key: "k".into(), open: 2 },
+            CensusRow::Key { lane: lane("acme"), key: "k".into(), line: 2 },
             CensusRow::Earliest { expires_ms: Some(50_001), delivered_ms: Some(9000), dead_ms: Some(9000) },
         ]
     );
@@ -386,10 +423,11 @@ fn intervened(effect: Effect) -> Intervened {
     }
 }
 
-/// The audit as lines.
+/// The audit of what people did, as lines.
 fn audit(log: &dyn Log) -> Vec<String> {
     let rows = log.reader().unwrap().audit(None, 0, 100).unwrap();
-    rows.iter().map(|r| format!("{} {} {} {}", r.actor, r.action, r.count, r.detail)).collect()
+    let by_hand = rows.iter().filter(|row| row.actor != "node");
+    by_hand.map(|r| format!("{} {} {} {}", r.actor, r.action, r.count, r.detail)).collect()
 }
 
 fn dead(reason: DeadReason) -> State {
@@ -441,7 +479,7 @@ fn a_discarded_dead_letter_is_a_receipt_and_nothing_more(place: &dyn Place) {
     let view = log.reader().unwrap().record(&"acme".parse().unwrap(), id(3)).unwrap().unwrap();
     assert_eq!((view.request, view.listing.path), (None, None));
     // It goes with the receipts of delivered records.
-    let prune = |ms| Change::Prune { delivered_before_ms: ms, dead_before_ms: 0, limit: 10 };
+    let prune = |ms| Change::Prune { now_ms: 9600, delivered_before_ms: ms, dead_before_ms: 0, limit: 10 };
     let kept = Effect::Pruned { pruned: vec![], oldest_delivered_ms: Some(9500), oldest_dead_ms: None };
     assert_eq!(one(&mut *log, prune(9500)), kept);
     let Effect::Pruned { pruned, .. } = one(&mut *log, prune(9501)) else { panic!() };
@@ -541,6 +579,232 @@ fn of_a_paused_lane_nothing_is_begun(place: &dyn Place) {
     assert_eq!(audit(&*log), ["operator queue.pause 0 ", "operator queue.resume 0 "]);
 }
 
+/// A record whose death pauses its key.
+fn put_pausing(log: &mut dyn Log, n: u64, key: &str) -> Seq {
+    let mut append = append(n, Some(key));
+    append.on_dead = OnDead::PauseKey;
+    match one(log, Change::Append(append)) {
+        Effect::Appended { seq, .. } => seq,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Which of the records 1 to `last` are shown as paused by, or behind, a dead one of their key.
+fn paused(log: &dyn Log, last: u64) -> Vec<u64> {
+    let mut reader = log.reader().unwrap();
+    let all = all();
+    let listed: Vec<_> = reader.records(&all).unwrap().records.iter().map(|r| (r.id, r.key_paused)).collect();
+    for (id, key_paused) in &listed {
+        assert_eq!(
+            reader.receipt(*id).unwrap().unwrap().view.key_paused,
+            *key_paused,
+            "its receipt says so too"
+        );
+    }
+    (1..=last).filter(|n| listed.contains(&(id(*n), true))).collect()
+}
+
+fn lines(log: &dyn Log) -> Vec<(String, u64)> {
+    let mut lines = vec![];
+    let mut visit = |row| {
+        if let CensusRow::Key { key, line, .. } = row {
+            lines.push((key, line));
+        }
+    };
+    log.reader().unwrap().census(&mut visit).unwrap();
+    lines
+}
+
+fn a_record_that_dies_pauses_its_key_where_it_was_told_to(place: &dyn Place) {
+    for (n, reason) in
+        [DeadReason::Exhausted, DeadReason::Rejected, DeadReason::Indeterminate].iter().enumerate()
+    {
+        let mut log = place.open();
+        let (first, key) = (10 * n as u64 + 1, format!("k{n}"));
+        let seq = put_pausing(&mut *log, first, &key);
+        let next = put_pausing(&mut *log, first + 1, &key);
+        let (other, _) = put(&mut *log, first + 2, Some("other"));
+        begin(&mut *log, seq, 0);
+        let end = ended(finish(&mut *log, seq, 1, End::Dead(*reason)));
+        assert_eq!((end.pauses, end.promoted), (true, None));
+        drop(log);
+        let mut log = place.open();
+        assert_eq!(window(&*log), [other.0], "other keys go on, and a restart changes nothing");
+        assert_eq!(begin(&mut *log, next, 0), Effect::Stale);
+        let late = put_pausing(&mut *log, first + 3, &key);
+        assert_eq!(begin(&mut *log, late, 0), Effect::Stale, "what comes later waits behind");
+        assert_eq!(paused(&*log, first + 3)[3 * n..], [first, first + 1, first + 3]);
+        assert!(lines(&*log).contains(&(key, 3)), "{:?}", lines(&*log));
+        assert_eq!(log.reader().unwrap().paused_keys().unwrap(), [(lane("acme"), n as u64 + 1)]);
+        begin(&mut *log, other, 0);
+        finish(&mut *log, other, 1, WHOLE);
+    }
+    let mut log = place.open();
+    for (n, end) in [(91, WHOLE), (92, End::Dead(DeadReason::Unconfirmed))] {
+        let seq = put_pausing(&mut *log, n, "well");
+        begin(&mut *log, seq, 0);
+        assert!(!ended(finish(&mut *log, seq, 1, end)).pauses, "{end:?} is nobody's trouble");
+    }
+    let (unkeyed, _) = put(&mut *log, 93, None);
+    kill(&mut *log, unkeyed, DeadReason::Rejected);
+    put_pausing(&mut *log, 94, "well");
+    intervened(by_hand(&mut *log, Act::Cancel { id: id(94) }));
+    assert!(put(&mut *log, 95, Some("well")).1);
+}
+
+fn what_expires_or_was_lost_in_a_crash_pauses_its_key_too(place: &dyn Place) {
+    let mut log = place.open();
+    let seqs = [1, 3, 2, 5].map(|n| put_pausing(&mut *log, n, if n == 5 { "other" } else { "k" }));
+    // 1 and 5 are not safe to repeat, and were being delivered; 2 expires behind 3 while that is tried.
+    begin(&mut *log, seqs[0], 0);
+    begin(&mut *log, seqs[3], 0);
+    drop(log);
+    let mut log = place.open();
+    let epoch = log.epoch();
+    let Effect::Recovered { ended, .. } = one(&mut *log, Change::Recover { epoch, now_ms: 9000, limit: 10 })
+    else {
+        panic!()
+    };
+    assert!(ended.len() == 2 && ended.iter().all(|end| end.pauses && end.promoted.is_none()), "{ended:?}");
+    assert_eq!(window(&*log), [] as [i64; 0]);
+    let Effect::Expired { ended, .. } = one(&mut *log, Change::Expire { now_ms: 50_002, limit: 10 }) else {
+        panic!()
+    };
+    assert_eq!(ended.iter().map(|end| (end.id, end.pauses)).collect::<Vec<_>>(), [(id(2), true)]);
+    // The first is dealt with: the one before the expired one goes, what comes after does not.
+    intervened(by_hand(&mut *log, Act::Discard { id: id(1) }));
+    assert_eq!(window(&*log), [seqs[1].0]);
+    let last = put_pausing(&mut *log, 7, "k");
+    begin(&mut *log, seqs[1], 0);
+    assert_eq!(ended_by(finish(&mut *log, seqs[1], 1, WHOLE)), None);
+    let done = intervened(by_hand(&mut *log, Act::Discard { id: id(2) }));
+    let unpaused = done.erased[0].unpaused.as_ref().unwrap();
+    assert_eq!((unpaused.records, unpaused.promoted.as_ref().unwrap().seq), (1, last));
+}
+
+/// The record that the end of another brought to the front.
+fn ended_by(effect: Effect) -> Option<Seq> {
+    ended(effect).promoted.map(|next| next.seq)
+}
+
+fn a_paused_key_goes_on_when_it_is_resumed_or_its_dead_letter_is_dealt_with(place: &dyn Place) {
+    let mut log = place.open();
+    let unpaused = |records, next: Seq, promoted: Option<&Candidate>| {
+        assert_eq!((records, promoted.map(|next| next.seq)), (1, Some(next)));
+    };
+    // Tried again by hand it goes before those that waited for it, at its old place.
+    let seq = put_pausing(&mut *log, 1, "k");
+    let next = put_pausing(&mut *log, 2, "k");
+    kill(&mut *log, seq, DeadReason::Rejected);
+    let again =
+        intervened(by_hand(&mut *log, Act::Requeue { id: id(1), may_repeat: false })).requeued.unwrap();
+    assert_eq!((again.candidate.seq, again.front, again.paused), (seq, true, true));
+    assert_eq!((again.candidate.attempts, again.candidate.due_ms), (1, 9500));
+    assert_eq!((window(&*log), paused(&*log, 2)), (vec![seq.0], vec![]));
+    assert!(log.reader().unwrap().content(seq).unwrap().is_some());
+    assert_eq!(log.reader().unwrap().oldest(&lane("acme")).unwrap(), Some(1001));
+    begin(&mut *log, seq, 1);
+    assert_eq!(ended_by(finish(&mut *log, seq, 2, WHOLE)), Some(next));
+    // Resumed, it goes on with what comes next; the dead letter stays what it is, and behind if it is tried again.
+    kill(&mut *log, next, DeadReason::Rejected);
+    let third = put_pausing(&mut *log, 3, "k");
+    let resume = |key: &str| Act::ResumeKey { upstream: "api".parse().unwrap(), key: key.into() };
+    assert_eq!(intervened(by_hand(&mut *log, resume("other"))), Intervened::default());
+    let done = intervened(by_hand(&mut *log, resume("k"))).unpaused.unwrap();
+    unpaused(done.records, third, done.promoted.as_ref());
+    assert_eq!(
+        intervened(by_hand(&mut *log, resume("k"))),
+        Intervened::default(),
+        "to resume twice is to resume"
+    );
+    assert_eq!((state(&*log, 2), window(&*log)), (dead(DeadReason::Rejected), vec![third.0]));
+    let again =
+        intervened(by_hand(&mut *log, Act::Requeue { id: id(2), may_repeat: false })).requeued.unwrap();
+    assert!(!again.front && !again.paused && again.candidate.seq > third);
+    // Its retention ends the pause as well: what is gone can be decided about no more.
+    kill(&mut *log, third, DeadReason::Rejected);
+    let prune = Change::Prune { now_ms: 9600, delivered_before_ms: 0, dead_before_ms: 9001, limit: 10 };
+    let Effect::Pruned { pruned, .. } = one(&mut *log, prune) else { panic!() };
+    let done = pruned[0].unpaused.as_ref().unwrap();
+    unpaused(done.records, again.candidate.seq, done.promoted.as_ref());
+    assert!(log.reader().unwrap().paused_keys().unwrap().is_empty());
+    assert_eq!(
+        audit(&*log),
+        [
+            "operator queue.retry 1 was dead(rejected)",
+            "operator queue.resume-key 1 key k",
+            "operator queue.retry 1 was dead(rejected)"
+        ]
+    );
+}
+
+fn what_the_node_ends_and_deletes_is_in_the_audit(place: &dyn Place) {
+    let mut log = place.open();
+    let elsewhere = |n| {
+        let mut append = append(n, None);
+        append.lane = lane("globex");
+        Change::Append(append)
+    };
+    for n in [2, 4, 6, 8] {
+        put(&mut *log, n, None);
+    }
+    one(&mut *log, elsewhere(10));
+    kill(&mut *log, Seq(1), DeadReason::Rejected);
+    begin(&mut *log, Seq(2), 0);
+    finish(&mut *log, Seq(2), 1, WHOLE);
+    assert_eq!(audit(&*log), [] as [&str; 0], "what is delivered or refused is nobody's act");
+    const HOUR: u64 = 3_600_000;
+    for now_ms in [HOUR + 1, HOUR + 2] {
+        one(&mut *log, Change::Expire { now_ms, limit: 2 });
+    }
+    let prune =
+        |now_ms| Change::Prune { now_ms, delivered_before_ms: 9001, dead_before_ms: u64::MAX, limit: 2 };
+    one(&mut *log, prune(HOUR + 3));
+    drop(log);
+    let mut log = place.open();
+    one(&mut *log, prune(2 * HOUR - 1));
+    one(&mut *log, prune(2 * HOUR));
+    one(&mut *log, prune(2 * HOUR + 1));
+    let rows = log.reader().unwrap().audit(None, 0, 100).unwrap();
+    let told = |row: &AuditRow| {
+        let at = (row.at_ms, row.tenant.to_string());
+        (at, format!("{} {} {} {}", row.actor, row.action, row.count, row.detail), row.accepted_ms)
+    };
+    let expected = |at_ms, tenant: &str, text: &str, from, until| {
+        ((at_ms, tenant.to_owned()), text.to_owned(), Some((from, until)))
+    };
+    assert_eq!(
+        rows.iter().map(told).collect::<Vec<_>>(),
+        [
+            expected(HOUR + 1, "acme", "node queue.expire 2 records", 1006, 1008),
+            expected(HOUR + 2, "globex", "node queue.expire 1 records", 1010, 1010),
+            expected(HOUR + 3, "acme", "node queue.retention 3 dead letters", 1002, 1008),
+            expected(HOUR + 3, "acme", "node queue.retention 1 receipts", 1004, 1004),
+            expected(2 * HOUR, "globex", "node queue.retention 1 dead letters", 1010, 1010),
+        ]
+    );
+    put(&mut *log, 12, None);
+    begin(&mut *log, Seq(6), 0);
+    finish(&mut *log, Seq(6), 1, WHOLE);
+    one(&mut *log, Change::Trim { now_ms: 2 * HOUR, limit: 9 });
+    let rows = log.reader().unwrap().audit(None, 5, 100).unwrap();
+    assert_eq!(
+        (rows.len(), rows[0].count, &rows[0].detail[..]),
+        (1, 1, "receipts, of which there were too many")
+    );
+}
+
+fn all() -> RecordQuery {
+    RecordQuery {
+        tenant: "acme".parse().unwrap(),
+        upstream: None,
+        state: None,
+        ordering_key: None,
+        after: 0,
+        limit: 100,
+    }
+}
+
 fn records_are_listed_page_by_page_and_only_to_their_tenant(place: &dyn Place) {
     let mut log = place.open();
     let elsewhere = |n, tenant: &str, upstream: &str| {
@@ -556,14 +820,7 @@ fn records_are_listed_page_by_page_and_only_to_their_tenant(place: &dyn Place) {
     }
     kill(&mut *log, Seq(4), DeadReason::Rejected);
     let mut reader = log.reader().unwrap();
-    let all = RecordQuery {
-        tenant: "acme".parse().unwrap(),
-        upstream: None,
-        state: None,
-        ordering_key: None,
-        after: 0,
-        limit: 100,
-    };
+    let all = all();
     let mut seqs = |query: RecordQuery| {
         let page = reader.records(&query).unwrap();
         (page.records.iter().map(|record| record.seq).collect::<Vec<_>>(), page.next)
@@ -640,7 +897,7 @@ fn one_key_makes_one_record(place: &dyn Place) {
     begin(&mut *log, Seq(1), 0);
     assert_eq!(ended(finish(&mut *log, Seq(1), 1, WHOLE)).released, None);
     assert_eq!(put_used(&mut *log, 5, used(7)), Effect::KeyTaken(first));
-    let prune = Change::Prune { delivered_before_ms: u64::MAX, dead_before_ms: 0, limit: 10 };
+    let prune = Change::Prune { delivered_before_ms: u64::MAX, dead_before_ms: 0, now_ms: 1, limit: 10 };
     let Effect::Pruned { pruned, .. } = one(&mut *log, prune) else { panic!() };
     assert_eq!(pruned[0].released, Some(used(7).scope));
     assert_eq!((holder(&*log, 7), scopes(&*log)), (None, vec![8]));
@@ -757,7 +1014,8 @@ fn an_answer_goes_with_its_record(place: &dyn Place) {
     assert_eq!(erased.response, size, "it is content");
     let requeue = Act::Requeue { id: id(4), may_repeat: false };
     assert_eq!(intervened(by_hand(&mut *log, requeue)).requeued.unwrap().response, size);
-    let prune = Change::Prune { delivered_before_ms: u64::MAX, dead_before_ms: u64::MAX, limit: 10 };
+    let prune =
+        Change::Prune { delivered_before_ms: u64::MAX, dead_before_ms: u64::MAX, now_ms: 1, limit: 10 };
     let Effect::Pruned { pruned, .. } = one(&mut *log, prune) else { panic!() };
     assert_eq!(pruned.iter().map(|pruned| pruned.response).collect::<Vec<_>>(), [size, 0]);
     assert_eq!(responses(&*log), None);
@@ -793,6 +1051,7 @@ suite!(
     what_is_committed_is_read_back_after_a_restart,
     a_record_is_begun_once,
     a_retry_is_due_when_it_says_and_remembers_why,
+    a_delayed_record_is_due_when_it_says_and_holds_its_key,
     a_delivered_record_gives_its_content_up_and_keeps_its_receipt,
     a_dead_record_keeps_its_content_until_it_is_pruned,
     of_a_key_only_the_first_is_at_the_front,
@@ -815,13 +1074,17 @@ suite!(
     what_must_not_be_sent_again_is_not_queued_again,
     a_purge_goes_page_by_page_and_not_beyond_where_it_began,
     of_a_paused_lane_nothing_is_begun,
+    a_record_that_dies_pauses_its_key_where_it_was_told_to,
+    what_expires_or_was_lost_in_a_crash_pauses_its_key_too,
+    a_paused_key_goes_on_when_it_is_resumed_or_its_dead_letter_is_dealt_with,
+    what_the_node_ends_and_deletes_is_in_the_audit,
     records_are_listed_page_by_page_and_only_to_their_tenant,
 );
 
 /// A step of the comparison. Records are named by their order of appending.
 #[derive(Clone, Debug)]
 enum Step {
-    Append { key: Option<u8>, used: Option<u8> },
+    Append { key: Option<u8>, used: Option<u8>, pausing: bool, delay_ms: u64 },
     Begin { record: u8, attempts: u32 },
     Retry { record: u8, attempts: u32, due: u64 },
     Hold { record: u8, attempts: u32 },
@@ -835,6 +1098,7 @@ enum Step {
     ByHand { record: u8, what: u8 },
     Purge { after: u8, limit: usize },
     Pause { paused: bool },
+    ResumeKey { key: u8 },
     Restart,
     Reopen,
 }
@@ -843,8 +1107,8 @@ fn step() -> impl Strategy<Value = Step> {
     let record = 1..12_u8;
     let attempts = 0..3_u32;
     prop_oneof![
-        6 => (proptest::option::of(0..3_u8), proptest::option::of(0..3_u8))
-            .prop_map(|(key, used)| Step::Append { key, used }),
+        6 => (proptest::option::of(0..3_u8), proptest::option::of(0..3_u8), any::<bool>(), 0..3_u64)
+            .prop_map(|(key, used, pausing, delay_ms)| Step::Append { key, used, pausing, delay_ms }),
         8 => (record.clone(), attempts.clone()).prop_map(|(record, attempts)| Step::Begin { record, attempts }),
         4 => (record.clone(), 1..4_u32, 0..100_000_u64)
             .prop_map(|(record, attempts, due)| Step::Retry { record, attempts, due }),
@@ -858,12 +1122,15 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (record, 0..4_u8).prop_map(|(record, what)| Step::ByHand { record, what }),
         1 => (0..6_u8, 1..4_usize).prop_map(|(after, limit)| Step::Purge { after, limit }),
         1 => any::<bool>().prop_map(|paused| Step::Pause { paused }),
+        1 => (0..3_u8).prop_map(|key| Step::ResumeKey { key }),
         1 => (0..60_u64, 1..4_usize).prop_map(|(before, limit)| Step::Prune { before, limit }),
         1 => Just(Step::Trim),
         1 => Just(Step::Restart),
         1 => Just(Step::Reopen),
     ]
 }
+
+const KEYS: [&str; 3] = ["a", "b", "c"];
 
 fn manual(at_ms: u64, act: Act) -> Change {
     let tenant = "acme".parse().unwrap();
@@ -875,10 +1142,12 @@ fn change(step: &Step, appended: &mut u64, finishes: &mut u64, epoch: u64) -> Op
     let attempt =
         |record: &u8, attempts: &u32| AttemptRef { seq: Seq(i64::from(*record)), attempts: *attempts, epoch };
     Some(match step {
-        Step::Append { key, used: n } => {
+        Step::Append { key, used: n, pausing, delay_ms } => {
             *appended += 1;
-            let mut append = append(*appended, key.map(|k| ["a", "b", "c"][usize::from(k)]));
+            let mut append = append(*appended, key.map(|k| KEYS[usize::from(k)]));
             append.key_use = n.map(used);
+            append.on_dead = if *pausing { OnDead::PauseKey } else { OnDead::Continue };
+            append.delay_ms = *delay_ms;
             Change::Append(append)
         }
         Step::Begin { record, attempts } => {
@@ -916,9 +1185,15 @@ fn change(step: &Step, appended: &mut u64, finishes: &mut u64, epoch: u64) -> Op
             Change::Disown { id: id(u64::from(*record)), at_ms: *finishes }
         }
         Step::Prune { before, limit } => {
-            Change::Prune { delivered_before_ms: *before, dead_before_ms: before / 2, limit: *limit }
+            // Some of them are in another hour.
+            Change::Prune {
+                now_ms: before * 100_000,
+                delivered_before_ms: *before,
+                dead_before_ms: before / 2,
+                limit: *limit,
+            }
         }
-        Step::Trim => Change::Trim { limit: 1 },
+        Step::Trim => Change::Trim { now_ms: 9700, limit: 1 },
         Step::ByHand { record, what } => {
             *finishes += 1;
             let id = id(u64::from(*record));
@@ -938,6 +1213,10 @@ fn change(step: &Step, appended: &mut u64, finishes: &mut u64, epoch: u64) -> Op
             manual(*finishes, Act::Purge { upstream, states, after, until: None, limit: *limit })
         }
         Step::Pause { paused } => manual(5, Act::Pause { upstream: "api".parse().unwrap(), paused: *paused }),
+        Step::ResumeKey { key } => {
+            let key = KEYS[usize::from(*key)].to_owned();
+            manual(5, Act::ResumeKey { upstream: "api".parse().unwrap(), key })
+        }
         Step::Restart | Step::Reopen => return None,
     })
 }
@@ -977,18 +1256,11 @@ proptest! {
                 (1..=appended).map(|n| reader.receipt(id(n)).unwrap().map(|r| (r.lane, r.view))).collect();
             let contents: Vec<_> =
                 (1..=appended).map(|n| reader.content(Seq(i64::try_from(n).unwrap())).unwrap()).collect();
-            let all = RecordQuery {
-                tenant: "acme".parse().unwrap(),
-                upstream: None,
-                state: None,
-                ordering_key: None,
-                after: 0,
-                limit: 100,
-            };
             let by_hand = (
-                reader.records(&all).unwrap(),
+                reader.records(&all()).unwrap(),
                 reader.audit(None, 0, 100).unwrap(),
                 reader.paused().unwrap(),
+                reader.paused_keys().unwrap(),
                 reader.oldest(&lane("acme")).unwrap(),
             );
             let holders: Vec<_> = (0..3).map(|n| holder(&**log, n)).collect();

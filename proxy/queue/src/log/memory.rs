@@ -13,6 +13,7 @@ struct Row {
     append: Append,
     front: bool,
     state: State,
+    pauses: bool,
     attempts: u32,
     epoch: Option<u64>,
     due_ms: u64,
@@ -52,6 +53,11 @@ impl MemoryDisk {
         MemoryLog { disk: self.clone(), epoch: rows.epoch }
     }
 
+    /// The records that pause their key, for assertions.
+    pub(crate) fn pausing(&self) -> Vec<Seq> {
+        self.rows().rows.iter().filter(|(_, row)| row.pauses).map(|(seq, _)| *seq).collect()
+    }
+
     /// Every record's state, for assertions.
     pub(crate) fn states(&self) -> Vec<(Seq, State)> {
         self.rows().rows.iter().map(|(seq, row)| (*seq, row.state)).collect()
@@ -87,7 +93,7 @@ impl Row {
         }
     }
 
-    fn listing(&self, seq: Seq) -> RecordListing {
+    fn listing(&self, seq: Seq, key_paused: bool) -> RecordListing {
         let content = self.has_content.then_some(&self.append.content);
         RecordListing {
             seq: seq.0 as u64,
@@ -95,6 +101,7 @@ impl Row {
             upstream: self.append.lane.upstream.clone(),
             state: self.state,
             ordering_key: self.append.ordering_key.clone(),
+            key_paused,
             bytes: self.append.size,
             accepted_ms: self.append.accepted_ms,
             due_ms: (self.state == State::Queued).then_some(self.due_ms),
@@ -134,13 +141,42 @@ impl Rows {
         })
     }
 
-    fn first_of_key(&self, lane: &Lane, key: &str) -> Option<Seq> {
+    /// The first of a key that others have to wait for, open or dead.
+    fn first_in_line(&self, lane: &Lane, key: &str) -> Option<Seq> {
+        let in_line = |row: &Row| row.state.is_open() || row.pauses;
         self.rows
             .iter()
             .find(|(_, r)| {
-                r.state.is_open() && r.append.lane == *lane && r.append.ordering_key.as_deref() == Some(key)
+                in_line(r) && r.append.lane == *lane && r.append.ordering_key.as_deref() == Some(key)
             })
             .map(|(seq, _)| *seq)
+    }
+
+    fn promote(&mut self, lane: &Lane, key: &str) -> Option<Candidate> {
+        let next = self.first_in_line(lane, key)?;
+        let row = self.rows.get_mut(&next).expect("it was just found");
+        let promoted = row.state.is_open() && !std::mem::replace(&mut row.front, true);
+        promoted.then(|| row.candidate(next))
+    }
+
+    /// Whether this record pauses its key, or waits after one that does.
+    fn is_key_paused(&self, seq: Seq) -> bool {
+        let of = &self.rows[&seq];
+        let same = |row: &Row| {
+            row.append.lane == of.append.lane && row.append.ordering_key == of.append.ordering_key
+        };
+        of.pauses || of.state.is_open() && self.rows.range(..seq).any(|(_, row)| row.pauses && same(row))
+    }
+
+    /// The key of a record that is to pause it no more, unless it did not.
+    fn unpause(&mut self, seq: Seq) -> Option<Unpaused> {
+        let row = self.rows.get_mut(&seq)?;
+        if !std::mem::take(&mut row.pauses) {
+            return None;
+        }
+        let (lane, key) = (row.append.lane.clone(), row.append.ordering_key.clone()?);
+        let promoted = self.promote(&lane, &key);
+        Some(Unpaused { lane, key, records: 1, promoted })
     }
 
     fn end(&mut self, seq: Seq, end: End, at_ms: u64, note: Option<&Note>) -> Ended {
@@ -154,16 +190,29 @@ impl Rows {
         }
         let delivered = matches!(end, End::Delivered { .. });
         let erased = row.is_erased();
+        let by_itself = matches!(end, End::Dead(reason) if reason.is_by_itself());
+        row.pauses = by_itself && row.append.ordering_key.is_some() && row.append.on_dead == OnDead::PauseKey;
+        let (pauses, accepted_ms) = (row.pauses, row.append.accepted_ms);
         let freed = if erased { row.freed() } else { None };
         let (id, size) = (row.append.id, row.append.size);
         let (lane, key) = (row.append.lane.clone(), row.append.ordering_key.clone());
-        let promoted = key.as_deref().and_then(|key| self.first_of_key(&lane, key)).and_then(|next| {
-            let row = self.rows.get_mut(&next).expect("it was just found");
-            (!std::mem::replace(&mut row.front, true)).then(|| row.candidate(next))
-        });
+        let promoted = key.as_deref().and_then(|key| self.promote(&lane, key));
         let released =
             self.rows[&seq].append.key_use.filter(|_| !has_key(end.state())).map(|used| used.scope);
-        Ended { id, lane, key, size, delivered, erased, freed, promoted, released, response: 0 }
+        Ended {
+            id,
+            lane,
+            key,
+            size,
+            delivered,
+            erased,
+            accepted_ms,
+            freed,
+            promoted,
+            released,
+            response: 0,
+            pauses,
+        }
     }
 
     fn apply(&mut self, change: &Change) -> Effect {
@@ -175,16 +224,17 @@ impl Rows {
                 let front = append
                     .ordering_key
                     .as_deref()
-                    .is_none_or(|key| self.first_of_key(&append.lane, key).is_none());
+                    .is_none_or(|key| self.first_in_line(&append.lane, key).is_none());
                 self.last_seq += 1;
                 let seq = Seq(self.last_seq);
                 let row = Row {
                     append: (**append).clone(),
                     front,
                     state: State::Queued,
+                    pauses: false,
                     attempts: 0,
                     epoch: None,
-                    due_ms: append.accepted_ms,
+                    due_ms: append.due_ms(),
                     blame: None,
                     finished_ms: None,
                     note: Note::default(),
@@ -281,7 +331,9 @@ impl Rows {
                 due.sort();
                 due.truncate(*limit);
                 let end = End::Dead(DeadReason::Expired);
-                let ended = due.into_iter().map(|(_, seq)| self.end(seq, end, *now_ms, None)).collect();
+                let ended: Vec<_> =
+                    due.into_iter().map(|(_, seq)| self.end(seq, end, *now_ms, None)).collect();
+                self.note_deeds(deed::expired(&ended), *now_ms);
                 let next_ms = self.rows.values().filter(waiting).map(|row| row.append.expires_ms).min();
                 Effect::Expired { ended, next_ms }
             }
@@ -325,19 +377,19 @@ impl Rows {
                 }
                 Effect::Recovered { requeued, ended }
             }
-            Change::Prune { delivered_before_ms, dead_before_ms, limit } => {
+            Change::Prune { now_ms, delivered_before_ms, dead_before_ms, limit } => {
                 let mut seqs = self.finished(Finished::Delivered, Some(*delivered_before_ms), *limit);
                 for (which, before_ms) in
                     [(Finished::Erased, delivered_before_ms), (Finished::Dead, dead_before_ms)]
                 {
                     seqs.extend(self.finished(which, Some(*before_ms), limit - seqs.len()));
                 }
-                self.delete(seqs)
+                self.delete(seqs, deed::Why::Retention, *now_ms)
             }
-            Change::Trim { limit } => {
+            Change::Trim { now_ms, limit } => {
                 let mut seqs = self.finished(Finished::Delivered, None, *limit);
                 seqs.extend(self.finished(Finished::Erased, None, limit - seqs.len()));
-                self.delete(seqs)
+                self.delete(seqs, deed::Why::TooMany, *now_ms)
             }
             Change::Intervene(what) => self.intervene(what),
         }
@@ -399,6 +451,20 @@ impl Rows {
                 }
                 (lane, None, 0, String::new())
             }
+            Act::ResumeKey { upstream, key } => {
+                let lane = Lane { tenant: what.tenant.clone(), upstream: upstream.clone() };
+                let is_it = |row: &Row| {
+                    row.pauses && row.append.lane == lane && row.append.ordering_key.as_ref() == Some(key)
+                };
+                let pausing = self.rows.values_mut().filter(|row| is_it(row));
+                let records = pausing.map(|row| row.pauses = false).count() as u64;
+                if records == 0 {
+                    return Effect::Intervened(Box::new(done));
+                }
+                let promoted = self.promote(&lane, key);
+                done.unpaused = Some(Unpaused { lane: lane.clone(), key: key.clone(), records, promoted });
+                (lane, None, records, format!("key {key}"))
+            }
         };
         self.audit.push(AuditRow {
             seq: self.audit.len() as u64 + 1,
@@ -410,6 +476,7 @@ impl Rows {
             record,
             count,
             detail,
+            accepted_ms: None,
         });
         Effect::Intervened(Box::new(done))
     }
@@ -426,7 +493,8 @@ impl Rows {
         row.finished_ms = Some(what.at_ms);
         let freed = row.freed();
         let (lane, size, response) = (row.append.lane.clone(), row.append.size, row.drop_response());
-        done.erased.push(Erased { lane, size, freed, released, response });
+        let unpaused = self.unpause(seq);
+        done.erased.push(Erased { lane, size, freed, released, response, unpaused });
     }
 
     fn requeue(&mut self, seq: Seq, now_ms: u64) -> Requeued {
@@ -437,19 +505,26 @@ impl Rows {
             row.append.key_use = None;
         }
         let key = row.append.ordering_key.clone();
-        row.front = key.as_deref().is_none_or(|key| self.first_of_key(&row.append.lane, key).is_none());
+        let paused = std::mem::take(&mut row.pauses);
+        let new = if paused {
+            seq
+        } else {
+            self.last_seq += 1;
+            Seq(self.last_seq)
+        };
+        let first = key.as_deref().and_then(|key| self.first_in_line(&row.append.lane, key));
+        row.front = first.is_none_or(|first| first > new);
         row.state = State::Queued;
         row.epoch = None;
         row.blame = None;
         row.finished_ms = None;
         row.due_ms = now_ms;
+        row.append.delay_ms = 0;
         row.append.expires_ms = expires_again(row.append.accepted_ms, row.append.expires_ms, now_ms);
-        self.last_seq += 1;
-        let new = Seq(self.last_seq);
         let retaken = row.scope().filter(|_| !had_key);
         let candidate = row.candidate(new);
         let requeued =
-            Requeued { candidate, key, front: row.front, size: row.append.size, retaken, response };
+            Requeued { candidate, key, front: row.front, size: row.append.size, retaken, response, paused };
         self.rows.insert(new, row);
         requeued
     }
@@ -476,21 +551,55 @@ impl Rows {
         firsts.filter_map(|seq| self.rows[&seq].finished_ms).min()
     }
 
-    fn delete(&mut self, seqs: Vec<Seq>) -> Effect {
-        let pruned = seqs
+    fn note_deeds(&mut self, deeds: Vec<deed::Deed>, now_ms: u64) {
+        let (from, until) = deed::hour(now_ms);
+        for deed in deeds {
+            let is_its = |row: &&mut AuditRow| {
+                row.actor == deed::NODE
+                    && (&row.tenant, &row.upstream) == (&deed.lane.tenant, &deed.lane.upstream)
+                    && (&row.action[..], &row.detail[..]) == (deed.action, deed.of)
+                    && (from..until).contains(&row.at_ms)
+            };
+            if let Some(row) = self.audit.iter_mut().find(is_its) {
+                row.count += deed.count;
+                row.accepted_ms =
+                    row.accepted_ms.map(|(from, until)| (from.min(deed.from_ms), until.max(deed.until_ms)));
+                continue;
+            }
+            self.audit.push(AuditRow {
+                seq: self.audit.len() as u64 + 1,
+                at_ms: now_ms,
+                actor: deed::NODE.into(),
+                action: deed.action.into(),
+                tenant: deed.lane.tenant,
+                upstream: deed.lane.upstream,
+                record: None,
+                count: deed.count,
+                detail: deed.of.into(),
+                accepted_ms: Some((deed.from_ms, deed.until_ms)),
+            });
+        }
+    }
+
+    fn delete(&mut self, seqs: Vec<Seq>, why: deed::Why, now_ms: u64) -> Effect {
+        let pruned: Vec<_> = seqs
             .into_iter()
             .map(|seq| {
+                let unpaused = self.unpause(seq);
                 let mut row = self.rows.remove(&seq).expect("it was just found");
                 Pruned {
                     lane: row.append.lane.clone(),
                     size: row.append.size,
                     receipt: row.is_erased(),
+                    accepted_ms: row.append.accepted_ms,
                     freed: row.freed(),
                     released: row.scope(),
                     response: row.drop_response(),
+                    unpaused,
                 }
             })
             .collect();
+        self.note_deeds(deed::deleted(&pruned, why), now_ms);
         Effect::Pruned {
             pruned,
             oldest_delivered_ms: self.oldest(&RECEIPTS),
@@ -546,7 +655,7 @@ impl Log for MemoryLog {
 impl LogReader for MemoryDisk {
     fn receipt(&mut self, id: RecordId) -> Result<Option<StoredReceipt>, LogError> {
         let rows = self.rows();
-        Ok(rows.rows.values().find(|row| row.append.id == id).map(|row| StoredReceipt {
+        Ok(rows.rows.iter().find(|(_, row)| row.append.id == id).map(|(seq, row)| StoredReceipt {
             lane: row.append.lane.clone(),
             secret: row.append.secret,
             view: ReceiptView {
@@ -559,6 +668,7 @@ impl LogReader for MemoryDisk {
                 last_error: row.note.error.clone(),
                 finished_ms: row.finished_ms,
                 response: row.response.as_ref().map(KeptResponse::view),
+                key_paused: rows.is_key_paused(*seq),
             },
         }))
     }
@@ -604,15 +714,16 @@ impl LogReader for MemoryDisk {
                 lane.1 += 1;
                 lane.2 += row.append.size;
             }
-            if let Some(key) = row.append.ordering_key.as_ref().filter(|_| row.state.is_open()) {
+            let in_line = row.state.is_open() || row.pauses;
+            if let Some(key) = row.append.ordering_key.as_ref().filter(|_| in_line) {
                 *keys.entry((row.append.lane.clone(), key.clone())).or_default() += 1;
             }
         }
         for (lane, (open, kept, kept_bytes, delivered)) in lanes {
             visit(CensusRow::Lane { lane, open, kept, kept_bytes, delivered });
         }
-        for ((lane, key), open) in keys {
-            visit(CensusRow::Key { lane, key, open });
+        for ((lane, key), line) in keys {
+            visit(CensusRow::Key { lane, key, line });
         }
         let mut responses: BTreeMap<Lane, (u64, u64)> = BTreeMap::new();
         for row in rows.rows.values() {
@@ -658,7 +769,7 @@ impl LogReader for MemoryDisk {
                     && row.append.lane.tenant == query.tenant
                     && query.upstream.as_ref().is_none_or(|upstream| row.append.lane.upstream == *upstream)
             })
-            .map(|(seq, row)| row.listing(*seq))
+            .map(|(seq, row)| row.listing(*seq, rows.is_key_paused(*seq)))
             .filter(|record| query.takes(record))
             .take(limit)
             .collect();
@@ -670,7 +781,7 @@ impl LogReader for MemoryDisk {
         let rows = self.rows();
         let found = rows.rows.iter().find(|(_, r)| r.append.id == id && r.append.lane.tenant == *tenant);
         Ok(found.map(|(seq, row)| RecordView {
-            listing: row.listing(*seq),
+            listing: row.listing(*seq, rows.is_key_paused(*seq)),
             repeat_safe: row.append.repeat_safe,
             request: row.has_content.then(|| request_view(&row.append.content)),
         }))
@@ -684,6 +795,15 @@ impl LogReader for MemoryDisk {
 
     fn paused(&mut self) -> Result<Vec<Lane>, LogError> {
         Ok(self.rows().paused.iter().cloned().collect())
+    }
+
+    fn paused_keys(&mut self) -> Result<Vec<(Lane, u64)>, LogError> {
+        let rows = self.rows();
+        let mut keys: BTreeMap<Lane, BTreeSet<&str>> = BTreeMap::new();
+        for row in rows.rows.values().filter(|row| row.pauses) {
+            keys.entry(row.append.lane.clone()).or_default().extend(row.append.ordering_key.as_deref());
+        }
+        Ok(keys.into_iter().map(|(lane, keys)| (lane, keys.len() as u64)).collect())
     }
 
     fn audit(

@@ -6,11 +6,13 @@
 //!
 //! The log keeps ordering keys in order: of the open records of a key only the first is at the *front*, and only
 //! front records are ever handed to delivery. The change that ends a record brings the next one of its key to the
-//! front in the same transaction.
+//! front in the same transaction. A dead record may *pause* its key: it keeps its place in the line, so that none that
+//! comes after it gets to the front until somebody deals with it.
 
 mod codec;
 #[cfg(test)]
 mod conformance;
+mod deed;
 #[cfg(test)]
 pub(crate) mod memory;
 mod sqlite;
@@ -28,7 +30,7 @@ use crate::{
     spool::BodyName,
     view::{AuditRow, RecordPage, RecordQuery, RecordView},
 };
-use beamline_model::{TenantName, UpstreamName};
+use beamline_model::{OnDead, TenantName, UpstreamName};
 
 /// Why the log could not do something.
 #[derive(Debug, Error)]
@@ -105,6 +107,9 @@ pub(crate) trait LogReader: Send {
     /// The lanes that are paused.
     fn paused(&mut self) -> Result<Vec<Lane>, LogError>;
 
+    /// How many ordering keys of each lane are paused, where any is.
+    fn paused_keys(&mut self) -> Result<Vec<(Lane, u64)>, LogError>;
+
     /// At most `limit` rows of the audit after row `after`, oldest first: of one tenant, or of all.
     fn audit(
         &mut self,
@@ -139,9 +144,9 @@ pub(crate) enum Change {
     /// And held ones are `queued` again: whether their upstream is there, the new owner finds by trying.
     Recover { epoch: u64, now_ms: u64, limit: usize },
     /// Deletes up to `limit` finished records whose retention is over.
-    Prune { delivered_before_ms: u64, dead_before_ms: u64, limit: usize },
+    Prune { now_ms: u64, delivered_before_ms: u64, dead_before_ms: u64, limit: usize },
     /// Deletes the `limit` oldest delivered records, and of erased ones where there are fewer.
-    Trim { limit: usize },
+    Trim { now_ms: u64, limit: usize },
     /// What somebody does to records by hand.
     Intervene(Box<Intervention>),
 }
@@ -163,14 +168,16 @@ pub(crate) enum Act {
     Cancel { id: RecordId },
     /// `queued | held | dead → dead(discarded)`.
     Discard { id: RecordId },
-    /// `dead → queued`, with a new place in commit order and as much time as it had at first. One that may have been
-    /// taken only where it `may_repeat`.
+    /// `dead → queued`, with as much time as it had at first; at its old place where it pauses its key, else with a new
+    /// one in commit order. One that may have been taken only where it `may_repeat`.
     Requeue { id: RecordId, may_repeat: bool },
     /// Discards the first `limit` records of the lane in these states that come after `after` and not after `until`
     /// (without it: the last one there is).
     Purge { upstream: UpstreamName, states: Vec<StateName>, after: Seq, until: Option<Seq>, limit: usize },
     /// Of a paused lane no record is at the front, and none is begun.
     Pause { upstream: UpstreamName, paused: bool },
+    /// No record pauses this ordering key any more.
+    ResumeKey { upstream: UpstreamName, key: String },
 }
 
 impl Act {
@@ -183,6 +190,7 @@ impl Act {
             Self::Purge { .. } => "queue.purge",
             Self::Pause { paused: true, .. } => "queue.pause",
             Self::Pause { paused: false, .. } => "queue.resume",
+            Self::ResumeKey { .. } => "queue.resume-key",
         }
     }
 
@@ -203,7 +211,7 @@ impl Act {
                 State::Dead { reason } => !reason.is_erased() && reason != DeadReason::Unconfirmed,
                 _ => false,
             },
-            Self::Pause { .. } => true,
+            Self::Pause { .. } | Self::ResumeKey { .. } => true,
         };
         if may { Ok(()) } else { Err(Refused::State(state)) }
     }
@@ -242,6 +250,7 @@ fn listed(states: &[StateName]) -> String {
 }
 
 /// Rows of the audit that are kept: the oldest go beyond it, so that whoever can cancel what they send cannot fill the disk.
+/// What the node does by itself has a row an hour, and cannot crowd out what people do.
 const AUDIT_ROWS: u64 = 200_000;
 /// Rows that one page of a list or a purge looks at, and one look for the oldest open record.
 const LOOK: usize = 10_000;
@@ -253,8 +262,11 @@ pub(crate) struct Append {
     pub(crate) secret: SecretHash,
     pub(crate) lane: Lane,
     pub(crate) ordering_key: Option<String>,
+    pub(crate) on_dead: OnDead,
     pub(crate) repeat_safe: bool,
     pub(crate) accepted_ms: u64,
+    /// From its acceptance until it may be tried.
+    pub(crate) delay_ms: u64,
     pub(crate) expires_ms: u64,
     /// What it counts for in quotas.
     pub(crate) size: u64,
@@ -264,13 +276,19 @@ pub(crate) struct Append {
 }
 
 impl Append {
+    /// When it may be tried.
+    pub(crate) fn due_ms(&self) -> u64 {
+        self.accepted_ms.saturating_add(self.delay_ms)
+    }
+
     /// The record as delivery sees it, once it is in the log and at the front.
     pub(crate) fn candidate(&self, seq: Seq) -> Candidate {
         Candidate {
             seq,
             lane: self.lane.clone(),
             attempts: 0,
-            due_ms: self.accepted_ms,
+            due_ms: self.due_ms(),
+            delay_ms: self.delay_ms,
             expires_ms: self.expires_ms,
             repeat_safe: self.repeat_safe,
             keyed: self.ordering_key.is_some(),
@@ -343,8 +361,10 @@ pub(crate) struct Candidate {
     pub(crate) lane: Lane,
     /// Attempts begun so far.
     pub(crate) attempts: u32,
-    /// When it may be tried: the time of its acceptance, or of its next attempt.
+    /// When it may be tried: the time of its acceptance with its delay, or of its next attempt.
     pub(crate) due_ms: u64,
+    /// For how long it was to wait when it was accepted; none where it was queued again by hand.
+    pub(crate) delay_ms: u64,
     pub(crate) expires_ms: u64,
     pub(crate) repeat_safe: bool,
     pub(crate) keyed: bool,
@@ -364,6 +384,7 @@ pub(crate) struct Ended {
     pub(crate) delivered: bool,
     /// Whether its content went with it, and only its receipt is left.
     pub(crate) erased: bool,
+    pub(crate) accepted_ms: u64,
     /// The file that no row names any more, to be removed.
     pub(crate) freed: Option<BodyName>,
     /// The next record of its key, now at the front.
@@ -372,6 +393,19 @@ pub(crate) struct Ended {
     pub(crate) released: Option<KeyScope>,
     /// Bytes of the origin's answer that is kept now.
     pub(crate) response: u64,
+    /// Whether it keeps its place in its key and those after it wait.
+    pub(crate) pauses: bool,
+}
+
+/// Dead records that paused their key and no longer do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Unpaused {
+    pub(crate) lane: Lane,
+    pub(crate) key: String,
+    /// How many.
+    pub(crate) records: u64,
+    /// The next record of the key, now at the front.
+    pub(crate) promoted: Option<Candidate>,
 }
 
 /// A finished record that was deleted.
@@ -381,11 +415,14 @@ pub(crate) struct Pruned {
     pub(crate) size: u64,
     /// Whether only its receipt was left: it was delivered, or erased by hand.
     pub(crate) receipt: bool,
+    pub(crate) accepted_ms: u64,
     pub(crate) freed: Option<BodyName>,
     /// The client's key that it had until then.
     pub(crate) released: Option<KeyScope>,
     /// Bytes of its kept answer, which went with it.
     pub(crate) response: u64,
+    /// Where it paused its key.
+    pub(crate) unpaused: Option<Unpaused>,
 }
 
 /// A dead letter whose content was erased by hand.
@@ -398,6 +435,8 @@ pub(crate) struct Erased {
     pub(crate) released: Option<KeyScope>,
     /// Bytes of its kept answer, which went with it.
     pub(crate) response: u64,
+    /// Where it paused its key.
+    pub(crate) unpaused: Option<Unpaused>,
 }
 
 /// A dead letter that is queued again.
@@ -412,6 +451,8 @@ pub(crate) struct Requeued {
     pub(crate) retaken: Option<KeyScope>,
     /// Bytes of its kept answer, which is deleted: there will be another.
     pub(crate) response: u64,
+    /// Whether it paused its key, and so has its old place.
+    pub(crate) paused: bool,
 }
 
 /// What an intervention did.
@@ -421,6 +462,8 @@ pub(crate) struct Intervened {
     pub(crate) ended: Vec<Ended>,
     pub(crate) erased: Vec<Erased>,
     pub(crate) requeued: Option<Requeued>,
+    /// By `ResumeKey`, where the key was paused.
+    pub(crate) unpaused: Option<Unpaused>,
     /// Of a purge: after which record its next page begins, and where its last one ends. None where it is done.
     pub(crate) next: Option<(Seq, Seq)>,
 }
@@ -481,8 +524,8 @@ pub(crate) enum CensusRow {
     Responses { lane: Lane, bytes: u64, until_ms: u64 },
     /// A client's key that a record has.
     Scope(KeyScope),
-    /// An ordering key with open records.
-    Key { lane: Lane, key: String, open: u64 },
+    /// An ordering key with records that others have to wait for: open ones, and dead ones that pause it.
+    Key { lane: Lane, key: String, line: u64 },
     /// The earliest expiry of open records, the earliest finish of those of which only the receipt is left, and of dead
     /// letters.
     Earliest { expires_ms: Option<u64>, delivered_ms: Option<u64>, dead_ms: Option<u64> },

@@ -1,7 +1,9 @@
 //! The log in SQLite: WAL, `synchronous=FULL`, one writing connection, readers and checkpoints on their own.
 //!
 //! A group is one `BEGIN IMMEDIATE … COMMIT`, whose last act is the fsync of the WAL. The WAL is copied back by size:
-//! by a second connection while it is small, by the writer between two groups when it has grown in spite of that.
+//! by a second connection while it is small, by the writer between two groups when it has grown in spite of that. And by
+//! age: what was erased is overwritten in the database at once, but copies of it are in the WAL, which is emptied
+//! [`ERASE_AFTER`] later.
 
 mod checkpoint;
 mod intervene;
@@ -9,6 +11,7 @@ mod reader;
 mod rows;
 
 use std::{
+    cell::Cell,
     collections::HashMap,
     path::{Path, PathBuf},
     sync::{
@@ -18,6 +21,7 @@ use std::{
     time::Duration,
 };
 
+use beamline_model::OnDead;
 use rusqlite::{
     CachedStatement, Connection, ErrorCode, OptionalExtension as _, Transaction, TransactionBehavior,
     hooks::Wal, named_params, params, wal::CheckpointMode,
@@ -25,8 +29,8 @@ use rusqlite::{
 
 use self::{checkpoint::Checkpointer, reader::SqliteReader, rows::*};
 use super::{
-    Append, AttemptRef, Candidate, Change, Effect, End, Ended, Log, LogError, LogReader, Note, Pruned, codec,
-    has_key,
+    Append, AttemptRef, Candidate, Change, Effect, End, Ended, Log, LogError, LogReader, Note, Pruned,
+    Unpaused, codec, deed, has_key,
 };
 use crate::{
     body::StoredBody,
@@ -37,13 +41,14 @@ use crate::{
 };
 
 /// From nothing to version 1, from there to 2, and so on: a new log takes the same steps as an old one.
-const SCHEMAS: [&str; 4] = [
+const SCHEMAS: [&str; 5] = [
     include_str!("schema.sql"),
     include_str!("interventions.sql"),
     include_str!("keys.sql"),
     include_str!("responses.sql"),
+    include_str!("holding.sql"),
 ];
-const SCHEMA_VERSION: i64 = 4;
+const SCHEMA_VERSION: i64 = 5;
 const _: () = assert!(SCHEMAS.len() == SCHEMA_VERSION as usize, "each version has its step");
 /// "BLMQ": so that `file` and a person can tell what this database is.
 const APPLICATION_ID: i64 = 0x424c_4d51;
@@ -53,6 +58,8 @@ const WAL_PAGES: i32 = 1000;
 const WAL_PAGES_MAX: i32 = 16_000;
 /// What the WAL's file is cut down to when it starts anew, in bytes.
 const WAL_FILE_KEPT: i64 = 16 << 20;
+/// How long after a content was erased the WAL, which may hold it, is copied back and emptied.
+const ERASE_AFTER: Duration = Duration::from_secs(5);
 const BUSY: Duration = Duration::from_secs(5);
 
 /// The log in one SQLite database.
@@ -99,7 +106,8 @@ fn connect(path: &Path) -> Result<Connection, LogError> {
     connection.pragma_update(None, "synchronous", synchronous)?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.pragma_update(None, "journal_size_limit", WAL_FILE_KEPT)?;
-    connection.pragma_update(None, "secure_delete", "FAST")?;
+    // ON, not FAST: pages that become free are overwritten too, and it is there that most of a body is.
+    connection.pragma_update(None, "secure_delete", true)?;
     connection.pragma_update(None, "cell_size_check", true)?;
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.pragma_update(None, "foreign_keys", false)?;
@@ -151,9 +159,13 @@ impl Log for SqliteLog {
         let open = self.open.as_mut().ok_or_else(must_reopen)?;
         let committed = (|| {
             let tx = open.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let mut writer = Writer { tx: &tx, lanes: &mut open.lanes };
+            let mut writer = Writer { tx: &tx, lanes: &mut open.lanes, erased: Cell::new(false) };
             let effects = group.iter().map(|change| writer.apply(change)).collect::<Result<_, _>>()?;
+            let erased = writer.erased.get();
             tx.commit()?;
+            if erased {
+                open.checkpointer.erased();
+            }
             Ok(effects)
         })();
         if committed.is_err() {
@@ -263,6 +275,8 @@ fn must_reopen() -> LogError {
 struct Writer<'a> {
     tx: &'a Transaction<'a>,
     lanes: &'a mut HashMap<Lane, i64>,
+    /// Whether any content was.
+    erased: Cell<bool>,
 }
 
 impl Writer<'_> {
@@ -284,10 +298,10 @@ impl Writer<'_> {
             Change::Expire { now_ms, limit } => self.expire(*now_ms, *limit),
             Change::Disown { id, at_ms } => self.disown(id.as_bytes(), *at_ms),
             Change::Recover { epoch, now_ms, limit } => self.recover(*epoch, *now_ms, *limit),
-            Change::Prune { delivered_before_ms, dead_before_ms, limit } => {
-                self.prune(*delivered_before_ms, *dead_before_ms, *limit)
+            Change::Prune { now_ms, delivered_before_ms, dead_before_ms, limit } => {
+                self.prune(*now_ms, (*delivered_before_ms, *dead_before_ms), *limit)
             }
-            Change::Trim { limit } => self.trim(*limit),
+            Change::Trim { now_ms, limit } => self.trim(*now_ms, *limit),
             Change::Intervene(intervention) => self.intervene(intervention),
         }
     }
@@ -318,28 +332,26 @@ impl Writer<'_> {
         }
         let lane = self.lane_id(&append.lane)?;
         let key = append.ordering_key.as_deref();
-        let front = Fault::IgnoreOrder.is_on() || match key {
-            None => true,
-            Some(_) => !self
-                .sql("SELECT 1 FROM record WHERE lane = ?1 AND okey = ?2 AND okey IS NOT NULL AND state < 3 LIMIT 1")?
-                .exists(params![lane, key])?,
-        };
+        let front = Fault::IgnoreOrder.is_on() || self.is_front(lane, key, i64::MAX)?;
         let seq = self
             .sql(
-                "INSERT INTO record (id, secret, lane, okey, front, state, repeat_safe, size, accepted_ms, due_ms, expires_ms,
-                                     scope, fingerprint)
-                 VALUES (:id, :secret, :lane, :okey, :front, 0, :repeat_safe, :size, :accepted_ms, :accepted_ms, :expires_ms,
-                         :scope, :fingerprint)",
+                "INSERT INTO record (id, secret, lane, okey, on_dead, front, state, repeat_safe, size, accepted_ms, delay_ms, due_ms,
+                                     expires_ms, scope, fingerprint)
+                 VALUES (:id, :secret, :lane, :okey, :on_dead, :front, 0, :repeat_safe, :size, :accepted_ms, :delay_ms, :due_ms,
+                         :expires_ms, :scope, :fingerprint)",
             )?
             .insert(named_params! {
                 ":id": append.id.as_bytes(),
                 ":secret": append.secret.0,
                 ":lane": lane,
                 ":okey": key,
+                ":on_dead": append.on_dead == OnDead::PauseKey,
                 ":front": front,
                 ":repeat_safe": append.repeat_safe,
                 ":size": to_db(append.size),
                 ":accepted_ms": to_db(append.accepted_ms),
+                ":delay_ms": to_db(append.delay_ms),
+                ":due_ms": to_db(append.due_ms()),
                 ":expires_ms": to_db(append.expires_ms),
                 ":scope": append.key_use.map(|key_use| key_use.scope.0),
                 ":fingerprint": append.key_use.map(|key_use| key_use.fingerprint.0),
@@ -371,6 +383,23 @@ impl Writer<'_> {
             ":request_id": content.request_id,
         })?;
         Ok(Effect::Appended { seq: Seq(seq), front })
+    }
+
+    /// Whether none of the key is before this place that a record there has to wait for.
+    fn is_front(&self, lane: i64, key: Option<&str>, place: i64) -> Result<bool, LogError> {
+        let Some(key) = key else { return Ok(true) };
+        let before = params![lane, key, place];
+        let open = self
+            .sql("SELECT 1 FROM record WHERE lane = ?1 AND okey = ?2 AND okey IS NOT NULL AND state < 3 AND seq < ?3 LIMIT 1")?
+            .exists(before)?;
+        let paused = || {
+            self.sql(
+                "SELECT 1 FROM record WHERE lane = ?1 AND okey = ?2 AND pauses = 1 AND seq < ?3 LIMIT 1",
+            )?
+            .exists(before)
+            .map_err(LogError::from)
+        };
+        Ok(!open && !paused()?)
     }
 
     fn begin(&self, seq: Seq, attempts: u32, epoch: u64) -> Result<Effect, LogError> {
@@ -499,13 +528,15 @@ impl Writer<'_> {
             End::Dead(reason) if reason.is_erased() => (ERASED, Some(reason_to_db(reason)), None),
             End::Dead(reason) => (DEAD, Some(reason_to_db(reason)), None),
         };
-        let (lane, key, size, id, scope) = self
+        let by_itself = matches!(end, End::Dead(reason) if reason.is_by_itself());
+        let (lane, key, size, id, scope, pauses, accepted_ms) = self
             .sql(
                 "UPDATE record SET state = :state, reason = :reason, complete = :complete, finished_ms = :at_ms, epoch = NULL,
                         front = 0,
+                        pauses = CASE WHEN :by_itself AND okey IS NOT NULL THEN on_dead ELSE 0 END,
                         last_status = CASE WHEN :noted THEN :status ELSE last_status END,
                         last_error = CASE WHEN :noted THEN :error ELSE last_error END
-                 WHERE seq = :seq RETURNING lane, okey, size, id, scope",
+                 WHERE seq = :seq RETURNING lane, okey, size, id, scope, pauses, accepted_ms",
             )?
             .query_row(
                 named_params! {
@@ -514,6 +545,7 @@ impl Writer<'_> {
                     ":reason": reason,
                     ":complete": complete,
                     ":at_ms": to_db(at_ms),
+                    ":by_itself": by_itself,
                     ":noted": note.is_some(),
                     ":status": note.and_then(|n| n.status),
                     ":error": note.and_then(|n| n.error.as_deref()),
@@ -521,7 +553,8 @@ impl Writer<'_> {
                 |row| {
                     let id = RecordId::from_bytes(row.get(3)?);
                     let key: Option<String> = row.get(1)?;
-                    Ok((row.get::<_, i64>(0)?, key, from_db(row.get(2)?), id, scope(row, 4)?))
+                    let (lane, size) = (row.get::<_, i64>(0)?, from_db(row.get(2)?));
+                    Ok((lane, key, size, id, scope(row, 4)?, row.get(5)?, from_db(row.get(6)?)))
                 },
             )?;
         let delivered = matches!(end, End::Delivered { .. });
@@ -540,10 +573,12 @@ impl Writer<'_> {
             size,
             delivered,
             erased,
+            accepted_ms,
             freed,
             promoted,
             released,
             response: 0,
+            pauses,
         })
     }
 
@@ -553,6 +588,9 @@ impl Writer<'_> {
             .sql("DELETE FROM content WHERE seq = ?1 RETURNING body_file")?
             .query_row([seq], |row| row.get(0))
             .optional()?;
+        if file.is_some() {
+            self.erased.set(true);
+        }
         Ok(file.flatten().and_then(|name| name.parse().ok()))
     }
 
@@ -561,9 +599,18 @@ impl Writer<'_> {
             "UPDATE record SET front = 1
              WHERE front = 0 AND seq = (SELECT min(seq) FROM record
                                         WHERE lane = ?1 AND okey = ?2 AND okey IS NOT NULL AND state < 3)
+               AND NOT EXISTS (SELECT 1 FROM record AS dead
+                               WHERE dead.lane = ?1 AND dead.okey = ?2 AND dead.pauses = 1 AND dead.seq < record.seq)
              RETURNING {CANDIDATE}"
         );
         Ok(self.sql(&sql)?.query_row(params![lane, key], |row| candidate(row, name)).optional()?)
+    }
+
+    /// The key of a dead record that paused it and is gone, or is so no more.
+    fn unpause(&self, lane: i64, key: String, records: u64) -> Result<Unpaused, LogError> {
+        let name = self.lane_of(lane)?;
+        let promoted = self.promote(lane, &name, &key)?;
+        Ok(Unpaused { lane: name, key, records, promoted })
     }
 
     fn expire(&self, now_ms: u64, limit: usize) -> Result<Effect, LogError> {
@@ -572,7 +619,9 @@ impl Writer<'_> {
             params![to_db(now_ms), limit_to_db(limit)],
         )?;
         let end = End::Dead(DeadReason::Expired);
-        let ended = due.into_iter().map(|seq| self.end(seq, end, now_ms, None)).collect::<Result<_, _>>()?;
+        let ended: Vec<_> =
+            due.into_iter().map(|seq| self.end(seq, end, now_ms, None)).collect::<Result<_, _>>()?;
+        self.note_deeds(&deed::expired(&ended), now_ms)?;
         let next: Option<i64> = self
             .sql("SELECT expires_ms FROM record WHERE state < 3 AND state <> 1 ORDER BY expires_ms LIMIT 1")?
             .query_row([], |row| row.get(0))
@@ -618,7 +667,12 @@ impl Writer<'_> {
         Ok(Effect::Recovered { requeued, ended })
     }
 
-    fn prune(&self, delivered_before_ms: u64, dead_before_ms: u64, limit: usize) -> Result<Effect, LogError> {
+    fn prune(
+        &self,
+        now_ms: u64,
+        (delivered_before_ms, dead_before_ms): (u64, u64),
+        limit: usize,
+    ) -> Result<Effect, LogError> {
         let mut seqs = Vec::new();
         for (state, before) in
             [(DELIVERED, delivered_before_ms), (ERASED, delivered_before_ms), (DEAD, dead_before_ms)]
@@ -628,10 +682,10 @@ impl Writer<'_> {
                 params![state, to_db(before), limit_to_db(limit - seqs.len())],
             )?);
         }
-        self.delete(seqs)
+        self.delete(seqs, deed::Why::Retention, now_ms)
     }
 
-    fn trim(&self, limit: usize) -> Result<Effect, LogError> {
+    fn trim(&self, now_ms: u64, limit: usize) -> Result<Effect, LogError> {
         let mut seqs = Vec::new();
         for state in [DELIVERED, ERASED] {
             seqs.extend(self.seqs(
@@ -639,29 +693,42 @@ impl Writer<'_> {
                 params![state, limit_to_db(limit - seqs.len())],
             )?);
         }
-        self.delete(seqs)
+        self.delete(seqs, deed::Why::TooMany, now_ms)
     }
 
-    fn delete(&self, seqs: Vec<i64>) -> Result<Effect, LogError> {
+    fn delete(&self, seqs: Vec<i64>, why: deed::Why, now_ms: u64) -> Result<Effect, LogError> {
         let mut pruned = Vec::with_capacity(seqs.len());
         for seq in seqs {
             let freed = self.erase(seq)?;
             let response = self.drop_response(seq)?;
-            let sql =
-                format!("DELETE FROM record WHERE seq = ?1 RETURNING lane, size, state, {HAS_KEY}, scope");
-            let (lane, size, state, has_key, scope): (i64, i64, u8, bool, _) =
-                self.sql(&sql)?.query_row([seq], |row| {
-                    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, scope(row, 4)?))
-                })?;
+            let sql = format!(
+                "DELETE FROM record WHERE seq = ?1
+                 RETURNING lane, size, state, {HAS_KEY}, scope, accepted_ms, iif(pauses, okey, NULL)"
+            );
+            let (lane, size, state, has_key, scope, accepted_ms, paused): (
+                i64,
+                i64,
+                u8,
+                bool,
+                _,
+                i64,
+                Option<String>,
+            ) = self.sql(&sql)?.query_row([seq], |row| {
+                let scope = scope(row, 4)?;
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, scope, row.get(5)?, row.get(6)?))
+            })?;
             pruned.push(Pruned {
                 lane: self.lane_of(lane)?,
                 size: from_db(size),
                 receipt: state != DEAD,
+                accepted_ms: from_db(accepted_ms),
                 freed,
                 released: scope.filter(|_| has_key),
                 response,
+                unpaused: paused.map(|key| self.unpause(lane, key, 1)).transpose()?,
             });
         }
+        self.note_deeds(&deed::deleted(&pruned, why), now_ms)?;
         Ok(Effect::Pruned {
             pruned,
             oldest_delivered_ms: oldest_receipt(self.tx)?,
@@ -707,6 +774,7 @@ mod tests {
         let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap();
         assert_eq!(pragma("synchronous"), 2, "FULL");
         assert_eq!(pragma("wal_autocheckpoint"), 0);
+        assert_eq!(pragma("secure_delete"), 1, "ON");
         assert_eq!(pragma("application_id"), APPLICATION_ID);
     }
 
@@ -816,8 +884,7 @@ mod tests {
         let mut log = open(&dir);
         for seq in [1, 2, AUDIT_ROWS] {
             let connection = &log.open.as_ref().unwrap().connection;
-            let row =
-                "INSERT INTO audit VALUES (?1, 1, 'operator', 'queue.pause', 'acme', 'api', NULL, 0, '')";
+            let row = "INSERT INTO audit VALUES (?1, 1, 'operator', 'queue.pause', 'acme', 'api', NULL, 0, '', NULL, NULL)";
             connection.execute(row, [to_db(seq)]).unwrap();
         }
         by_hand(&mut log, Act::Pause { upstream: "api".parse().unwrap(), paused: true });
@@ -833,6 +900,75 @@ mod tests {
         let _other = open(&dir);
         let error = log.reopen().unwrap_err();
         assert!(error.to_string().contains("another owner"), "{error}");
+    }
+
+    /// Whether these bytes are in any file of the folder.
+    fn anywhere(dir: &tempfile::TempDir, bytes: &[u8]) -> bool {
+        let files =
+            std::fs::read_dir(dir.path()).unwrap().map(|file| std::fs::read(file.unwrap().path()).unwrap());
+        files.into_iter().any(|file| memchr::memmem::find(&file, bytes).is_some())
+    }
+
+    #[test]
+    fn what_was_erased_is_in_no_file_a_few_seconds_later() {
+        const CANARY: &[u8] = b"c4n4ry";
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = open(&dir);
+        // Of all sizes, so that they share pages and take many; every third record stays.
+        let secret = |n: u64| !n.is_multiple_of(3);
+        let text = |n: u64| if secret(n) { "c4n4ry" } else { "stays" };
+        let records = |numbers: std::ops::Range<u64>| {
+            numbers.map(|n| {
+                let mut append = append(3 * n + 1, None);
+                append.content.target = format!("/orders?token={}", text(n));
+                append.content.headers.push(("x-key".into(), text(n).into()));
+                let length = usize::try_from(n * 7919 % 30_000).unwrap()
+                    / [1, 50, 500][usize::try_from(n % 3).unwrap()];
+                append.content.body = StoredBody::Inline(text(n).repeat(1 + length / 5).into());
+                Change::Append(append)
+            })
+        };
+        for group in 0..6 {
+            log.commit(&records(group * 50..(group + 1) * 50).collect::<Vec<_>>()).unwrap();
+        }
+        assert!(anywhere(&dir, CANARY));
+        let epoch = log.epoch();
+        let deliver = |n: u64| {
+            let seq = Seq(i64::try_from(n).unwrap() + 1);
+            let attempt = AttemptRef { seq, attempts: 1, epoch };
+            let end = End::Delivered { response_complete: true };
+            let begin = Change::Begin { seq, attempts: 0, epoch };
+            [begin, Change::Finish { attempt, end, at_ms: 1, note: Note::default(), response: None }]
+        };
+        // In an order that leaves holes everywhere.
+        let order: Vec<_> = (0..300).map(|n| n * 83 % 300).filter(|n| secret(*n)).collect();
+        for page in order.chunks(7) {
+            log.commit(&page.iter().flat_map(|n| deliver(*n)).collect::<Vec<_>>()).unwrap();
+            log.maintain().unwrap();
+        }
+        let until = std::time::Instant::now() + 6 * ERASE_AFTER;
+        while anywhere(&dir, CANARY) {
+            assert!(std::time::Instant::now() < until, "it is still there");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert!(anywhere(&dir, b"stays"));
+        assert_eq!(count(&log), 100);
+        // A former owner's leavings go as well.
+        log.commit(&records(300..302).collect::<Vec<_>>()).unwrap();
+        assert!(anywhere(&dir, CANARY));
+        log.commit(&deliver(301)).unwrap();
+        log.commit(&deliver(300)).unwrap();
+        let copy = tempfile::tempdir().unwrap();
+        for file in std::fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap()) {
+            std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
+        }
+        assert!(anywhere(&copy, CANARY), "as a crash would leave it");
+        let _log = open(&copy);
+        let until = std::time::Instant::now() + 6 * ERASE_AFTER;
+        while anywhere(&copy, CANARY) {
+            assert!(std::time::Instant::now() < until, "it is still there after a restart");
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     #[test]

@@ -112,6 +112,7 @@ impl Queue {
         let mut figures: HashMap<_, _> = self.0.books.lanes(of).into_iter().collect();
         let open: Vec<_> = figures.iter().filter(|(_, f)| f.open > 0).map(|(lane, _)| lane.clone()).collect();
         let paused = self.look(|log| log.paused()).await?;
+        let paused_keys: HashMap<_, _> = self.look(|log| log.paused_keys()).await?.into_iter().collect();
         let mut oldest = HashMap::new();
         // One look each: receipts and deliveries are read in between.
         for lane in open {
@@ -131,6 +132,7 @@ impl Queue {
                 bytes: figures.bytes,
                 oldest_ms: oldest.get(&lane).copied(),
                 paused: paused.contains(&lane),
+                paused_keys: paused_keys.get(&lane).copied().unwrap_or(0),
                 tenant: lane.tenant,
                 upstream: lane.upstream,
             })
@@ -169,7 +171,8 @@ impl Queue {
         }
     }
 
-    /// Queues a dead letter again, behind everything else, with as much time as it had at first. `may_repeat` says that
+    /// Queues a dead letter again with as much time as it had at first: before those that wait because it paused their
+    /// key, else behind everything. `may_repeat` says that
     /// its origin may get it a second time.
     ///
     /// # Errors
@@ -234,6 +237,24 @@ impl Queue {
         let _place = self.place().await?;
         let act = Act::Pause { upstream: upstream.clone(), paused };
         self.intervene(tenant, actor, act).await?.map(drop).map_err(|_| HandError::Unavailable)
+    }
+
+    /// Lets a paused ordering key go on with what comes after its dead letters, which stay what they are. Says how many
+    /// they are: none where the key was not paused.
+    ///
+    /// # Errors
+    /// [`HandError::Unavailable`].
+    pub async fn resume_key(
+        &self,
+        tenant: &TenantName,
+        upstream: &UpstreamName,
+        key: &str,
+        actor: &str,
+    ) -> Result<u64, HandError> {
+        let _place = self.place().await?;
+        let act = Act::ResumeKey { upstream: upstream.clone(), key: key.to_owned() };
+        let done = self.intervene(tenant, actor, act).await?.map_err(|_| HandError::Unavailable)?;
+        Ok(done.unpaused.map_or(0, |unpaused| unpaused.records))
     }
 
     /// Cancels the record of a receipt, where it is queued or held. A receipt that is malformed, unknown or another tenant's

@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use beamline_model::{RevisionId, TenantName, UpstreamName};
+use beamline_model::{OnDead, RevisionId, TenantName, UpstreamName};
 use bytes::Bytes;
 use tempfile::TempDir;
 
@@ -59,7 +59,9 @@ async fn record(queue: &Queue, n: usize, body: &[u8]) -> NewRecord {
         headers: vec![("content-type".into(), b"text/plain".to_vec())],
         body: buffer,
         ordering_key: None,
+        on_dead: OnDead::Continue,
         repeat_safe: true,
+        delay: Duration::ZERO,
         expiry: Duration::from_secs(3600),
         claim: None,
         trace: TraceRef { trace_id: [1; 16], span_id: [2; 8], sampled: true },

@@ -95,11 +95,17 @@ fn respond(step: &Step) -> Verdict {
 }
 
 fn enqueue(step: &Step) -> Verdict {
-    let enqueue = Verdict::enqueue(upstream_name(step));
-    match &step.ordering_key {
-        Some(key) => enqueue.ordering_key(key).into(),
-        None => enqueue.into(),
+    let mut enqueue = Verdict::enqueue(upstream_name(step));
+    if let Some(key) = &step.ordering_key {
+        enqueue = enqueue.ordering_key(key);
     }
+    if let Some(ms) = step.delay_ms {
+        enqueue = enqueue.delay(Duration::from_millis(ms));
+    }
+    if let Some(ms) = step.expiry_ms {
+        enqueue = enqueue.expiry(Duration::from_millis(ms));
+    }
+    enqueue.into()
 }
 
 /// Changes the head; gives what became of each change.

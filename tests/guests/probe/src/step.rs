@@ -24,6 +24,8 @@ pub(crate) struct Step {
     pub(crate) host: Option<String>,
     pub(crate) timeout_ms: Option<u32>,
     pub(crate) ordering_key: Option<String>,
+    pub(crate) delay_ms: Option<u64>,
+    pub(crate) expiry_ms: Option<u64>,
     /// The status of `respond`; 200 if it is 0.
     pub(crate) status: u16,
     /// Header fields: of the answer (`respond`), or changes of the head (`set-headers`), where `null` removes a

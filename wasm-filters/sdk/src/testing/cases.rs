@@ -96,6 +96,8 @@ struct ExpectedResponse {
 struct ExpectedEnqueue {
     upstream: String,
     ordering_key: Option<String>,
+    delay_ms: Option<u64>,
+    expiry_ms: Option<u64>,
 }
 
 /// Runs a filter over a file of cases, a JSON array, and says which of them failed.
@@ -185,7 +187,8 @@ impl Expected {
             }
             (Self::Enqueue(expected), Verdict::Enqueue(found)) => {
                 let found = found.as_raw();
-                (&expected.upstream, &expected.ordering_key) == (&found.upstream, &found.ordering_key)
+                (&expected.upstream, &expected.ordering_key, expected.delay_ms, expected.expiry_ms)
+                    == (&found.upstream, &found.ordering_key, found.delay_ms, found.expiry_ms)
             }
             _ => false,
         }
@@ -194,6 +197,8 @@ impl Expected {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::{Request, log, upstream};
 
@@ -210,6 +215,10 @@ mod tests {
                 "route" => Verdict::route("api").path("/x").into(),
                 "respond" => Verdict::respond(204).header("x-a", "1").into(),
                 "enqueue" => Verdict::enqueue("api").ordering_key("k").into(),
+                "delay" => Verdict::enqueue("api")
+                    .delay(Duration::from_secs(1))
+                    .expiry(Duration::from_millis(2500))
+                    .into(),
                 "set" => {
                     request.set_header("x-a", "1").unwrap();
                     Verdict::next()
@@ -232,6 +241,8 @@ mod tests {
                 {"name": "5", "config": "set", "expect": "next", "expect_headers": {"x-a": "1", "x-b": null}},
                 {"name": "6", "config": "by-state", "upstreams": {"api": "degraded"}, "expect": {"route": {"upstream": "api"}}},
                 {"name": "7", "config": "by-state", "upstreams": {"api": "down"}, "expect": "next"},
+                {"name": "delay", "config": "delay",
+                 "expect": {"enqueue": {"upstream": "api", "delay_ms": 1000, "expiry_ms": 2500}}},
                 {"name": "8", "config": 1, "expect": {"config-error": "expected a string"}}
             ]"#,
         );
@@ -244,6 +255,7 @@ mod tests {
             r#"{"name": "", "config": "route", "expect": {"route": {"upstream": "api"}}}"#,
             r#"{"name": "", "config": "respond", "expect": {"respond": {"status": 204}}}"#,
             r#"{"name": "", "config": "enqueue", "expect": {"enqueue": {"upstream": "api"}}}"#,
+            r#"{"name": "", "config": "delay", "expect": {"enqueue": {"upstream": "api", "delay_ms": 1000}}}"#,
             r#"{"name": "", "config": "set", "expect": "next", "expect_headers": {"x-a": null}}"#,
             r#"{"name": "", "config": "next", "expect": {"config-error": ""}}"#,
             r#"{"name": "", "config": 1, "expect": "next"}"#,

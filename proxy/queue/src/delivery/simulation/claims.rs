@@ -119,6 +119,31 @@ fn a_key_that_is_blocked_too_long_is_unblocked_by_its_records_death() {
 }
 
 #[test]
+fn a_key_that_a_dead_record_paused_waits_and_blocks_only_itself() {
+    let keyed = |at, key| Request { key: Some(key), pausing: true, ..request(at, 0) };
+    let mut requests = vec![Request { unsendable: true, ..keyed(0, 1) }];
+    requests.extend((1..20).map(|n| keyed(n * 100, 1)));
+    requests.extend((20..100).map(|n| keyed(n * 100, 2)));
+    let mut simulation = Simulation::new(Plan { crashes: vec![5 * MINUTE], ..plan(requests, vec![]) });
+    simulation.run(10 * MINUTE);
+    let states = simulation.end_states();
+    assert_eq!(states[0], State::Dead { reason: DeadReason::Rejected });
+    assert!(states[1..20].iter().all(|state| *state == State::Queued), "{states:?}");
+    assert!((20..100).all(|n| simulation.delivered_at(n) - simulation.fates[n].appended_at < 2000));
+    assert!(simulation.fates[1..20].iter().all(|fate| fate.starts.is_empty()), "none is even tried");
+    // Tried again it goes first, and when it is dead once more the others still wait.
+    let id = RecordId::from_bytes(0_u128.to_be_bytes());
+    simulation.at(simulation.now + 1, Happens::ByHand(Act::Requeue { id, may_repeat: false }), false);
+    simulation.run(20 * MINUTE);
+    assert_eq!(simulation.fates[0].starts.len(), 2);
+    assert!(simulation.end_states()[1..20].iter().all(|state| *state == State::Queued));
+    let resume = Act::ResumeKey { upstream: lane(0).upstream, key: "1".into() };
+    simulation.at(simulation.now + 1, Happens::ByHand(resume), false);
+    simulation.run(30 * MINUTE);
+    assert!((1..20).all(|n| simulation.delivered_at(n) < 21 * MINUTE));
+}
+
+#[test]
 fn an_outage_does_not_exhaust_a_key() {
     let requests = vec![Request { key: Some(1), ..request(0, 0) }];
     let outage = vec![(0, Mode::Refusing), (100 * MINUTE, Mode::Up)];
@@ -217,6 +242,39 @@ fn after_a_restart_on_a_clock_that_went_back_everything_is_still_delivered() {
     assert!(!rows.is_empty());
     machine.handle(now, Event::Loaded { lane: lane(0), limit: 256, rows: Some(rows) }, &Same);
     assert!(machine.wake_at(now).unwrap() <= 3_600_000, "no one waits longer than the longest back-off");
+}
+
+#[test]
+fn a_delayed_record_is_sent_when_its_delay_is_over_and_holds_its_key() {
+    let mut requests = vec![Request { key: Some(1), delay: 10 * MINUTE, ..request(0, 0) }];
+    requests.push(Request { key: Some(1), ..request(1000, 0) });
+    requests.extend((0..600).map(|n| Request { delay: 20 * MINUTE, ..request(n, 0) }));
+    requests.push(request(5 * MINUTE, 0));
+    for crashes in [vec![], vec![7 * MINUTE]] {
+        let simulation = run(Plan { crashes, ..plan(requests.clone(), vec![]) }, 60 * MINUTE);
+        let taken = |n: usize| simulation.delivered_at(n);
+        assert!((10 * MINUTE..10 * MINUTE + 1000).contains(&taken(0)), "{}", taken(0));
+        assert!((taken(0)..taken(0) + 1000).contains(&taken(1)), "{}", taken(1));
+        assert!((2..602).all(|n| (20 * MINUTE..21 * MINUTE).contains(&taken(n))));
+        assert!(taken(602) < 5 * MINUTE + 1000, "those that wait are in nobody's way");
+    }
+}
+
+#[test]
+fn a_delay_is_what_it_was_to_be_though_the_wall_clock_jumps() {
+    let requests: Vec<_> = (0..400).map(|n| Request { delay: 10 * MINUTE, ..request(n, 0) }).collect();
+    for by in [-360 * MINUTE, 360 * MINUTE] {
+        let jumps = vec![(2 * MINUTE, by)];
+        let simulation = run(Plan { jumps: jumps.clone(), ..plan(requests.clone(), vec![]) }, 60 * MINUTE);
+        for n in 0..400 {
+            let at = simulation.delivered_at(n);
+            assert!((10 * MINUTE..11 * MINUTE).contains(&at), "record {n}, a jump by {by}: {at}");
+        }
+        // A restart has nothing but the wall clock to go by: it waits no longer than from the start on.
+        let crashes = vec![3 * MINUTE];
+        let simulation = run(Plan { jumps, crashes, ..plan(requests.clone(), vec![]) }, 60 * MINUTE);
+        assert!((0..400).all(|n| simulation.delivered_at(n) < 14 * MINUTE));
+    }
 }
 
 #[test]

@@ -32,11 +32,16 @@ const OVER: i64 = WELL + 80 * MINUTE;
 fn any_plan() -> impl Strategy<Value = Plan> {
     let odd = || prop_oneof![19 => Just(false), 1 => Just(true)];
     let key = proptest::option::of(0..3_u16);
-    let request = (0..WELL, 0..LANES, key, any::<bool>(), 0..10_u8, 1..1_u64 << 20, odd(), odd());
-    let request = request.prop_map(|(at, lane, key, repeat_safe, brief, size, unsendable, lost)| {
+    let flags = (any::<bool>(), odd(), odd(), any::<bool>());
+    let delay = prop_oneof![4 => Just(0), 1 => 0..MINUTE];
+    let request = (0..WELL, 0..LANES, key, 0..10_u8, delay, 1..1_u64 << 20, flags);
+    let request = request.prop_map(|(at, lane, key, brief, delay, size, flags)| {
+        let (repeat_safe, unsendable, lost, pausing) = flags;
+        // Of one lane, for somebody has to resume its keys.
+        let pausing = pausing && lane == 0;
         // One in ten expires during the trouble.
         let expiry = if brief == 0 { 2 * MINUTE } else { 24 * 60 * MINUTE };
-        Request { at, lane, key, repeat_safe, expiry, size, unsendable, lost }
+        Request { at, lane, key, pausing, repeat_safe, expiry, delay, size, unsendable, lost }
     });
     let modes = vec((0..WELL, mode()), 0..12).prop_map(|mut modes| {
         modes.sort_by_key(|(at, _)| *at);
@@ -68,6 +73,9 @@ fn any_plan() -> impl Strategy<Value = Plan> {
             let (broken, unreadable, slow) = log;
             let bad_keys = bad_key.map(|(key, until)| (key..key + 1, until));
             // Reads are most likely to be out of date soon after a record came.
+            // Somebody looks once during the trouble, and each minute after it: each record may pause its key.
+            let looks = || (WELL..OVER - MINUTE).step_by(60_000).chain([WELL / 2]);
+            let resumes = (0..3).flat_map(|key| looks().map(move |at| (at, key)));
             let rescans = rescans.iter().map(|(near, after)| near.get(&requests).at + after).collect();
             Plan {
                 seed,
@@ -77,6 +85,7 @@ fn any_plan() -> impl Strategy<Value = Plan> {
                 crashes,
                 rescans,
                 jumps,
+                resumes: resumes.collect(),
                 nudges,
                 broken,
                 unreadable,

@@ -2,7 +2,14 @@
 
 use rusqlite::{OptionalExtension as _, named_params, params};
 
-use super::{super::*, Writer, rows::*};
+use super::{
+    super::{
+        deed::{Deed, NODE},
+        *,
+    },
+    Writer,
+    rows::*,
+};
 use crate::record::{Lane, RecordId, Seq, State};
 
 impl Writer<'_> {
@@ -16,6 +23,10 @@ impl Writer<'_> {
             Act::Pause { upstream, paused } => {
                 let lane = Lane { tenant: what.tenant.clone(), upstream: upstream.clone() };
                 self.pause(what, &lane, *paused)
+            }
+            Act::ResumeKey { upstream, key } => {
+                let lane = Lane { tenant: what.tenant.clone(), upstream: upstream.clone() };
+                self.resume_key(what, &lane, key)
             }
         }
     }
@@ -63,22 +74,27 @@ impl Writer<'_> {
         }
         let freed = self.erase(seq)?;
         let response = self.drop_response(seq)?;
+        let paused: Option<String> = self
+            .sql("SELECT okey FROM record WHERE seq = ?1 AND pauses = 1")?
+            .query_row([seq], |row| row.get(0))
+            .optional()?;
         let (lane, size, scope): (i64, i64, _) = self
             .sql(
-                "UPDATE record SET state = ?2, reason = ?3, finished_ms = ?4 WHERE seq = ?1
+                "UPDATE record SET state = ?2, reason = ?3, finished_ms = ?4, pauses = 0 WHERE seq = ?1
                  RETURNING lane, size, scope",
             )?
             .query_row(params![seq, ERASED, reason_to_db(reason), to_db(what.at_ms)], |row| {
                 Ok((row.get(0)?, row.get(1)?, scope(row, 2)?))
             })?;
         let released = scope.filter(|_| has_key(state));
+        let unpaused = paused.map(|key| self.unpause(lane, key, 1)).transpose()?;
         let (lane, size) = (self.lane_of(lane)?, from_db(size));
-        done.erased.push(Erased { lane, size, freed, released, response });
+        done.erased.push(Erased { lane, size, freed, released, response, unpaused });
         Ok(())
     }
 
-    /// A dead letter is queued again, behind everything that is in the log. It has its client's key again, unless another
-    /// record has it by now.
+    /// A dead letter is queued again: before those that wait because of it, else behind everything that is in the log. It
+    /// has its client's key again, unless another record has it by now.
     fn requeue(&self, seq: i64, state: State, now_ms: u64) -> Result<Requeued, LogError> {
         let response = self.drop_response(seq)?;
         let retaken = if has_key(state) { None } else { self.retake_key(seq)? };
@@ -86,21 +102,20 @@ impl Writer<'_> {
             .sql("SELECT lane, okey, size, accepted_ms, expires_ms FROM record WHERE seq = ?1")?
             .query_row([seq], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))?;
         let expires_ms = expires_again(from_db(accepted_ms), from_db(expires_ms), now_ms);
-        let front = match &key {
-            None => true,
-            Some(key) => !self
-                .sql("SELECT 1 FROM record WHERE lane = ?1 AND okey = ?2 AND okey IS NOT NULL AND state < 3 LIMIT 1")?
-                .exists(params![lane, key])?,
-        };
+        let paused = self.sql("SELECT 1 FROM record WHERE seq = ?1 AND pauses = 1")?.exists([seq])?;
         // The row's number is its place. That of the last append is counted here too, so that none is used twice.
-        let new: i64 = self
-            .sql("UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'record' RETURNING seq")?
-            .query_row([], |row| row.get(0))?;
+        let new: i64 = if paused {
+            seq
+        } else {
+            self.sql("UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'record' RETURNING seq")?
+                .query_row([], |row| row.get(0))?
+        };
+        let front = self.is_front(lane, key.as_deref(), new)?;
         let name = self.lane_of(lane)?;
         let sql = format!(
             "UPDATE record SET seq = :new, state = 0, front = :front, reason = NULL, complete = NULL, epoch = NULL,
-                    finished_ms = NULL, failures = 0, failing_since_ms = NULL, due_ms = :now,
-                    expires_ms = :expires
+                    finished_ms = NULL, failures = 0, failing_since_ms = NULL, due_ms = :now, delay_ms = 0,
+                    expires_ms = :expires, pauses = 0
              WHERE seq = :seq RETURNING {CANDIDATE}"
         );
         let candidate = self.sql(&sql)?.query_row(
@@ -108,7 +123,7 @@ impl Writer<'_> {
             |row| candidate(row, &name),
         )?;
         self.sql("UPDATE content SET seq = ?2 WHERE seq = ?1")?.execute([seq, new])?;
-        Ok(Requeued { candidate, key, front, size: from_db(size), retaken, response })
+        Ok(Requeued { candidate, key, front, size: from_db(size), retaken, response, paused })
     }
 
     /// The client's key that a record will have again; one that another has is forgotten.
@@ -185,6 +200,19 @@ impl Writer<'_> {
         Ok(Effect::Intervened(Box::default()))
     }
 
+    fn resume_key(&mut self, what: &Intervention, lane: &Lane, key: &str) -> Result<Effect, LogError> {
+        let id = self.lane_id(lane)?;
+        let records = self
+            .sql("UPDATE record SET pauses = 0 WHERE lane = ?1 AND okey = ?2 AND pauses = 1")?
+            .execute(params![id, key])? as u64;
+        let mut done = Intervened::default();
+        if records > 0 {
+            done.unpaused = Some(self.unpause(id, key.to_owned(), records)?);
+            self.audit(what, lane, None, records, &format!("key {key}"))?;
+        }
+        Ok(Effect::Intervened(Box::new(done)))
+    }
+
     fn audit(
         &self,
         what: &Intervention,
@@ -208,7 +236,56 @@ impl Writer<'_> {
                 ":count": to_db(count),
                 ":detail": detail,
             })?;
-        self.sql("DELETE FROM audit WHERE seq <= ?1")?.execute([seq - to_db(AUDIT_ROWS)])?;
+        self.trim_audit(seq)
+    }
+
+    fn trim_audit(&self, last: i64) -> Result<(), LogError> {
+        self.sql("DELETE FROM audit WHERE seq <= ?1")?.execute([last - to_db(AUDIT_ROWS)])?;
+        Ok(())
+    }
+
+    /// Adds what the node did by itself to the rows of this hour.
+    pub(super) fn note_deeds(&self, deeds: &[Deed], now_ms: u64) -> Result<(), LogError> {
+        let (from_ms, until_ms) = deed::hour(now_ms);
+        for deed in deeds {
+            let lane = [deed.lane.tenant.as_str(), deed.lane.upstream.as_str()];
+            let seq: Option<i64> = self
+                .sql(
+                    "SELECT seq FROM audit WHERE actor = 'node' AND tenant = ?1 AND upstream = ?2 AND action = ?3
+                       AND detail = ?4 AND at_ms >= ?5 AND at_ms < ?6 LIMIT 1",
+                )?
+                .query_row(
+                    params![lane[0], lane[1], deed.action, deed.of, to_db(from_ms), to_db(until_ms)],
+                    |row| row.get(0),
+                )
+                .optional()?;
+            let (count, first, last) = (to_db(deed.count), to_db(deed.from_ms), to_db(deed.until_ms));
+            if let Some(seq) = seq {
+                self.sql(
+                    "UPDATE audit SET count = count + ?2, from_ms = min(from_ms, ?3), until_ms = max(until_ms, ?4)
+                     WHERE seq = ?1",
+                )?
+                .execute([seq, count, first, last])?;
+                continue;
+            }
+            let seq = self
+                .sql(
+                    "INSERT INTO audit (at_ms, actor, action, tenant, upstream, count, detail, from_ms, until_ms)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                )?
+                .insert(params![
+                    to_db(now_ms),
+                    NODE,
+                    deed.action,
+                    lane[0],
+                    lane[1],
+                    count,
+                    deed.of,
+                    first,
+                    last
+                ])?;
+            self.trim_audit(seq)?;
+        }
         Ok(())
     }
 }

@@ -16,11 +16,12 @@ use crate::{
 pub(super) struct SqliteReader {
     connection: Connection,
     lanes: HashMap<Lane, i64>,
-    /// Of each lane, a place before which no record is open any more: new ones and those queued again only come after.
+    /// Of each lane, a place before which no record is open, or will be: new ones and those queued again only come after,
+    /// but for those that pause their key.
     settled: HashMap<i64, i64>,
 }
 
-/// The columns that [`listing`] reads.
+/// The columns that [`listing`] reads, [`KEY_PAUSED`] after them.
 const LISTING: &str = "r.seq, r.id, r.state, r.reason, r.complete, r.okey, r.size, r.accepted_ms, r.due_ms, r.expires_ms, \
                        r.finished_ms, r.attempts, r.last_status, r.last_error, c.method, c.target";
 
@@ -32,6 +33,7 @@ fn listing(row: &Row<'_>, upstream: &UpstreamName) -> Result<RecordListing, LogE
         upstream: upstream.clone(),
         state,
         ordering_key: row.get(5)?,
+        key_paused: row.get(16)?,
         bytes: from_db(row.get(6)?),
         accepted_ms: from_db(row.get(7)?),
         due_ms: (state == State::Queued).then_some(from_db(row.get(8)?)),
@@ -70,13 +72,14 @@ impl SqliteReader {
 
 impl LogReader for SqliteReader {
     fn receipt(&mut self, id: RecordId) -> Result<Option<StoredReceipt>, LogError> {
+        let sql = format!(
+            "SELECT r.lane, secret, state, reason, complete, accepted_ms, expires_ms, attempts, last_status, last_error,
+                    finished_ms, status, until_ms, length(p.body), {KEY_PAUSED}
+             FROM record AS r LEFT JOIN response AS p USING (seq) WHERE id = ?1"
+        );
         let row = self
             .connection
-            .prepare_cached(
-                "SELECT r.lane, secret, state, reason, complete, accepted_ms, expires_ms, attempts, last_status, last_error,
-                        finished_ms, status, until_ms, length(p.body)
-                 FROM record r LEFT JOIN response p USING (seq) WHERE id = ?1",
-            )?
+            .prepare_cached(&sql)?
             .query_row([id.as_bytes()], |row| {
                 let state = (row.get(2)?, row.get(3)?, row.get(4)?);
                 let view = ReceiptView {
@@ -100,6 +103,7 @@ impl LogReader for SqliteReader {
                         }
                         None => None,
                     },
+                    key_paused: row.get(14)?,
                 };
                 Ok((row.get::<_, i64>(0)?, SecretHash(row.get(1)?), state, view))
             })
@@ -209,8 +213,10 @@ impl LogReader for SqliteReader {
             });
         }
         let mut statement = tx.prepare(
-            "SELECT tenant, upstream, okey, count(*) FROM record JOIN lane ON lane.id = record.lane
-             WHERE okey IS NOT NULL AND state < 3 GROUP BY record.lane, okey",
+            "SELECT tenant, upstream, okey, count(*)
+             FROM (SELECT lane, okey FROM record WHERE okey IS NOT NULL AND state < 3
+                   UNION ALL SELECT lane, okey FROM record WHERE pauses = 1) AS line
+             JOIN lane ON lane.id = line.lane GROUP BY line.lane, okey",
         )?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
@@ -218,7 +224,7 @@ impl LogReader for SqliteReader {
             visit(CensusRow::Key {
                 lane: lane(&tenant, &upstream)?,
                 key: row.get(2)?,
-                open: from_db(row.get(3)?),
+                line: from_db(row.get(3)?),
             });
         }
         let mut statement = tx.prepare(
@@ -274,7 +280,7 @@ impl LogReader for SqliteReader {
             )?
             .collect::<Result<_, _>>()?;
         let sql = format!(
-            "SELECT {LISTING} FROM record r INDEXED BY record_lane LEFT JOIN content c ON c.seq = r.seq
+            "SELECT {LISTING}, {KEY_PAUSED} FROM record r INDEXED BY record_lane LEFT JOIN content c ON c.seq = r.seq
              WHERE r.lane = ?1 AND r.seq > ?2 ORDER BY r.seq LIMIT ?3"
         );
         let mut statement = tx.prepare_cached(&sql)?;
@@ -306,15 +312,15 @@ impl LogReader for SqliteReader {
 
     fn record(&mut self, tenant: &TenantName, id: RecordId) -> Result<Option<RecordView>, LogError> {
         let sql = format!(
-            "SELECT {LISTING}, r.repeat_safe, l.upstream FROM record r JOIN lane l ON l.id = r.lane
+            "SELECT {LISTING}, {KEY_PAUSED}, r.repeat_safe, l.upstream FROM record r JOIN lane l ON l.id = r.lane
              LEFT JOIN content c ON c.seq = r.seq WHERE r.id = ?1 AND l.tenant = ?2"
         );
         let found = {
             let mut statement = self.connection.prepare_cached(&sql)?;
             let mut rows = statement.query(params![id.as_bytes(), tenant.as_str()])?;
             let Some(row) = rows.next()? else { return Ok(None) };
-            let upstream: String = row.get(17)?;
-            (listing(row, &name(&upstream, "upstream")?)?, row.get(16)?)
+            let upstream: String = row.get(18)?;
+            (listing(row, &name(&upstream, "upstream")?)?, row.get(17)?)
         };
         let (listing, repeat_safe) = found;
         let content = self.content(Seq(to_db(listing.seq)))?;
@@ -325,18 +331,23 @@ impl LogReader for SqliteReader {
         let Some(id) = self.lane_id(lane)? else { return Ok(None) };
         let from = self.settled.get(&id).copied().unwrap_or(0);
         let mut statement = self.connection.prepare_cached(
-            "SELECT seq, state, accepted_ms FROM record INDEXED BY record_lane
+            "SELECT seq, state, accepted_ms, pauses FROM record INDEXED BY record_lane
              WHERE lane = ?1 AND seq >= ?2 ORDER BY seq LIMIT ?3",
         )?;
         let mut rows = statement.query(params![id, from, limit_to_db(LOOK)])?;
         let mut settled = from;
         let mut oldest = None;
+        let mut so_far = true;
         while let Some(row) = rows.next()? {
-            settled = row.get(0)?;
+            if so_far {
+                settled = row.get(0)?;
+            }
             if row.get::<_, u8>(1)? < DELIVERED {
                 oldest = Some(from_db(row.get(2)?));
                 break;
             }
+            // One that pauses its key may be queued again at this place.
+            so_far &= !row.get::<_, bool>(3)?;
         }
         drop(rows);
         drop(statement);
@@ -357,6 +368,20 @@ impl LogReader for SqliteReader {
         Ok(paused)
     }
 
+    fn paused_keys(&mut self) -> Result<Vec<(Lane, u64)>, LogError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT tenant, upstream, count(DISTINCT okey) FROM record JOIN lane ON lane.id = record.lane
+             WHERE pauses = 1 GROUP BY record.lane ORDER BY tenant, upstream",
+        )?;
+        let mut rows = statement.query([])?;
+        let mut paused = Vec::new();
+        while let Some(row) = rows.next()? {
+            let (tenant, upstream): (String, String) = (row.get(0)?, row.get(1)?);
+            paused.push((lane(&tenant, &upstream)?, from_db(row.get(2)?)));
+        }
+        Ok(paused)
+    }
+
     fn audit(
         &mut self,
         tenant: Option<&TenantName>,
@@ -364,8 +389,8 @@ impl LogReader for SqliteReader {
         limit: usize,
     ) -> Result<Vec<AuditRow>, LogError> {
         // Two statements rather than one with `OR`: each then walks its own index in order.
-        let select =
-            "SELECT seq, at_ms, actor, action, tenant, upstream, record, count, detail FROM audit WHERE";
+        let select = "SELECT seq, at_ms, actor, action, tenant, upstream, record, count, detail, from_ms, until_ms \
+             FROM audit WHERE";
         let sql = match tenant {
             Some(_) => format!("{select} tenant = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3"),
             None => format!("{select} ?1 IS NULL AND seq > ?2 ORDER BY seq LIMIT ?3"),
@@ -387,6 +412,10 @@ impl LogReader for SqliteReader {
                 record: row.get::<_, Option<[u8; 16]>>(6)?.map(RecordId::from_bytes),
                 count: from_db(row.get(7)?),
                 detail: row.get(8)?,
+                accepted_ms: row
+                    .get::<_, Option<i64>>(9)?
+                    .zip(row.get(10)?)
+                    .map(|(from, until)| (from_db(from), from_db(until))),
             });
         }
         Ok(page)

@@ -14,8 +14,12 @@ pub(super) const DEAD: u8 = 4;
 pub(super) const ERASED: u8 = 5;
 
 /// The columns that [`candidate`] reads.
-pub(super) const CANDIDATE: &str =
-    "seq, attempts, due_ms, expires_ms, repeat_safe, okey IS NOT NULL, failures, failing_since_ms, size";
+pub(super) const CANDIDATE: &str = "seq, attempts, due_ms, expires_ms, repeat_safe, okey IS NOT NULL, failures, failing_since_ms, size, delay_ms";
+
+/// Whether the record `r` pauses its key, or waits after one that does.
+pub(super) const KEY_PAUSED: &str = "(r.state < 3 OR r.pauses) AND EXISTS (
+    SELECT 1 FROM record AS dead
+    WHERE dead.lane = r.lane AND dead.okey = r.okey AND dead.pauses = 1 AND dead.seq <= r.seq)";
 
 /// Which records have their client's key, as the index of them says it.
 pub(super) const HAS_KEY: &str = "scope IS NOT NULL AND (state < 4 OR reason = 3)";
@@ -41,6 +45,7 @@ pub(super) fn candidate(row: &Row<'_>, lane: &Lane) -> rusqlite::Result<Candidat
         lane: lane.clone(),
         attempts: row.get(1)?,
         due_ms: from_db(row.get(2)?),
+        delay_ms: from_db(row.get(9)?),
         expires_ms: from_db(row.get(3)?),
         repeat_safe: row.get(4)?,
         keyed: row.get(5)?,
