@@ -10,15 +10,16 @@ use std::{
 use arc_swap::ArcSwap;
 use beamline_control::{Snapshot, UpstreamRuntime};
 use beamline_model::{QueuePolicy, TenantName, UpstreamName};
+use beamline_nats::Connections;
 use beamline_queue::{Attempt, BodyReader, Deliver, Outcome, Rules};
 use beamline_telemetry::{DeliverySpan, SpanId, Started, Telemetry, TraceContext, TraceId};
-use beamline_upstream::{BoxError, ErrorKind, Pools, SendOptions, Sentness, UpstreamBody};
+use beamline_upstream::{BoxError, ErrorKind, OwnKey, Pools, SendOptions, Sentness, UpstreamBody};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 
-use crate::{forward::TRACEPARENT, retry_after::retry_after};
+use crate::{forward::TRACEPARENT, retry_after::retry_after, transaction::messaging};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Which attempt this is, from 1.
@@ -29,28 +30,33 @@ const ACCEPTED: HeaderName = HeaderName::from_static("beamline-accepted");
 /// The most of a response's body that is read for the sake of its connection and of knowing whether it is whole.
 const MAX_RESPONSE: u64 = 16 << 20;
 
-/// Delivers over HTTP with connections of its own. Lives on the delivery thread.
-pub struct DeliverOverHttp {
+/// Delivers over HTTP and NATS with connections of its own. Lives on the delivery thread.
+pub struct DeliverToUpstreams {
     snapshots: Arc<ArcSwap<Snapshot>>,
     telemetry: Telemetry,
     pools: Pools,
 }
 
-/// `DeliverOverHttp` before it is on its thread.
+/// `DeliverToUpstreams` before it is on its thread.
 pub struct Deliverer {
     snapshots: Arc<ArcSwap<Snapshot>>,
     telemetry: Telemetry,
+    nats: Connections,
 }
 
 impl Deliverer {
     /// Finds upstreams in the newest of `snapshots` at each delivery.
-    pub fn new(snapshots: Arc<ArcSwap<Snapshot>>, telemetry: Telemetry) -> Self {
-        Self { snapshots, telemetry }
+    pub fn new(snapshots: Arc<ArcSwap<Snapshot>>, telemetry: Telemetry, nats: Connections) -> Self {
+        Self { snapshots, telemetry, nats }
     }
 
     /// On the delivery thread: ready to deliver.
-    pub fn on_this_thread(self) -> DeliverOverHttp {
-        DeliverOverHttp { snapshots: self.snapshots, telemetry: self.telemetry, pools: Pools::new() }
+    pub fn on_this_thread(self) -> DeliverToUpstreams {
+        DeliverToUpstreams {
+            snapshots: self.snapshots,
+            telemetry: self.telemetry,
+            pools: Pools::with_nats(&self.nats),
+        }
     }
 }
 
@@ -77,7 +83,7 @@ impl Body for StoredBody {
     }
 }
 
-impl DeliverOverHttp {
+impl DeliverToUpstreams {
     fn upstream(&self, tenant: &TenantName, upstream: &UpstreamName) -> Option<UpstreamRuntime> {
         self.snapshots.load().by_name(tenant)?.upstreams.get(upstream).cloned()
     }
@@ -93,7 +99,7 @@ impl DeliverOverHttp {
     }
 }
 
-impl Deliver for DeliverOverHttp {
+impl Deliver for DeliverToUpstreams {
     async fn deliver(&self, attempt: Attempt) -> Outcome {
         let started = Started::now();
         let trace = resumed(&attempt);
@@ -110,21 +116,10 @@ impl Deliver for DeliverOverHttp {
                         let (outcome, tried) =
                             match self.pools.send(&upstream.cluster, request, options).await {
                                 Ok(sent) => (answered(sent.response).await, sent.attempts),
-                                Err(error) => {
-                                    let reason = error.kind.token().to_owned();
-                                    let outcome = match (error.sent, &error.kind) {
-                                        (Sentness::Maybe, _) => Outcome::Broken { reason },
-                                        // Not the upstream's doing: it may be as well as ever.
-                                        (
-                                            Sentness::Nothing,
-                                            ErrorKind::Denied(_) | ErrorKind::RequestBody,
-                                        ) => Outcome::Withheld { reason },
-                                        (Sentness::Nothing, _) => Outcome::NotSent { reason },
-                                    };
-                                    (outcome, error.attempts)
-                                }
+                                Err(error) => (unanswered(error.sent, &error.kind), error.attempts),
                             };
-                        attempts = crate::transaction::attempt_records(&tried, &started, span);
+                        attempts =
+                            crate::transaction::attempt_records(&tried, &started, span, messaging(&upstream));
                         outcome
                     }
                 }
@@ -168,7 +163,8 @@ fn request(attempt: &Attempt, trace: &TraceContext, span: SpanId) -> Result<Requ
         put(name, value)?;
     }
     // A key of ours lets an origin that looks recognise a repetition; it does not make the record safe to repeat.
-    if !headers.contains_key(IDEMPOTENCY_KEY) {
+    let own_key = !headers.contains_key(IDEMPOTENCY_KEY);
+    if own_key {
         let key = HeaderValue::try_from(attempt.id.to_string()).map_err(|e| e.to_string())?;
         headers.insert(IDEMPOTENCY_KEY, key);
     }
@@ -184,7 +180,27 @@ fn request(attempt: &Attempt, trace: &TraceContext, span: SpanId) -> Result<Requ
     *request.method_mut() = attempt.method.parse().map_err(|_| format!("method {:?}", attempt.method))?;
     *request.uri_mut() = attempt.target.parse().map_err(|_| "the stored target".to_owned())?;
     *request.headers_mut() = headers;
+    if own_key {
+        request.extensions_mut().insert(OwnKey);
+    }
     Ok(request)
+}
+
+/// What it means for a record that no response came.
+fn unanswered(sent: Sentness, kind: &ErrorKind) -> Outcome {
+    let reason = kind.token().to_owned();
+    match (sent, kind) {
+        (Sentness::Maybe, _) => Outcome::Broken { reason },
+        // Not the upstream's doing: it may be as well as ever.
+        (
+            Sentness::Nothing,
+            ErrorKind::Denied(_) | ErrorKind::Forbidden | ErrorKind::NoRoom | ErrorKind::RequestBody,
+        ) => Outcome::Withheld { reason },
+        (Sentness::Nothing, ErrorKind::Refused | ErrorKind::TooLarge { .. }) => {
+            Outcome::Unsendable { reason }
+        }
+        (Sentness::Nothing, _) => Outcome::NotSent { reason },
+    }
 }
 
 /// Reads a response to its end: only then is it known to be whole, and its connection can be used again.

@@ -25,6 +25,8 @@ pub enum ErrorKind {
     UpstreamTimeout,
     UpstreamReset,
     UpstreamDenied,
+    UpstreamRefused,
+    PayloadTooLarge,
     QueueFull,
     QueueUnavailable,
     QueueUnconfirmed,
@@ -59,7 +61,7 @@ const fn row(
 }
 
 /// Every error, in the order of [`ErrorKind`].
-pub const ERRORS: [ErrorRow; 24] = [
+pub const ERRORS: [ErrorRow; 26] = [
     row(
         ErrorKind::BadRequest,
         "bad-request",
@@ -160,7 +162,21 @@ pub const ERRORS: [ErrorRow; 24] = [
         "upstream-denied",
         502,
         "destination_ip_prohibited",
-        "The upstream resolves to an address outside the tenant's grant",
+        "The upstream is not one that the tenant may reach",
+    ),
+    row(
+        ErrorKind::UpstreamRefused,
+        "upstream-refused",
+        502,
+        "http_request_denied",
+        "The stream behind the upstream refused the message for good",
+    ),
+    row(
+        ErrorKind::PayloadTooLarge,
+        "payload-too-large",
+        413,
+        "http_request_error",
+        "The request is larger than its upstream takes",
     ),
     row(ErrorKind::QueueFull, "queue-full", 503, "proxy_internal_error", "The durable queue is full"),
     row(
