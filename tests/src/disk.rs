@@ -70,3 +70,90 @@ impl Drop for Filler {
         let _ = std::fs::remove_file(&self.0);
     }
 }
+
+/// An ext4 file system in a file, whose power can be cut: what the kernel had not written to the file is lost.
+pub struct LoopDisk {
+    /// Holds the images and the folder that the file system is mounted over.
+    holder: tempfile::TempDir,
+    mounted: bool,
+}
+
+impl LoopDisk {
+    /// Makes one of so many MiB and mounts it. None where this user may not, or there are no loop devices.
+    ///
+    /// # Errors
+    /// Where it fails for another reason.
+    pub fn make(mib: u64) -> Result<Option<Self>> {
+        if !rustix::process::geteuid().is_root() || !Path::new("/dev/loop-control").exists() {
+            return Ok(None);
+        }
+        let holder = tempfile::Builder::new().prefix("beamline-disk-").tempdir()?;
+        let mut disk = Self { holder, mounted: false };
+        std::fs::create_dir(disk.folder())?;
+        File::create(disk.image())?.set_len(mib << 20)?;
+        run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(disk.image()))?;
+        match disk.mount() {
+            Err(error) if format!("{error:#}").contains("ermi") => Ok(None), // permission, permitted
+            other => other.map(|()| Some(disk)),
+        }
+    }
+
+    /// Where it is mounted.
+    pub fn folder(&self) -> PathBuf {
+        self.holder.path().join("mounted")
+    }
+
+    fn image(&self) -> PathBuf {
+        self.holder.path().join("image")
+    }
+
+    fn noted(&self) -> PathBuf {
+        self.holder.path().join("noted")
+    }
+
+    fn mount(&mut self) -> Result<()> {
+        run(Command::new("mount").args(["-o", "loop"]).arg(self.image()).arg(self.folder()))?;
+        self.mounted = true;
+        Ok(())
+    }
+
+    fn unmount(&mut self) {
+        if std::mem::take(&mut self.mounted) {
+            // Lazily: a process that was killed may not be gone from it yet.
+            let _ = Command::new("umount").arg("-l").arg(self.folder()).output();
+        }
+    }
+
+    /// Notes what of it is on the disk now, as a power cut would find it. Nothing should be written meanwhile.
+    ///
+    /// # Errors
+    /// Where its image cannot be copied.
+    pub fn note_what_is_written(&self) -> Result<()> {
+        std::fs::copy(self.image(), self.noted()).context("the image can be copied").map(drop)
+    }
+
+    /// Goes back to what was noted: the rest is lost. Whoever had files open there must have ended.
+    ///
+    /// # Errors
+    /// Where what was noted cannot be mounted.
+    pub fn lose_the_rest(&mut self) -> Result<()> {
+        self.unmount();
+        // Under another name: the old file may still be its loop device's.
+        std::fs::remove_file(self.image())?;
+        std::fs::rename(self.noted(), self.image())?;
+        self.mount()
+    }
+}
+
+impl Drop for LoopDisk {
+    fn drop(&mut self) {
+        self.unmount();
+    }
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("{command:?} can be run"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?} failed: {said}");
+    Ok(())
+}
