@@ -9,7 +9,7 @@ use beamline_tests::{
 };
 use serde_json::json;
 
-use crate::{SUBJECT, Stage, on_failure};
+use crate::{SUBJECT, Stage, location, on_failure};
 
 #[test]
 fn a_request_becomes_a_message_and_its_reply_a_response() {
@@ -137,7 +137,7 @@ fn what_the_grant_does_not_cover_is_refused_by_name() {
 
 #[test]
 fn what_is_too_large_is_refused_as_that_and_not_queued() {
-    let stage = Stage::with(
+    let mut stage = Stage::with(
         NatsServer::with("max_payload: 1048576").unwrap(),
         Options::default(),
         "request",
@@ -148,12 +148,35 @@ fn what_is_too_large_is_refused_as_that_and_not_queued() {
     let answer = stage.send(Request::post("/in", largest.clone()));
     assert!(answer.status == 200 && answer.body == largest, "{}", answer.status);
     let beyond = [&largest[..], b"x"].concat();
-    for request in [Request::post("/in", beyond.clone()), Request::post("/in", beyond).chunked()] {
+    for request in [Request::post("/in", beyond.clone()), Request::post("/in", beyond.clone()).chunked()] {
         let answer = stage.send(request);
         assert_eq!((answer.status, answer.problem().as_str()), (413, "payload-too-large"));
         assert!(answer.text().contains("larger than the 983040 bytes"), "{}", answer.text());
     }
     assert_eq!(service.seen().len(), 1);
+    stage.server.kill().unwrap();
+    let answer = stage.send(Request::post("/in", beyond).chunked());
+    assert_eq!((answer.status, answer.header("location")), (503, None), "it could never be delivered");
+}
+
+#[test]
+fn a_connection_that_the_operator_took_away_is_nobodys_and_what_waits_for_it_goes_on_waiting() {
+    let mut stage = Stage::request(on_failure());
+    let waiting = location(&stage.send(Request::post("/in", "waiting")));
+    let defined = stage.server.node_config();
+    stage.node.kill_nine().unwrap();
+    stage.configure("");
+    stage.node.launch().unwrap();
+    let answer = stage.send(Request::post("/in", "x"));
+    assert_eq!((answer.status, answer.problem().as_str()), (502, "upstream-denied"));
+    assert!(answer.header("proxy-status").unwrap().contains("proxy_configuration_error"));
+    assert_eq!(stage.receipt(&waiting)["state"], "queued");
+    stage.node.kill_nine().unwrap();
+    stage.configure(&defined);
+    let service = Service::echo(stage.server.address(), SUBJECT).unwrap();
+    stage.node.launch().unwrap();
+    stage.wait_state(&waiting, "delivered");
+    assert_eq!(service.counts()["waiting"], 1);
 }
 
 #[test]

@@ -31,7 +31,8 @@ struct Stage {
     server: NatsServer,
     node: Beamline,
     admin: Admin,
-    _config: tempfile::TempDir,
+    /// Holds the node's configuration file.
+    config: tempfile::TempDir,
 }
 
 impl Stage {
@@ -60,9 +61,14 @@ impl Stage {
                 &json!({ "name": TENANT, "hosts": [HOST], "nats_subjects": ["main=acme.orders"] }),
             )
             .unwrap();
-        let stage = Self { server, node, admin, _config: folder };
+        let stage = Self { server, node, admin, config: folder };
         stage.apply(kind, |upstream| upstream["queue"] = queue).unwrap();
         stage
+    }
+
+    /// Writes the node's configuration anew, for its next start.
+    fn configure(&self, text: &str) {
+        fs::write(self.config.path().join("node.toml"), text).unwrap();
     }
 
     fn apply(&self, kind: &str, change: impl FnOnce(&mut Value)) -> Result<Applied, AdminError> {

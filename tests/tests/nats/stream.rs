@@ -2,7 +2,12 @@
 
 use std::path::Path;
 
-use beamline_tests::{client::Request, nats::Service, scene::command};
+use beamline_tests::{
+    beamline::Options,
+    client::Request,
+    nats::{NatsServer, Service},
+    scene::command,
+};
 use serde_json::json;
 
 use crate::{Stage, location, on_failure};
@@ -25,6 +30,29 @@ fn an_acknowledged_publish_is_202_without_a_receipt() {
     assert_eq!(stored[0].header("Nats-Msg-Id"), Some("acme/orders/key/k1"));
     assert_eq!(stored[0].header("Beamline-Target"), Some("/in?a=b"));
     assert!(stored[0].header("traceparent").is_some());
+}
+
+#[test]
+fn what_timed_out_and_is_sent_again_from_the_queue_is_one_message() {
+    // One worker, so that there is one connection and it stands.
+    let options = Options { workers: 1, ..Options::default() };
+    let stage = Stage::with(NatsServer::start().unwrap(), options, "jetstream", json!({}));
+    stage.server.stream("ORDERS", &["acme.orders.>"], json!({})).unwrap();
+    stage
+        .apply("jetstream", |upstream| {
+            upstream["queue"] = on_failure();
+            upstream["response_timeout"] = json!("300ms");
+        })
+        .unwrap();
+    assert_eq!(stage.send(Request::post("/in", "first")).status, 202, "the connection stands");
+    stage.server.freeze().unwrap();
+    let location = location(&stage.send(Request::new("PUT", "/in").body("put")));
+    // Soon enough: the first of the two is with the server, in what it has not read.
+    stage.server.thaw().unwrap();
+    stage.wait_state(&location, "delivered");
+    let stored = stage.server.messages("ORDERS").unwrap();
+    assert_eq!(stored.iter().map(|m| m.text()).collect::<Vec<_>>(), ["first", "put"]);
+    assert_eq!(stored[1].header("Beamline-Attempt"), None, "the first of the two is the one that counts");
 }
 
 #[test]
