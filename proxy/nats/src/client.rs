@@ -125,7 +125,18 @@ async fn keep(keeper: Weak<Keeper>) {
                 drop(alive);
                 connections.tell(&name, &Change::Connected { server });
                 failures = 0;
-                let why = connection.drive().await;
+                let mut driving = tokio::task::spawn_local({
+                    let connection = connection.clone();
+                    async move { connection.drive().await }
+                });
+                let why = tokio::select! {
+                    ended = &mut driving => ended.unwrap_or_else(|failed| {
+                        connection.end();
+                        Ended::Io(failed.to_string())
+                    }),
+                    // It is driven on, for what waits for replies, until its server ends it.
+                    () = connection.leaves() => Ended::Leaving,
+                };
                 if why == Ended::Dropped {
                     return;
                 }

@@ -51,6 +51,9 @@ pub enum Ended {
     /// Its server broke the protocol or said why it ends the connection.
     #[error("{0}")]
     Server(String),
+    /// Its server is about to go. What waits for replies goes on waiting.
+    #[error("the server is about to go")]
+    Leaving,
     /// Nobody needs it any more.
     #[error("the connection is not needed any more")]
     Dropped,
@@ -138,6 +141,8 @@ struct Shared {
     /// Frames were written: there may be room.
     room: Notify,
     ends: Notify,
+    /// Its server said that it is about to go.
+    leaves: Notify,
 }
 
 struct Frame {
@@ -238,6 +243,7 @@ impl Connection {
             to_write: Notify::new(),
             room: Notify::new(),
             ends: Notify::new(),
+            leaves: Notify::new(),
         };
         let subscribe = format!("SUB {}* 1\r\n", shared.inbox);
         shared.push(Frame { head: subscribe.into(), ..Frame::own(b"") });
@@ -334,6 +340,11 @@ impl Connection {
         };
         shared.end(ended.clone());
         ended
+    }
+
+    /// Returns when the server says that it is about to go. One caller at a time.
+    pub(crate) async fn leaves(&self) {
+        self.0.leaves.notified().await;
     }
 
     /// Ends it: what was not begun is never sent.
@@ -476,6 +487,7 @@ impl Shared {
                 }
             }
             ServerOp::Err(text) => self.refused(&text),
+            ServerOp::Info(info) if info.ldm => self.leaves.notify_one(),
             ServerOp::Info(_) | ServerOp::Pong | ServerOp::Ok => {}
         }
     }

@@ -25,6 +25,8 @@ pub(crate) struct Info {
     pub(crate) tls_required: bool,
     pub(crate) auth_required: bool,
     pub(crate) nonce: Option<String>,
+    /// It is about to go (lame duck mode): it takes nobody any more.
+    pub(crate) ldm: bool,
 }
 
 /// What we say of ourselves.

@@ -256,6 +256,34 @@ fn a_lost_connection_is_told_as_it_is_and_the_next_one_comes_by_itself() {
 }
 
 #[test]
+fn a_server_that_is_about_to_go_answers_what_it_has_and_gets_nothing_more() {
+    on_a_worker(async {
+        let server = Server::start().await;
+        let client = client(server.address(), |_| ());
+        let (connection, mut going) = tokio::join!(connected(&client), server.accept());
+        let answering = async {
+            let Published { inbox, .. } = going.published().await;
+            going.to.write_all(b"INFO {\"headers\":true,\"ldm\":true}\r\n").await.unwrap();
+            let mut coming = server.accept().await;
+            let next = async {
+                let connection = connected(&client).await;
+                ask(&connection, "next", PATIENCE).await
+            };
+            let there = async {
+                let Published { payload, inbox, .. } = coming.published().await;
+                assert_eq!(payload, "next");
+                coming.reply(&inbox, "from the next").await;
+            };
+            let (next, ()) = tokio::join!(next, there);
+            assert_eq!(&next.unwrap().payload[..], b"from the next");
+            going.reply(&inbox, "from the last").await;
+        };
+        let (last, ()) = tokio::join!(ask(&connection, "last", PATIENCE), answering);
+        assert_eq!(&last.unwrap().payload[..], b"from the last");
+    });
+}
+
+#[test]
 fn a_server_that_says_nothing_or_takes_nothing_is_given_up() {
     on_a_worker(async {
         let server = Server::start().await;
