@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     fmt::Write as _,
     io::{self, IoSlice},
     net::SocketAddr,
@@ -132,6 +132,8 @@ struct Shared {
     unwritten: Cell<usize>,
     /// Requests that wait for a reply, by the end of their inbox.
     waiting: RefCell<HashMap<String, Rc<Exchange>>>,
+    /// Subjects on which something came back: the server lets us publish to them, or did.
+    answered: RefCell<HashSet<Subject>>,
     /// What the greeting read too much; taken when the connection is driven.
     rest: RefCell<Option<(Decoder, BytesMut)>>,
     heard: Cell<Instant>,
@@ -237,6 +239,7 @@ impl Connection {
             frames: RefCell::default(),
             unwritten: Cell::new(0),
             waiting: RefCell::default(),
+            answered: RefCell::default(),
             rest: RefCell::new(Some((decoder, buffer))),
             heard: Cell::new(Instant::now()),
             ended: RefCell::new(None),
@@ -301,7 +304,9 @@ impl Connection {
                 return reply.ok_or(Failure { kind: FailureKind::BadReply, sent: true });
             }
             if exchange.forbidden.get() {
-                return Err(Failure { kind: FailureKind::Forbidden, sent: false });
+                // Permissions may have changed while it was on its way: then nobody knows.
+                let sent = shared.answered.borrow().contains(&exchange.subject);
+                return Err(Failure { kind: FailureKind::Forbidden, sent });
             }
             let now = exchange.stage.get();
             let sent = now != Stage::Queued;
@@ -476,12 +481,18 @@ impl Shared {
 
     fn heard(&self, op: ServerOp) {
         match op {
+            // One that asks and does not read is not answered beyond the bound.
+            ServerOp::Ping if self.unwritten.get() > UNWRITTEN_MAX => {}
             ServerOp::Ping => self.push(Frame::own(b"PONG\r\n")),
             ServerOp::Message(subject, message) => {
                 let exchange = subject
                     .strip_prefix(&self.inbox)
                     .and_then(|token| self.waiting.borrow_mut().remove(token));
                 if let Some(exchange) = exchange {
+                    let mut answered = self.answered.borrow_mut();
+                    if !answered.contains(&exchange.subject) {
+                        answered.insert(exchange.subject.clone());
+                    }
                     *exchange.reply.borrow_mut() = Some(message);
                     exchange.changed.notify_one();
                 }

@@ -9,6 +9,9 @@ use thiserror::Error;
 )]
 pub struct InvalidHeader;
 
+/// The largest block that is read.
+const BLOCK_MAX: usize = 128 << 10;
+
 const VERSION: &[u8] = b"NATS/1.0";
 
 /// The headers of one message that is to be published, in order.
@@ -65,8 +68,11 @@ pub(crate) struct Parsed {
     pub(crate) headers: Vec<(String, Vec<u8>)>,
 }
 
-/// Reads a block. Lines that are no headers are left out.
+/// Reads a block, or nothing where it is none or too large. Lines that are no headers are left out.
 pub(crate) fn parse(block: &[u8]) -> Option<Parsed> {
+    if block.len() > BLOCK_MAX {
+        return None;
+    }
     let mut lines = block.split(|b| *b == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     let first = lines.next()?.strip_prefix(VERSION)?;
     let status = match first.trim_ascii_start() {
@@ -121,8 +127,9 @@ mod tests {
     fn a_status_is_read_and_nonsense_is_none() {
         assert_eq!(parse(b"NATS/1.0 503\r\n\r\n").unwrap(), Parsed { status: Some(503), headers: vec![] });
         assert_eq!(parse(b"NATS/1.0 503 No Responders\r\nA:b\r\n\r\n").unwrap().status, Some(503));
-        for bad in [&b""[..], b"HTTP/1.1 200", b"NATS/1.0 5", b"NATS/1.0 abc"] {
-            assert!(parse(bad).is_none(), "{bad:?}");
+        let large = [b"NATS/1.0\r\n", &b"a:\n".repeat(BLOCK_MAX / 3)[..]].concat();
+        for bad in [&b""[..], b"HTTP/1.1 200", b"NATS/1.0 5", b"NATS/1.0 abc", &large] {
+            assert!(parse(bad).is_none(), "{:?}", &bad[..bad.len().min(20)]);
         }
     }
 }

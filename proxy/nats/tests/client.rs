@@ -329,6 +329,20 @@ fn a_subject_that_may_not_be_published_to_is_told_to_who_tried() {
         };
         let (asked, ()) = tokio::join!(ask(&connection, "asked", PATIENCE), refusing);
         assert_eq!(asked, Err(Failure { kind: FailureKind::Forbidden, sent: false }));
+        // It was allowed once: what the complaint is about may be another's message.
+        let taking_back = async {
+            let Published { inbox, .. } = peer.published().await;
+            peer.reply(&inbox, "allowed").await;
+            peer.published().await;
+            let denied = "-ERR 'Permissions Violation for Publish to \"acme.orders\"'\r\n";
+            peer.to.write_all(denied.as_bytes()).await.unwrap();
+        };
+        let asking = async {
+            ask(&connection, "allowed?", PATIENCE).await.unwrap();
+            ask(&connection, "still?", PATIENCE).await
+        };
+        let (asked, ()) = tokio::join!(asking, taking_back);
+        assert_eq!(asked, Err(Failure { kind: FailureKind::Forbidden, sent: true }));
     });
 }
 
