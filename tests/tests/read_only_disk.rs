@@ -3,12 +3,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    time::{Duration, Instant},
+};
 
 use beamline_tests::{
     beamline::{Beamline, Options},
     client::Request,
-    disk::Ext4,
+    disk::LoopDisk,
     scene::{PATIENCE, Scene},
 };
 use serde_json::json;
@@ -21,10 +25,12 @@ fn state_of(scene: &Scene, location: &str) -> String {
 #[test]
 fn a_disk_that_turns_read_only_stops_queueing_and_changes_alone_and_keeps_what_was_accepted() {
     let mut node = Beamline::prepare(Options::default()).unwrap();
-    let Some(disk) = Ext4::over(&node.data_dir(), 256).unwrap() else {
+    let Some(mut disk) = LoopDisk::make(256).unwrap() else {
         println!("not run: this user may not mount an ext4");
         return;
     };
+    fs::remove_dir(node.data_dir()).unwrap();
+    symlink(disk.folder(), node.data_dir()).unwrap();
     node.launch().unwrap();
     let mut scene = Scene::on(node).unwrap();
     scene

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use axum::extract::State;
 use beamline_control::{TenantView, Unloaded, UpstreamView};
-use beamline_model::{Grant, HostName, RevisionId, TenantName, UpstreamName, UpstreamRange};
+use beamline_model::{Grant, HostName, RevisionId, SubjectGrant, TenantName, UpstreamName, UpstreamRange};
 use beamline_queue::Queue;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,8 @@ pub(crate) struct NewTenant {
     hosts: Vec<HostName>,
     #[serde(default)]
     upstream_ranges: Vec<UpstreamRange>,
+    #[serde(default)]
+    nats_subjects: Vec<SubjectGrant>,
 }
 
 #[derive(Serialize)]
@@ -39,6 +41,7 @@ pub(crate) struct TenantAnswer {
     name: TenantName,
     hosts: Vec<HostName>,
     upstream_ranges: Vec<UpstreamRange>,
+    nats_subjects: Vec<SubjectGrant>,
     created_ms: u64,
     revision: Option<RevisionId>,
     previous: Option<RevisionId>,
@@ -68,6 +71,7 @@ fn answer(view: TenantView, queue: &Queue) -> TenantAnswer {
         name: view.name,
         hosts: view.grant.hosts,
         upstream_ranges: view.grant.upstream_ranges,
+        nats_subjects: view.grant.nats_subjects,
         created_ms: view.created_ms,
         revision: view.revision,
         previous: view.previous,
@@ -80,9 +84,10 @@ pub(crate) async fn create(
     Caller(actor): Caller,
     Document(new): Document<NewTenant>,
 ) -> Result<Answer<Created>, Refusal> {
-    let grant = Grant { hosts: new.hosts, upstream_ranges: new.upstream_ranges };
-    let token = state.control.create_tenant(new.name.clone(), grant, &actor).await?;
-    Ok(Answer(StatusCode::CREATED, Created { tenant: new.name, token: token.reveal().to_owned() }))
+    let NewTenant { name, hosts, upstream_ranges, nats_subjects } = new;
+    let grant = Grant { hosts, upstream_ranges, nats_subjects };
+    let token = state.control.create_tenant(name.clone(), grant, &actor).await?;
+    Ok(Answer(StatusCode::CREATED, Created { tenant: name, token: token.reveal().to_owned() }))
 }
 
 pub(crate) async fn list(

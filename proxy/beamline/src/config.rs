@@ -3,18 +3,28 @@
 //! Only what must be known before the control plane is there. Everything about tenants is in their manifests.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context as _, bail};
 use beamline_filter_host::EngineSettings;
-use beamline_model::{ByteSize, Duration as HumanDuration};
+use beamline_model::{ByteSize, ConnectionName, Duration as HumanDuration};
+use beamline_nats::{Auth, ConnectionSettings, Connections, ServerAddress};
 use beamline_telemetry::{LogTarget, OtlpEndpoint, Sampler};
 use serde::Deserialize;
 
 use crate::bounded::Bounded;
+
+/// Servers that one NATS connection may name.
+const NATS_SERVERS: usize = 16;
+/// The most that `nats.NAME.max_body` can be: NATS is not for larger messages than 8 MiB.
+const NATS_MAX_BODY: ByteSize = ByteSize::kib(8 * 1024 - 64);
+/// The longest secret that is read from a file.
+const SECRET_MAX: usize = 4096;
 
 /// `beamline serve`: runs a node.
 #[derive(clap::Args, Debug, Default)]
@@ -78,6 +88,7 @@ pub(crate) struct FileConfig {
     drain: DrainFile,
     queue: QueueFile,
     filters: FiltersFile,
+    nats: BTreeMap<ConnectionName, NatsFile>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -107,6 +118,28 @@ struct FiltersFile {
     slow_lane_threads: Option<Bounded<1, 64>>,
 }
 
+/// One NATS connection. Secrets are in files of their own.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NatsFile {
+    servers: Vec<ServerAddress>,
+    credentials: Option<CredentialsFile>,
+    connect_timeout: Option<HumanDuration>,
+    ping_interval: Option<HumanDuration>,
+    max_body: Option<ByteSize>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(
+    untagged,
+    deny_unknown_fields,
+    expecting = "expected { user = \"…\", password_file = \"…\" } or { token_file = \"…\" }"
+)]
+enum CredentialsFile {
+    User { user: String, password_file: PathBuf },
+    Token { token_file: PathBuf },
+}
+
 /// The configuration as the node runs it.
 #[derive(Debug)]
 pub(crate) struct Config {
@@ -123,6 +156,7 @@ pub(crate) struct Config {
     pub(crate) queue: beamline_queue::Settings,
     pub(crate) pool_instances: u32,
     pub(crate) slow_lane_threads: usize,
+    pub(crate) nats: Connections,
 }
 
 impl QueueFile {
@@ -138,6 +172,71 @@ impl QueueFile {
             receipt_retention: self.receipt_retention.map_or(defaults.receipt_retention, HumanDuration::get),
             ..defaults
         }
+    }
+}
+
+impl CredentialsFile {
+    fn read(&self) -> anyhow::Result<Auth> {
+        Ok(match self {
+            Self::User { user, password_file } => {
+                Auth::User { user: user.clone(), password: secret(password_file)? }
+            }
+            Self::Token { token_file } => Auth::Token(secret(token_file)?),
+        })
+    }
+}
+
+/// The one line of a file that holds a secret.
+fn secret(path: &Path) -> anyhow::Result<String> {
+    let shown = path.display();
+    let text = std::fs::read_to_string(path).with_context(|| format!("{shown} cannot be read"))?;
+    let line = text.trim_end_matches(['\r', '\n']);
+    if line.is_empty() || line.len() > SECRET_MAX || line.contains('\n') {
+        bail!("{shown}: expected one line of 1 to {SECRET_MAX} bytes, the secret");
+    }
+    let mode = std::fs::metadata(path).map(|m| m.permissions().mode()).unwrap_or_default();
+    if mode & 0o077 != 0 {
+        eprintln!("beamline: {shown} can be read by others than its owner: chmod 0600 {shown}");
+    }
+    Ok(line.to_owned())
+}
+
+impl NatsFile {
+    /// The connection `name`, its bounds held.
+    fn settings(&self, name: &ConnectionName) -> anyhow::Result<ConnectionSettings> {
+        if !(1..=NATS_SERVERS).contains(&self.servers.len()) {
+            bail!("nats.{name}.servers: expected 1 to {NATS_SERVERS} servers; found {}", self.servers.len());
+        }
+        let defaults = ConnectionSettings::new(self.servers.clone());
+        let within = |key: &str, value: Option<HumanDuration>, default: Duration, most: HumanDuration| {
+            let value = value.map_or(default, HumanDuration::get);
+            if value > most.get() {
+                bail!("nats.{name}.{key}: expected at most {most}; found more");
+            }
+            Ok(value)
+        };
+        let max_body = self.max_body.map_or(defaults.max_body, ByteSize::get);
+        if !(1..=NATS_MAX_BODY.get()).contains(&max_body) {
+            bail!("nats.{name}.max_body: expected 1B to {NATS_MAX_BODY}; found {max_body} bytes");
+        }
+        let auth = self.credentials.as_ref().map_or(Ok(Auth::None), CredentialsFile::read);
+        Ok(ConnectionSettings {
+            auth: auth.with_context(|| format!("nats.{name}.credentials"))?,
+            connect_timeout: within(
+                "connect_timeout",
+                self.connect_timeout,
+                defaults.connect_timeout,
+                HumanDuration::secs(60),
+            )?,
+            ping_interval: within(
+                "ping_interval",
+                self.ping_interval,
+                defaults.ping_interval,
+                HumanDuration::secs(60),
+            )?,
+            max_body,
+            ..defaults
+        })
     }
 }
 
@@ -174,6 +273,8 @@ impl Config {
         }
         let data_dir = args.data_dir.or(file.data_dir).unwrap_or_else(|| "beamline-data".into());
         let queue = file.queue.over_defaults(data_dir.join("queue"));
+        let nats = file.nats.iter().map(|(name, nats)| Ok((name.clone(), nats.settings(name)?)));
+        let nats = Connections::new(nats.collect::<anyhow::Result<Vec<_>>>()?);
         let defaults = EngineSettings::default();
         let Ok(log) = args.log.or(file.log).unwrap_or_else(|| "stdout".into()).parse();
         let span = |flag: Option<HumanDuration>, file: Option<HumanDuration>, default: HumanDuration| {
@@ -196,6 +297,7 @@ impl Config {
                 .filters
                 .slow_lane_threads
                 .map_or(defaults.slow_lane_threads, |n| n.get() as usize),
+            nats,
         })
     }
 }
@@ -244,6 +346,55 @@ mod tests {
             ("queue.max_bytes", mib(queue.max_bytes)),
             ("queue.disk_reserve", mib(queue.min_free_disk)),
             ("queue.max_in_flight", queue.max_in_flight.to_string()),
+        ] {
+            let row = page.lines().find(|line| line.starts_with(&format!("| `{key}`"))).unwrap();
+            assert!(row.contains(&format!("| `{default}` |")), "{row}: expected {default}");
+        }
+    }
+
+    #[test]
+    fn a_nats_connection_is_read_with_its_secret_from_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("password");
+        std::fs::write(&path, "sesame\n").unwrap();
+        let of = |text: &str| {
+            let file = FileConfig::parse(&format!("[nats.main]\n{text}"), "f").map_err(|e| e.to_string())?;
+            file.nats
+                .iter()
+                .next()
+                .unwrap()
+                .1
+                .settings(&"main".parse().unwrap())
+                .map_err(|e| format!("{e:#}"))
+        };
+        let servers = "servers = [\"nats://127.0.0.1:4222\", \"nats://nats.internal\"]\n";
+        let user = format!("credentials = {{ user = \"edge\", password_file = {path:?} }}\n");
+        let settings = of(&format!("{servers}{user}ping_interval = \"9s\"\n")).unwrap();
+        assert_eq!(settings.auth, Auth::User { user: "edge".into(), password: "sesame".into() });
+        assert_eq!((settings.servers.len(), settings.ping_interval), (2, Duration::from_secs(9)));
+        for (text, expected) in [
+            ("servers = []\n".to_owned(), "nats.main.servers: expected 1 to 16 servers"),
+            ("servers = [\"nats://u:p@a\"]\n".into(), "credentials do not belong here"),
+            (format!("{servers}max_body = \"1GiB\"\n"), "nats.main.max_body: expected 1B to 8128KiB"),
+            (format!("{servers}ping_interval = \"2m\"\n"), "nats.main.ping_interval: expected at most 1m"),
+            (format!("{servers}password = \"x\"\n"), "unknown field `password`"),
+            (format!("{servers}credentials = {{ password = \"x\" }}\n"), "or { token_file = \"…\" }"),
+            (format!("{servers}credentials = {{ token_file = \"/none\" }}\n"), "/none cannot be read"),
+        ] {
+            let error = of(&text).unwrap_err();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_defaults_of_a_nats_connection_are_those_of_the_reference_page() {
+        let page = include_str!("../../../docs/reference/configuration.md");
+        let defaults = ConnectionSettings::new(Vec::new());
+        let seconds = |duration: Duration| format!("{}s", duration.as_secs());
+        for (key, default) in [
+            ("nats.NAME.connect_timeout", seconds(defaults.connect_timeout)),
+            ("nats.NAME.ping_interval", seconds(defaults.ping_interval)),
+            ("nats.NAME.max_body", ByteSize::kib(defaults.max_body >> 10).to_string()),
         ] {
             let row = page.lines().find(|line| line.starts_with(&format!("| `{key}`"))).unwrap();
             assert!(row.contains(&format!("| `{default}` |")), "{row}: expected {default}");

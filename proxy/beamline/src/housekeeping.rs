@@ -4,6 +4,7 @@ use std::{io::IsTerminal as _, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use beamline_control::Snapshot;
+use beamline_nats::{Change, Connections};
 use beamline_node_state::{NodeState, Reason};
 use beamline_queue::{Health, Queue};
 use beamline_telemetry::Telemetry;
@@ -49,6 +50,27 @@ pub(crate) fn start(
                 }
             }
         }
+    })
+}
+
+/// Has the coming and going of each thread's NATS connections told as events.
+pub(crate) fn telling(connections: Connections, telemetry: Telemetry) -> Connections {
+    connections.telling(move |name, change| {
+        let thread = std::thread::current().name().unwrap_or_default().to_owned();
+        let (event, fields) = match change {
+            Change::Connected { server } => (
+                "nats.connected",
+                json!({ "connection": name, "server": server.to_string(), "thread": thread }),
+            ),
+            Change::Lost { server, why } => (
+                "nats.disconnected",
+                json!({ "connection": name, "server": server.to_string(), "thread": thread, "reason": why }),
+            ),
+            Change::Unreachable { why } => {
+                ("nats.disconnected", json!({ "connection": name, "thread": thread, "reason": why }))
+            }
+        };
+        telemetry.event(event, fields);
     })
 }
 

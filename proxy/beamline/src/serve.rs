@@ -70,6 +70,7 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
     make_private_dir(&config.data_dir)?;
     let node = NodeState::new();
     let telemetry = telemetry(&config)?;
+    let nats = housekeeping::telling(config.nats.clone(), telemetry.clone());
 
     // Sockets first: an address that is taken should be known before anything is opened.
     let listeners = if inherited.data.is_empty() {
@@ -98,8 +99,11 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
         Compiler::new(Arc::clone(&engine), CompilerSettings::new(config.data_dir.join("artifacts")))?;
     let store = SqliteStore::open(&config.data_dir.join("store"))
         .context("the control-plane store cannot be opened")?;
-    let settings =
-        ControlSettings { admin_addresses: vec![admin.local_addr()], ..ControlSettings::default() };
+    let settings = ControlSettings {
+        admin_addresses: vec![admin.local_addr()],
+        nats: nats.clone(),
+        ..ControlSettings::default()
+    };
     let control = Control::open(Arc::new(store), settings, compiler, telemetry.clone())
         .await
         .context("the control plane cannot be started")?;
@@ -110,7 +114,7 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
 
     let (queue, delivery) = Queue::open(config.queue.clone()).context("the queue cannot be opened")?;
     let (stop_delivery, mut stopping) = watch::channel(false);
-    let deliverer = Deliverer::new(control.snapshots(), telemetry.clone());
+    let deliverer = Deliverer::new(control.snapshots(), telemetry.clone(), nats.clone());
     let on_its_thread = move || {
         give_way();
         deliverer.on_this_thread()
@@ -127,6 +131,7 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
         snapshots: control.snapshots(),
         engine,
         queue: queue.clone(),
+        nats,
         telemetry: telemetry.clone(),
         node: node.clone(),
         heartbeats: heartbeats.clone(),

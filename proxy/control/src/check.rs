@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 
-use beamline_model::{Digest, Endpoint, Grant, Manifest, ModuleRef};
+use beamline_model::{Digest, Endpoint, Grant, GrantRefusal, Manifest, ModuleRef};
+use beamline_nats::Connections;
 
 use crate::{ControlError, Uncovered};
 
@@ -13,19 +14,27 @@ pub(crate) fn within_grant(
     manifest: &Manifest,
     grant: &Grant,
     admin: &[SocketAddr],
+    nats: &Connections,
 ) -> Result<(), ControlError> {
     let hosts =
         manifest.hosts.iter().enumerate().map(|(i, host)| (format!("hosts[{i}]"), grant.permits_host(host)));
     let endpoints = manifest.upstreams.iter().flat_map(|(name, upstream)| {
-        upstream.endpoints.iter().enumerate().filter_map(move |(i, endpoint)| match endpoint {
+        upstream.endpoints().iter().enumerate().filter_map(move |(i, endpoint)| match endpoint {
             Endpoint::Address(addr) => {
                 Some((format!("upstreams.{name}.endpoints[{i}]"), grant.permits_address(*addr, admin)))
             }
             Endpoint::Named(..) => None,
         })
     });
+    let subjects = manifest.upstreams.iter().filter_map(|(name, upstream)| {
+        let target = upstream.nats()?;
+        let undefined = || GrantRefusal::Undefined(target.connection.clone());
+        let defined = nats.get(&target.connection).map(drop).ok_or_else(undefined);
+        Some((format!("upstreams.{name}.nats"), grant.permits_subject(target).and(defined)))
+    });
     let uncovered: Vec<_> = hosts
         .chain(endpoints)
+        .chain(subjects)
         .filter_map(|(key, asked)| asked.err().map(|refusal| Uncovered { key, refusal }))
         .collect();
     if uncovered.is_empty() { Ok(()) } else { Err(ControlError::Grant(uncovered)) }

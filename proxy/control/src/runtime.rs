@@ -4,9 +4,10 @@ use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use beamline_filter_host::{Chain, FilterSetup};
 use beamline_model::{
-    FilterLimits, FilterName, Grant, GrantRefusal, HostName, Manifest, OnError, QueuePolicy, RevisionId,
-    TenantName, UpstreamName, UpstreamSpec,
+    ByteSize, FilterLimits, FilterName, Grant, GrantRefusal, HostName, Manifest, NatsTarget, OnError,
+    QueuePolicy, RevisionId, TenantName, UpstreamName, UpstreamSpec,
 };
+use beamline_nats::Connections;
 use beamline_upstream::{AddressPolicy, Cluster, ClusterKey};
 use serde::Serialize;
 
@@ -75,6 +76,10 @@ impl AddressPolicy for Granted {
     fn permits(&self, addr: SocketAddr) -> Result<(), GrantRefusal> {
         self.grant.permits_address(addr, &self.admin)
     }
+
+    fn permits_subject(&self, target: &NatsTarget) -> Result<(), GrantRefusal> {
+        self.grant.permits_subject(target)
+    }
 }
 
 /// Everything of a runtime but its revision, which the store gives out when the change is committed.
@@ -93,7 +98,7 @@ impl Prepared {
     pub(crate) fn new(
         name: &TenantName,
         grant: &Grant,
-        admin: &Arc<[SocketAddr]>,
+        (admin, nats): (&Arc<[SocketAddr]>, &Connections),
         manifest: &Manifest,
         (filters, unloaded): (Vec<FilterSetup>, Vec<Unloaded>),
         current: Option<&TenantRuntime>,
@@ -115,7 +120,7 @@ impl Prepared {
                     |before| Arc::clone(&before.cluster),
                 );
                 let label = upstream.as_str().into();
-                (upstream.clone(), UpstreamRuntime { label, cluster, queue: spec.queue.clone() })
+                (upstream.clone(), UpstreamRuntime { label, cluster, queue: queue_of(spec, nats) })
             })
             .collect();
         let mut chain = Chain::new(name.clone(), manifest.limits.clone(), filters);
@@ -170,11 +175,20 @@ impl Prepared {
     }
 }
 
+/// An upstream's queue policy on this node: nothing is accepted for a NATS connection that is too large for it.
+fn queue_of(spec: &UpstreamSpec, nats: &Connections) -> QueuePolicy {
+    let mut queue = spec.queue.clone();
+    if let Some(connection) = spec.nats().and_then(|target| nats.get(&target.connection)) {
+        queue.max_body = queue.max_body.min(ByteSize::bytes(connection.max_body));
+    }
+    queue
+}
+
 /// Whether two specs reach the same endpoints in the same way, whatever they queue.
 fn dials_alike(a: &UpstreamSpec, b: &UpstreamSpec) -> bool {
     // Taken apart, so that a field that is added later must be thought of here.
-    let UpstreamSpec { endpoints, connect_timeout, response_timeout, queue: _ } = a;
-    (endpoints, connect_timeout, response_timeout) == (&b.endpoints, &b.connect_timeout, &b.response_timeout)
+    let UpstreamSpec { target, connect_timeout, response_timeout, queue: _ } = a;
+    (target, connect_timeout, response_timeout) == (&b.target, &b.connect_timeout, &b.response_timeout)
 }
 
 #[cfg(test)]
@@ -205,6 +219,10 @@ pub(crate) mod testing {
 
     impl AddressPolicy for Tell {
         fn permits(&self, _: SocketAddr) -> Result<(), GrantRefusal> {
+            Ok(())
+        }
+
+        fn permits_subject(&self, _: &NatsTarget) -> Result<(), GrantRefusal> {
             Ok(())
         }
     }

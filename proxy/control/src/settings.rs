@@ -5,11 +5,15 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use beamline_nats::Connections;
+
 /// Settings of [`crate::Control`].
 #[derive(Clone, Debug)]
 pub struct ControlSettings {
     /// Where this node serves its admin API: no tenant's upstream may be there. Default: none.
     pub admin_addresses: Vec<SocketAddr>,
+    /// The NATS connections that upstreams may name. Default: none.
+    pub nats: Connections,
     /// The least time between two swaps of the snapshot; changes that come within it share the next one. A change
     /// that comes after a quiet time is swapped in at once. Default 20 ms.
     pub coalesce: Duration,
@@ -27,6 +31,7 @@ impl Default for ControlSettings {
     fn default() -> Self {
         Self {
             admin_addresses: Vec::new(),
+            nats: Connections::default(),
             coalesce: Duration::from_millis(20),
             reload_every: Duration::from_secs(30),
             tenant_modules: 4096,

@@ -11,15 +11,18 @@ use arc_swap::ArcSwap;
 use beamline_control::{Snapshot, UpstreamRuntime};
 use beamline_http::response_for_client;
 use beamline_model::{KeepResponse, QueuePolicy, TenantName, UpstreamName};
+use beamline_nats::Connections;
 use beamline_queue::{Attempt, BodyReader, Deliver, Keep, Outcome, Rules, WholeResponse};
 use beamline_telemetry::{DeliverySpan, SpanId, Started, Telemetry, TraceContext, TraceId};
-use beamline_upstream::{BoxError, ErrorKind, Pools, SendOptions, Sentness, UpstreamBody};
+use beamline_upstream::{BoxError, ErrorKind, OwnKey, Pools, SendOptions, Sentness, UpstreamBody};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, header, response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 
-use crate::{forward::TRACEPARENT, idempotency::IDEMPOTENCY_KEY, retry_after::retry_after};
+use crate::{
+    forward::TRACEPARENT, idempotency::IDEMPOTENCY_KEY, retry_after::retry_after, transaction::messaging,
+};
 
 /// Which attempt this is, from 1.
 const ATTEMPT: HeaderName = HeaderName::from_static("beamline-attempt");
@@ -33,28 +36,33 @@ const MAX_RESPONSE: u64 = 16 << 20;
 /// The longest head that is kept for a receipt: names and values.
 const MAX_KEPT_HEAD: usize = 16 << 10;
 
-/// Delivers over HTTP with connections of its own. Lives on the delivery thread.
-pub struct DeliverOverHttp {
+/// Delivers over HTTP and NATS with connections of its own. Lives on the delivery thread.
+pub struct DeliverToUpstreams {
     snapshots: Arc<ArcSwap<Snapshot>>,
     telemetry: Telemetry,
     pools: Pools,
 }
 
-/// `DeliverOverHttp` before it is on its thread.
+/// `DeliverToUpstreams` before it is on its thread.
 pub struct Deliverer {
     snapshots: Arc<ArcSwap<Snapshot>>,
     telemetry: Telemetry,
+    nats: Connections,
 }
 
 impl Deliverer {
     /// Finds upstreams in the newest of `snapshots` at each delivery.
-    pub fn new(snapshots: Arc<ArcSwap<Snapshot>>, telemetry: Telemetry) -> Self {
-        Self { snapshots, telemetry }
+    pub fn new(snapshots: Arc<ArcSwap<Snapshot>>, telemetry: Telemetry, nats: Connections) -> Self {
+        Self { snapshots, telemetry, nats }
     }
 
     /// On the delivery thread: ready to deliver.
-    pub fn on_this_thread(self) -> DeliverOverHttp {
-        DeliverOverHttp { snapshots: self.snapshots, telemetry: self.telemetry, pools: Pools::new() }
+    pub fn on_this_thread(self) -> DeliverToUpstreams {
+        DeliverToUpstreams {
+            snapshots: self.snapshots,
+            telemetry: self.telemetry,
+            pools: Pools::with_nats(&self.nats),
+        }
     }
 }
 
@@ -81,7 +89,7 @@ impl Body for StoredBody {
     }
 }
 
-impl DeliverOverHttp {
+impl DeliverToUpstreams {
     fn upstream(&self, tenant: &TenantName, upstream: &UpstreamName) -> Option<UpstreamRuntime> {
         self.snapshots.load().by_name(tenant)?.upstreams.get(upstream).cloned()
     }
@@ -97,7 +105,7 @@ impl DeliverOverHttp {
     }
 }
 
-impl Deliver for DeliverOverHttp {
+impl Deliver for DeliverToUpstreams {
     async fn deliver(&self, attempt: Attempt) -> Outcome {
         let started = Started::now();
         let trace = resumed(&attempt);
@@ -117,21 +125,10 @@ impl Deliver for DeliverOverHttp {
                                     let keep = upstream.queue.keep_response;
                                     (answered(sent.response, keep).await, sent.attempts)
                                 }
-                                Err(error) => {
-                                    let reason = error.kind.token().to_owned();
-                                    let outcome = match (error.sent, &error.kind) {
-                                        (Sentness::Maybe, _) => Outcome::Broken { reason },
-                                        // Not the upstream's doing: it may be as well as ever.
-                                        (
-                                            Sentness::Nothing,
-                                            ErrorKind::Denied(_) | ErrorKind::RequestBody,
-                                        ) => Outcome::Withheld { reason },
-                                        (Sentness::Nothing, _) => Outcome::NotSent { reason },
-                                    };
-                                    (outcome, error.attempts)
-                                }
+                                Err(error) => (unanswered(error.sent, &error.kind), error.attempts),
                             };
-                        attempts = crate::transaction::attempt_records(&tried, &started, span);
+                        attempts =
+                            crate::transaction::attempt_records(&tried, &started, span, messaging(&upstream));
                         outcome
                     }
                 }
@@ -175,7 +172,8 @@ fn request(attempt: &Attempt, trace: &TraceContext, span: SpanId) -> Result<Requ
         put(name, value)?;
     }
     // A key of ours lets an origin that looks recognise a repetition; it does not make the record safe to repeat.
-    if !headers.contains_key(IDEMPOTENCY_KEY) {
+    let own_key = !headers.contains_key(IDEMPOTENCY_KEY);
+    if own_key {
         let key = HeaderValue::try_from(attempt.id.to_string()).map_err(|e| e.to_string())?;
         headers.insert(IDEMPOTENCY_KEY, key);
     }
@@ -191,7 +189,27 @@ fn request(attempt: &Attempt, trace: &TraceContext, span: SpanId) -> Result<Requ
     *request.method_mut() = attempt.method.parse().map_err(|_| format!("method {:?}", attempt.method))?;
     *request.uri_mut() = attempt.target.parse().map_err(|_| "the stored target".to_owned())?;
     *request.headers_mut() = headers;
+    if own_key {
+        request.extensions_mut().insert(OwnKey);
+    }
     Ok(request)
+}
+
+/// What it means for a record that no response came.
+fn unanswered(sent: Sentness, kind: &ErrorKind) -> Outcome {
+    let reason = kind.token().to_owned();
+    match (sent, kind) {
+        (Sentness::Maybe, _) => Outcome::Broken { reason },
+        // Not the upstream's doing: it may be as well as ever.
+        (
+            Sentness::Nothing,
+            ErrorKind::Denied(_) | ErrorKind::Forbidden | ErrorKind::NoRoom | ErrorKind::RequestBody,
+        ) => Outcome::Withheld { reason },
+        (Sentness::Nothing, ErrorKind::Refused | ErrorKind::TooLarge { .. }) => {
+            Outcome::Unsendable { reason }
+        }
+        (Sentness::Nothing, _) => Outcome::NotSent { reason },
+    }
 }
 
 /// Reads a response to its end: only then is it known to be whole, and its connection can be used again.

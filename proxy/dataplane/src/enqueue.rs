@@ -321,7 +321,7 @@ pub(crate) async fn by_verdict(
     if options.ordering_key.is_some() {
         queueing.ordering_key = options.ordering_key;
     }
-    outbound.prepare(exchange);
+    outbound.prepare(exchange, upstream);
     let body = read_whole(worker, exchange, upstream, outbound.body, &queueing).await?;
     store(worker, exchange, tenant, upstream, queueing, &outbound.parts, body).await
 }

@@ -7,7 +7,9 @@ use beamline_http::{ErrorKind, Forwarding, request_for_upstream, response_for_cl
 use beamline_model::HostName;
 use beamline_telemetry::SpanId;
 use beamline_upstream::{ErrorKind as UpstreamError, SendError, SendOptions, Sentness};
-use http::{HeaderName, HeaderValue, Request, Response, Uri, header, request::Parts, uri::PathAndQuery};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, header, request::Parts, uri::PathAndQuery,
+};
 use http_body::Body as _;
 use hyper::body::Incoming;
 
@@ -56,7 +58,7 @@ impl Outbound {
     }
 
     /// Makes the head one for an upstream: target in origin form, hop-by-hop fields out, forwarding fields in.
-    pub(crate) fn prepare(&mut self, exchange: &mut Finishing) {
+    pub(crate) fn prepare(&mut self, exchange: &mut Finishing, upstream: &UpstreamRuntime) {
         let parts = &mut self.parts;
         if parts.uri.authority().is_some() {
             let target = parts.uri.path_and_query().cloned();
@@ -71,9 +73,21 @@ impl Outbound {
         for name in ["tracestate", "baggage"] {
             parts.headers.remove(name);
         }
+        // A message's headers of these names are the server's and ours.
+        if upstream.cluster.spec().nats().is_some() {
+            remove_beginning(&mut parts.headers, &["nats-", "beamline-"]);
+        }
         if let Some(host) = self.host.as_ref().and_then(|h| HeaderValue::from_str(h.as_str()).ok()) {
             parts.headers.insert(header::HOST, host);
         }
+    }
+}
+
+fn remove_beginning(headers: &mut HeaderMap, beginnings: &[&str]) {
+    let begins = |name: &&HeaderName| beginnings.iter().any(|b| name.as_str().starts_with(b));
+    let found: Vec<HeaderName> = headers.keys().filter(begins).cloned().collect();
+    for name in found {
+        headers.remove(name);
     }
 }
 
@@ -92,7 +106,7 @@ pub(crate) async fn send(
         Checked::Answered(response) => return Ok(response),
     };
     let queueing = enqueue::consider(worker, upstream, &outbound)?;
-    outbound.prepare(exchange);
+    outbound.prepare(exchange, upstream);
     let queueing = match queueing {
         Queueing::AtOnce(eligible) => {
             return enqueue::without_a_try(worker, exchange, tenant, upstream, outbound, eligible, claim)
@@ -109,18 +123,25 @@ pub(crate) async fn send(
 
     match worker.pools.send(&upstream.cluster, request, options).await {
         Ok(sent) => {
-            exchange.attempts(&sent.attempts, span);
+            exchange.attempts(&sent.attempts, upstream, span);
             let (mut head, body) = sent.response.into_parts();
             response_for_client(&mut head.headers, head.version);
             Ok(Response::from_parts(head, ClientBody::upstream(body)))
         }
         Err(mut error) => {
-            exchange.attempts(&error.attempts, span);
+            exchange.attempts(&error.attempts, upstream, span);
             let head = error.request.take().or(error.begun.take()).map(|request| request.into_parts().0);
             let refusal = refusal(upstream, &error);
             let nothing_sent = error.sent == Sentness::Nothing;
-            // The client's own end, or an address outside the grant: no outage, nothing to wait for.
-            let is_outage = !matches!(error.kind, UpstreamError::RequestBody | UpstreamError::Denied(_));
+            // The client's own end, what the grant does not cover, what is refused for good: no outage, nothing to wait for.
+            let is_outage = !matches!(
+                error.kind,
+                UpstreamError::RequestBody
+                    | UpstreamError::Denied(_)
+                    | UpstreamError::Forbidden
+                    | UpstreamError::Refused
+                    | UpstreamError::TooLarge { .. }
+            );
             // The other half of the body goes with the error: what follows reads what is left of it.
             drop(error);
             match (queueing, head) {
@@ -179,19 +200,27 @@ fn outgoing_body(
 /// What the client is told where the request cannot be queued.
 fn refusal<B>(upstream: &UpstreamRuntime, error: &SendError<B>) -> Refusal {
     let kind = match &error.kind {
-        UpstreamError::BreakerOpen => ErrorKind::UpstreamUnavailable,
+        UpstreamError::BreakerOpen
+        | UpstreamError::NoResponders
+        | UpstreamError::StreamUnavailable
+        | UpstreamError::NoRoom => ErrorKind::UpstreamUnavailable,
         UpstreamError::Dns
         | UpstreamError::ConnectRefused
         | UpstreamError::ConnectTimeout
         | UpstreamError::ConnectFailed => ErrorKind::UpstreamConnect,
-        UpstreamError::Denied(_) => ErrorKind::UpstreamDenied,
+        UpstreamError::Denied(_) | UpstreamError::Forbidden => ErrorKind::UpstreamDenied,
+        UpstreamError::Refused => ErrorKind::UpstreamRefused,
+        UpstreamError::TooLarge { .. } => ErrorKind::PayloadTooLarge,
         UpstreamError::Reset | UpstreamError::BadResponse => ErrorKind::UpstreamReset,
         UpstreamError::ResponseTimeout => ErrorKind::UpstreamTimeout,
         UpstreamError::RequestBody => ErrorKind::ClientGone,
     };
     // The address stays in the logs: clients have no business with it.
-    let mut refusal =
-        Refusal::new(kind, format!("upstream {}: {}", upstream.label, kind.row().title.to_lowercase()));
+    let why = match &error.kind {
+        own @ (UpstreamError::TooLarge { .. } | UpstreamError::NoRoom) => own.to_string(),
+        _ => kind.row().title.to_lowercase(),
+    };
+    let mut refusal = Refusal::new(kind, format!("upstream {}: {why}", upstream.label));
     refusal.proxy_status = Some(error.kind.proxy_status());
     if matches!(kind, ErrorKind::UpstreamUnavailable | ErrorKind::UpstreamConnect) {
         refusal = refusal.retry_after(upstream.cluster.retry_after().max(Duration::from_secs(1)));

@@ -2,7 +2,7 @@
 //!
 //! Each worker is a thread with a current-thread runtime, its own upstream pools and its own telemetry buffer
 //! ([`Workers`]). What workers share is immutable ([`beamline_control::Snapshot`]) or made of atomics. The life of a
-//! request is [`pipeline`], one readable function; each of its steps is a module. [`DeliverOverHttp`] sends queued requests.
+//! request is [`pipeline`], one readable function; each of its steps is a module. [`DeliverToUpstreams`] sends queued requests.
 
 mod body;
 mod capture;
@@ -22,7 +22,7 @@ mod transaction;
 mod view;
 mod worker;
 
-pub use delivery::{DeliverOverHttp, Deliverer};
+pub use delivery::{DeliverToUpstreams, Deliverer};
 pub use heartbeat::Heartbeats;
 pub use listener::{ListenError, Listener};
 pub use worker::{DrainOutcome, DrainSettings, WorkerParts, WorkerSettings, Workers};

@@ -2,10 +2,13 @@
 
 use std::{cell::Cell, net::SocketAddr, rc::Rc};
 
+use beamline_control::UpstreamRuntime;
 use beamline_filter_host::{Failure, FilterRun, LogLevel};
 use beamline_http::ErrorKind;
+use beamline_model::NatsKind;
 use beamline_telemetry::{
-    Attempt, FilterRun as FilterRecord, GuestLog, Level, SpanId, Started, TraceContext, Transaction, Verdict,
+    Attempt, FilterRun as FilterRecord, GuestLog, Level, Messaging, SpanId, Started, TraceContext,
+    Transaction, Verdict,
 };
 use beamline_upstream::{AttemptInfo, Attempts};
 use http::{HeaderName, HeaderValue, Version, request::Parts, uri::PathAndQuery};
@@ -116,9 +119,9 @@ impl Finishing {
     }
 
     /// Takes down what was tried at the upstream. The last attempt is the one whose span `span` went out.
-    pub(crate) fn attempts(&mut self, attempts: &Attempts, span: SpanId) {
+    pub(crate) fn attempts(&mut self, attempts: &Attempts, upstream: &UpstreamRuntime, span: SpanId) {
         let record = self.record();
-        record.attempts = attempt_records(attempts, &record.started, span);
+        record.attempts = attempt_records(attempts, &record.started, span, messaging(upstream));
     }
 
     /// So many bytes of the response's body went to the connection.
@@ -154,7 +157,12 @@ impl Drop for Finishing {
 }
 
 /// Upstream attempts as spans want them. The last attempt is the one whose span `span` went out.
-pub(crate) fn attempt_records(attempts: &Attempts, started: &Started, span: SpanId) -> Vec<Attempt> {
+pub(crate) fn attempt_records(
+    attempts: &Attempts,
+    started: &Started,
+    span: SpanId,
+    messaging: Option<Messaging>,
+) -> Vec<Attempt> {
     let record = |(resend, attempt): (usize, &AttemptInfo)| {
         Some(Attempt {
             span_id: if resend + 1 == attempts.len() { span } else { SpanId::random() },
@@ -164,9 +172,20 @@ pub(crate) fn attempt_records(attempts: &Attempts, started: &Started, span: Span
             status: attempt.status.map(|s| s.as_u16()),
             error: attempt.error.as_ref().map(beamline_upstream::ErrorKind::token),
             resend_count: u32::try_from(resend).unwrap_or(u32::MAX),
+            messaging: messaging.clone(),
         })
     };
     attempts.iter().enumerate().filter_map(record).collect()
+}
+
+/// What an upstream's attempts are as messages, where it is a NATS subject.
+pub(crate) fn messaging(upstream: &UpstreamRuntime) -> Option<Messaging> {
+    let target = upstream.cluster.spec().nats()?;
+    let operation = match target.kind {
+        NatsKind::Request => "request",
+        NatsKind::Jetstream => "publish",
+    };
+    Some(Messaging { operation, destination: target.subject.shared() })
 }
 
 fn verdict_named(name: &str) -> Option<Verdict> {

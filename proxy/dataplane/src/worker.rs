@@ -15,6 +15,7 @@ use std::{
 use arc_swap::{ArcSwap, Cache};
 use beamline_control::{Snapshot, TenantRuntime};
 use beamline_filter_host::Engine;
+use beamline_nats::Connections;
 use beamline_node_state::{NodeState, Phase};
 use beamline_queue::Queue;
 use beamline_telemetry::{Sampler, Telemetry, WorkerTelemetry};
@@ -89,6 +90,8 @@ pub struct WorkerParts {
     pub engine: Arc<Engine>,
     /// The durable queue.
     pub queue: Queue,
+    /// The operator's NATS connections.
+    pub nats: Connections,
     /// The node's telemetry.
     pub telemetry: Telemetry,
     /// The node's state.
@@ -121,7 +124,7 @@ impl Shared {
         Self {
             snapshots: RefCell::new(Cache::new(Arc::clone(&parts.snapshots))),
             engine: Arc::clone(&parts.engine),
-            pools: Pools::new(),
+            pools: Pools::with_nats(&parts.nats),
             queue: parts.queue.clone(),
             telemetry: parts.telemetry.worker(),
             node: parts.node.clone(),

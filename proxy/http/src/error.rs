@@ -28,6 +28,8 @@ pub enum ErrorKind {
     UpstreamTimeout,
     UpstreamReset,
     UpstreamDenied,
+    UpstreamRefused,
+    PayloadTooLarge,
     QueueFull,
     QueueUnavailable,
     QueueUnconfirmed,
@@ -62,7 +64,7 @@ const fn row(
 }
 
 /// Every error, in the order of [`ErrorKind`].
-pub const ERRORS: [ErrorRow; 27] = [
+pub const ERRORS: [ErrorRow; 29] = [
     row(
         ErrorKind::BadRequest,
         "bad-request",
@@ -184,7 +186,21 @@ pub const ERRORS: [ErrorRow; 27] = [
         "upstream-denied",
         502,
         "destination_ip_prohibited",
-        "The upstream resolves to an address outside the tenant's grant",
+        "The upstream is not one that the tenant may reach",
+    ),
+    row(
+        ErrorKind::UpstreamRefused,
+        "upstream-refused",
+        502,
+        "http_request_denied",
+        "The stream behind the upstream refused the message for good",
+    ),
+    row(
+        ErrorKind::PayloadTooLarge,
+        "payload-too-large",
+        413,
+        "http_request_error",
+        "The request is larger than its upstream takes",
     ),
     row(ErrorKind::QueueFull, "queue-full", 503, "proxy_internal_error", "The durable queue is full"),
     row(

@@ -1,4 +1,5 @@
-//! What the operator lets a tenant do: which hosts it may hold, which upstream addresses it may reach.
+//! What the operator lets a tenant do: which hosts it may hold, which upstream addresses and NATS
+//! subjects it may reach.
 
 use std::{
     fmt,
@@ -10,7 +11,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
-use crate::HostName;
+use crate::{ConnectionName, HostName, NatsTarget, Subject, SubjectGrant};
 
 /// What one tenant was granted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +21,9 @@ pub struct Grant {
     pub hosts: Vec<HostName>,
     /// The addresses that its upstreams may resolve to.
     pub upstream_ranges: Vec<UpstreamRange>,
+    /// The NATS subjects that its upstreams may send to. Grants from before there were any read as none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nats_subjects: Vec<SubjectGrant>,
 }
 
 /// A range of addresses and ports: `10.1.0.0/16`, `127.0.0.1/32:9001`, `10.0.0.0/8:8000-8999`, `[fd00::/8]:443`.
@@ -48,6 +52,24 @@ pub enum GrantRefusal {
     /// The address is one that this node serves its admin API on.
     #[error("upstream address {0} is this node's admin API, which no tenant can reach")]
     Admin(SocketAddr),
+    /// Nothing of the connection was granted.
+    #[error("NATS connection {0} is not granted to this tenant: ask the operator for subjects on it")]
+    Connection(ConnectionName),
+    /// No granted prefix of the connection covers the subject.
+    #[error(
+        "NATS subject {subject} on connection {connection} is outside this tenant's granted prefixes: ask the operator for the prefix, or use a subject within one"
+    )]
+    Subject {
+        /// The connection.
+        connection: ConnectionName,
+        /// The subject.
+        subject: Subject,
+    },
+    /// This node has no such connection.
+    #[error(
+        "NATS connection {0} is not defined on this node: the operator defines it as [nats.{0}] in the node's configuration"
+    )]
+    Undefined(ConnectionName),
 }
 
 const SPECIAL: [&str; 20] = [
@@ -92,6 +114,18 @@ impl Grant {
     /// Whether `host` may be in this tenant's manifest.
     pub fn permits_host(&self, host: &HostName) -> Result<(), GrantRefusal> {
         if self.hosts.contains(host) { Ok(()) } else { Err(GrantRefusal::Host(host.clone())) }
+    }
+
+    /// Whether this tenant's requests may be published to `target`.
+    pub fn permits_subject(&self, target: &NatsTarget) -> Result<(), GrantRefusal> {
+        let mut granted = self.nats_subjects.iter().filter(|g| g.connection == target.connection).peekable();
+        if granted.peek().is_none() {
+            return Err(GrantRefusal::Connection(target.connection.clone()));
+        }
+        if granted.any(|g| g.prefix.covers(&target.subject)) {
+            return Ok(());
+        }
+        Err(GrantRefusal::Subject { connection: target.connection.clone(), subject: target.subject.clone() })
     }
 
     /// Whether this tenant's traffic may go to `addr`; `admin` are the addresses of this node's admin API.
@@ -180,7 +214,8 @@ mod tests {
     use super::*;
 
     fn grant(ranges: &[&str]) -> Grant {
-        Grant { hosts: vec![], upstream_ranges: ranges.iter().map(|r| r.parse().unwrap()).collect() }
+        let upstream_ranges = ranges.iter().map(|r| r.parse().unwrap()).collect();
+        Grant { upstream_ranges, ..Grant::default() }
     }
 
     fn addr(a: &str) -> SocketAddr {
@@ -221,6 +256,29 @@ mod tests {
         assert!(matches!(refused("127.0.0.1:9090"), Err(GrantRefusal::Admin(_))));
         assert!(matches!(refused("0.0.0.0:9090"), Err(GrantRefusal::Admin(_))));
         assert_eq!(refused("127.0.0.1:9091"), Ok(()));
+    }
+
+    #[test]
+    fn a_subject_is_granted_by_its_own_connection() {
+        let granted = Grant {
+            nats_subjects: vec!["main=acme".parse().unwrap(), "aux=acme.events".parse().unwrap()],
+            ..Grant::default()
+        };
+        let asked = |connection: &str, subject: &str| {
+            let (connection, subject) = (connection.parse().unwrap(), subject.parse().unwrap());
+            granted.permits_subject(&NatsTarget { connection, subject, kind: crate::NatsKind::Request })
+        };
+        assert_eq!(asked("main", "acme.orders"), Ok(()));
+        assert_eq!(asked("aux", "acme.events.new"), Ok(()));
+        assert!(matches!(asked("aux", "acme.orders"), Err(GrantRefusal::Subject { .. })));
+        assert!(matches!(asked("other", "acme.orders"), Err(GrantRefusal::Connection(_))));
+    }
+
+    #[test]
+    fn a_grant_from_before_there_was_nats_reads_back_as_it_was() {
+        let stored = r#"{"hosts":["acme.test"],"upstream_ranges":["127.0.0.1/32:9001"]}"#;
+        let grant: Grant = serde_json::from_str(stored).unwrap();
+        assert_eq!(serde_json::to_string(&grant).unwrap(), stored);
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod grant;
 mod limits;
 mod manifest;
 mod name;
+mod nats;
 mod on_status;
 mod token;
 mod units;
@@ -17,9 +18,10 @@ pub use grant::{Grant, GrantRefusal, UpstreamRange, is_special};
 pub use limits::{FilterLimits, LIMITS, LimitRow};
 pub use manifest::{
     Credentials, Endpoint, FilterSpec, KeepResponse, Manifest, ManifestError, ModuleRef, OnDead, OnError,
-    OrderingKey, QueueMode, QueuePolicy, UpstreamSpec,
+    OrderingKey, QueueMode, QueuePolicy, UpstreamSpec, UpstreamTarget,
 };
-pub use name::{FilterName, HostName, InvalidName, TenantName, UpstreamName};
+pub use name::{ConnectionName, FilterName, HostName, InvalidName, TenantName, UpstreamName};
+pub use nats::{InvalidSubject, NatsKind, NatsTarget, Subject, SubjectGrant, SubjectPrefix};
 pub use on_status::{OnStatus, StatusMeans};
 pub use token::{Token, TokenHash, TokenScope};
 pub use units::{ByteSize, Duration, InvalidUnit};

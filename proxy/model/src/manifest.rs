@@ -14,7 +14,9 @@ use std::{
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
-use crate::{ByteSize, Digest, Duration, FilterLimits, FilterName, HostName, OnStatus, UpstreamName};
+use crate::{
+    ByteSize, Digest, Duration, FilterLimits, FilterName, HostName, NatsTarget, OnStatus, UpstreamName,
+};
 
 /// A manifest that could not be taken, with where and why.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -54,21 +56,93 @@ pub struct Manifest {
     pub limits: FilterLimits,
 }
 
-/// One upstream: endpoints that are alike, tried in turn.
+/// One upstream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "UpstreamText", into = "UpstreamText")]
 pub struct UpstreamSpec {
-    /// `host:port` of each endpoint; requests take them round robin.
-    pub endpoints: Vec<Endpoint>,
+    /// Where its requests go.
+    pub target: UpstreamTarget,
     /// Until a connection stands.
-    #[serde(default = "defaults::connect_timeout")]
     pub connect_timeout: Duration,
     /// From the request's last byte until the response's head.
-    #[serde(default = "defaults::response_timeout")]
     pub response_timeout: Duration,
     /// When and how requests to it are queued.
-    #[serde(default)]
     pub queue: QueuePolicy,
+}
+
+/// Where an upstream's requests go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UpstreamTarget {
+    /// Over HTTP to endpoints that are alike, tried in turn. Not empty.
+    Http(Vec<Endpoint>),
+    /// To a NATS subject.
+    Nats(NatsTarget),
+}
+
+/// An upstream as a manifest writes it.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UpstreamText {
+    /// `host:port` of each endpoint; requests take them round robin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    endpoints: Option<Vec<Endpoint>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    nats: Option<NatsTarget>,
+    #[serde(default = "defaults::connect_timeout")]
+    connect_timeout: Duration,
+    #[serde(default = "defaults::response_timeout")]
+    response_timeout: Duration,
+    #[serde(default)]
+    queue: QueuePolicy,
+}
+
+impl TryFrom<UpstreamText> for UpstreamSpec {
+    type Error = &'static str;
+
+    fn try_from(text: UpstreamText) -> Result<Self, &'static str> {
+        let UpstreamText { endpoints, nats, connect_timeout, response_timeout, queue } = text;
+        let target = match (endpoints, nats) {
+            (Some(endpoints), None) if endpoints.is_empty() => {
+                return Err("endpoints: expected at least one \"host:port\"; found none");
+            }
+            (Some(endpoints), None) => UpstreamTarget::Http(endpoints),
+            (None, Some(nats)) => UpstreamTarget::Nats(nats),
+            (Some(_), Some(_)) => {
+                return Err("expected either endpoints or nats; found both: make them two upstreams");
+            }
+            (None, None) => return Err("expected either endpoints or nats; found neither"),
+        };
+        Ok(Self { target, connect_timeout, response_timeout, queue })
+    }
+}
+
+impl From<UpstreamSpec> for UpstreamText {
+    fn from(spec: UpstreamSpec) -> Self {
+        let UpstreamSpec { target, connect_timeout, response_timeout, queue } = spec;
+        let (endpoints, nats) = match target {
+            UpstreamTarget::Http(endpoints) => (Some(endpoints), None),
+            UpstreamTarget::Nats(nats) => (None, Some(nats)),
+        };
+        Self { endpoints, nats, connect_timeout, response_timeout, queue }
+    }
+}
+
+impl UpstreamSpec {
+    /// The endpoints; none where requests go to NATS.
+    pub fn endpoints(&self) -> &[Endpoint] {
+        match &self.target {
+            UpstreamTarget::Http(endpoints) => endpoints,
+            UpstreamTarget::Nats(_) => &[],
+        }
+    }
+
+    /// The NATS target, where requests go there.
+    pub fn nats(&self) -> Option<&NatsTarget> {
+        match &self.target {
+            UpstreamTarget::Http(_) => None,
+            UpstreamTarget::Nats(target) => Some(target),
+        }
+    }
 }
 
 /// `host:port`, where host is an address or a name.
@@ -301,12 +375,6 @@ impl Manifest {
             return wrong("default_upstream".into(), format!("upstream {name} is not defined ({})", known()));
         }
         for (name, upstream) in &self.upstreams {
-            if upstream.endpoints.is_empty() {
-                return wrong(
-                    format!("upstreams.{name}.endpoints"),
-                    "expected at least one \"host:port\"; found none".into(),
-                );
-            }
             upstream
                 .queue
                 .check()
@@ -495,6 +563,44 @@ cpu = "20ms"
         assert_eq!(manifest.limits.cpu, Duration::millis(20));
         assert_eq!(manifest.upstreams.values().next().unwrap().queue.mode, QueueMode::OnFailure);
         assert_eq!(Manifest::from_json(manifest.to_json().as_bytes()).unwrap(), manifest);
+    }
+
+    #[test]
+    fn an_upstream_is_of_one_kind() {
+        let nats = r#"nats = { connection = "main", subject = "acme.orders.new", kind = "jetstream" }"#;
+        let endpoints = r#"endpoints = ["127.0.0.1:9001", "api.internal:80"]"#;
+        let manifest = Manifest::from_toml(&GOOD.replace(endpoints, nats), "acme.toml").unwrap();
+        assert_eq!(
+            manifest.upstreams.values().next().unwrap().nats().unwrap().subject.as_str(),
+            "acme.orders.new"
+        );
+        assert_eq!(Manifest::from_json(manifest.to_json().as_bytes()).unwrap(), manifest);
+        for (text, expected) in [
+            (format!("{endpoints}\n{nats}"), "expected either endpoints or nats; found both"),
+            (String::new(), "expected either endpoints or nats; found neither"),
+            ("endpoints = []".into(), "endpoints: expected at least one \"host:port\"; found none"),
+            (nats.replace("orders.new", ">"), "NATS subject \"acme.>\" is not valid"),
+            (nats.replace("acme.orders.new", "$JS.API.INFO"), "NATS subject \"$JS.API.INFO\" is not valid"),
+            (nats.replace("jetstream", "publish"), "unknown variant `publish`"),
+        ] {
+            let error = Manifest::from_toml(&GOOD.replace(endpoints, &text), "acme.toml").unwrap_err();
+            let error = error.to_string();
+            assert!(error.starts_with("acme.toml:") && error.contains(expected), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_http_upstream_is_stored_as_it_always_was() {
+        let stored = concat!(
+            r#"{"version":1,"hosts":["acme.test"],"upstreams":{"api":{"endpoints":["127.0.0.1:9001"],"#,
+            r#""connect_timeout":"2s","response_timeout":"30s","queue":{"#
+        );
+        let manifest = Manifest::from_toml(
+            "version = 1\nhosts = [\"acme.test\"]\n[upstreams.api]\nendpoints = [\"127.0.0.1:9001\"]\n",
+            "acme.toml",
+        );
+        let json = manifest.unwrap().to_json();
+        assert!(json.starts_with(stored), "{json}");
     }
 
     #[test]

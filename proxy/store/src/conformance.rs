@@ -60,6 +60,7 @@ fn grant(hosts: &[&str]) -> Grant {
     Grant {
         hosts: hosts.iter().map(|h| h.parse::<HostName>().expect("the suite's hosts are valid")).collect(),
         upstream_ranges: vec!["127.0.0.1:9001-9002".parse().expect("the suite's ranges are valid")],
+        ..Grant::default()
     }
 }
 

@@ -42,5 +42,5 @@ pub use spans::{AttributeRow, RESOURCE, SPANS, SpanRow};
 pub use telemetry::{Drops, LogTarget, OpenError, Settings, Telemetry, WorkerTelemetry};
 pub use traceparent::{RemoteContext, parse_traceparent};
 pub use transaction::{
-    Attempt, DeliverySpan, FilterRun, GuestLog, Level, QueuedRef, Started, Transaction, Verdict,
+    Attempt, DeliverySpan, FilterRun, GuestLog, Level, Messaging, QueuedRef, Started, Transaction, Verdict,
 };

@@ -155,7 +155,7 @@ pub const SPANS: &[SpanRow] = &[
     SpanRow {
         role: "client",
         kind: "CLIENT",
-        name: "`{method}`; `HTTP` for methods that no standard names",
+        name: "`{method}`, `HTTP` for methods that no standard names; for a NATS subject `{messaging.operation.name} {subject}`",
         parent: "the server span, or the consumer span of a delivery",
         links: "",
         error: "the status is 4xx or 5xx, or no response head came",
@@ -171,6 +171,20 @@ pub const SPANS: &[SpanRow] = &[
             attribute("network.peer.address", "string", "", "The same address."),
             attribute("network.peer.port", "int", "", "The same port."),
             attribute("upstream", "string", "", "The upstream's name in the manifest."),
+            attribute("messaging.system", "string", "the upstream is a NATS subject", "`nats`."),
+            attribute(
+                "messaging.operation.name",
+                "string",
+                "the upstream is a NATS subject",
+                "`request`, or `publish` to a stream.",
+            ),
+            attribute("messaging.operation.type", "string", "the upstream is a NATS subject", "`send`."),
+            attribute(
+                "messaging.destination.name",
+                "string",
+                "the upstream is a NATS subject",
+                "The subject.",
+            ),
             attribute(
                 "http.request.resend_count",
                 "int",
@@ -431,6 +445,14 @@ impl Frame<'_> {
             int("network.peer.port", port),
             text("upstream", upstream),
         ];
+        if let Some(message) = &attempt.messaging {
+            attributes.extend([
+                text("messaging.system", "nats"),
+                text("messaging.operation.name", message.operation),
+                text("messaging.operation.type", "send"),
+                text("messaging.destination.name", &*message.destination),
+            ]);
+        }
         if attempt.resend_count > 0 {
             attributes.push(int("http.request.resend_count", attempt.resend_count.into()));
         }
@@ -438,7 +460,10 @@ impl Frame<'_> {
         let error = error_type(attempt.error, attempt.status, 400);
         let failed = error.is_some() || attempt.status.is_none();
         attributes.extend(error.map(|e| text("error.type", e)));
-        let name = method_in_name(method).to_owned();
+        let name = match &attempt.messaging {
+            Some(message) => format!("{} {}", message.operation, message.destination),
+            None => method_in_name(method).to_owned(),
+        };
         let span = self.child(attempt.span_id, SpanKind::Client, name, attempt.started, attempt.duration);
         Span { attributes, status: status(failed), ..span }
     }

@@ -202,6 +202,17 @@ pub struct Attempt {
     pub error: Option<&'static str>,
     /// How many attempts were before.
     pub resend_count: u32,
+    /// What it was as a message, where the upstream is a NATS subject.
+    pub messaging: Option<Messaging>,
+}
+
+/// An attempt that was a message.
+#[derive(Clone, Debug)]
+pub struct Messaging {
+    /// `request` or `publish`.
+    pub operation: &'static str,
+    /// The subject.
+    pub destination: Arc<str>,
 }
 
 /// The queue's record of a request.
@@ -337,6 +348,7 @@ pub(crate) mod tests {
             status,
             error: status.is_none().then_some("connect-refused"),
             resend_count: 0,
+            messaging: None,
         }
     }
 

@@ -50,6 +50,7 @@ fn transaction(name: &Arc<str>, digest: &Arc<str>, filtered: bool) -> Transactio
         status: Some(200),
         error: None,
         resend_count: 0,
+        messaging: None,
     });
     tx
 }

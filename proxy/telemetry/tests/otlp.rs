@@ -95,6 +95,7 @@ async fn a_request_and_its_delivery_arrive_as_one_tree() {
         status,
         error,
         resend_count: 0,
+        messaging: None,
     };
     let mut tx = node.transaction();
     tx.route = Some(Arc::clone(&name));

@@ -24,9 +24,16 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 /// Its connection goes back to the pool by itself when the body has ended on the wire. Dropped before that, the
 /// connection is closed.
 #[derive(Debug)]
-pub struct UpstreamBody {
-    incoming: Incoming,
-    peer: SocketAddr,
+pub struct UpstreamBody(Source);
+
+#[derive(Debug)]
+enum Source {
+    Streamed {
+        incoming: Incoming,
+        peer: SocketAddr,
+    },
+    /// A message's payload, which came whole. None when it was taken.
+    Whole(Option<Bytes>),
 }
 
 /// A response body that ended before it was whole. What was passed on of it cannot be made good: the response to
@@ -40,7 +47,11 @@ pub struct BrokenBody {
 
 impl UpstreamBody {
     pub(crate) fn new(incoming: Incoming, peer: SocketAddr) -> Self {
-        Self { incoming, peer }
+        Self(Source::Streamed { incoming, peer })
+    }
+
+    pub(crate) fn whole(payload: Bytes) -> Self {
+        Self(Source::Whole((!payload.is_empty()).then_some(payload)))
     }
 }
 
@@ -52,17 +63,27 @@ impl Body for UpstreamBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
-        let this = self.get_mut();
-        let frame = ready!(Pin::new(&mut this.incoming).poll_frame(cx));
-        Poll::Ready(frame.map(|f| f.map_err(|source| BrokenBody { peer: this.peer, source })))
+        match &mut self.get_mut().0 {
+            Source::Streamed { incoming, peer } => {
+                let frame = ready!(Pin::new(incoming).poll_frame(cx));
+                Poll::Ready(frame.map(|f| f.map_err(|source| BrokenBody { peer: *peer, source })))
+            }
+            Source::Whole(payload) => Poll::Ready(payload.take().map(|p| Ok(Frame::data(p)))),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        match &self.0 {
+            Source::Streamed { incoming, .. } => incoming.is_end_stream(),
+            Source::Whole(payload) => payload.is_none(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        match &self.0 {
+            Source::Streamed { incoming, .. } => incoming.size_hint(),
+            Source::Whole(payload) => SizeHint::with_exact(payload.as_ref().map_or(0, |p| p.len() as u64)),
+        }
     }
 }
 

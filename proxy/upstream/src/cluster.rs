@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use beamline_model::{Endpoint, GrantRefusal, TenantName, UpstreamName, UpstreamSpec};
+use beamline_model::{Endpoint, GrantRefusal, NatsTarget, TenantName, UpstreamName, UpstreamSpec};
 
 use crate::{
     BreakerSettings, Clock,
@@ -32,10 +32,13 @@ impl fmt::Display for ClusterKey {
     }
 }
 
-/// Whether an upstream may be reached at an address. Asked at each connect, after a name was resolved.
+/// Where an upstream may send. Asked at each connect, after a name was resolved, and for each message to NATS.
 pub trait AddressPolicy: Send + Sync {
     /// `Ok` where a connection to `addr` may be made.
     fn permits(&self, addr: SocketAddr) -> Result<(), GrantRefusal>;
+
+    /// `Ok` where a message may be published to `target`.
+    fn permits_subject(&self, target: &NatsTarget) -> Result<(), GrantRefusal>;
 }
 
 /// How an upstream fares.
@@ -121,7 +124,7 @@ impl Cluster {
             policy,
             clock,
             random,
-            endpoints: spec.endpoints.iter().map(health).collect(),
+            endpoints: spec.endpoints().iter().map(health).collect(),
             breaker: Breaker::new(breaker),
             turn: AtomicUsize::new(0),
         })

@@ -18,7 +18,7 @@ pub enum ErrorKind {
         "the endpoint's name could not be resolved: check the name in the manifest and the node's resolver"
     )]
     Dns,
-    /// The address, as resolved at connect, is not one this tenant may reach.
+    /// The address, as resolved at connect, or the NATS subject is not one this tenant may reach.
     #[error("{0}")]
     Denied(GrantRefusal),
     /// Nothing listens there.
@@ -41,6 +41,29 @@ pub enum ErrorKind {
     /// What came is no HTTP/1.1 response that can be passed on.
     #[error("what came is not an HTTP/1.1 response that can be passed on")]
     BadResponse,
+    /// Nobody listens on the NATS subject, or no stream takes it.
+    #[error("nobody listens on the subject: check that its service runs, or that a stream has it")]
+    NoResponders,
+    /// The stream said that it cannot take the message now; it did not.
+    #[error("the stream cannot take the message now: check its limits and its server's storage")]
+    StreamUnavailable,
+    /// The stream refused the message for good.
+    #[error("the stream refused the message for good: check the stream's configuration")]
+    Refused,
+    /// The NATS server does not let the connection publish to the subject.
+    #[error(
+        "the NATS server does not let the connection publish to the subject: check its user's permissions"
+    )]
+    Forbidden,
+    /// The request is larger than its upstream takes.
+    #[error("the request is larger than the {limit} bytes that its upstream takes")]
+    TooLarge {
+        /// The most bytes of a body, or of a message with its headers.
+        limit: u64,
+    },
+    /// The bodies that are held for messages leave no room for this one.
+    #[error("too many bodies are being read for messages at once: try again")]
+    NoRoom,
     /// The request's own body failed: the client went away, or broke its promise about the length.
     #[error("the request's own body ended early or failed")]
     RequestBody,
@@ -59,6 +82,12 @@ impl ErrorKind {
             Self::Reset => "reset",
             Self::ResponseTimeout => "response-timeout",
             Self::BadResponse => "bad-response",
+            Self::NoResponders => "no-responders",
+            Self::StreamUnavailable => "stream-unavailable",
+            Self::Refused => "refused",
+            Self::Forbidden => "forbidden",
+            Self::TooLarge { .. } => "too-large",
+            Self::NoRoom => "no-room",
             Self::RequestBody => "request-body",
         }
     }
@@ -66,8 +95,12 @@ impl ErrorKind {
     /// The proxy error type for a `Proxy-Status` field (RFC 9209, section 2.3).
     pub const fn proxy_status(&self) -> &'static str {
         match self {
-            Self::BreakerOpen => "destination_unavailable",
+            Self::BreakerOpen | Self::NoResponders | Self::StreamUnavailable => "destination_unavailable",
+            Self::NoRoom => "connection_limit_reached",
             Self::Dns => "dns_error",
+            Self::Denied(
+                GrantRefusal::Connection(_) | GrantRefusal::Subject { .. } | GrantRefusal::Undefined(_),
+            ) => "proxy_configuration_error",
             Self::Denied(_) => "destination_ip_prohibited",
             Self::ConnectRefused => "connection_refused",
             Self::ConnectTimeout => "connection_timeout",
@@ -75,7 +108,8 @@ impl ErrorKind {
             Self::Reset => "connection_terminated",
             Self::ResponseTimeout => "http_response_timeout",
             Self::BadResponse => "http_protocol_error",
-            Self::RequestBody => "http_request_error",
+            Self::Refused | Self::Forbidden => "http_request_denied",
+            Self::RequestBody | Self::TooLarge { .. } => "http_request_error",
         }
     }
 
@@ -90,8 +124,17 @@ impl ErrorKind {
             | Self::ConnectTimeout
             | Self::ConnectFailed
             | Self::Reset
-            | Self::ResponseTimeout => true,
-            Self::BreakerOpen | Self::Denied(_) | Self::BadResponse | Self::RequestBody => false,
+            | Self::ResponseTimeout
+            | Self::NoResponders
+            | Self::StreamUnavailable => true,
+            Self::BreakerOpen
+            | Self::Denied(_)
+            | Self::BadResponse
+            | Self::Refused
+            | Self::Forbidden
+            | Self::TooLarge { .. }
+            | Self::NoRoom
+            | Self::RequestBody => false,
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Clusters: the endpoints behind one upstream, and the way of a request to one of them over HTTP/1.1.
+//! Clusters: the endpoints behind one upstream, and the way of a request to one of them over HTTP/1.1, or to a NATS
+//! subject.
 //!
 //! A [`Cluster`] is what every thread shares about an upstream: its breaker, its round robin, its address policy.
 //! [`Pools`] is what one thread owns: kept connections and the tasks that drive them; no lock and no message to
@@ -18,6 +19,7 @@ mod connection;
 mod error;
 mod exchange;
 mod head;
+mod nats;
 mod pool;
 mod send;
 mod socket;
@@ -28,5 +30,6 @@ pub use breaker::BreakerSettings;
 pub use clock::Clock;
 pub use cluster::{AddressPolicy, Cluster, ClusterKey, ClusterSettings, UpstreamState};
 pub use error::{ErrorKind, SendError, Sentness};
+pub use nats::OwnKey;
 pub use pool::{PoolSettings, Pools};
 pub use send::{SendOptions, Sent};

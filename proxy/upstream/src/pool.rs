@@ -17,9 +17,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use beamline_nats::Connections;
+
 use crate::{
     Cluster,
     connection::{Idle, Lease, Line},
+    nats::Clients,
 };
 
 /// Bounds of a pool.
@@ -45,6 +48,7 @@ pub struct Pools(Rc<Inner>);
 
 struct Inner {
     settings: PoolSettings,
+    nats: Clients,
     clusters: RefCell<HashMap<u64, Rc<ClusterPool>, BuildHasherDefault<ById>>>,
     /// Whether the task that closes old connections runs.
     sweeping: Cell<bool>,
@@ -100,14 +104,28 @@ pub(crate) enum Demand {
 }
 
 impl Pools {
-    /// An empty pool with default bounds.
+    /// An empty pool with default bounds, and no NATS connections.
     pub fn new() -> Self {
         Self::with_settings(PoolSettings::default())
     }
 
-    /// An empty pool.
+    /// An empty pool without NATS connections.
     pub fn with_settings(settings: PoolSettings) -> Self {
-        Self(Rc::new(Inner { settings, clusters: RefCell::default(), sweeping: Cell::new(false) }))
+        Self::make(settings, &Connections::default())
+    }
+
+    /// An empty pool with default bounds that reaches NATS by these connections.
+    pub fn with_nats(connections: &Connections) -> Self {
+        Self::make(PoolSettings::default(), connections)
+    }
+
+    fn make(settings: PoolSettings, connections: &Connections) -> Self {
+        let (nats, clusters) = (Clients::new(connections), RefCell::default());
+        Self(Rc::new(Inner { settings, nats, clusters, sweeping: Cell::new(false) }))
+    }
+
+    pub(crate) fn nats(&self) -> &Clients {
+        &self.0.nats
     }
 
     /// Closes every idle connection. Those in use are closed or kept as ever when their exchange is over.

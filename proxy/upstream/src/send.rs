@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use beamline_model::UpstreamTarget;
 use bytes::Bytes;
 use http::{
     Extensions, HeaderValue, Method, Request, Response, Version,
@@ -28,7 +29,7 @@ use crate::{
     connect::{Unconnected, connect},
     connection::{Lease, Line},
     exchange::{Broken, exchange},
-    head,
+    head, nats,
     pool::{ClusterPool, Demand},
     socket::Socket,
 };
@@ -48,6 +49,13 @@ pub struct SendOptions {
     /// Sends even where the breaker is open, for a caller that paces itself as the queue's delivery does. Its
     /// success closes the breaker.
     pub probe: bool,
+}
+
+impl SendOptions {
+    pub(crate) fn timeout_for(&self, cluster: &Cluster) -> Duration {
+        let most = cluster.spec().response_timeout.get();
+        self.response_timeout.map_or(most, |wanted| wanted.min(most))
+    }
 }
 
 /// A request that got a response head.
@@ -82,6 +90,9 @@ impl Pools {
     where
         B: Body<Data = Bytes, Error = BoxError> + Unpin + 'static,
     {
+        if let UpstreamTarget::Nats(target) = &cluster.spec().target {
+            return nats::send(self.nats(), cluster, target, request, options).await;
+        }
         let pool = self.of(cluster);
         let mut message = Message::new(request);
         let mut attempts = Attempts::new();
@@ -91,8 +102,7 @@ impl Pools {
         let Some(permit) = cluster.admit(options.probe) else {
             return Err(message.into_error(cluster, ErrorKind::BreakerOpen, None, attempts));
         };
-        let most = cluster.spec().response_timeout.get();
-        let timeout = options.response_timeout.map_or(most, |wanted| wanted.min(most));
+        let timeout = options.timeout_for(cluster);
 
         let turn = cluster.turn();
         let mut tried = SmallVec::<[usize; ENDPOINTS_TRIED]>::new();
@@ -127,10 +137,10 @@ impl Pools {
     }
 }
 
-fn settle(cluster: &Cluster, permit: Permit<'_>, kind: &ErrorKind) {
+pub(crate) fn settle(cluster: &Cluster, permit: Permit<'_>, kind: &ErrorKind) {
     if kind.is_failure() {
         cluster.failed(permit, kind.token());
-    } else if *kind == ErrorKind::BadResponse {
+    } else if matches!(kind, ErrorKind::BadResponse | ErrorKind::Refused) {
         cluster.succeeded(permit);
     }
 }

@@ -6,7 +6,7 @@ mod common;
 
 use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
-use beamline_model::{Endpoint, Grant, GrantRefusal};
+use beamline_model::{Endpoint, Grant, GrantRefusal, NatsTarget, UpstreamTarget};
 use beamline_upstream::{
     AddressPolicy, Clock, Cluster, ClusterSettings, ErrorKind, Pools, SendOptions, Sentness, UpstreamState,
 };
@@ -127,7 +127,7 @@ fn the_response_time_out_counts_from_the_end_of_the_request_body() {
                 }
             })
             .await;
-            spec.endpoints = vec![Endpoint::Address(origin.addr)];
+            spec.target = UpstreamTarget::Http(vec![Endpoint::Address(origin.addr)]);
             let cluster = cluster_with(&spec, ClusterSettings::default());
             let (body_tx, body) = TestBody::channel(Some(8));
             tokio::task::spawn_local(async move {
@@ -262,10 +262,15 @@ impl AddressPolicy for Granted {
         self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         self.0.permits_address(addr, &[])
     }
+
+    fn permits_subject(&self, target: &NatsTarget) -> Result<(), GrantRefusal> {
+        self.0.permits_subject(target)
+    }
 }
 
 fn granted(ranges: &[&str]) -> Arc<Granted> {
-    let grant = Grant { hosts: vec![], upstream_ranges: ranges.iter().map(|r| r.parse().unwrap()).collect() };
+    let upstream_ranges = ranges.iter().map(|r| r.parse().unwrap()).collect();
+    let grant = Grant { upstream_ranges, ..Grant::default() };
     Arc::new(Granted(grant, 0.into()))
 }
 

@@ -55,6 +55,8 @@ struct Tenant {
     name: TenantName,
     hosts: Vec<String>,
     upstream_ranges: Vec<String>,
+    #[serde(default)]
+    nats_subjects: Vec<String>,
     created_ms: u64,
     revision: Option<RevisionId>,
     previous: Option<RevisionId>,
@@ -141,6 +143,7 @@ fn whole(node: &Node, tenant: &TenantName) -> Result<Report, Failure> {
     };
     lines("hosts", &mut tenant.hosts.into_iter());
     lines("ranges", &mut tenant.upstream_ranges.into_iter());
+    lines("nats", &mut tenant.nats_subjects.into_iter());
     lines(
         "upstreams",
         &mut tenant
@@ -221,6 +224,7 @@ mod tests {
             "name": "acme",
             "hosts": ["acme.test", "www.acme.test"],
             "upstream_ranges": ["127.0.0.1/32:9001"],
+            "nats_subjects": ["main=acme.orders"],
             "created_ms": 951_782_400_000_u64,
             "revision": 4,
             "previous": 3,
@@ -239,6 +243,7 @@ mod tests {
              revision   4, a rollback leads to 3\n\
              hosts      acme.test\n           www.acme.test\n\
              ranges     127.0.0.1/32:9001\n\
+             nats       main=acme.orders\n\
              upstreams  api: down, 12 queued\n\
              unloaded   filter router: it is gone\n"
         );

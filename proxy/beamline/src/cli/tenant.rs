@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use beamline_model::{HostName, RevisionId, TenantName, UpstreamRange};
+use beamline_model::{HostName, RevisionId, SubjectGrant, TenantName, UpstreamRange};
 use clap::{Args, Subcommand};
 use serde::Deserialize;
 use serde_json::json;
@@ -29,12 +29,12 @@ pub(crate) struct TenantArgs {
 enum TenantCommand {
     /// Create a tenant with its grant, and get its token
     ///
-    /// The grant says which hosts the tenant's manifests may name and which addresses its upstreams may have. The
-    /// tenant's token is shown this one time: the node keeps only its hash. Takes the operator's token.
+    /// The grant says which hosts the tenant's manifests may name, and which addresses and NATS subjects its upstreams may
+    /// have. The tenant's token is shown this one time: the node keeps only its hash. Takes the operator's token.
     #[command(
         after_help = "Example:\n  beamline tenant create acme --host acme.example --upstream-range 10.1.0.0/16 \\\n      --save-token acme.token"
     )]
-    Create(CreateArgs),
+    Create(Box<CreateArgs>),
     /// List the tenants
     List,
 }
@@ -53,6 +53,11 @@ struct CreateArgs {
     /// Loopback, private and link-local addresses are open only to a range that lies within their block.
     #[arg(long = "upstream-range", value_name = "RANGE", value_delimiter = ',')]
     upstream_ranges: Vec<UpstreamRange>,
+
+    /// NATS subjects that its upstreams may send to, as the name of a connection in the node's configuration and whole leading
+    /// tokens, such as main=acme.orders; may be given again
+    #[arg(long = "nats-subject", value_name = "CONNECTION=PREFIX", value_delimiter = ',')]
+    nats_subjects: Vec<SubjectGrant>,
 
     /// Write the new token to this file, which must not exist yet, in place of showing it
     #[arg(long, value_name = "FILE")]
@@ -107,7 +112,12 @@ pub(crate) fn run(args: &TenantArgs) -> Result<Report, Failure> {
 
 fn create(node: &Node, args: &CreateArgs) -> Result<Report, Failure> {
     let file = args.save_token.as_deref().map(TokenFile::create).transpose()?;
-    let new = json!({ "name": args.name, "hosts": args.hosts, "upstream_ranges": args.upstream_ranges });
+    let new = json!({
+        "name": args.name,
+        "hosts": args.hosts,
+        "upstream_ranges": args.upstream_ranges,
+        "nats_subjects": args.nats_subjects,
+    });
     let answer = node.post("/v1/tenants", &new)?;
     let Created { tenant, token } = answer.as_a()?;
     let Some((file, path)) = file.zip(args.save_token.as_ref()) else {
@@ -139,7 +149,7 @@ mod tests {
         let node = FakeNode::answering([(201, json!({ "tenant": "acme", "token": "blt_1" }))]);
         let report = ask(
             &node,
-            "tenant create acme --host acme.test,www.acme.test --host API.acme.test --upstream-range 127.0.0.1:9001",
+            "tenant create acme --host acme.test,www.acme.test --host API.acme.test --upstream-range 127.0.0.1:9001 --nats-subject main=acme.orders",
         )
         .unwrap();
         assert_eq!(
@@ -148,6 +158,7 @@ mod tests {
                 "name": "acme",
                 "hosts": ["acme.test", "www.acme.test", "api.acme.test"],
                 "upstream_ranges": ["127.0.0.1/32:9001"],
+                "nats_subjects": ["main=acme.orders"],
             })
         );
         assert!(report.text.starts_with("tenant acme created\ntoken blt_1\n"), "{}", report.text);

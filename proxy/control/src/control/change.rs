@@ -128,7 +128,7 @@ impl Inner {
         actor: &str,
     ) -> Result<Applied, ControlError> {
         let (_turn, tenant) = self.turn(name).await?;
-        within_grant(manifest, &tenant.grant, &self.admin)?;
+        within_grant(manifest, &tenant.grant, &self.admin, &self.settings.nats)?;
         for (key, digest) in digests(manifest)? {
             self.owns_module(name, key, digest).await?;
         }
@@ -177,7 +177,7 @@ impl Inner {
         }
         let record = self.revision_record(name, target).await?;
         let manifest = readable(name, &record)?;
-        within_grant(&manifest, &tenant.grant, &self.admin)?;
+        within_grant(&manifest, &tenant.grant, &self.admin, &self.settings.nats)?;
         let diff = diff(&parsed(Some(&active)), &parsed(Some(&record)));
         let prepared = self.prepare_whole(&tenant, &manifest).await?;
         let (of, by, replaces, at_ms) = (name.clone(), actor.to_owned(), tenant.active, self.now_ms());

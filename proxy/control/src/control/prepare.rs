@@ -91,7 +91,8 @@ impl Inner {
             filters.push(setup(filter, module));
         }
         let ready = (filters, unloaded);
-        Prepared::new(&tenant.name, &tenant.grant, &self.admin, manifest, ready, current)
+        let node = (&self.admin, &self.settings.nats);
+        Prepared::new(&tenant.name, &tenant.grant, node, manifest, ready, current)
     }
 
     /// A filter's module: the one that already runs in `current`, or the store's, made ready.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::{
-    RemoteContext, Sampler, SpanId, TraceId,
+    Messaging, RemoteContext, Sampler, SpanId, TraceId,
     transaction::tests::{attempt, bare_transaction, full_delivery, full_transaction},
 };
 
@@ -41,9 +41,16 @@ fn row_of(span: &Span) -> &'static SpanRow {
     SPANS.iter().find(|row| row.kind == kind).unwrap_or_else(|| panic!("no row for {kind}"))
 }
 
+/// An attempt that was a message to `acme.orders`.
+fn message() -> Attempt {
+    let messaging = Messaging { operation: "publish", destination: "acme.orders".into() };
+    Attempt { messaging: Some(messaging), ..attempt(Some(202)) }
+}
+
 fn every_span() -> Vec<Span> {
     let mut failing = full_transaction();
     failing.filters[0].outcome = "filter-trap";
+    failing.attempts.push(message());
     let mut spans = built(SpanSource::request(full_transaction()));
     spans.extend(built(SpanSource::request(failing)));
     spans.extend(built(SpanSource::request(bare_transaction())));
@@ -87,6 +94,17 @@ fn every_attribute_of_the_table_is_written() {
             );
         }
     }
+}
+
+#[test]
+fn a_message_is_a_client_span_named_by_what_it_does_and_its_subject() {
+    let mut tx = full_transaction();
+    tx.attempts = vec![message()];
+    let spans = built(SpanSource::request(tx));
+    let client = of_kind(&spans, SpanKind::Client)[0];
+    assert_eq!(client.name, "publish acme.orders");
+    assert_eq!(string_of(client, "messaging.system"), "nats");
+    assert_eq!(string_of(client, "messaging.destination.name"), "acme.orders");
 }
 
 #[test]

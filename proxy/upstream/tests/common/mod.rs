@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use beamline_model::{Endpoint, GrantRefusal, QueuePolicy, UpstreamSpec};
+use beamline_model::{Endpoint, GrantRefusal, NatsTarget, QueuePolicy, UpstreamSpec, UpstreamTarget};
 use beamline_upstream::{
     AddressPolicy, BoxError, Cluster, ClusterKey, ClusterSettings, Pools, SendError, SendOptions, Sent,
     UpstreamBody,
@@ -145,6 +145,10 @@ impl AddressPolicy for Everywhere {
     fn permits(&self, _: SocketAddr) -> Result<(), GrantRefusal> {
         Ok(())
     }
+
+    fn permits_subject(&self, _: &NatsTarget) -> Result<(), GrantRefusal> {
+        Ok(())
+    }
 }
 
 pub(crate) fn key() -> ClusterKey {
@@ -153,7 +157,7 @@ pub(crate) fn key() -> ClusterKey {
 
 pub(crate) fn spec(endpoints: impl IntoIterator<Item = Endpoint>) -> UpstreamSpec {
     UpstreamSpec {
-        endpoints: endpoints.into_iter().collect(),
+        target: UpstreamTarget::Http(endpoints.into_iter().collect()),
         connect_timeout: beamline_model::Duration::secs(5),
         response_timeout: beamline_model::Duration::secs(20),
         queue: QueuePolicy::default(),

@@ -1,0 +1,139 @@
+//! `nats` upstreams against a real server: what a request becomes, what a reply becomes, what is queued and what is
+//! not, and what is left after the server was killed, stopped, or lost what it had not synced.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
+
+mod exchange;
+mod outage;
+mod queueing;
+mod stream;
+
+use std::{
+    fmt::Debug,
+    fs,
+    time::{Duration, Instant},
+};
+
+use beamline_tests::{
+    admin::{Admin, AdminError, Applied},
+    beamline::{Beamline, Options},
+    client::{Request, Response},
+    nats::NatsServer,
+    scene::{HOST, PATIENCE, TENANT},
+};
+use serde_json::{Value, json};
+
+/// The subject of the scene's upstream, within what the tenant is granted.
+const SUBJECT: &str = "acme.orders.new";
+
+/// A NATS server, a node with the connection `main` to it, and a tenant that may publish to `acme.orders`.
+struct Stage {
+    server: NatsServer,
+    node: Beamline,
+    admin: Admin,
+    /// Holds the node's configuration file.
+    config: tempfile::TempDir,
+}
+
+impl Stage {
+    /// With an upstream that waits for a service's reply.
+    fn request(queue: Value) -> Self {
+        Self::with(NatsServer::start().unwrap(), Options::default(), "request", queue)
+    }
+
+    /// With an upstream that publishes to a stream.
+    fn jetstream(queue: Value) -> Self {
+        let stage = Self::with(NatsServer::start().unwrap(), Options::default(), "jetstream", queue);
+        stage.server.stream("ORDERS", &["acme.orders.>"], json!({})).unwrap();
+        stage
+    }
+
+    fn with(server: NatsServer, options: Options, kind: &str, queue: Value) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("node.toml");
+        fs::write(&config, server.node_config()).unwrap();
+        let mut options = options;
+        options.arguments.extend(["--config".into(), config.display().to_string()]);
+        let node = Beamline::start(options).unwrap();
+        let admin = node.admin().unwrap();
+        admin
+            .create_tenant_with(
+                &json!({ "name": TENANT, "hosts": [HOST], "nats_subjects": ["main=acme.orders"] }),
+            )
+            .unwrap();
+        let stage = Self { server, node, admin, config: folder };
+        stage.apply(kind, |upstream| upstream["queue"] = queue).unwrap();
+        stage
+    }
+
+    /// Writes the node's configuration anew, for its next start.
+    fn configure(&self, text: &str) {
+        fs::write(self.config.path().join("node.toml"), text).unwrap();
+    }
+
+    fn apply(&self, kind: &str, change: impl FnOnce(&mut Value)) -> Result<Applied, AdminError> {
+        let mut upstream = json!({
+            "nats": { "connection": "main", "subject": SUBJECT, "kind": kind },
+            "response_timeout": "10s",
+        });
+        change(&mut upstream);
+        let manifest = json!({
+            "version": 1,
+            "hosts": [HOST],
+            "default_upstream": "orders",
+            "upstreams": { "orders": upstream },
+        });
+        self.admin.apply(TENANT, &manifest)
+    }
+
+    fn send(&self, request: Request) -> Response {
+        request.host(HOST).send(self.node.address()).unwrap()
+    }
+
+    /// What a receipt tells.
+    fn receipt(&self, location: &str) -> Value {
+        let answer = self.send(Request::get(location));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.json().unwrap()
+    }
+
+    /// Waits until a receipt tells this state, and returns what it tells.
+    #[track_caller]
+    fn wait_state(&self, location: &str, state: &str) -> Value {
+        wait(PATIENCE, || self.receipt(location), |told| told["state"] == state)
+    }
+
+    /// Waits until the node's connections are such that a request finds one: sends reads that change nothing.
+    fn wait_up(&self) {
+        let probe = || self.send(Request::get("/probe")).status;
+        wait(PATIENCE, probe, |status| *status == 200);
+    }
+}
+
+/// Where the receipt of a `202` is.
+#[track_caller]
+fn location(answer: &Response) -> String {
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    answer.header("location").unwrap_or_else(|| panic!("a receipt: {:?}", answer.headers)).to_owned()
+}
+
+fn on_failure() -> Value {
+    json!({ "mode": "on-failure" })
+}
+
+/// Waits until something is so; the last look at it is in the message.
+#[track_caller]
+fn wait<T: Debug>(within: Duration, mut look: impl FnMut() -> T, so: impl Fn(&T) -> bool) -> T {
+    let until = Instant::now() + within;
+    loop {
+        let seen = look();
+        if so(&seen) {
+            return seen;
+        }
+        assert!(
+            Instant::now() < until,
+            "what was awaited did not come within {within:?}; last seen: {seen:?}"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
