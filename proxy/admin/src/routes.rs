@@ -3,7 +3,7 @@
 use axum::routing::{MethodFilter, MethodRouter, on};
 use http::Method;
 
-use crate::{AdminState, audit, manifests, modules, node, queue, tenants};
+use crate::{AdminState, audit, manifests, modules, node, queue, secrets, tenants};
 
 /// Who may use a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +67,9 @@ enum Operation {
     ListRevisions,
     ShowRevision,
     Rollback,
+    ListSecrets,
+    SetSecret,
+    RemoveSecret,
     Lanes,
     ListRecords,
     ShowRecord,
@@ -202,6 +205,9 @@ pub const ROUTES: &[RouteRow] = &[
             "module-path",
             "unknown-module",
             "module-unloadable",
+            "secret-not-set",
+            "secret-unavailable",
+            "no-seal-key",
             "changed-meanwhile"
         ],
         operation: Operation::Apply,
@@ -254,9 +260,49 @@ pub const ROUTES: &[RouteRow] = &[
             "outside-grant",
             "unknown-module",
             "module-unloadable",
+            "secret-not-set",
+            "secret-unavailable",
+            "no-seal-key",
             "changed-meanwhile"
         ],
         operation: Operation::Rollback,
+    },
+    RouteRow {
+        method: Method::GET,
+        path: "/v1/tenants/{tenant}/secrets",
+        who: Who::Tenant,
+        does: "list the tenant's secrets without their values",
+        max_body: 0,
+        success: 200,
+        problems: of_a_tenant!["revision-unreadable"],
+        operation: Operation::ListSecrets,
+    },
+    RouteRow {
+        method: Method::PUT,
+        path: "/v1/tenants/{tenant}/secrets/{secret}",
+        who: Who::Tenant,
+        does: "set a secret",
+        max_body: 16 * KIB,
+        success: 200,
+        problems: of_a_tenant![
+            "unknown-secret",
+            "body-too-large",
+            "body-incomplete",
+            "invalid-secret",
+            "secret-quota",
+            "no-seal-key"
+        ],
+        operation: Operation::SetSecret,
+    },
+    RouteRow {
+        method: Method::DELETE,
+        path: "/v1/tenants/{tenant}/secrets/{secret}",
+        who: Who::Tenant,
+        does: "remove a secret that the active revision does not name",
+        max_body: 0,
+        success: 200,
+        problems: of_a_tenant!["unknown-secret", "secret-in-use", "revision-unreadable"],
+        operation: Operation::RemoveSecret,
     },
     RouteRow {
         method: Method::GET,
@@ -389,6 +435,9 @@ pub(crate) fn endpoint(row: &RouteRow) -> MethodRouter<AdminState> {
         Operation::ListRevisions => on(method, manifests::revisions),
         Operation::ShowRevision => on(method, manifests::revision),
         Operation::Rollback => on(method, manifests::rollback),
+        Operation::ListSecrets => on(method, secrets::list),
+        Operation::SetSecret => on(method, secrets::set),
+        Operation::RemoveSecret => on(method, secrets::remove),
         Operation::Lanes => on(method, queue::lanes),
         Operation::ListRecords => on(method, queue::records),
         Operation::ShowRecord => on(method, queue::record),

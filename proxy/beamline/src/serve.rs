@@ -27,7 +27,7 @@ use tokio::{runtime, sync::watch};
 
 use crate::{
     config::{Config, ServeArgs},
-    housekeeping, inherit, lifecycle,
+    housekeeping, inherit, lifecycle, seal_keys,
 };
 
 /// Threads of the control runtime: admin API, control plane, exporters, timers.
@@ -68,6 +68,12 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
     make_private_dir(&config.data_dir)?;
     let node = NodeState::new();
     let telemetry = telemetry(&config)?;
+    let seal_keys = seal_keys::load(
+        config.seal_key_file.as_deref(),
+        seal_keys::credentials_dir().as_deref(),
+        &config.data_dir,
+    )?
+    .map(Arc::new);
 
     // Sockets first: an address that is taken should be known before anything is opened.
     let listeners = if inherited.data.is_empty() {
@@ -96,8 +102,11 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
         Compiler::new(Arc::clone(&engine), CompilerSettings::new(config.data_dir.join("artifacts")))?;
     let store = SqliteStore::open(&config.data_dir.join("store"))
         .context("the control-plane store cannot be opened")?;
-    let settings =
-        ControlSettings { admin_addresses: vec![admin.local_addr()], ..ControlSettings::default() };
+    let settings = ControlSettings {
+        admin_addresses: vec![admin.local_addr()],
+        seal_keys: seal_keys.clone(),
+        ..ControlSettings::default()
+    };
     let control = Control::open(Arc::new(store), settings, compiler, telemetry.clone())
         .await
         .context("the control plane cannot be started")?;
@@ -108,7 +117,7 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
 
     let (queue, delivery) = Queue::open(config.queue.clone()).context("the queue cannot be opened")?;
     let (stop_delivery, mut stopping) = watch::channel(false);
-    let deliverer = Deliverer::new(control.snapshots(), telemetry.clone());
+    let deliverer = Deliverer::new(control.snapshots(), seal_keys.clone(), telemetry.clone());
     let on_its_thread = move || {
         give_way();
         deliverer.on_this_thread()
@@ -124,6 +133,7 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
         snapshots: control.snapshots(),
         engine,
         queue: queue.clone(),
+        seal_keys,
         telemetry: telemetry.clone(),
         node: node.clone(),
         heartbeats: heartbeats.clone(),

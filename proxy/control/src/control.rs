@@ -3,6 +3,7 @@
 mod change;
 mod prepare;
 mod read;
+mod secrets;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +31,8 @@ use crate::{
     reaper::Reaper,
     stored::Stored,
 };
+
+pub use secrets::SECRETS_MAX;
 
 /// Where events go: a name and its fields.
 type Events = Box<dyn Fn(&str, Value) + Send + Sync>;
@@ -105,6 +108,7 @@ impl Control {
                 turns: Mutex::default(),
             }),
         };
+        control.reseal_secrets().await?;
         control.load_all().await?;
         control.keep_reloading();
         Ok(control)

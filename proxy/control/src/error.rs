@@ -1,7 +1,7 @@
 //! Why the control plane refused, or could not do, what it was asked for.
 
 use beamline_filter_host::CompileError;
-use beamline_model::{Digest, GrantRefusal, RevisionId, TenantName};
+use beamline_model::{Digest, GrantRefusal, RevisionId, SecretName, TenantName};
 use beamline_store::StoreError;
 use thiserror::Error;
 
@@ -80,6 +80,53 @@ pub enum ControlError {
         /// Of what.
         unit: &'static str,
     },
+    /// Something is to be sealed, and there is no key.
+    #[error(
+        "{what}, and this node has no seal key: make one with `beamline seal-key generate`, and start the node with --seal-key-file"
+    )]
+    NoSealKey {
+        /// What needs one, such as `secrets are stored sealed`.
+        what: String,
+    },
+    /// The manifest names a secret that is not set.
+    #[error("{key}: tenant {tenant} has no secret {name}: set it with `beamline secret set {tenant} {name}`")]
+    SecretNotSet {
+        /// The key in the manifest.
+        key: String,
+        /// The tenant.
+        tenant: TenantName,
+        /// The secret that was named.
+        name: SecretName,
+    },
+    /// The manifest names a secret that is set, but this node cannot open it.
+    #[error("{key}: {problem}")]
+    SecretUnavailable {
+        /// The key in the manifest.
+        key: String,
+        /// What stood against it.
+        problem: String,
+    },
+    /// The active revision names the secret that is to be removed.
+    #[error(
+        "the active revision of tenant {tenant} names secret {name} ({}): apply a manifest that does not, then remove it",
+        .keys.join(", ")
+    )]
+    SecretInUse {
+        /// The tenant.
+        tenant: TenantName,
+        /// The secret.
+        name: SecretName,
+        /// The keys of the manifest that name it.
+        keys: Vec<String>,
+    },
+    /// The tenant has as many secrets as it may have.
+    #[error("tenant {tenant} has {limit} secrets, as many as it may have: remove one that is not used")]
+    TooManySecrets {
+        /// The tenant.
+        tenant: TenantName,
+        /// How many it may have.
+        limit: usize,
+    },
     /// A revision's manifest cannot be read by this version.
     #[error(
         "revision {revision} of tenant {tenant} cannot be read by this version ({problem}): apply its manifest anew"
@@ -145,6 +192,11 @@ impl ControlError {
             Self::Module(CompileError::Host(_)) => (Unavailable, "compiler-unavailable"),
             Self::Module(_) => (Refused, "module-rejected"),
             Self::Quota { .. } => (TooLarge, "module-quota"),
+            Self::NoSealKey { .. } => (Conflict, "no-seal-key"),
+            Self::SecretNotSet { .. } => (Refused, "secret-not-set"),
+            Self::SecretUnavailable { .. } => (Unavailable, "secret-unavailable"),
+            Self::SecretInUse { .. } => (Conflict, "secret-in-use"),
+            Self::TooManySecrets { .. } => (TooLarge, "secret-quota"),
             Self::Unreadable { .. } => (Unavailable, "revision-unreadable"),
             Self::Token(_) => (Unavailable, "token-unwritable"),
             Self::Stopped => (Unavailable, "stopping"),
@@ -153,6 +205,7 @@ impl ControlError {
                 StoreError::HostTaken { .. } => (Conflict, "host-taken"),
                 StoreError::UnknownTenant(_) => (NotFound, "unknown-tenant"),
                 StoreError::UnknownRevision { .. } => (NotFound, "unknown-revision"),
+                StoreError::UnknownSecret { .. } => (NotFound, "unknown-secret"),
                 StoreError::Moved { .. } => (Conflict, "changed-meanwhile"),
                 StoreError::Damaged { .. } => (Unavailable, "store-damaged"),
                 StoreError::Unavailable { .. } => (Unavailable, "store-unavailable"),

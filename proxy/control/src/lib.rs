@@ -11,6 +11,7 @@
 //! - *A tenant's changes happen one after the other*, and once begun run to their end, though the caller went away.
 //! - *A token reaches its tenant alone.* Each method takes the actor and refuses what it may not.
 //! - *A module that cannot be loaded never stops the node*: its filter fails as its `on_error` says, and it is tried again.
+//! - *A secret goes in and never out*: the store has it sealed, what runs has it in a field of a request, and nothing shows it.
 //! - *What was replaced is dropped on the reaper's thread*, never on a data worker's.
 
 mod actor;
@@ -18,6 +19,7 @@ mod check;
 mod control;
 mod diff;
 mod error;
+mod injected;
 mod modules;
 mod publish;
 mod reaper;
@@ -28,11 +30,13 @@ mod stored;
 mod view;
 
 pub use actor::named as actor_name;
-pub use control::Control;
+pub use control::{Control, SECRETS_MAX};
 pub use error::{ControlError, ControlErrorKind, Uncovered};
+pub use injected::InjectedHeaders;
 pub use runtime::{TenantRuntime, Unloaded, UpstreamRuntime};
 pub use settings::ControlSettings;
 pub use snapshot::Snapshot;
 pub use view::{
-    Applied, ModuleListing, ModuleView, RevisionListing, RevisionView, Status, TenantView, UpstreamView,
+    Applied, ModuleListing, ModuleView, RevisionListing, RevisionView, SecretListing, SecretSet, Status,
+    TenantView, UpstreamView,
 };

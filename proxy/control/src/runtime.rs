@@ -10,6 +10,8 @@ use beamline_model::{
 use beamline_upstream::{AddressPolicy, Cluster, ClusterKey};
 use serde::Serialize;
 
+use crate::InjectedHeaders;
+
 /// One tenant at one revision, ready to serve. Immutable; a request holds it from its host's look-up to its end.
 pub struct TenantRuntime {
     /// The tenant.
@@ -40,6 +42,8 @@ pub struct UpstreamRuntime {
     /// Its endpoints, breaker and balancing. Kept across revisions that dial it the same way, so that what is known
     /// of its health outlives a swap. Its own `spec().queue` may be an earlier revision's: `queue` below counts.
     pub cluster: Arc<Cluster>,
+    /// What is set on each request to it, last of all.
+    pub headers: InjectedHeaders,
     /// When requests to it are queued.
     pub queue: QueuePolicy,
 }
@@ -88,14 +92,22 @@ pub(crate) struct Prepared {
     pub(crate) unloaded: Vec<Unloaded>,
 }
 
+/// What of a manifest was made ready beforehand.
+pub(crate) struct Ready {
+    pub(crate) filters: Vec<FilterSetup>,
+    pub(crate) unloaded: Vec<Unloaded>,
+    /// Of upstreams that are not named here nothing is set.
+    pub(crate) headers: HashMap<UpstreamName, InjectedHeaders>,
+}
+
 impl Prepared {
-    /// From a manifest and its filters, made ready beforehand. `current` is what serves the tenant now.
+    /// From a manifest and what was made ready of it. `current` is what serves the tenant now.
     pub(crate) fn new(
         name: &TenantName,
         grant: &Grant,
         admin: &Arc<[SocketAddr]>,
         manifest: &Manifest,
-        (filters, unloaded): (Vec<FilterSetup>, Vec<Unloaded>),
+        Ready { filters, unloaded, mut headers }: Ready,
         current: Option<&TenantRuntime>,
     ) -> Self {
         let policy: Arc<dyn AddressPolicy> =
@@ -115,7 +127,8 @@ impl Prepared {
                     |before| Arc::clone(&before.cluster),
                 );
                 let label = upstream.as_str().into();
-                (upstream.clone(), UpstreamRuntime { label, cluster, queue: spec.queue.clone() })
+                let headers = headers.remove(upstream).unwrap_or_default();
+                (upstream.clone(), UpstreamRuntime { label, cluster, headers, queue: spec.queue.clone() })
             })
             .collect();
         let mut chain = Chain::new(name.clone(), manifest.limits.clone(), filters);
@@ -173,7 +186,7 @@ impl Prepared {
 /// Whether two specs reach the same endpoints in the same way, whatever they queue.
 fn dials_alike(a: &UpstreamSpec, b: &UpstreamSpec) -> bool {
     // Taken apart, so that a field that is added later must be thought of here.
-    let UpstreamSpec { endpoints, connect_timeout, response_timeout, queue: _ } = a;
+    let UpstreamSpec { endpoints, connect_timeout, response_timeout, headers: _, queue: _ } = a;
     (endpoints, connect_timeout, response_timeout) == (&b.endpoints, &b.connect_timeout, &b.response_timeout)
 }
 
@@ -226,7 +239,8 @@ pub(crate) mod testing {
         let key = ClusterKey { tenant: tenant.name.clone(), upstream: upstream.clone() };
         let cluster = Cluster::new(key, &spec, Arc::new(Tell(tell)));
         let label = upstream.as_str().into();
-        tenant.upstreams.insert(upstream, UpstreamRuntime { label, cluster, queue: spec.queue });
+        let headers = InjectedHeaders::default();
+        tenant.upstreams.insert(upstream, UpstreamRuntime { label, cluster, headers, queue: spec.queue });
         runtime
     }
 }

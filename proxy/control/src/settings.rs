@@ -2,8 +2,11 @@
 
 use std::{
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
+
+use beamline_seal::SealKeys;
 
 /// Settings of [`crate::Control`].
 #[derive(Clone, Debug)]
@@ -19,6 +22,8 @@ pub struct ControlSettings {
     pub tenant_modules: usize,
     /// The most bytes that a tenant's modules may have together. Default 1 GiB.
     pub tenant_module_bytes: u64,
+    /// What secrets are sealed and opened by. Default: none, and no secret can be set or used.
+    pub seal_keys: Option<Arc<SealKeys>>,
     /// The wall clock, for what is recorded; nothing is decided by it. Default [`SystemTime::now`].
     pub now: fn() -> SystemTime,
 }
@@ -31,6 +36,7 @@ impl Default for ControlSettings {
             reload_every: Duration::from_secs(30),
             tenant_modules: 4096,
             tenant_module_bytes: 1 << 30,
+            seal_keys: None,
             now: SystemTime::now,
         }
     }

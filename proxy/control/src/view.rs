@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use beamline_filter_host::ModuleInfo;
-use beamline_model::{Grant, Manifest, RevisionId, TenantName, UpstreamName};
+use beamline_model::{Grant, Manifest, RevisionId, SecretName, TenantName, UpstreamName};
 use serde::Serialize;
 
 use crate::Unloaded;
@@ -84,6 +84,32 @@ pub struct RevisionView {
     pub listing: RevisionListing,
     /// What it declares.
     pub manifest: Manifest,
+}
+
+/// A secret that was set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SecretSet {
+    /// Its name.
+    pub name: SecretName,
+    /// Whether there was none of that name.
+    pub new: bool,
+    /// When it was set, in milliseconds since the Unix epoch.
+    pub set_ms: u64,
+    /// The id of the key that it is sealed by.
+    pub key: String,
+}
+
+/// A secret in a list: all of it but its value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SecretListing {
+    /// Its name.
+    pub name: SecretName,
+    /// When it was set, in milliseconds since the Unix epoch.
+    pub set_ms: u64,
+    /// The id of the key that it is sealed by. None where it is of a form that this version does not know.
+    pub key: Option<String>,
+    /// The keys of the active manifest that name it.
+    pub used_by: Vec<String>,
 }
 
 /// The control plane in a few figures.

@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use beamline_control::{Snapshot, UpstreamRuntime};
 use beamline_model::{QueuePolicy, TenantName, UpstreamName};
 use beamline_queue::{Attempt, BodyReader, Deliver, Outcome, Rules};
+use beamline_seal::SealKeys;
 use beamline_telemetry::{DeliverySpan, SpanId, Started, Telemetry, TraceContext, TraceId};
 use beamline_upstream::{BoxError, ErrorKind, Pools, SendOptions, Sentness, UpstreamBody};
 use bytes::Bytes;
@@ -18,7 +19,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 
-use crate::{forward::TRACEPARENT, retry_after::retry_after};
+use crate::{credentials, forward::TRACEPARENT, retry_after::retry_after};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Which attempt this is, from 1.
@@ -32,6 +33,7 @@ const MAX_RESPONSE: u64 = 16 << 20;
 /// Delivers over HTTP with connections of its own. Lives on the delivery thread.
 pub struct DeliverOverHttp {
     snapshots: Arc<ArcSwap<Snapshot>>,
+    seal_keys: Option<Arc<SealKeys>>,
     telemetry: Telemetry,
     pools: Pools,
 }
@@ -39,18 +41,28 @@ pub struct DeliverOverHttp {
 /// `DeliverOverHttp` before it is on its thread.
 pub struct Deliverer {
     snapshots: Arc<ArcSwap<Snapshot>>,
+    seal_keys: Option<Arc<SealKeys>>,
     telemetry: Telemetry,
 }
 
 impl Deliverer {
-    /// Finds upstreams in the newest of `snapshots` at each delivery.
-    pub fn new(snapshots: Arc<ArcSwap<Snapshot>>, telemetry: Telemetry) -> Self {
-        Self { snapshots, telemetry }
+    /// Finds upstreams in the newest of `snapshots` at each delivery, and opens stored credentials by `seal_keys`.
+    pub fn new(
+        snapshots: Arc<ArcSwap<Snapshot>>,
+        seal_keys: Option<Arc<SealKeys>>,
+        telemetry: Telemetry,
+    ) -> Self {
+        Self { snapshots, seal_keys, telemetry }
     }
 
     /// On the delivery thread: ready to deliver.
     pub fn on_this_thread(self) -> DeliverOverHttp {
-        DeliverOverHttp { snapshots: self.snapshots, telemetry: self.telemetry, pools: Pools::new() }
+        DeliverOverHttp {
+            snapshots: self.snapshots,
+            seal_keys: self.seal_keys,
+            telemetry: self.telemetry,
+            pools: Pools::new(),
+        }
     }
 }
 
@@ -82,6 +94,25 @@ impl DeliverOverHttp {
         self.snapshots.load().by_name(tenant)?.upstreams.get(upstream).cloned()
     }
 
+    /// A record's request, with the credentials that were stored with it and what is set on requests to its upstream.
+    fn request(
+        &self,
+        attempt: &Attempt,
+        upstream: &UpstreamRuntime,
+        trace: &TraceContext,
+        span: SpanId,
+    ) -> Result<Request<StoredBody>, Outcome> {
+        let withheld = |reason: &str| Outcome::Withheld { reason: reason.to_owned() };
+        let mut request = request(attempt, trace, span).map_err(|reason| Outcome::Unsendable { reason })?;
+        let headers = request.headers_mut();
+        credentials::restore(self.seal_keys.as_deref(), attempt, headers).map_err(withheld)?;
+        upstream.headers.set(headers).map_err(|problem| {
+            tracing::warn!(upstream = %upstream.label, problem, "a delivery lacks a secret");
+            withheld(credentials::SECRET_UNAVAILABLE)
+        })?;
+        Ok(request)
+    }
+
     /// What the active revision says of an upstream's queue, if it has that upstream.
     fn policy<T>(
         &self,
@@ -102,8 +133,8 @@ impl Deliver for DeliverOverHttp {
             None => Outcome::UpstreamMissing,
             Some(upstream) => {
                 let span = SpanId::random();
-                match request(&attempt, &trace, span) {
-                    Err(reason) => Outcome::Unsendable { reason },
+                match self.request(&attempt, &upstream, &trace, span) {
+                    Err(outcome) => outcome,
                     Ok(request) => {
                         // The queue paces itself, so the breaker does not stand in its way: its probe is the breaker's.
                         let options = SendOptions { response_timeout: None, probe: true };
@@ -219,6 +250,9 @@ fn span_of(
         }
         Outcome::Answered { status, .. } => ("refused", Some(*status), Some("refused")),
         Outcome::NotSent { .. } => ("not-sent", None, Some("upstream-connect")),
+        Outcome::Withheld { reason } if credentials::is_their_reason(reason) => {
+            ("not-sent", None, Some("secret-unavailable"))
+        }
         Outcome::Withheld { .. } => ("not-sent", None, Some("upstream-denied")),
         Outcome::Unsendable { .. } => ("not-sent", None, Some("bad-request")),
         Outcome::Broken { .. } => ("broken", None, Some("upstream-reset")),

@@ -1,14 +1,14 @@
 //! Puts a request in the durable queue and answers `202`, where the policy, the request and the failure allow it.
 //!
-//! What is stored is the request after the filters, with its forwarding fields, without credentials. The `202` is
-//! sent only after the commit. A client that goes away before its body is whole queues nothing.
+//! What is stored is the request after the filters, with its forwarding fields, its credentials sealed or not at all, and
+//! without what is set on requests to the upstream at the very end. The `202` is sent only after the commit. A client that goes away before its body is whole queues nothing.
 
 use std::{
     rc::Rc,
     time::{Duration, Instant},
 };
 
-use beamline_control::{TenantRuntime, UpstreamRuntime};
+use beamline_control::{InjectedHeaders, TenantRuntime, UpstreamRuntime};
 use beamline_http::{ErrorKind, RECEIPT_PATH, proxy_status};
 use beamline_model::{Credentials, QueueMode, QueuePolicy};
 use beamline_node_state::Reason;
@@ -24,6 +24,7 @@ use hyper::body::Incoming;
 use crate::{
     body::{ClientBody, Counted},
     capture::{CaptureError, capture},
+    credentials::{self, Bound, CREDENTIALS},
     forward::{Kept, Outbound, TRACEPARENT},
     prefer::{PREFER, PREFERENCE_APPLIED, asks_for_async},
     respond::{Refusal, node_detail},
@@ -61,14 +62,9 @@ fn is_repeat_safe(policy: &QueuePolicy, method: &Method, headers: &HeaderMap) ->
     method.is_idempotent() || by_key
 }
 
-fn carries_credentials(headers: &HeaderMap) -> bool {
-    [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION]
-        .iter()
-        .any(|name| headers.contains_key(name))
-}
-
 /// Why this request can never be queued under this policy, as a sentence.
-fn obstacle(policy: &QueuePolicy, outbound: &Outbound) -> Option<String> {
+fn obstacle(worker: &Shared, upstream: &UpstreamRuntime, outbound: &Outbound) -> Option<String> {
+    let policy = &upstream.queue;
     let (parts, max) = (&outbound.parts, policy.max_body.get());
     if !policy.methods.iter().any(|m| m == parts.method.as_str()) {
         return Some(format!("queue.methods has {}, not {}", policy.methods.join(", "), parts.method));
@@ -76,11 +72,22 @@ fn obstacle(policy: &QueuePolicy, outbound: &Outbound) -> Option<String> {
     if parts.headers.contains_key(header::UPGRADE) {
         return Some("a request for an upgrade cannot be queued".into());
     }
-    if policy.credentials == Credentials::Refuse && carries_credentials(&parts.headers) {
-        return Some(
-            "the request carries credentials, which are never stored: queue.credentials = \"strip\" queues such requests without them"
-                .into(),
-        );
+    if credentials::carried(&parts.headers, &upstream.headers) {
+        match policy.credentials {
+            Credentials::Refuse => {
+                return Some(
+                    "the request carries credentials, which queue.credentials = \"refuse\" keeps out of the queue: \"strip\" \
+                     queues such requests without them, \"seal\" with them"
+                        .into(),
+                );
+            }
+            Credentials::Seal if worker.seal_keys.is_none() => {
+                return Some(
+                    "the request carries credentials, and this node has no seal key to store them by".into(),
+                );
+            }
+            Credentials::Strip | Credentials::Seal => {}
+        }
     }
     let least = outbound.body.size_hint().lower();
     (least > max).then(|| format!("the body of {least} bytes is longer than queue.max_body = {max}"))
@@ -117,7 +124,7 @@ pub(crate) fn consider(
     if let Some(ordering_key) = ordering_key(policy, &outbound.parts)
         && worker.queue.has_backlog(&key.tenant, &key.upstream, &ordering_key)
     {
-        if let Some(why) = obstacle(policy, outbound) {
+        if let Some(why) = obstacle(worker, upstream, outbound) {
             let why = format!("requests of its ordering key wait, and it cannot wait behind them: {why}");
             return Err(not_queueable(upstream, &why));
         }
@@ -126,7 +133,7 @@ pub(crate) fn consider(
             .map(Queueing::Behind)
             .map_err(|refusal| queue_refused(worker, &refusal));
     }
-    if policy.mode == QueueMode::Prefer && !asked || obstacle(policy, outbound).is_some() {
+    if policy.mode == QueueMode::Prefer && !asked || obstacle(worker, upstream, outbound).is_some() {
         return Ok(Queueing::Never);
     }
     Ok(match Eligibility::reserve(worker, upstream, outbound, asked, demand) {
@@ -252,7 +259,7 @@ pub(crate) async fn by_verdict(
             "a filter queued a request to it, but its queue.mode is \"never\"",
         ));
     }
-    if let Some(why) = obstacle(&upstream.queue, &outbound) {
+    if let Some(why) = obstacle(worker, upstream, &outbound) {
         return Err(not_queueable(upstream, &why));
     }
     let asked = asks_for_async(&outbound.parts.headers);
@@ -294,22 +301,14 @@ pub(crate) fn queue_refused(worker: &Shared, refusal: &QueueRefusal) -> Refusal 
     }
 }
 
-/// The fields that a record keeps: all but framing, credentials, and what each delivery makes anew.
-fn stored_headers(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
-    const NOT_STORED: [HeaderName; 9] = [
-        header::AUTHORIZATION,
-        header::COOKIE,
-        header::PROXY_AUTHORIZATION,
-        header::CONTENT_LENGTH,
-        header::HOST,
-        header::TE,
-        header::TRAILER,
-        TRACEPARENT,
-        PREFER,
-    ];
+/// The fields that a record keeps: all but framing, credentials, and what each delivery makes or sets anew.
+fn stored_headers(headers: &HeaderMap, injected: &InjectedHeaders) -> Vec<(String, Vec<u8>)> {
+    const NOT_STORED: [HeaderName; 6] =
+        [header::CONTENT_LENGTH, header::HOST, header::TE, header::TRAILER, TRACEPARENT, PREFER];
     headers
         .iter()
-        .filter(|(name, _)| !NOT_STORED.contains(name))
+        .filter(|(name, _)| ![&NOT_STORED[..], &CREDENTIALS].iter().any(|names| names.contains(name)))
+        .filter(|(name, _)| !injected.contains(name))
         .map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec()))
         .collect()
 }
@@ -325,6 +324,11 @@ async fn store(
 ) -> Result<Response<ClientBody>, Refusal> {
     let key = upstream.cluster.key();
     let (trace, producer, began) = (exchange.trace(), SpanId::random(), Instant::now());
+    let request_id = exchange.request_id();
+    let bound =
+        Bound { tenant: key.tenant.as_str(), upstream: key.upstream.as_str(), request_id: &request_id };
+    let keys = worker.seal_keys.as_ref().filter(|_| upstream.queue.credentials == Credentials::Seal);
+    let sealed = keys.and_then(|keys| credentials::seal(keys, bound, &head.headers, &upstream.headers));
     let record = NewRecord {
         tenant: key.tenant.clone(),
         upstream: key.upstream.clone(),
@@ -332,7 +336,8 @@ async fn store(
         method: head.method.as_str().to_owned(),
         target: head.uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string),
         host: head.headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default().to_owned(),
-        headers: stored_headers(&head.headers),
+        headers: stored_headers(&head.headers, &upstream.headers),
+        sealed,
         body,
         ordering_key: queueing.ordering_key,
         repeat_safe: queueing.repeat_safe,
@@ -342,7 +347,7 @@ async fn store(
             span_id: *producer.as_bytes(),
             sampled: trace.sampled,
         },
-        request_id: exchange.request_id(),
+        request_id,
     };
     let accepted = worker.queue.enqueue(record, queueing.reservation).await.map_err(|error| match error {
         EnqueueError::Refused(refusal) => queue_refused(worker, &refusal),
@@ -418,6 +423,9 @@ mod tests {
         ];
         let headers: HeaderMap =
             names.iter().map(|n| (HeaderName::from_static(n), HeaderValue::from_static("v"))).collect();
-        assert_eq!(stored_headers(&headers), [("x-kept".to_owned(), b"v".to_vec())]);
+        assert_eq!(
+            stored_headers(&headers, &InjectedHeaders::default()),
+            [("x-kept".to_owned(), b"v".to_vec())]
+        );
     }
 }

@@ -96,6 +96,10 @@ pub(crate) async fn send(
     let span = SpanId::random();
     outbound.parts.headers.insert(TRACEPARENT, exchange.trace().traceparent(span));
     let options = SendOptions { response_timeout: outbound.timeout, probe: false };
+    upstream
+        .headers
+        .set(&mut outbound.parts.headers)
+        .map_err(|problem| secret_unavailable(upstream, problem))?;
     let (body, kept) = outgoing_body(worker, exchange, outbound.body, &queueing);
     let request = Request::from_parts(upstream_head(outbound.parts), body);
 
@@ -129,6 +133,14 @@ pub(crate) async fn send(
             }
         }
     }
+}
+
+fn secret_unavailable(upstream: &UpstreamRuntime, problem: &str) -> Refusal {
+    tracing::warn!(upstream = %upstream.label, problem, "a request lacks a secret");
+    // Which secret it is stays in the logs.
+    let detail =
+        format!("upstream {}: a secret that its requests need is not to be had on this node", upstream.label);
+    Refusal::new(ErrorKind::SecretUnavailable, detail)
 }
 
 /// hyper's client writes HTTP/1.1 whatever the client spoke.

@@ -17,6 +17,7 @@ use beamline_control::{Snapshot, TenantRuntime};
 use beamline_filter_host::Engine;
 use beamline_node_state::{NodeState, Phase};
 use beamline_queue::Queue;
+use beamline_seal::SealKeys;
 use beamline_telemetry::{Sampler, Telemetry, WorkerTelemetry};
 use beamline_upstream::Pools;
 use tokio::{
@@ -89,6 +90,8 @@ pub struct WorkerParts {
     pub engine: Arc<Engine>,
     /// The durable queue.
     pub queue: Queue,
+    /// What credentials of queued requests are sealed by. None: none are sealed.
+    pub seal_keys: Option<Arc<SealKeys>>,
     /// The node's telemetry.
     pub telemetry: Telemetry,
     /// The node's state.
@@ -105,6 +108,7 @@ pub(crate) struct Shared {
     pub(crate) engine: Arc<Engine>,
     pub(crate) pools: Pools,
     pub(crate) queue: Queue,
+    pub(crate) seal_keys: Option<Arc<SealKeys>>,
     pub(crate) telemetry: WorkerTelemetry,
     pub(crate) node: NodeState,
     pub(crate) sampler: Sampler,
@@ -123,6 +127,7 @@ impl Shared {
             engine: Arc::clone(&parts.engine),
             pools: Pools::new(),
             queue: parts.queue.clone(),
+            seal_keys: parts.seal_keys.clone(),
             telemetry: parts.telemetry.worker(),
             node: parts.node.clone(),
             sampler: parts.telemetry.sampler(),

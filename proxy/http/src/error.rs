@@ -25,6 +25,7 @@ pub enum ErrorKind {
     UpstreamTimeout,
     UpstreamReset,
     UpstreamDenied,
+    SecretUnavailable,
     QueueFull,
     QueueUnavailable,
     QueueUnconfirmed,
@@ -59,7 +60,7 @@ const fn row(
 }
 
 /// Every error, in the order of [`ErrorKind`].
-pub const ERRORS: [ErrorRow; 24] = [
+pub const ERRORS: [ErrorRow; 25] = [
     row(
         ErrorKind::BadRequest,
         "bad-request",
@@ -161,6 +162,13 @@ pub const ERRORS: [ErrorRow; 24] = [
         502,
         "destination_ip_prohibited",
         "The upstream resolves to an address outside the tenant's grant",
+    ),
+    row(
+        ErrorKind::SecretUnavailable,
+        "secret-unavailable",
+        503,
+        "proxy_configuration_error",
+        "A secret that the upstream's requests need is not to be had",
     ),
     row(ErrorKind::QueueFull, "queue-full", 503, "proxy_internal_error", "The durable queue is full"),
     row(

@@ -9,6 +9,7 @@ mod limits;
 mod manifest;
 mod name;
 mod on_status;
+mod secret;
 mod token;
 mod units;
 
@@ -19,8 +20,9 @@ pub use manifest::{
     Credentials, Endpoint, FilterSpec, Manifest, ManifestError, ModuleRef, OnError, OrderingKey, QueueMode,
     QueuePolicy, UpstreamSpec,
 };
-pub use name::{FilterName, HostName, InvalidName, TenantName, UpstreamName};
+pub use name::{FilterName, HostName, InvalidName, SecretName, TenantName, UpstreamName};
 pub use on_status::{OnStatus, StatusMeans};
+pub use secret::{InjectedHeader, InvalidSecret, SecretRef, SecretValue};
 pub use token::{Token, TokenHash, TokenScope};
 pub use units::{ByteSize, Duration, InvalidUnit};
 

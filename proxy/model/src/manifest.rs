@@ -14,7 +14,10 @@ use std::{
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
-use crate::{ByteSize, Digest, Duration, FilterLimits, FilterName, HostName, OnStatus, UpstreamName};
+use crate::{
+    ByteSize, Digest, Duration, FilterLimits, FilterName, HostName, InjectedHeader, OnStatus, SecretRef,
+    UpstreamName,
+};
 
 /// A manifest that could not be taken, with where and why.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -66,6 +69,10 @@ pub struct UpstreamSpec {
     /// From the request's last byte until the response's head.
     #[serde(default = "defaults::response_timeout")]
     pub response_timeout: Duration,
+    /// Fields that each request to it gets, with secrets for values: set after the filters, in place of what a client or a
+    /// filter sent, also at a delivery from the queue.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<InjectedHeader, SecretRef>,
     /// When and how requests to it are queued.
     #[serde(default)]
     pub queue: QueuePolicy,
@@ -98,7 +105,8 @@ pub struct QueuePolicy {
     /// What puts records in order. By default nothing does: they are delivered in parallel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ordering_key: Option<OrderingKey>,
-    /// What becomes of a request that carries `Authorization`, `Cookie` or `Proxy-Authorization`, which are never stored.
+    /// What becomes of a request that carries `Authorization`, `Cookie` or `Proxy-Authorization`, which are never stored in
+    /// the clear. Fields that the manifest itself sets on requests to the upstream don't count.
     pub credentials: Credentials,
     /// How long one record may block its ordering key by being refused, before it is dead (exhausted).
     pub key_block_max: Duration,
@@ -131,6 +139,8 @@ pub enum Credentials {
     Refuse,
     /// It is queued without them: for origins that don't need them.
     Strip,
+    /// It is queued with them, sealed by a key that is not in the data folder.
+    Seal,
 }
 
 /// What a record's ordering key is taken from.
@@ -214,6 +224,9 @@ impl Manifest {
     pub fn from_toml(text: &str, file: &str) -> Result<Self, ManifestError> {
         let manifest: Self = toml::from_str(text).map_err(|error| {
             let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+            if SecretRef::is_complaint(error.message()) {
+                return ManifestError::Syntax(format!("{file}:{line}: {}", error.message()));
+            }
             // The line itself shows the key, which the parser's words can leave out.
             let shown: String =
                 text.lines().nth(line - 1).unwrap_or_default().trim().chars().take(120).collect();
@@ -270,6 +283,16 @@ impl Manifest {
                     "expected at least one \"host:port\"; found none".into(),
                 );
             }
+            if upstream.headers.len() > UpstreamSpec::HEADERS_MAX {
+                return wrong(
+                    format!("upstreams.{name}.headers"),
+                    format!(
+                        "expected at most {}; found {}",
+                        UpstreamSpec::HEADERS_MAX,
+                        upstream.headers.len()
+                    ),
+                );
+            }
             upstream
                 .queue
                 .check()
@@ -306,6 +329,11 @@ impl Manifest {
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("every part of a manifest can be written as JSON")
     }
+}
+
+impl UpstreamSpec {
+    /// The most fields that a manifest may set on requests to one upstream.
+    pub const HEADERS_MAX: usize = 16;
 }
 
 impl QueuePolicy {
@@ -501,9 +529,20 @@ cpu = "20ms"
                 "expected one from \"300\" to \"599\"",
             ),
             ("mode = \"on-failure\"", "on_status = { 409 = \"again\" }", "unknown variant `again`"),
+            (
+                "[upstreams.api.queue]",
+                "headers = { authorization = \"s3cret\" }\n[upstreams.api.queue]",
+                "expected \"secret://NAME\"; found something else",
+            ),
+            (
+                "[upstreams.api.queue]",
+                "headers = { host = \"secret://a\" }\n[upstreams.api.queue]",
+                "host is the proxy's own",
+            ),
         ] {
             let error = Manifest::from_toml(&GOOD.replace(from, to), "acme.toml").unwrap_err().to_string();
             assert!(error.contains(expected), "{to}: {error}");
+            assert!(!error.contains("s3cret"), "what may be a secret is not repeated: {error}");
         }
     }
 }

@@ -295,6 +295,7 @@ impl Queue {
                 target: record.target,
                 host: record.host,
                 headers: record.headers,
+                sealed: record.sealed.map(Into::into),
                 body: SettledBody::stored(&body),
                 accepted_ms,
                 trace: record.trace,
@@ -391,6 +392,7 @@ fn check(record: &NewRecord, reservation: &Reservation) -> Result<usize, Enqueue
         });
     }
     let fields: usize = record.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let fields = fields + record.sealed.as_ref().map_or(0, Vec::len);
     let head =
         record.method.len() + record.target.len() + record.host.len() + record.request_id.len() + fields;
     let key = record.ordering_key.as_ref().map_or(0, String::len);

@@ -1,6 +1,6 @@
 //! What can go wrong in a store.
 
-use beamline_model::{HostName, RevisionId, TenantName};
+use beamline_model::{HostName, RevisionId, SecretName, TenantName};
 use thiserror::Error;
 
 /// Why a store did not do what it was asked for.
@@ -27,6 +27,14 @@ pub enum StoreError {
         tenant: TenantName,
         /// The number that was asked for.
         revision: RevisionId,
+    },
+    /// The tenant has no such secret.
+    #[error("tenant {tenant} has no secret {name}: list its secrets and choose one of them")]
+    UnknownSecret {
+        /// The tenant.
+        tenant: TenantName,
+        /// The name that was asked for.
+        name: SecretName,
     },
     /// Another change came first.
     #[error(

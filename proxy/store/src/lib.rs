@@ -1,4 +1,4 @@
-//! What the control plane remembers: tenants, grants, tokens' hashes, modules, revisions and the audit.
+//! What the control plane remembers: tenants, grants, tokens' hashes, modules, revisions, sealed secrets and the audit.
 //!
 //! One trait, [`Store`], and one suite (`conformance`) that every implementation passes. The embedded
 //! implementation is [`SqliteStore`]. Invariants, each held by a test:
@@ -12,7 +12,7 @@
 //! - *The audit only grows.*
 //!
 //! The store knows no rules of its own beyond these: grants are checked, modules compiled and manifests parsed
-//! by its callers. It never holds a token or a secret in the clear.
+//! by its callers, secrets sealed. It never holds a token or a secret in the clear.
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
@@ -20,10 +20,12 @@ mod error;
 mod record;
 mod sqlite;
 
-use beamline_model::{Digest, Grant, RevisionId, TenantName, TokenHash, TokenScope};
+use beamline_model::{Digest, Grant, RevisionId, SecretName, TenantName, TokenHash, TokenScope};
 
 pub use error::StoreError;
-pub use record::{Activated, AuditRow, ModuleRecord, RevisionRecord, RevisionSummary, Stamp, TenantRecord};
+pub use record::{
+    Activated, AuditRow, ModuleRecord, RevisionRecord, RevisionSummary, SecretRecord, Stamp, TenantRecord,
+};
 pub use sqlite::SqliteStore;
 
 /// The most rows that one page of [`Store::revisions`] or [`Store::audit`] holds, whatever was asked for.
@@ -124,6 +126,43 @@ pub trait Store: Send + Sync {
         before: Option<RevisionId>,
         limit: u32,
     ) -> Result<Vec<RevisionSummary>, StoreError>;
+
+    /// Sets a secret of a tenant, in place of what it was before. `sealed` is handed back as it came. Returns whether it is new.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownTenant`].
+    fn set_secret(
+        &self,
+        tenant: &TenantName,
+        name: &SecretName,
+        sealed: &[u8],
+        stamp: Stamp<'_>,
+    ) -> Result<bool, StoreError>;
+
+    /// Removes a secret of a tenant.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownTenant`], [`StoreError::UnknownSecret`].
+    fn remove_secret(
+        &self,
+        tenant: &TenantName,
+        name: &SecretName,
+        stamp: Stamp<'_>,
+    ) -> Result<(), StoreError>;
+
+    /// Replaces how a secret is sealed, its value being the same. Does nothing, and says so, where it is not `before` any
+    /// more; when it was set stays.
+    fn reseal_secret(
+        &self,
+        tenant: &TenantName,
+        name: &SecretName,
+        before: &[u8],
+        after: &[u8],
+        stamp: Stamp<'_>,
+    ) -> Result<bool, StoreError>;
+
+    /// A tenant's secrets by name; none for a tenant that does not exist.
+    fn secrets(&self, tenant: &TenantName) -> Result<Vec<SecretRecord>, StoreError>;
 
     /// At most `limit` rows of the audit, oldest first, after the row numbered `after` (0 is the beginning);
     /// with `tenant`, only that tenant's.

@@ -1,6 +1,6 @@
 //! What a store hands out and takes.
 
-use beamline_model::{Digest, Grant, RevisionId, TenantName};
+use beamline_model::{Digest, Grant, RevisionId, SecretName, TenantName};
 use serde::Serialize;
 
 /// Who changes something, and when: part of every change, for the audit.
@@ -69,6 +69,17 @@ pub struct RevisionRecord {
     pub manifest: String,
 }
 
+/// A secret as it is stored: sealed by the caller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecretRecord {
+    /// Its name.
+    pub name: SecretName,
+    /// Its value, sealed: bytes that the store hands back as they came.
+    pub sealed: Vec<u8>,
+    /// When it was set, in milliseconds since the Unix epoch.
+    pub set_ms: u64,
+}
+
 /// One row of the audit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AuditRow {
@@ -78,10 +89,11 @@ pub struct AuditRow {
     pub at_ms: u64,
     /// On whose authority, as the change's [`Stamp`] had it.
     pub actor: String,
-    /// What was done: `token.create`, `tenant.create`, `module.push`, `revision.commit` or `revision.activate`.
+    /// What was done: `token.create`, `tenant.create`, `module.push`, `revision.commit`, `revision.activate`, `secret.set`,
+    /// `secret.reseal` or `secret.remove`.
     pub action: String,
     /// The tenant concerned.
     pub tenant: Option<TenantName>,
-    /// What exactly, as a JSON object: a digest, a revision, a grant.
+    /// What exactly, as a JSON object: a digest, a revision, a grant, a secret's name.
     pub detail: serde_json::Value,
 }

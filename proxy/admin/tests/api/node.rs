@@ -15,6 +15,7 @@ use beamline_filter_host::{Compiler, CompilerSettings, Engine, EngineSettings};
 use beamline_model::{TenantName, UpstreamName};
 use beamline_node_state::NodeState;
 use beamline_queue::{Attempt, Deliver, Demand, NewRecord, Outcome, Queue, Rules, TraceRef};
+use beamline_seal::{KeyLine, SealKeys};
 use beamline_store::SqliteStore;
 use beamline_telemetry::{LogTarget, Telemetry};
 use http::{HeaderMap, Method, Request, StatusCode, header};
@@ -77,7 +78,10 @@ impl Node {
         .unwrap();
         let compiler = Compiler::new(engine, CompilerSettings::new(dir.path().join("artifacts"))).unwrap();
         let store = Arc::new(SqliteStore::open(&dir.path().join("store")).unwrap());
-        let control = Control::open(store, ControlSettings::default(), compiler, telemetry).await.unwrap();
+        let key = KeyLine::generate(&"k1".parse().unwrap());
+        let seal_keys = Some(Arc::new(SealKeys::parse(key.reveal()).unwrap()));
+        let settings = ControlSettings { seal_keys, ..ControlSettings::default() };
+        let control = Control::open(store, settings, compiler, telemetry).await.unwrap();
         let mut operator = String::new();
         let keep = |token: &beamline_model::Token| {
             operator = token.reveal().to_owned();
@@ -136,6 +140,7 @@ impl Node {
             headers: [("content-type", "text/plain"), ("authorization", "Bearer s3cret")]
                 .map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()))
                 .to_vec(),
+            sealed: None,
             body: self.queue.body(1024),
             ordering_key: None,
             repeat_safe: false,

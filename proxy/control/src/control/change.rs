@@ -50,7 +50,8 @@ impl Control {
     ///
     /// # Errors
     /// [`ControlError::Grant`] names everything that no grant covers; [`ControlError::UnknownModule`],
-    /// [`ControlError::ModulePath`], [`ControlError::Unloadable`].
+    /// [`ControlError::ModulePath`], [`ControlError::Unloadable`]; [`ControlError::SecretNotSet`], [`ControlError::SecretUnavailable`],
+    /// [`ControlError::NoSealKey`].
     pub async fn apply(
         &self,
         tenant: &TenantName,
@@ -208,12 +209,13 @@ impl Inner {
         Ok(Applied { revision: Some(revision), changed: replaced != Some(revision), diff })
     }
 
-    /// Prepares a manifest whose every filter must be ready.
+    /// Prepares a manifest whose every filter and secret must be ready.
     async fn prepare_whole(
         &self,
         tenant: &TenantRecord,
         manifest: &Manifest,
     ) -> Result<Prepared, ControlError> {
+        self.check_secrets(&tenant.name, manifest).await?;
         let mut prepared = self.prepare(tenant, manifest).await;
         match prepared.unloaded.pop() {
             None => Ok(prepared),

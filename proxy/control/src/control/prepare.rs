@@ -10,7 +10,10 @@ use serde_json::json;
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::{Control, Inner};
-use crate::{ControlError, Snapshot, TenantRuntime, Unloaded, runtime::Prepared};
+use crate::{
+    ControlError, Snapshot, TenantRuntime, Unloaded,
+    runtime::{Prepared, Ready},
+};
 
 /// Tenants that load at once when the node starts: their waits for the disk overlap, their compilations queue anyway.
 const LOADS: usize = 4;
@@ -37,6 +40,7 @@ impl Control {
         for tenant in tenants.iter().filter(|t| !t.unloaded.is_empty()) {
             self.inner.tell_unloaded(tenant);
         }
+        tenants.iter().for_each(|tenant| self.inner.tell_unavailable(tenant));
         self.inner.snapshots.store(Arc::new(Snapshot::new(tenants)));
         Ok(())
     }
@@ -57,7 +61,10 @@ impl Control {
 impl Inner {
     /// A stored tenant's runtime at its active revision; none where it has none. What cannot be loaded or read
     /// becomes a filter that is not available.
-    async fn load(&self, tenant: &TenantRecord) -> Result<Option<Arc<TenantRuntime>>, ControlError> {
+    pub(super) async fn load(
+        &self,
+        tenant: &TenantRecord,
+    ) -> Result<Option<Arc<TenantRuntime>>, ControlError> {
         let Some(revision) = tenant.active else { return Ok(None) };
         let name = tenant.name.clone();
         let record = self.store.call(move |s| s.revision(&name, revision)).await?;
@@ -90,7 +97,7 @@ impl Inner {
             };
             filters.push(setup(filter, module));
         }
-        let ready = (filters, unloaded);
+        let ready = Ready { filters, unloaded, headers: self.injected(&tenant.name, manifest).await };
         Prepared::new(&tenant.name, &tenant.grant, &self.admin, manifest, ready, current)
     }
 
@@ -148,6 +155,22 @@ impl Inner {
 
     pub(super) fn tell_recovered(&self, tenant: &TenantName, revision: RevisionId) {
         self.event("tenant.recovered", json!({ "tenant.id": tenant, "beamline.revision": revision }));
+    }
+
+    /// Tells of each upstream whose requests cannot be sent, for lack of a secret.
+    fn tell_unavailable(&self, tenant: &TenantRuntime) {
+        for upstream in tenant.upstreams.values() {
+            if let Some(problem) = upstream.headers.problem() {
+                tracing::warn!(tenant = %tenant.name, upstream = %upstream.label, problem, "an upstream lacks a secret");
+                let fields = json!({
+                    "tenant.id": tenant.name,
+                    "beamline.revision": tenant.revision,
+                    "upstream": &*upstream.label,
+                    "problem": problem,
+                });
+                self.event("secret.unavailable", fields);
+            }
+        }
     }
 
     fn tell_unloaded(&self, tenant: &TenantRuntime) {

@@ -35,8 +35,9 @@ use crate::{
 };
 
 /// From nothing to version 1, from there to 2, and so on: a new log takes the same steps as an old one.
-const SCHEMAS: [&str; 2] = [include_str!("schema.sql"), include_str!("interventions.sql")];
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMAS: [&str; 3] =
+    [include_str!("schema.sql"), include_str!("interventions.sql"), include_str!("credentials.sql")];
+const SCHEMA_VERSION: i64 = 3;
 const _: () = assert!(SCHEMAS.len() == SCHEMA_VERSION as usize, "each version has its step");
 /// "BLMQ": so that `file` and a person can tell what this database is.
 const APPLICATION_ID: i64 = 0x424c_4d51;
@@ -310,10 +311,10 @@ impl Writer<'_> {
             StoredBody::File { name, len } => (None, Some(name.to_string()), *len),
         };
         self.sql(
-            "INSERT INTO content (seq, revision, method, target, host, headers, body, body_file, body_len, trace_id, span_id,
-                                  sampled, request_id)
-             VALUES (:seq, :revision, :method, :target, :host, :headers, :body, :body_file, :body_len, :trace_id, :span_id,
-                     :sampled, :request_id)",
+            "INSERT INTO content (seq, revision, method, target, host, headers, sealed, body, body_file, body_len, trace_id,
+                                  span_id, sampled, request_id)
+             VALUES (:seq, :revision, :method, :target, :host, :headers, :sealed, :body, :body_file, :body_len, :trace_id,
+                     :span_id, :sampled, :request_id)",
         )?
         .execute(named_params! {
             ":seq": seq,
@@ -322,6 +323,7 @@ impl Writer<'_> {
             ":target": content.target,
             ":host": content.host,
             ":headers": codec::encode(&content.headers),
+            ":sealed": content.sealed.as_deref(),
             ":body": body,
             ":body_file": file,
             ":body_len": to_db(len),
@@ -620,7 +622,7 @@ mod tests {
         drop(open(&dir));
         Connection::open(&path).unwrap().pragma_update(None, "user_version", 9).unwrap();
         let error = SqliteLog::open(&path).err().unwrap();
-        assert!(error.to_string().contains("schema version 9, expected 2"), "{error}");
+        assert!(error.to_string().contains("schema version 9, expected 3"), "{error}");
         std::fs::write(&path, "this is no database, and long enough to be seen as none at all. ".repeat(20))
             .unwrap();
         let _ = std::fs::remove_file(dir.path().join("queue.db-wal"));
