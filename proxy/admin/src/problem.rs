@@ -50,6 +50,8 @@ pub const PROBLEMS: &[ProblemRow] = &[
     row("no-previous-revision", 409, "There is no revision to go back to"),
     row("record-state", 409, "This cannot be done to a record in its state"),
     row("may-repeat", 409, "The origin may get the request twice"),
+    row("being-deleted", 409, "The tenant is being deleted"),
+    row("backlog", 409, "Requests are in the queue for what is to be deleted"),
     row("no-seal-key", 409, "The node has no seal key"),
     row("secret-in-use", 409, "The active revision names the secret"),
     row("body-too-large", 413, "The request's body is too large"),

@@ -60,6 +60,7 @@ enum Operation {
     CreateTenant,
     ListTenants,
     ShowTenant,
+    DeleteTenant,
     PushModule,
     ListModules,
     Apply,
@@ -164,6 +165,25 @@ pub const ROUTES: &[RouteRow] = &[
         operation: Operation::ShowTenant,
     },
     RouteRow {
+        method: Method::DELETE,
+        path: "/v1/tenants/{tenant}",
+        who: Who::Operator,
+        does: "delete a tenant, its queued requests drained or discarded first",
+        max_body: 0,
+        success: 200,
+        problems: &[
+            "operator-only",
+            "unknown-tenant",
+            "store-unavailable",
+            "store-damaged",
+            "stopping",
+            "queue-unavailable",
+            "invalid-request",
+            "backlog",
+        ],
+        operation: Operation::DeleteTenant,
+    },
+    RouteRow {
         method: Method::POST,
         path: "/v1/tenants/{tenant}/modules",
         who: Who::Tenant,
@@ -175,7 +195,8 @@ pub const ROUTES: &[RouteRow] = &[
             "body-incomplete",
             "module-rejected",
             "module-quota",
-            "compiler-unavailable"
+            "compiler-unavailable",
+            "being-deleted"
         ],
         operation: Operation::PushModule,
     },
@@ -208,6 +229,9 @@ pub const ROUTES: &[RouteRow] = &[
             "secret-not-set",
             "secret-unavailable",
             "no-seal-key",
+            "backlog",
+            "queue-unavailable",
+            "being-deleted",
             "changed-meanwhile"
         ],
         operation: Operation::Apply,
@@ -263,6 +287,9 @@ pub const ROUTES: &[RouteRow] = &[
             "secret-not-set",
             "secret-unavailable",
             "no-seal-key",
+            "backlog",
+            "queue-unavailable",
+            "being-deleted",
             "changed-meanwhile"
         ],
         operation: Operation::Rollback,
@@ -290,7 +317,8 @@ pub const ROUTES: &[RouteRow] = &[
             "body-incomplete",
             "invalid-secret",
             "secret-quota",
-            "no-seal-key"
+            "no-seal-key",
+            "being-deleted"
         ],
         operation: Operation::SetSecret,
     },
@@ -301,7 +329,7 @@ pub const ROUTES: &[RouteRow] = &[
         does: "remove a secret that the active revision does not name",
         max_body: 0,
         success: 200,
-        problems: of_a_tenant!["unknown-secret", "secret-in-use", "revision-unreadable"],
+        problems: of_a_tenant!["unknown-secret", "secret-in-use", "revision-unreadable", "being-deleted"],
         operation: Operation::RemoveSecret,
     },
     RouteRow {
@@ -428,6 +456,7 @@ pub(crate) fn endpoint(row: &RouteRow) -> MethodRouter<AdminState> {
         Operation::CreateTenant => on(method, tenants::create),
         Operation::ListTenants => on(method, tenants::list),
         Operation::ShowTenant => on(method, tenants::show),
+        Operation::DeleteTenant => on(method, tenants::delete),
         Operation::PushModule => on(method, modules::push),
         Operation::ListModules => on(method, modules::list),
         Operation::Apply => on(method, manifests::apply),

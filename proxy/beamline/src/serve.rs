@@ -102,12 +102,13 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
         Compiler::new(Arc::clone(&engine), CompilerSettings::new(config.data_dir.join("artifacts")))?;
     let store = SqliteStore::open(&config.data_dir.join("store"))
         .context("the control-plane store cannot be opened")?;
+    let (queue, delivery) = Queue::open(config.queue.clone()).context("the queue cannot be opened")?;
     let settings = ControlSettings {
         admin_addresses: vec![admin.local_addr()],
         seal_keys: seal_keys.clone(),
         ..ControlSettings::default()
     };
-    let control = Control::open(Arc::new(store), settings, compiler, telemetry.clone())
+    let control = Control::open(Arc::new(store), queue.clone(), settings, compiler, telemetry.clone())
         .await
         .context("the control plane cannot be started")?;
     let token_file = config.data_dir.join("operator-token");
@@ -115,7 +116,6 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
         eprintln!("beamline: first start: the operator's token is in {}", token_file.display());
     }
 
-    let (queue, delivery) = Queue::open(config.queue.clone()).context("the queue cannot be opened")?;
     let (stop_delivery, mut stopping) = watch::channel(false);
     let deliverer = Deliverer::new(control.snapshots(), seal_keys.clone(), telemetry.clone());
     let on_its_thread = move || {

@@ -2,8 +2,11 @@
 
 use beamline_filter_host::CompileError;
 use beamline_model::{Digest, GrantRefusal, RevisionId, SecretName, TenantName};
+use beamline_queue::{HandError, QueueError};
 use beamline_store::StoreError;
 use thiserror::Error;
+
+use crate::UpstreamBacklog;
 
 /// Why a call to [`crate::Control`] did nothing.
 #[derive(Debug, Error)]
@@ -127,6 +130,36 @@ pub enum ControlError {
         /// How many it may have.
         limit: usize,
     },
+    /// The tenant is being deleted.
+    #[error("tenant {0} is being deleted: it takes no changes any more")]
+    BeingDeleted(TenantName),
+    /// What is to be deleted has requests in the queue.
+    #[error(
+        "{of} has requests in the queue ({}): delete it with --drain to have what waits delivered first, or with --discard-queue \
+         to give all of it up",
+        backlogs(.upstreams)
+    )]
+    Backlog {
+        /// What is to be deleted, such as `tenant acme`.
+        of: String,
+        /// For which upstreams.
+        upstreams: Vec<UpstreamBacklog>,
+    },
+    /// A manifest lacks upstreams of the active revision that have requests in the queue.
+    #[error(
+        "the manifest removes upstreams that have requests in the queue ({}): keep {names} until nothing waits (queue.mode = \
+         \"never\" lets nothing more come), or apply it with --discard-queue to give these requests up",
+        backlogs(.upstreams)
+    )]
+    RemovedBacklog {
+        /// The upstreams' names.
+        names: String,
+        /// What waits for them.
+        upstreams: Vec<UpstreamBacklog>,
+    },
+    /// The queue could not be asked, or did not do what it was asked for. What was changed before that stays changed.
+    #[error("the queue did not answer ({0}): look at what was changed, and ask again")]
+    Queue(HandError),
     /// A revision's manifest cannot be read by this version.
     #[error(
         "revision {revision} of tenant {tenant} cannot be read by this version ({problem}): apply its manifest anew"
@@ -192,6 +225,9 @@ impl ControlError {
             Self::Module(CompileError::Host(_)) => (Unavailable, "compiler-unavailable"),
             Self::Module(_) => (Refused, "module-rejected"),
             Self::Quota { .. } => (TooLarge, "module-quota"),
+            Self::BeingDeleted(_) => (Conflict, "being-deleted"),
+            Self::Backlog { .. } | Self::RemovedBacklog { .. } => (Conflict, "backlog"),
+            Self::Queue(_) => (Unavailable, "queue-unavailable"),
             Self::NoSealKey { .. } => (Conflict, "no-seal-key"),
             Self::SecretNotSet { .. } => (Refused, "secret-not-set"),
             Self::SecretUnavailable { .. } => (Unavailable, "secret-unavailable"),
@@ -207,11 +243,33 @@ impl ControlError {
                 StoreError::UnknownRevision { .. } => (NotFound, "unknown-revision"),
                 StoreError::UnknownSecret { .. } => (NotFound, "unknown-secret"),
                 StoreError::Moved { .. } => (Conflict, "changed-meanwhile"),
+                // Only this crate begins and ends deletions, so that somebody else did.
+                StoreError::NotBeingDeleted(_) => (Conflict, "changed-meanwhile"),
                 StoreError::Damaged { .. } => (Unavailable, "store-damaged"),
                 StoreError::Unavailable { .. } => (Unavailable, "store-unavailable"),
             },
         }
     }
+}
+
+impl From<HandError> for ControlError {
+    fn from(error: HandError) -> Self {
+        Self::Queue(error)
+    }
+}
+
+impl From<QueueError> for ControlError {
+    fn from(QueueError::Log(error): QueueError) -> Self {
+        Self::Queue(error.into())
+    }
+}
+
+fn backlogs(upstreams: &[UpstreamBacklog]) -> String {
+    let told: Vec<_> = upstreams
+        .iter()
+        .map(|lane| format!("upstream {}: {} waiting, {} dead", lane.upstream, lane.waiting, lane.dead))
+        .collect();
+    told.join("; ")
 }
 
 /// One thing of a manifest that no grant covers.

@@ -32,6 +32,8 @@ pub struct TenantRuntime {
     pub default_upstream: Option<UpstreamName>,
     /// The filters whose module could not be loaded. Empty where all is well.
     pub unloaded: Vec<Unloaded>,
+    /// Whether it is being deleted: it takes no request any more, and what it accepted is still delivered.
+    pub leaving: bool,
 }
 
 /// One upstream of a tenant.
@@ -90,6 +92,7 @@ pub(crate) struct Prepared {
     upstreams: HashMap<UpstreamName, UpstreamRuntime>,
     default_upstream: Option<UpstreamName>,
     pub(crate) unloaded: Vec<Unloaded>,
+    pub(crate) leaving: bool,
 }
 
 /// What of a manifest was made ready beforehand.
@@ -143,6 +146,7 @@ impl Prepared {
             upstreams,
             default_upstream: manifest.default_upstream.clone(),
             unloaded,
+            leaving: false,
         }
     }
 
@@ -164,6 +168,7 @@ impl Prepared {
             upstreams: HashMap::new(),
             default_upstream: None,
             unloaded: vec![Unloaded { filter, problem }],
+            leaving: false,
         }
     }
 
@@ -179,6 +184,7 @@ impl Prepared {
             upstreams: self.upstreams,
             default_upstream: self.default_upstream,
             unloaded: self.unloaded,
+            leaving: self.leaving,
         })
     }
 }
@@ -210,6 +216,7 @@ pub(crate) mod testing {
             upstreams: HashMap::new(),
             default_upstream: None,
             unloaded: vec![],
+            leaving: false,
             name,
         })
     }

@@ -106,10 +106,7 @@ impl DeliverOverHttp {
         let mut request = request(attempt, trace, span).map_err(|reason| Outcome::Unsendable { reason })?;
         let headers = request.headers_mut();
         credentials::restore(self.seal_keys.as_deref(), attempt, headers).map_err(withheld)?;
-        upstream.headers.set(headers).map_err(|problem| {
-            tracing::warn!(upstream = %upstream.label, problem, "a delivery lacks a secret");
-            withheld(credentials::SECRET_UNAVAILABLE)
-        })?;
+        upstream.headers.set(headers).map_err(|_| withheld(credentials::SECRET_UNAVAILABLE))?;
         Ok(request)
     }
 

@@ -1,7 +1,8 @@
 //! Puts a request in the durable queue and answers `202`, where the policy, the request and the failure allow it.
 //!
 //! What is stored is the request after the filters, with its forwarding fields, its credentials sealed or not at all, and
-//! without what is set on requests to the upstream at the very end. The `202` is sent only after the commit. A client that goes away before its body is whole queues nothing.
+//! without what is set on requests to the upstream at the very end. The `202` is sent only after the commit. A client that
+//! goes away before its body is whole queues nothing.
 
 use std::{
     rc::Rc,
@@ -36,6 +37,8 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// What a client is told to wait before it asks for its receipt.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 const MAX_ORDERING_KEY: usize = 256;
+/// Of a request that began before its tenant or upstream was deleted.
+const GONE: &str = "it was deleted meanwhile, and takes no more requests";
 
 /// A request that may be queued if its upstream fails.
 pub(crate) struct Eligibility {
@@ -68,6 +71,9 @@ fn obstacle(worker: &Shared, upstream: &UpstreamRuntime, outbound: &Outbound) ->
     let (parts, max) = (&outbound.parts, policy.max_body.get());
     if !policy.methods.iter().any(|m| m == parts.method.as_str()) {
         return Some(format!("queue.methods has {}, not {}", policy.methods.join(", "), parts.method));
+    }
+    if !worker.still_has(upstream.cluster.key()) {
+        return Some(GONE.into());
     }
     if parts.headers.contains_key(header::UPGRADE) {
         return Some("a request for an upgrade cannot be queued".into());
@@ -323,6 +329,9 @@ async fn store(
     body: BodyBuffer,
 ) -> Result<Response<ClientBody>, Refusal> {
     let key = upstream.cluster.key();
+    if !worker.still_has(key) {
+        return Err(not_queueable(upstream, GONE));
+    }
     let (trace, producer, began) = (exchange.trace(), SpanId::random(), Instant::now());
     let request_id = exchange.request_id();
     let bound =

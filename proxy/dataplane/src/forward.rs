@@ -96,10 +96,7 @@ pub(crate) async fn send(
     let span = SpanId::random();
     outbound.parts.headers.insert(TRACEPARENT, exchange.trace().traceparent(span));
     let options = SendOptions { response_timeout: outbound.timeout, probe: false };
-    upstream
-        .headers
-        .set(&mut outbound.parts.headers)
-        .map_err(|problem| secret_unavailable(upstream, problem))?;
+    upstream.headers.set(&mut outbound.parts.headers).map_err(|_| secret_unavailable(upstream))?;
     let (body, kept) = outgoing_body(worker, exchange, outbound.body, &queueing);
     let request = Request::from_parts(upstream_head(outbound.parts), body);
 
@@ -135,9 +132,8 @@ pub(crate) async fn send(
     }
 }
 
-fn secret_unavailable(upstream: &UpstreamRuntime, problem: &str) -> Refusal {
-    tracing::warn!(upstream = %upstream.label, problem, "a request lacks a secret");
-    // Which secret it is stays in the logs.
+fn secret_unavailable(upstream: &UpstreamRuntime) -> Refusal {
+    // Which one it is was told to the operator when the upstream was made ready, and is no client's business.
     let detail =
         format!("upstream {}: a secret that its requests need is not to be had on this node", upstream.label);
     Refusal::new(ErrorKind::SecretUnavailable, detail)

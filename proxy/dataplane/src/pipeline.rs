@@ -54,6 +54,10 @@ async fn answer(
     if parts.uri.path().starts_with(RESERVED_PATH) {
         return receipts::answer(worker, &tenant, &parts).await;
     }
+    if tenant.leaving {
+        let detail = "the tenant of this host is being deleted: it takes no more requests";
+        return Err(Refusal::new(ErrorKind::UnknownHost, detail));
+    }
 
     // Filter chain, request phase.
     let (parts, decision) = filter(worker, exchange, &tenant, parts).await?;

@@ -19,7 +19,7 @@ use beamline_node_state::{NodeState, Phase};
 use beamline_queue::Queue;
 use beamline_seal::SealKeys;
 use beamline_telemetry::{Sampler, Telemetry, WorkerTelemetry};
-use beamline_upstream::Pools;
+use beamline_upstream::{ClusterKey, Pools};
 use tokio::{
     net::TcpListener,
     runtime::{Builder, LocalOptions},
@@ -143,6 +143,14 @@ impl Shared {
     /// The tenant that holds `host` (lower case) in the newest snapshot.
     pub(crate) fn tenant(&self, host: &str) -> Option<Arc<TenantRuntime>> {
         self.snapshots.borrow_mut().load().by_host(host).cloned()
+    }
+
+    /// Whether the newest snapshot still takes requests for this upstream into the queue: a request may have begun before its
+    /// tenant or upstream was deleted.
+    pub(crate) fn still_has(&self, key: &ClusterKey) -> bool {
+        let mut snapshots = self.snapshots.borrow_mut();
+        let tenant = snapshots.load().by_name(&key.tenant);
+        tenant.is_some_and(|tenant| !tenant.leaving && tenant.upstreams.contains_key(&key.upstream))
     }
 
     pub(crate) fn is_draining(&self) -> bool {

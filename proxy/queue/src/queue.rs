@@ -338,6 +338,12 @@ impl Queue {
         self.0.books.depth(tenant, upstream)
     }
 
+    /// Whether the queue keeps no record of this tenant, open or dead, and has promised room for none. Receipts alone don't
+    /// count. Costs a look-up and no lock.
+    pub fn holds_nothing(&self, tenant: &TenantName) -> bool {
+        self.0.books.holds_nothing(tenant)
+    }
+
     /// Whether records of this ordering key are in the queue, or about to be: then a request of that key must not go
     /// past them, but behind them.
     pub fn has_backlog(&self, tenant: &TenantName, upstream: &UpstreamName, ordering_key: &str) -> bool {

@@ -11,7 +11,7 @@ use beamline_model::{
     Digest, Grant, HostName, RevisionId, SecretName, TenantName, Token, TokenHash, TokenScope,
 };
 
-use crate::{ModuleRecord, RevisionSummary, SecretRecord, Stamp, Store, StoreError, TenantRecord};
+use crate::{Deletion, ModuleRecord, RevisionSummary, SecretRecord, Stamp, Store, StoreError, TenantRecord};
 
 /// Somewhere a store can be opened, dropped and opened again.
 pub trait Place {
@@ -23,7 +23,7 @@ pub trait Place {
 type Claim = (&'static str, fn(&dyn Place));
 
 /// Every claim, in the order in which [`run`] takes them.
-const CLAIMS: [Claim; 15] = [
+const CLAIMS: [Claim; 17] = [
     ("an_empty_store_holds_nothing", an_empty_store_holds_nothing),
     ("the_first_operator_token_is_added_once", the_first_operator_token_is_added_once),
     ("a_tenant_reads_back_as_it_was_created", a_tenant_reads_back_as_it_was_created),
@@ -37,6 +37,11 @@ const CLAIMS: [Claim; 15] = [
     ("one_of_many_racing_changes_wins", one_of_many_racing_changes_wins),
     ("a_secret_is_its_tenants_and_reads_back_sealed", a_secret_is_its_tenants_and_reads_back_sealed),
     ("a_secret_is_sealed_anew_only_as_it_was", a_secret_is_sealed_anew_only_as_it_was),
+    ("a_deletion_is_begun_before_it_is_done", a_deletion_is_begun_before_it_is_done),
+    (
+        "a_deleted_tenant_leaves_its_audit_and_nothing_else",
+        a_deleted_tenant_leaves_its_audit_and_nothing_else,
+    ),
     ("the_audit_has_every_change_in_order", the_audit_has_every_change_in_order),
     ("everything_is_there_after_a_restart", everything_is_there_after_a_restart),
 ];
@@ -136,6 +141,7 @@ fn a_tenant_reads_back_as_it_was_created(place: &dyn Place) {
         created_ms: 1,
         active: None,
         previous: None,
+        deletion: None,
     };
     assert_eq!(record(&*store, &acme), expected);
     let names: Vec<_> = store.tenants().unwrap().into_iter().map(|t| t.name).collect();
@@ -182,6 +188,8 @@ fn a_refused_change_leaves_nothing_behind(place: &dyn Place) {
     assert_eq!(store.module_bytes(&digest).unwrap(), None);
     assert!(unknown(store.commit_revision(&nobody, None, "{}", stamp(1)).unwrap_err()));
     assert!(unknown(store.activate_revision(&nobody, None, RevisionId(1), stamp(1)).unwrap_err()));
+    assert!(unknown(store.begin_deletion(&nobody, Deletion::Drain, stamp(1)).unwrap_err()));
+    assert!(unknown(store.delete_tenant(&nobody, stamp(1)).unwrap_err()));
     assert!(unknown(store.set_secret(&nobody, &secret("a"), b"sealed", stamp(1)).unwrap_err()));
     assert!(unknown(store.remove_secret(&nobody, &secret("a"), stamp(1)).unwrap_err()));
     assert!(store.secrets(&nobody).unwrap().is_empty());
@@ -324,6 +332,57 @@ fn a_secret_is_sealed_anew_only_as_it_was(place: &dyn Place) {
     assert_eq!(store.secrets(&acme).unwrap(), expected, "when it was set stays");
     let rows = store.audit(Some(&acme), 0, 100).unwrap();
     assert_eq!(rows.iter().filter(|row| row.action == "secret.reseal").count(), 1);
+}
+
+fn a_deletion_is_begun_before_it_is_done(place: &dyn Place) {
+    let store = place.open();
+    let acme = create(&*store, "acme", &["acme.test"]);
+    let early = store.delete_tenant(&acme, stamp(2)).unwrap_err();
+    assert!(matches!(early, StoreError::NotBeingDeleted(t) if t == acme));
+    let begin = |store: &dyn Store, deletion| store.begin_deletion(&acme, deletion, stamp(3)).unwrap();
+    assert_eq!(begin(&*store, Deletion::Drain), Deletion::Drain);
+    assert_eq!(begin(&*store, Deletion::Drain), Deletion::Drain, "twice is once");
+    assert_eq!(begin(&*store, Deletion::Discard), Deletion::Discard);
+    assert_eq!(begin(&*store, Deletion::Drain), Deletion::Discard, "what is given up stays so");
+    drop(store);
+    let store = place.open();
+    assert_eq!(record(&*store, &acme).deletion, Some(Deletion::Discard));
+    let rows = store.audit(Some(&acme), 0, 100).unwrap();
+    let begun: Vec<_> = rows.iter().filter(|row| row.action == "tenant.begin-deletion").collect();
+    assert_eq!(begun.iter().map(|row| &row.detail["queued"]).collect::<Vec<_>>(), ["drain", "discard"]);
+}
+
+fn a_deleted_tenant_leaves_its_audit_and_nothing_else(place: &dyn Place) {
+    let store = place.open();
+    let (acme, other) = (create(&*store, "acme", &["acme.test"]), create(&*store, "other", &[]));
+    let (own, shared) = (Digest::of(b"own"), Digest::of(b"shared"));
+    store.put_module(&acme, &own, b"own", "{}", stamp(1)).unwrap();
+    for tenant in [&acme, &other] {
+        store.put_module(tenant, &shared, b"shared", "{}", stamp(1)).unwrap();
+    }
+    commit(&*store, &acme, None, "one");
+    commit(&*store, &acme, Some(1), "two");
+    store.set_secret(&acme, &secret("token"), b"sealed", stamp(1)).unwrap();
+    let before = store.audit(Some(&acme), 0, 100).unwrap();
+    store.begin_deletion(&acme, Deletion::Drain, stamp(6)).unwrap();
+    store.delete_tenant(&acme, stamp(7)).unwrap();
+    drop(store);
+
+    let store = place.open();
+    assert_eq!(store.tenant(&acme).unwrap(), None);
+    assert_eq!(store.tokens().unwrap(), [(token("other"), TokenScope::Tenant(other.clone()))]);
+    assert!(store.modules(&acme).unwrap().is_empty() && store.secrets(&acme).unwrap().is_empty());
+    assert_eq!(store.module_bytes(&own).unwrap(), None, "nobody has it any more");
+    assert_eq!(store.module_bytes(&shared).unwrap().as_deref(), Some(&b"shared"[..]));
+    assert!(store.revisions(&acme, None, 10).unwrap().is_empty());
+    let after = store.audit(Some(&acme), 0, 100).unwrap();
+    assert_eq!(after[..before.len()], before);
+    assert_eq!(after.last().unwrap().action, "tenant.delete");
+    assert!(store.delete_tenant(&acme, stamp(8)).is_err());
+
+    // Its name and host are free, and its numbers begin anew.
+    create(&*store, "acme", &["acme.test"]);
+    assert_eq!(commit(&*store, &acme, None, "one"), 1);
 }
 
 fn the_audit_has_every_change_in_order(place: &dyn Place) {

@@ -36,6 +36,9 @@ pub enum StoreError {
         /// The name that was asked for.
         name: SecretName,
     },
+    /// The tenant is to be deleted, and nobody said so before.
+    #[error("the deletion of tenant {0} has not begun: begin it first")]
+    NotBeingDeleted(TenantName),
     /// Another change came first.
     #[error(
         "tenant {tenant} was changed by somebody else: expected {} to be active, found {}; look at what is there and try again",

@@ -9,7 +9,8 @@
 //! - *A host has one tenant.*
 //! - *Nobody writes over a change unseen.* What activates a revision names the one that it replaces; where that
 //!   is no longer the active one, nothing is done ([`StoreError::Moved`]).
-//! - *The audit only grows.*
+//! - *The audit only grows*, also past the end of a tenant.
+//! - *Nothing of a tenant is deleted unannounced.* Its deletion is begun before it is done, so that others know.
 //!
 //! The store knows no rules of its own beyond these: grants are checked, modules compiled and manifests parsed
 //! by its callers, secrets sealed. It never holds a token or a secret in the clear.
@@ -24,7 +25,8 @@ use beamline_model::{Digest, Grant, RevisionId, SecretName, TenantName, TokenHas
 
 pub use error::StoreError;
 pub use record::{
-    Activated, AuditRow, ModuleRecord, RevisionRecord, RevisionSummary, SecretRecord, Stamp, TenantRecord,
+    Activated, AuditRow, Deletion, ModuleRecord, RevisionRecord, RevisionSummary, SecretRecord, Stamp,
+    TenantRecord,
 };
 pub use sqlite::SqliteStore;
 
@@ -61,6 +63,25 @@ pub trait Store: Send + Sync {
 
     /// Every tenant, by name.
     fn tenants(&self) -> Result<Vec<TenantRecord>, StoreError>;
+
+    /// Says that a tenant is being deleted, and what becomes of its queued requests. What is to be discarded stays so. Returns
+    /// what is stored now.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownTenant`].
+    fn begin_deletion(
+        &self,
+        name: &TenantName,
+        deletion: Deletion,
+        stamp: Stamp<'_>,
+    ) -> Result<Deletion, StoreError>;
+
+    /// Deletes a tenant with its grant, hosts, tokens, revisions and secrets, and the modules that no other tenant has. Its
+    /// audit stays.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownTenant`]; [`StoreError::NotBeingDeleted`] where that did not [begin](Self::begin_deletion).
+    fn delete_tenant(&self, name: &TenantName, stamp: Stamp<'_>) -> Result<(), StoreError>;
 
     /// Gives a module to a tenant. The content is kept once, however many tenants have it. A module that the
     /// tenant has already keeps the `info` of its first time, and no audit row is written.

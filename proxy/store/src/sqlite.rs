@@ -25,7 +25,7 @@ use beamline_model::{Digest, Grant, RevisionId, SecretName, TenantName, TokenHas
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use crate::{
-    Activated, AuditRow, ModuleRecord, RevisionRecord, RevisionSummary, SecretRecord, Stamp, Store,
+    Activated, AuditRow, Deletion, ModuleRecord, RevisionRecord, RevisionSummary, SecretRecord, Stamp, Store,
     StoreError, TenantRecord,
 };
 
@@ -170,6 +170,19 @@ impl Store for SqliteStore {
 
     fn tenants(&self) -> Result<Vec<TenantRecord>, StoreError> {
         self.read("read the tenants", tenant::all)
+    }
+
+    fn begin_deletion(
+        &self,
+        name: &TenantName,
+        deletion: Deletion,
+        stamp: Stamp<'_>,
+    ) -> Result<Deletion, StoreError> {
+        self.write("begin the tenant's deletion", |tx| tenant::begin_deletion(tx, name, deletion, stamp))
+    }
+
+    fn delete_tenant(&self, name: &TenantName, stamp: Stamp<'_>) -> Result<(), StoreError> {
+        self.write("delete the tenant", |tx| tenant::delete(tx, name, stamp))
     }
 
     fn put_module(

@@ -78,17 +78,17 @@ impl Node {
         .unwrap();
         let compiler = Compiler::new(engine, CompilerSettings::new(dir.path().join("artifacts"))).unwrap();
         let store = Arc::new(SqliteStore::open(&dir.path().join("store")).unwrap());
+        let (queue, delivery) = Queue::open(beamline_queue::Settings::new(dir.path().join("queue"))).unwrap();
         let key = KeyLine::generate(&"k1".parse().unwrap());
         let seal_keys = Some(Arc::new(SealKeys::parse(key.reveal()).unwrap()));
         let settings = ControlSettings { seal_keys, ..ControlSettings::default() };
-        let control = Control::open(store, settings, compiler, telemetry).await.unwrap();
+        let control = Control::open(store, queue.clone(), settings, compiler, telemetry).await.unwrap();
         let mut operator = String::new();
         let keep = |token: &beamline_model::Token| {
             operator = token.reveal().to_owned();
             Ok(())
         };
         assert!(control.operator_token_if_first_start(keep).await.unwrap());
-        let (queue, delivery) = Queue::open(beamline_queue::Settings::new(dir.path().join("queue"))).unwrap();
         // It ends with the queue.
         delivery.spawn(|| Refusing, std::future::pending(), Duration::ZERO).unwrap();
         let (state, alive) = (NodeState::new(), Arc::new(AtomicBool::new(true)));

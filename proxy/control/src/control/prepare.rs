@@ -23,6 +23,9 @@ impl Control {
     pub(super) async fn load_all(&self) -> Result<(), ControlError> {
         let (mut loading, room) = (JoinSet::new(), Arc::new(Semaphore::new(LOADS)));
         for tenant in self.inner.store.call(|s| s.tenants()).await? {
+            if tenant.deletion.is_some() {
+                self.inner.begin_deleting(&tenant.name);
+            }
             let (inner, room) = (Arc::clone(&self.inner), Arc::clone(&room));
             loading.spawn(async move {
                 let _room = room.acquire_owned().await.map_err(|_| ControlError::Stopped)?;
@@ -72,13 +75,14 @@ impl Inner {
             Some(record) => Manifest::from_json(record.manifest.as_bytes()).map_err(|e| e.to_string()),
             None => Err("it is not in the store".to_owned()),
         };
-        let prepared = match manifest {
+        let mut prepared = match manifest {
             Ok(manifest) => self.prepare(tenant, &manifest).await,
             Err(problem) => {
                 let problem = format!("revision {revision} cannot be read: {problem}");
                 Prepared::unreadable(&tenant.name, &tenant.grant, problem)
             }
         };
+        prepared.leaving = tenant.deletion.is_some();
         Ok(Some(prepared.at(revision)))
     }
 
@@ -140,7 +144,7 @@ impl Inner {
     }
 
     async fn reload(&self, name: &TenantName) -> Result<(), ControlError> {
-        let (_turn, tenant) = self.turn(name).await?;
+        let (_turn, tenant) = self.turn_of_any(name).await?;
         let before = self.snapshots.load().by_name(name).map(|t| (t.revision, t.unloaded.clone()));
         let Some(after) = self.load(&tenant).await? else { return Ok(()) };
         if before == Some((after.revision, after.unloaded.clone())) {

@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 /// From nothing to form 1, from there to 2, and so on: a new file takes the same steps as an old one.
-const STEPS: [&str; 2] = [TABLES, SECRETS];
+const STEPS: [&str; 3] = [TABLES, SECRETS, DELETION];
 
 /// The form that this version reads and writes, kept in the file as `user_version`.
 pub(super) const VERSION: i64 = STEPS.len() as i64;
@@ -85,6 +85,11 @@ CREATE TABLE secrets (
     set_ms  INTEGER NOT NULL,
     PRIMARY KEY (tenant, name)
 ) STRICT, WITHOUT ROWID;
+";
+
+/// Form 3: tenants that are being deleted.
+const DELETION: &str = "
+ALTER TABLE tenants ADD COLUMN deletion TEXT;   -- 'drain' or 'discard'; NULL: it is not being deleted
 ";
 
 /// What a file is, seen from this version.
