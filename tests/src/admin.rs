@@ -202,12 +202,28 @@ impl Admin {
         self.call("POST", path, Body::Json(document))
     }
 
+    /// Sets a secret of a tenant.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub fn set_secret(&self, tenant: &str, name: &str, value: &str) -> Result<Value, AdminError> {
+        self.call("PUT", &format!("/v1/tenants/{tenant}/secrets/{name}"), Body::Bytes(value.as_bytes()))
+    }
+
+    /// Any DELETE, its path from `/v1` on.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub fn delete(&self, path: &str) -> Result<Value, AdminError> {
+        self.call("DELETE", path, Body::None)
+    }
+
     fn call<T: DeserializeOwned>(&self, method: &str, path: &str, body: Body<'_>) -> Result<T, AdminError> {
         let unknown = |error: ureq::Error| AdminError::Unknown(format!("{method} {path}: {error}"));
         let (kind, bytes) = match body {
             Body::None => (None, Vec::new()),
             Body::Json(value) => (Some("application/json"), value.to_string().into_bytes()),
-            Body::Bytes(bytes) => (Some("application/wasm"), bytes.to_vec()),
+            Body::Bytes(bytes) => (Some("application/octet-stream"), bytes.to_vec()),
         };
         let mut request = ureq::http::Request::builder()
             .method(method)

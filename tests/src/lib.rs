@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod beamline;
+pub mod canary;
 pub mod checker;
 pub mod client;
 pub mod demo;

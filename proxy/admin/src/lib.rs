@@ -20,6 +20,7 @@ mod problem;
 mod queue;
 mod request;
 mod routes;
+mod secrets;
 mod tenants;
 
 use std::{fmt, sync::Arc};

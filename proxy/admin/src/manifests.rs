@@ -1,7 +1,7 @@
 //! Manifests and the revisions that they become.
 
 use axum::extract::State;
-use beamline_control::{Applied, RevisionListing, RevisionView};
+use beamline_control::{Applied, ApplyOptions, RevisionListing, RevisionView};
 use beamline_model::{Manifest, RevisionId};
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +19,9 @@ pub(crate) struct ApplyQuery {
     /// Whether to say what would change in place of changing it.
     #[serde(default)]
     dry_run: bool,
+    /// Whether to give up the queued requests of upstreams that the manifest removes.
+    #[serde(default)]
+    discard_queue: bool,
 }
 
 #[derive(Deserialize)]
@@ -41,6 +44,9 @@ pub(crate) struct RollbackTo {
     /// The revision to go back to; without it, the one that was active before.
     #[serde(default)]
     revision: Option<RevisionId>,
+    /// Whether to give up the queued requests of upstreams that it does not have.
+    #[serde(default)]
+    discard_queue: bool,
 }
 
 #[derive(Serialize)]
@@ -52,12 +58,13 @@ pub(crate) async fn apply(
     State(state): State<AdminState>,
     Caller(actor): Caller,
     Tenant(tenant): Tenant,
-    Query(ApplyQuery { dry_run }): Query<ApplyQuery>,
+    Query(ApplyQuery { dry_run, discard_queue }): Query<ApplyQuery>,
     Raw(body): Raw,
 ) -> Result<Answer<Applied>, Refusal> {
     let manifest =
         Manifest::from_json(&body).map_err(|error| Refusal::of("invalid-manifest", error.to_string()))?;
-    Ok(ok(state.control.apply(&tenant, manifest, dry_run, &actor).await?))
+    let options = ApplyOptions { dry_run, discard_queue };
+    Ok(ok(state.control.apply(&tenant, manifest, options, &actor).await?))
 }
 
 pub(crate) async fn active(
@@ -93,5 +100,5 @@ pub(crate) async fn rollback(
     Tenant(tenant): Tenant,
     OrEmpty(to): OrEmpty<RollbackTo>,
 ) -> Result<Answer<Applied>, Refusal> {
-    Ok(ok(state.control.rollback(&tenant, to.revision, &actor).await?))
+    Ok(ok(state.control.rollback(&tenant, to.revision, to.discard_queue, &actor).await?))
 }

@@ -6,7 +6,7 @@ use axum::{
     body::{Body, HttpBody as _},
     extract::{FromRequest, FromRequestParts, RawPathParams, Request},
 };
-use beamline_model::{InvalidName, RevisionId, TenantName, UpstreamName};
+use beamline_model::{InvalidName, RevisionId, SecretName, TenantName, UpstreamName};
 use beamline_queue::RecordId;
 use bytes::Bytes;
 use http::request::Parts;
@@ -32,6 +32,9 @@ pub(crate) struct Record(pub(crate) RecordId);
 
 /// The upstream that the path names.
 pub(crate) struct Upstream(pub(crate) UpstreamName);
+
+/// The secret that the path names.
+pub(crate) struct Secret(pub(crate) SecretName);
 
 /// The whole body, as it came.
 pub(crate) struct Raw(pub(crate) Bytes);
@@ -91,6 +94,15 @@ impl<S: Send + Sync> FromRequestParts<S> for Upstream {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
         let name = parameter(parts, state, "upstream").await?.parse();
         name.map(Self).map_err(|error: InvalidName| Refusal::of("unknown-upstream", error.to_string()))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Secret {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let name = parameter(parts, state, "secret").await?.parse();
+        name.map(Self).map_err(|error: InvalidName| Refusal::of("unknown-secret", error.to_string()))
     }
 }
 

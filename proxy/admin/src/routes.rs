@@ -3,7 +3,7 @@
 use axum::routing::{MethodFilter, MethodRouter, on};
 use http::Method;
 
-use crate::{AdminState, audit, manifests, modules, node, queue, tenants};
+use crate::{AdminState, audit, manifests, modules, node, queue, secrets, tenants};
 
 /// Who may use a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +60,7 @@ enum Operation {
     CreateTenant,
     ListTenants,
     ShowTenant,
+    DeleteTenant,
     PushModule,
     ListModules,
     Apply,
@@ -67,6 +68,9 @@ enum Operation {
     ListRevisions,
     ShowRevision,
     Rollback,
+    ListSecrets,
+    SetSecret,
+    RemoveSecret,
     Lanes,
     ListRecords,
     ShowRecord,
@@ -163,6 +167,25 @@ pub const ROUTES: &[RouteRow] = &[
         operation: Operation::ShowTenant,
     },
     RouteRow {
+        method: Method::DELETE,
+        path: "/v1/tenants/{tenant}",
+        who: Who::Operator,
+        does: "delete a tenant, its queued requests drained or discarded first",
+        max_body: 0,
+        success: 200,
+        problems: &[
+            "operator-only",
+            "unknown-tenant",
+            "store-unavailable",
+            "store-damaged",
+            "stopping",
+            "queue-unavailable",
+            "invalid-request",
+            "backlog",
+        ],
+        operation: Operation::DeleteTenant,
+    },
+    RouteRow {
         method: Method::POST,
         path: "/v1/tenants/{tenant}/modules",
         who: Who::Tenant,
@@ -175,7 +198,8 @@ pub const ROUTES: &[RouteRow] = &[
             "body-incomplete",
             "module-rejected",
             "module-quota",
-            "compiler-unavailable"
+            "compiler-unavailable",
+            "being-deleted"
         ],
         operation: Operation::PushModule,
     },
@@ -206,6 +230,12 @@ pub const ROUTES: &[RouteRow] = &[
             "module-path",
             "unknown-module",
             "module-unloadable",
+            "secret-not-set",
+            "secret-unavailable",
+            "no-seal-key",
+            "backlog",
+            "queue-unavailable",
+            "being-deleted",
             "changed-meanwhile"
         ],
         operation: Operation::Apply,
@@ -259,9 +289,53 @@ pub const ROUTES: &[RouteRow] = &[
             "outside-grant",
             "unknown-module",
             "module-unloadable",
+            "secret-not-set",
+            "secret-unavailable",
+            "no-seal-key",
+            "backlog",
+            "queue-unavailable",
+            "being-deleted",
             "changed-meanwhile"
         ],
         operation: Operation::Rollback,
+    },
+    RouteRow {
+        method: Method::GET,
+        path: "/v1/tenants/{tenant}/secrets",
+        who: Who::Tenant,
+        does: "list the tenant's secrets without their values",
+        max_body: 0,
+        success: 200,
+        problems: of_a_tenant!["revision-unreadable"],
+        operation: Operation::ListSecrets,
+    },
+    RouteRow {
+        method: Method::PUT,
+        path: "/v1/tenants/{tenant}/secrets/{secret}",
+        who: Who::Tenant,
+        does: "set a secret",
+        max_body: 16 * KIB,
+        success: 200,
+        problems: of_a_tenant![
+            "unknown-secret",
+            "body-too-large",
+            "body-incomplete",
+            "invalid-secret",
+            "secret-quota",
+            "no-seal-key",
+            "being-deleted"
+        ],
+        operation: Operation::SetSecret,
+    },
+    RouteRow {
+        method: Method::DELETE,
+        path: "/v1/tenants/{tenant}/secrets/{secret}",
+        who: Who::Tenant,
+        does: "remove a secret that the active revision does not name",
+        max_body: 0,
+        success: 200,
+        problems: of_a_tenant!["unknown-secret", "secret-in-use", "revision-unreadable", "being-deleted"],
+        operation: Operation::RemoveSecret,
     },
     RouteRow {
         method: Method::GET,
@@ -403,6 +477,7 @@ pub(crate) fn endpoint(row: &RouteRow) -> MethodRouter<AdminState> {
         Operation::CreateTenant => on(method, tenants::create),
         Operation::ListTenants => on(method, tenants::list),
         Operation::ShowTenant => on(method, tenants::show),
+        Operation::DeleteTenant => on(method, tenants::delete),
         Operation::PushModule => on(method, modules::push),
         Operation::ListModules => on(method, modules::list),
         Operation::Apply => on(method, manifests::apply),
@@ -410,6 +485,9 @@ pub(crate) fn endpoint(row: &RouteRow) -> MethodRouter<AdminState> {
         Operation::ListRevisions => on(method, manifests::revisions),
         Operation::ShowRevision => on(method, manifests::revision),
         Operation::Rollback => on(method, manifests::rollback),
+        Operation::ListSecrets => on(method, secrets::list),
+        Operation::SetSecret => on(method, secrets::set),
+        Operation::RemoveSecret => on(method, secrets::remove),
         Operation::Lanes => on(method, queue::lanes),
         Operation::ListRecords => on(method, queue::records),
         Operation::ShowRecord => on(method, queue::record),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::extract::State;
-use beamline_control::{TenantView, Unloaded, UpstreamView};
+use beamline_control::{Deletion, DeletionView, TenantView, Unloaded, UpstreamView};
 use beamline_model::{Grant, HostName, RevisionId, SubjectGrant, TenantName, UpstreamName, UpstreamRange};
 use beamline_queue::Queue;
 use http::StatusCode;
@@ -14,7 +14,7 @@ use crate::{
     answer::{Answer, ok},
     auth::Caller,
     problem::Refusal,
-    request::{Document, Tenant},
+    request::{Document, Query, Tenant},
 };
 
 #[derive(Deserialize)]
@@ -26,6 +26,13 @@ pub(crate) struct NewTenant {
     upstream_ranges: Vec<UpstreamRange>,
     #[serde(default)]
     nats_subjects: Vec<SubjectGrant>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DeleteQuery {
+    /// What becomes of its queued requests; without it, it must have none.
+    queued: Option<Deletion>,
 }
 
 #[derive(Serialize)]
@@ -45,6 +52,7 @@ pub(crate) struct TenantAnswer {
     created_ms: u64,
     revision: Option<RevisionId>,
     previous: Option<RevisionId>,
+    deletion: Option<Deletion>,
     upstreams: BTreeMap<UpstreamName, UpstreamAnswer>,
     unloaded: Vec<Unloaded>,
 }
@@ -75,6 +83,7 @@ fn answer(view: TenantView, queue: &Queue) -> TenantAnswer {
         created_ms: view.created_ms,
         revision: view.revision,
         previous: view.previous,
+        deletion: view.deletion,
         unloaded: view.unloaded,
     }
 }
@@ -104,4 +113,13 @@ pub(crate) async fn show(
     Tenant(tenant): Tenant,
 ) -> Result<Answer<TenantAnswer>, Refusal> {
     Ok(ok(answer(state.control.tenant(&tenant, &actor).await?, &state.queue)))
+}
+
+pub(crate) async fn delete(
+    State(state): State<AdminState>,
+    Caller(actor): Caller,
+    Tenant(tenant): Tenant,
+    Query(DeleteQuery { queued }): Query<DeleteQuery>,
+) -> Result<Answer<DeletionView>, Refusal> {
+    Ok(ok(state.control.delete_tenant(&tenant, queued, &actor).await?))
 }

@@ -45,6 +45,13 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "BEAMLINE_DATA_DIR", value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
 
+    /// File with the keys by which secrets and credentials are sealed, one a line as `beamline seal-key generate` prints them
+    ///
+    /// Readable by its owner alone, and not in the data folder. Without it the systemd credential `beamline-seal-key` is used
+    /// where there is one; without either no secret can be set.
+    #[arg(long, env = "BEAMLINE_SEAL_KEY_FILE", value_name = "FILE")]
+    pub(crate) seal_key_file: Option<PathBuf>,
+
     /// Data worker threads [default: one for each processor]
     #[arg(long, env = "BEAMLINE_WORKERS", value_name = "N")]
     pub(crate) workers: Option<Bounded<1, 1024>>,
@@ -81,6 +88,7 @@ pub(crate) struct FileConfig {
     listen: Vec<SocketAddr>,
     admin: Option<SocketAddr>,
     data_dir: Option<PathBuf>,
+    seal_key_file: Option<PathBuf>,
     workers: Option<Bounded<1, 1024>>,
     log: Option<String>,
     otlp_endpoint: Option<OtlpEndpoint>,
@@ -146,6 +154,7 @@ pub(crate) struct Config {
     pub(crate) listen: Vec<SocketAddr>,
     pub(crate) admin: SocketAddr,
     pub(crate) data_dir: PathBuf,
+    pub(crate) seal_key_file: Option<PathBuf>,
     pub(crate) workers: usize,
     pub(crate) log: LogTarget,
     pub(crate) otlp_endpoint: Option<OtlpEndpoint>,
@@ -284,6 +293,7 @@ impl Config {
             listen,
             admin,
             data_dir,
+            seal_key_file: args.seal_key_file.or(file.seal_key_file),
             workers: args.workers.or(file.workers).map_or(processors, |n| n.get() as usize),
             log,
             otlp_endpoint: args.otlp_endpoint.or(file.otlp_endpoint),

@@ -75,6 +75,17 @@ pub(crate) fn telling(connections: Connections, telemetry: Telemetry) -> Connect
 }
 
 fn report_upstreams(node: &NodeState, snapshot: &Snapshot, queue: &Queue) {
+    // What was deleted is no trouble any more.
+    for reason in node.current().reasons {
+        if let Reason::UpstreamDown(key) = &reason
+            && !snapshot
+                .tenants()
+                .flat_map(|t| t.upstreams.values())
+                .any(|u| u.cluster.key().to_string() == *key)
+        {
+            node.worked(&reason);
+        }
+    }
     for upstream in snapshot.tenants().flat_map(|t| t.upstreams.values()) {
         let key = upstream.cluster.key();
         let reason = Reason::UpstreamDown(key.to_string());

@@ -6,6 +6,7 @@ mod config;
 mod housekeeping;
 mod inherit;
 mod lifecycle;
+mod seal_keys;
 mod serve;
 
 use std::process::ExitCode;
@@ -36,6 +37,7 @@ enum Command {
     /// Compile one module from standard input: the node's own helper process
     #[command(hide = true)]
     CompileWorker,
+    SealKey(cli::SealKeyArgs),
     #[command(flatten)]
     Client(cli::Command),
 }
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
                 ExitCode::from(2)
             }
         },
+        Command::SealKey(args) => cli::print_key(&args),
         Command::Client(command) => cli::run(&command),
     }
 }

@@ -27,7 +27,7 @@ use tokio::{runtime, sync::watch};
 
 use crate::{
     config::{Config, ServeArgs},
-    housekeeping, inherit, lifecycle,
+    housekeeping, inherit, lifecycle, seal_keys,
 };
 
 /// Threads of the control runtime: admin API, control plane, exporters, timers.
@@ -71,6 +71,12 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
     let node = NodeState::new();
     let telemetry = telemetry(&config)?;
     let nats = housekeeping::telling(config.nats.clone(), telemetry.clone());
+    let seal_keys = seal_keys::load(
+        config.seal_key_file.as_deref(),
+        seal_keys::credentials_dir().as_deref(),
+        &config.data_dir,
+    )?
+    .map(Arc::new);
 
     // Sockets first: an address that is taken should be known before anything is opened.
     let listeners = if inherited.data.is_empty() {
@@ -99,12 +105,14 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
         Compiler::new(Arc::clone(&engine), CompilerSettings::new(config.data_dir.join("artifacts")))?;
     let store = SqliteStore::open(&config.data_dir.join("store"))
         .context("the control-plane store cannot be opened")?;
+    let (queue, delivery) = Queue::open(config.queue.clone()).context("the queue cannot be opened")?;
     let settings = ControlSettings {
         admin_addresses: vec![admin.local_addr()],
         nats: nats.clone(),
+        seal_keys: seal_keys.clone(),
         ..ControlSettings::default()
     };
-    let control = Control::open(Arc::new(store), settings, compiler, telemetry.clone())
+    let control = Control::open(Arc::new(store), queue.clone(), settings, compiler, telemetry.clone())
         .await
         .context("the control plane cannot be started")?;
     let token_file = config.data_dir.join("operator-token");
@@ -112,9 +120,8 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
         eprintln!("beamline: first start: the operator's token is in {}", token_file.display());
     }
 
-    let (queue, delivery) = Queue::open(config.queue.clone()).context("the queue cannot be opened")?;
     let (stop_delivery, mut stopping) = watch::channel(false);
-    let deliverer = Deliverer::new(control.snapshots(), telemetry.clone(), nats.clone());
+    let deliverer = Deliverer::new(control.snapshots(), seal_keys.clone(), telemetry.clone(), nats.clone());
     let on_its_thread = move || {
         give_way();
         deliverer.on_this_thread()
@@ -132,6 +139,7 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
         engine,
         queue: queue.clone(),
         nats,
+        seal_keys,
         telemetry: telemetry.clone(),
         node: node.clone(),
         heartbeats: heartbeats.clone(),

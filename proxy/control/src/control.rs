@@ -1,13 +1,15 @@
 //! The control plane's operations.
 
 mod change;
+mod deletion;
 mod prepare;
 mod read;
+mod secrets;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError, RwLock},
@@ -17,6 +19,7 @@ use std::{
 use arc_swap::ArcSwap;
 use beamline_filter_host::Compiler;
 use beamline_model::{Grant, TenantName, Token, TokenHash, TokenScope};
+use beamline_queue::Queue;
 use beamline_store::{Stamp, Store, StoreError, TenantRecord};
 use beamline_telemetry::Telemetry;
 use serde_json::{Value, json};
@@ -30,6 +33,9 @@ use crate::{
     reaper::Reaper,
     stored::Stored,
 };
+
+pub use change::ApplyOptions;
+pub use secrets::SECRETS_MAX;
 
 /// Where events go: a name and its fields.
 type Events = Box<dyn Fn(&str, Value) + Send + Sync>;
@@ -45,6 +51,7 @@ pub struct Control {
 
 struct Inner {
     store: Stored,
+    queue: Queue,
     modules: Box<dyn Modules>,
     events: Events,
     settings: ControlSettings,
@@ -56,6 +63,8 @@ struct Inner {
     /// One turn per tenant, so that its changes come one after the other. Held for a look-up; the turns are what
     /// is held long. Only tenants that exist have one.
     turns: Mutex<HashMap<TenantName, Arc<tokio::sync::Mutex<()>>>>,
+    /// The tenants that are being deleted. Held for a look-up.
+    deleting: Mutex<BTreeSet<TenantName>>,
 }
 
 impl Control {
@@ -69,16 +78,18 @@ impl Control {
     /// Where the store cannot be read, or no thread is to be had.
     pub async fn open(
         store: Arc<dyn Store>,
+        queue: Queue,
         settings: ControlSettings,
         compiler: Compiler,
         telemetry: Telemetry,
     ) -> Result<Self, ControlError> {
         let events: Events = Box::new(move |name, fields| telemetry.event(name, fields));
-        Self::start(store, settings, Box::new(compiler), events).await
+        Self::start(store, queue, settings, Box::new(compiler), events).await
     }
 
     pub(crate) async fn start(
         store: Arc<dyn Store>,
+        queue: Queue,
         settings: ControlSettings,
         modules: Box<dyn Modules>,
         events: Events,
@@ -95,6 +106,7 @@ impl Control {
         let control = Self {
             inner: Arc::new(Inner {
                 store,
+                queue,
                 modules,
                 events,
                 settings,
@@ -103,10 +115,13 @@ impl Control {
                 publisher,
                 tokens: RwLock::new(tokens),
                 turns: Mutex::default(),
+                deleting: Mutex::default(),
             }),
         };
+        control.reseal_secrets().await?;
         control.load_all().await?;
         control.keep_reloading();
+        control.keep_deleting();
         Ok(control)
     }
 
@@ -200,7 +215,39 @@ impl Inner {
     }
 
     /// Waits for this tenant's turn: until the guard is dropped nobody else changes it. Returns it as it is then.
+    ///
+    /// # Errors
+    /// [`ControlError::BeingDeleted`]: then nothing of it is changed any more.
     async fn turn(&self, name: &TenantName) -> Result<(OwnedMutexGuard<()>, TenantRecord), ControlError> {
+        let (turn, tenant) = self.turn_of_any(name).await?;
+        if tenant.deletion.is_some() {
+            return Err(ControlError::BeingDeleted(name.clone()));
+        }
+        Ok((turn, tenant))
+    }
+
+    fn begin_deleting(&self, name: &TenantName) {
+        self.deleting.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone());
+    }
+
+    /// The tenants that are being deleted.
+    fn deleting(&self) -> BTreeSet<TenantName> {
+        self.deleting.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Of a tenant that is deleted nothing is left here.
+    fn forget(&self, name: &TenantName) {
+        let is_its = |scope: &TokenScope| matches!(scope, TokenScope::Tenant(of) if of == name);
+        self.tokens.write().unwrap_or_else(PoisonError::into_inner).retain(|_, scope| !is_its(scope));
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.deleting.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    /// As [`turn`](Self::turn), of a tenant that is being deleted too.
+    async fn turn_of_any(
+        &self,
+        name: &TenantName,
+    ) -> Result<(OwnedMutexGuard<()>, TenantRecord), ControlError> {
         self.tenant(name).await?; // so that only tenants that exist have a turn
         let turn = {
             let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,9 +1,12 @@
 //! Why the control plane refused, or could not do, what it was asked for.
 
 use beamline_filter_host::CompileError;
-use beamline_model::{Digest, GrantRefusal, RevisionId, TenantName};
+use beamline_model::{Digest, GrantRefusal, RevisionId, SecretName, TenantName};
+use beamline_queue::{HandError, QueueError};
 use beamline_store::StoreError;
 use thiserror::Error;
+
+use crate::UpstreamBacklog;
 
 /// Why a call to [`crate::Control`] did nothing.
 #[derive(Debug, Error)]
@@ -80,6 +83,83 @@ pub enum ControlError {
         /// Of what.
         unit: &'static str,
     },
+    /// Something is to be sealed, and there is no key.
+    #[error(
+        "{what}, and this node has no seal key: make one with `beamline seal-key generate`, and start the node with --seal-key-file"
+    )]
+    NoSealKey {
+        /// What needs one, such as `secrets are stored sealed`.
+        what: String,
+    },
+    /// The manifest names a secret that is not set.
+    #[error("{key}: tenant {tenant} has no secret {name}: set it with `beamline secret set {tenant} {name}`")]
+    SecretNotSet {
+        /// The key in the manifest.
+        key: String,
+        /// The tenant.
+        tenant: TenantName,
+        /// The secret that was named.
+        name: SecretName,
+    },
+    /// The manifest names a secret that is set, but this node cannot open it.
+    #[error("{key}: {problem}")]
+    SecretUnavailable {
+        /// The key in the manifest.
+        key: String,
+        /// What stood against it.
+        problem: String,
+    },
+    /// The active revision names the secret that is to be removed.
+    #[error(
+        "the active revision of tenant {tenant} names secret {name} ({}): apply a manifest that does not, then remove it",
+        .keys.join(", ")
+    )]
+    SecretInUse {
+        /// The tenant.
+        tenant: TenantName,
+        /// The secret.
+        name: SecretName,
+        /// The keys of the manifest that name it.
+        keys: Vec<String>,
+    },
+    /// The tenant has as many secrets as it may have.
+    #[error("tenant {tenant} has {limit} secrets, as many as it may have: remove one that is not used")]
+    TooManySecrets {
+        /// The tenant.
+        tenant: TenantName,
+        /// How many it may have.
+        limit: usize,
+    },
+    /// The tenant is being deleted.
+    #[error("tenant {0} is being deleted: it takes no changes any more")]
+    BeingDeleted(TenantName),
+    /// What is to be deleted has requests in the queue.
+    #[error(
+        "{of} has requests in the queue ({}): delete it with --drain to have what waits delivered first, or with --discard-queue \
+         to give all of it up",
+        backlogs(.upstreams)
+    )]
+    Backlog {
+        /// What is to be deleted, such as `tenant acme`.
+        of: String,
+        /// For which upstreams.
+        upstreams: Vec<UpstreamBacklog>,
+    },
+    /// A manifest lacks upstreams of the active revision that have requests in the queue.
+    #[error(
+        "the manifest removes upstreams that have requests in the queue ({}): keep {names} until nothing waits (queue.mode = \
+         \"never\" lets nothing more come), or apply it with --discard-queue to give these requests up",
+        backlogs(.upstreams)
+    )]
+    RemovedBacklog {
+        /// The upstreams' names.
+        names: String,
+        /// What waits for them.
+        upstreams: Vec<UpstreamBacklog>,
+    },
+    /// The queue could not be asked, or did not do what it was asked for. What was changed before that stays changed.
+    #[error("the queue did not answer ({0}): look at what was changed, and ask again")]
+    Queue(HandError),
     /// A revision's manifest cannot be read by this version.
     #[error(
         "revision {revision} of tenant {tenant} cannot be read by this version ({problem}): apply its manifest anew"
@@ -145,6 +225,14 @@ impl ControlError {
             Self::Module(CompileError::Host(_)) => (Unavailable, "compiler-unavailable"),
             Self::Module(_) => (Refused, "module-rejected"),
             Self::Quota { .. } => (TooLarge, "module-quota"),
+            Self::BeingDeleted(_) => (Conflict, "being-deleted"),
+            Self::Backlog { .. } | Self::RemovedBacklog { .. } => (Conflict, "backlog"),
+            Self::Queue(_) => (Unavailable, "queue-unavailable"),
+            Self::NoSealKey { .. } => (Conflict, "no-seal-key"),
+            Self::SecretNotSet { .. } => (Refused, "secret-not-set"),
+            Self::SecretUnavailable { .. } => (Unavailable, "secret-unavailable"),
+            Self::SecretInUse { .. } => (Conflict, "secret-in-use"),
+            Self::TooManySecrets { .. } => (TooLarge, "secret-quota"),
             Self::Unreadable { .. } => (Unavailable, "revision-unreadable"),
             Self::Token(_) => (Unavailable, "token-unwritable"),
             Self::Stopped => (Unavailable, "stopping"),
@@ -153,13 +241,36 @@ impl ControlError {
                 StoreError::HostTaken { .. } => (Conflict, "host-taken"),
                 StoreError::UnknownTenant(_) => (NotFound, "unknown-tenant"),
                 StoreError::UnknownRevision { .. } => (NotFound, "unknown-revision"),
+                StoreError::UnknownSecret { .. } => (NotFound, "unknown-secret"),
                 StoreError::Moved { .. } => (Conflict, "changed-meanwhile"),
+                // Only this crate begins and ends deletions, so that somebody else did.
+                StoreError::NotBeingDeleted(_) => (Conflict, "changed-meanwhile"),
                 StoreError::Damaged { .. } => (Unavailable, "store-damaged"),
                 StoreError::Unavailable { .. } => (Unavailable, "store-unavailable"),
                 StoreError::Unconfirmed { .. } => (Unavailable, "store-unconfirmed"),
             },
         }
     }
+}
+
+impl From<HandError> for ControlError {
+    fn from(error: HandError) -> Self {
+        Self::Queue(error)
+    }
+}
+
+impl From<QueueError> for ControlError {
+    fn from(QueueError::Log(error): QueueError) -> Self {
+        Self::Queue(error.into())
+    }
+}
+
+fn backlogs(upstreams: &[UpstreamBacklog]) -> String {
+    let told: Vec<_> = upstreams
+        .iter()
+        .map(|lane| format!("upstream {}: {} waiting, {} dead", lane.upstream, lane.waiting, lane.dead))
+        .collect();
+    told.join("; ")
 }
 
 /// One thing of a manifest that no grant covers.

@@ -11,6 +11,9 @@
 //! - *A tenant's changes happen one after the other*, and once begun run to their end, though the caller went away.
 //! - *A token reaches its tenant alone.* Each method takes the actor and refuses what it may not.
 //! - *A module that cannot be loaded never stops the node*: its filter fails as its `on_error` says, and it is tried again.
+//! - *A secret goes in and never out*: the store has it sealed, what runs has it in a field of a request, and nothing shows it.
+//! - *What waits in the queue is never left without its upstream by a change that did not say so*: deleting a tenant or an upstream
+//!   with a backlog is refused, or the backlog is drained or discarded first.
 //! - *What was replaced is dropped on the reaper's thread*, never on a data worker's.
 
 mod actor;
@@ -18,6 +21,7 @@ mod check;
 mod control;
 mod diff;
 mod error;
+mod injected;
 mod modules;
 mod publish;
 mod reaper;
@@ -28,11 +32,14 @@ mod stored;
 mod view;
 
 pub use actor::named as actor_name;
-pub use control::Control;
+pub use beamline_store::Deletion;
+pub use control::{ApplyOptions, Control, SECRETS_MAX};
 pub use error::{ControlError, ControlErrorKind, Uncovered};
+pub use injected::InjectedHeaders;
 pub use runtime::{TenantRuntime, Unloaded, UpstreamRuntime};
 pub use settings::ControlSettings;
 pub use snapshot::Snapshot;
 pub use view::{
-    Applied, ModuleListing, ModuleView, RevisionListing, RevisionView, Status, TenantView, UpstreamView,
+    Applied, DeletionView, ModuleListing, ModuleView, RevisionListing, RevisionView, SecretListing,
+    SecretSet, Status, TenantView, UpstreamBacklog, UpstreamView,
 };

@@ -6,6 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
+use beamline_model::TenantName;
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
@@ -14,19 +15,20 @@ use tokio::{
 use crate::{
     ControlError, Snapshot, TenantRuntime,
     reaper::{Reaper, Retired},
+    snapshot::Change,
 };
 
 /// Runtimes that may wait for a swap; more wait in front of it.
 const WAITING: usize = 1024;
 
-struct Change {
-    tenant: Arc<TenantRuntime>,
+struct Wanted {
+    change: Change,
     visible: oneshot::Sender<u64>,
 }
 
 /// Hands runtimes to the task. The task ends when the last of these is gone.
 #[derive(Clone)]
-pub(crate) struct Publisher(mpsc::Sender<Change>);
+pub(crate) struct Publisher(mpsc::Sender<Wanted>);
 
 impl Publisher {
     /// Starts the task on the current runtime.
@@ -42,30 +44,39 @@ impl Publisher {
     /// # Errors
     /// [`ControlError::Stopped`] where the runtime is shutting down.
     pub(crate) async fn publish(&self, tenant: Arc<TenantRuntime>) -> Result<u64, ControlError> {
+        self.change(Change::Put(tenant)).await
+    }
+
+    /// Takes a tenant out; as [`publish`](Self::publish) otherwise.
+    pub(crate) async fn remove(&self, tenant: TenantName) -> Result<u64, ControlError> {
+        self.change(Change::Remove(tenant)).await
+    }
+
+    async fn change(&self, change: Change) -> Result<u64, ControlError> {
         let (visible, seen) = oneshot::channel();
-        self.0.send(Change { tenant, visible }).await.map_err(|_| ControlError::Stopped)?;
+        self.0.send(Wanted { change, visible }).await.map_err(|_| ControlError::Stopped)?;
         seen.await.map_err(|_| ControlError::Stopped)
     }
 }
 
 async fn run(
-    mut changes: mpsc::Receiver<Change>,
+    mut wanted: mpsc::Receiver<Wanted>,
     snapshots: Arc<ArcSwap<Snapshot>>,
     reaper: Reaper,
     window: Duration,
 ) {
     let mut open_at = Instant::now();
-    while let Some(first) = changes.recv().await {
+    while let Some(first) = wanted.recv().await {
         tokio::time::sleep_until(open_at).await;
-        let mut tenants = vec![first.tenant];
+        let mut changes = vec![first.change];
         let mut waiting = vec![first.visible];
-        while tenants.len() < WAITING
-            && let Ok(more) = changes.try_recv()
+        while changes.len() < WAITING
+            && let Ok(more) = wanted.try_recv()
         {
-            tenants.push(more.tenant);
+            changes.push(more.change);
             waiting.push(more.visible);
         }
-        let (next, replaced) = snapshots.load().with(tenants);
+        let (next, replaced) = snapshots.load().with(changes);
         let generation = next.generation();
         let before = snapshots.swap(Arc::new(next));
         reaper.retire(Retired { snapshot: before, tenants: replaced });

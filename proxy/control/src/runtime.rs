@@ -11,6 +11,8 @@ use beamline_nats::Connections;
 use beamline_upstream::{AddressPolicy, Cluster, ClusterKey};
 use serde::Serialize;
 
+use crate::InjectedHeaders;
+
 /// One tenant at one revision, ready to serve. Immutable; a request holds it from its host's look-up to its end.
 pub struct TenantRuntime {
     /// The tenant.
@@ -31,6 +33,8 @@ pub struct TenantRuntime {
     pub default_upstream: Option<UpstreamName>,
     /// The filters whose module could not be loaded. Empty where all is well.
     pub unloaded: Vec<Unloaded>,
+    /// Whether it is being deleted: it takes no request any more, and what it accepted is still delivered.
+    pub leaving: bool,
 }
 
 /// One upstream of a tenant.
@@ -41,6 +45,8 @@ pub struct UpstreamRuntime {
     /// Its endpoints, breaker and balancing. Kept across revisions that dial it the same way, so that what is known
     /// of its health outlives a swap. Its own `spec().queue` may be an earlier revision's: `queue` below counts.
     pub cluster: Arc<Cluster>,
+    /// What is set on each request to it, last of all.
+    pub headers: InjectedHeaders,
     /// When requests to it are queued.
     pub queue: QueuePolicy,
 }
@@ -91,16 +97,25 @@ pub(crate) struct Prepared {
     upstreams: HashMap<UpstreamName, UpstreamRuntime>,
     default_upstream: Option<UpstreamName>,
     pub(crate) unloaded: Vec<Unloaded>,
+    pub(crate) leaving: bool,
+}
+
+/// What of a manifest was made ready beforehand.
+pub(crate) struct Ready {
+    pub(crate) filters: Vec<FilterSetup>,
+    pub(crate) unloaded: Vec<Unloaded>,
+    /// Of upstreams that are not named here nothing is set.
+    pub(crate) headers: HashMap<UpstreamName, InjectedHeaders>,
 }
 
 impl Prepared {
-    /// From a manifest and its filters, made ready beforehand. `current` is what serves the tenant now.
+    /// From a manifest and what was made ready of it. `current` is what serves the tenant now.
     pub(crate) fn new(
         name: &TenantName,
         grant: &Grant,
         (admin, nats): (&Arc<[SocketAddr]>, &Connections),
         manifest: &Manifest,
-        (filters, unloaded): (Vec<FilterSetup>, Vec<Unloaded>),
+        Ready { filters, unloaded, mut headers }: Ready,
         current: Option<&TenantRuntime>,
     ) -> Self {
         let policy: Arc<dyn AddressPolicy> =
@@ -120,7 +135,8 @@ impl Prepared {
                     |before| Arc::clone(&before.cluster),
                 );
                 let label = upstream.as_str().into();
-                (upstream.clone(), UpstreamRuntime { label, cluster, queue: queue_of(spec, nats) })
+                let headers = headers.remove(upstream).unwrap_or_default();
+                (upstream.clone(), UpstreamRuntime { label, cluster, headers, queue: queue_of(spec, nats) })
             })
             .collect();
         let mut chain = Chain::new(name.clone(), manifest.limits.clone(), filters);
@@ -135,6 +151,7 @@ impl Prepared {
             upstreams,
             default_upstream: manifest.default_upstream.clone(),
             unloaded,
+            leaving: false,
         }
     }
 
@@ -156,6 +173,7 @@ impl Prepared {
             upstreams: HashMap::new(),
             default_upstream: None,
             unloaded: vec![Unloaded { filter, problem }],
+            leaving: false,
         }
     }
 
@@ -171,6 +189,7 @@ impl Prepared {
             upstreams: self.upstreams,
             default_upstream: self.default_upstream,
             unloaded: self.unloaded,
+            leaving: self.leaving,
         })
     }
 }
@@ -187,7 +206,7 @@ fn queue_of(spec: &UpstreamSpec, nats: &Connections) -> QueuePolicy {
 /// Whether two specs reach the same endpoints in the same way, whatever they queue.
 fn dials_alike(a: &UpstreamSpec, b: &UpstreamSpec) -> bool {
     // Taken apart, so that a field that is added later must be thought of here.
-    let UpstreamSpec { target, connect_timeout, response_timeout, queue: _ } = a;
+    let UpstreamSpec { target, connect_timeout, response_timeout, headers: _, queue: _ } = a;
     (target, connect_timeout, response_timeout) == (&b.target, &b.connect_timeout, &b.response_timeout)
 }
 
@@ -211,6 +230,7 @@ pub(crate) mod testing {
             upstreams: HashMap::new(),
             default_upstream: None,
             unloaded: vec![],
+            leaving: false,
             name,
         })
     }
@@ -244,7 +264,8 @@ pub(crate) mod testing {
         let key = ClusterKey { tenant: tenant.name.clone(), upstream: upstream.clone() };
         let cluster = Cluster::new(key, &spec, Arc::new(Tell(tell)));
         let label = upstream.as_str().into();
-        tenant.upstreams.insert(upstream, UpstreamRuntime { label, cluster, queue: spec.queue });
+        let headers = InjectedHeaders::default();
+        tenant.upstreams.insert(upstream, UpstreamRuntime { label, cluster, headers, queue: spec.queue });
         runtime
     }
 }

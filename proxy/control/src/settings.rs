@@ -2,10 +2,12 @@
 
 use std::{
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use beamline_nats::Connections;
+use beamline_seal::SealKeys;
 
 /// Settings of [`crate::Control`].
 #[derive(Clone, Debug)]
@@ -23,6 +25,8 @@ pub struct ControlSettings {
     pub tenant_modules: usize,
     /// The most bytes that a tenant's modules may have together. Default 1 GiB.
     pub tenant_module_bytes: u64,
+    /// What secrets are sealed and opened by. Default: none, and no secret can be set or used.
+    pub seal_keys: Option<Arc<SealKeys>>,
     /// The wall clock, for what is recorded; nothing is decided by it. Default [`SystemTime::now`].
     pub now: fn() -> SystemTime,
 }
@@ -36,6 +40,7 @@ impl Default for ControlSettings {
             reload_every: Duration::from_secs(30),
             tenant_modules: 4096,
             tenant_module_bytes: 1 << 30,
+            seal_keys: None,
             now: SystemTime::now,
         }
     }

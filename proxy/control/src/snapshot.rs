@@ -10,6 +10,14 @@ use crate::TenantRuntime;
 /// that it costs its tenant, not all of them.
 const SHARDS: usize = 256;
 
+/// One tenant's part in the next snapshot.
+pub(crate) enum Change {
+    /// It is new, or takes the place of what was of its name.
+    Put(Arc<TenantRuntime>),
+    /// It is gone.
+    Remove(TenantName),
+}
+
 /// All tenants at one moment. Cheap to replace as a whole, impossible to change.
 ///
 /// A tenant that did not change between two snapshots is the same `Arc` in both.
@@ -29,15 +37,24 @@ impl Snapshot {
         snapshot
     }
 
-    /// This snapshot with some tenants new or replaced; also the runtimes that they replace.
-    pub(crate) fn with(
-        &self,
-        changed: impl IntoIterator<Item = Arc<TenantRuntime>>,
-    ) -> (Self, Vec<Arc<TenantRuntime>>) {
+    /// This snapshot with some tenants new, replaced or gone; also the runtimes that went.
+    pub(crate) fn with(&self, changes: impl IntoIterator<Item = Change>) -> (Self, Vec<Arc<TenantRuntime>>) {
         let mut next =
             Self { generation: self.generation + 1, hosts: self.hosts.clone(), names: self.names.clone() };
-        let replaced = changed.into_iter().filter_map(|tenant| next.put(tenant)).collect();
+        let replaced = changes.into_iter().filter_map(|change| match change {
+            Change::Put(tenant) => next.put(tenant),
+            Change::Remove(name) => next.remove(&name),
+        });
+        let replaced = replaced.collect();
         (next, replaced)
+    }
+
+    fn remove(&mut self, name: &TenantName) -> Option<Arc<TenantRuntime>> {
+        let before = self.names.remove(name);
+        for host in before.iter().flat_map(|t| &t.hosts) {
+            self.hosts.remove(host);
+        }
+        before
     }
 
     fn put(&mut self, tenant: Arc<TenantRuntime>) -> Option<Arc<TenantRuntime>> {
@@ -102,9 +119,9 @@ impl<K: Borrow<str> + Clone + Eq + Hash> Index<K> {
         Arc::make_mut(&mut self.shards[shard_of(key.borrow())]).insert(key, tenant)
     }
 
-    fn remove(&mut self, key: &K) {
+    fn remove(&mut self, key: &K) -> Option<Arc<TenantRuntime>> {
         let key: &str = key.borrow();
-        Arc::make_mut(&mut self.shards[shard_of(key)]).remove(key);
+        Arc::make_mut(&mut self.shards[shard_of(key)]).remove(key)
     }
 }
 
@@ -126,7 +143,7 @@ mod tests {
         let tenants: Vec<_> =
             (0..500).map(|i| runtime(&format!("t{i}"), 1, &[&format!("t{i}.test")])).collect();
         let before = Snapshot::new(tenants);
-        let (after, replaced) = before.with([runtime("t7", 2, &["t7.test"])]);
+        let (after, replaced) = before.with([Change::Put(runtime("t7", 2, &["t7.test"]))]);
 
         assert_eq!(replaced.len(), 1);
         assert_eq!((before.generation(), after.generation()), (0, 1));
@@ -145,12 +162,15 @@ mod tests {
     #[test]
     fn hosts_follow_their_tenant() {
         let before = Snapshot::new([runtime("acme", 1, &["a.test", "b.test"])]);
-        let (after, _) = before.with([runtime("acme", 2, &["b.test", "c.test"])]);
+        let (after, _) = before.with([Change::Put(runtime("acme", 2, &["b.test", "c.test"]))]);
         assert!(after.by_host("a.test").is_none(), "a host that the manifest gave up is nobody's");
         assert_eq!(after.by_host("b.test").unwrap().revision.0, 2);
         assert_eq!(after.by_host("c.test").unwrap().revision.0, 2);
         assert!(after.by_host("C.test").is_none(), "hosts are asked for in lower case");
         assert_eq!(after.tenants().count(), 1);
+        let (gone, replaced) = after.with([Change::Remove("acme".parse().unwrap())]);
+        assert!(gone.by_host("b.test").is_none() && gone.tenants().count() == 0);
+        assert_eq!(replaced.len(), 1);
     }
 
     #[test]

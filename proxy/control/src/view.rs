@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use beamline_filter_host::ModuleInfo;
-use beamline_model::{Grant, Manifest, RevisionId, TenantName, UpstreamName};
+use beamline_model::{Grant, Manifest, RevisionId, SecretName, TenantName, UpstreamName};
+use beamline_store::Deletion;
 use serde::Serialize;
 
 use crate::Unloaded;
@@ -17,6 +18,34 @@ pub struct Applied {
     pub changed: bool,
     /// The difference from what was active, line by line.
     pub diff: Vec<String>,
+    /// Queued requests of removed upstreams that were discarded.
+    pub discarded: u64,
+}
+
+/// How far a tenant's deletion is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DeletionView {
+    /// The tenant.
+    pub tenant: TenantName,
+    /// Whether it is gone. Where not, the node goes on.
+    pub deleted: bool,
+    /// Queued requests that were discarded by this call.
+    pub discarded: u64,
+    /// Queued requests that wait or are being delivered: what a drain waits for.
+    pub waiting: u64,
+    /// Dead letters: what a drain waits for too, since only a person can say what becomes of them.
+    pub dead: u64,
+}
+
+/// What the queue keeps for an upstream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct UpstreamBacklog {
+    /// The upstream.
+    pub upstream: UpstreamName,
+    /// Requests that wait or are being delivered.
+    pub waiting: u64,
+    /// Dead letters.
+    pub dead: u64,
 }
 
 /// A tenant.
@@ -32,6 +61,8 @@ pub struct TenantView {
     pub revision: Option<RevisionId>,
     /// What a rollback without a number goes back to.
     pub previous: Option<RevisionId>,
+    /// Where it is being deleted: what becomes of its queued requests.
+    pub deletion: Option<Deletion>,
     /// Its upstreams.
     pub upstreams: BTreeMap<UpstreamName, UpstreamView>,
     /// The filters whose module this node could not load. Empty where all is well.
@@ -84,6 +115,32 @@ pub struct RevisionView {
     pub listing: RevisionListing,
     /// What it declares.
     pub manifest: Manifest,
+}
+
+/// A secret that was set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SecretSet {
+    /// Its name.
+    pub name: SecretName,
+    /// Whether there was none of that name.
+    pub new: bool,
+    /// When it was set, in milliseconds since the Unix epoch.
+    pub set_ms: u64,
+    /// The id of the key that it is sealed by.
+    pub key: String,
+}
+
+/// A secret in a list: all of it but its value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SecretListing {
+    /// Its name.
+    pub name: SecretName,
+    /// When it was set, in milliseconds since the Unix epoch.
+    pub set_ms: u64,
+    /// The id of the key that it is sealed by. None where it is of a form that this version does not know.
+    pub key: Option<String>,
+    /// The keys of the active manifest that name it.
+    pub used_by: Vec<String>,
 }
 
 /// The control plane in a few figures.

@@ -13,6 +13,7 @@ use beamline_http::response_for_client;
 use beamline_model::{KeepResponse, QueuePolicy, TenantName, UpstreamName};
 use beamline_nats::Connections;
 use beamline_queue::{Attempt, BodyReader, Deliver, Keep, Outcome, Rules, WholeResponse};
+use beamline_seal::SealKeys;
 use beamline_telemetry::{DeliverySpan, SpanId, Started, Telemetry, TraceContext, TraceId};
 use beamline_upstream::{BoxError, ErrorKind, OwnKey, Pools, SendOptions, Sentness, UpstreamBody};
 use bytes::{Bytes, BytesMut};
@@ -21,7 +22,8 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 
 use crate::{
-    forward::TRACEPARENT, idempotency::IDEMPOTENCY_KEY, retry_after::retry_after, transaction::messaging,
+    credentials, forward::TRACEPARENT, idempotency::IDEMPOTENCY_KEY, retry_after::retry_after,
+    transaction::messaging,
 };
 
 /// Which attempt this is, from 1.
@@ -39,6 +41,7 @@ const MAX_KEPT_HEAD: usize = 16 << 10;
 /// Delivers over HTTP and NATS with connections of its own. Lives on the delivery thread.
 pub struct DeliverToUpstreams {
     snapshots: Arc<ArcSwap<Snapshot>>,
+    seal_keys: Option<Arc<SealKeys>>,
     telemetry: Telemetry,
     pools: Pools,
 }
@@ -46,20 +49,27 @@ pub struct DeliverToUpstreams {
 /// `DeliverToUpstreams` before it is on its thread.
 pub struct Deliverer {
     snapshots: Arc<ArcSwap<Snapshot>>,
+    seal_keys: Option<Arc<SealKeys>>,
     telemetry: Telemetry,
     nats: Connections,
 }
 
 impl Deliverer {
-    /// Finds upstreams in the newest of `snapshots` at each delivery.
-    pub fn new(snapshots: Arc<ArcSwap<Snapshot>>, telemetry: Telemetry, nats: Connections) -> Self {
-        Self { snapshots, telemetry, nats }
+    /// Finds upstreams in the newest of `snapshots` at each delivery, and opens stored credentials by `seal_keys`.
+    pub fn new(
+        snapshots: Arc<ArcSwap<Snapshot>>,
+        seal_keys: Option<Arc<SealKeys>>,
+        telemetry: Telemetry,
+        nats: Connections,
+    ) -> Self {
+        Self { snapshots, seal_keys, telemetry, nats }
     }
 
     /// On the delivery thread: ready to deliver.
     pub fn on_this_thread(self) -> DeliverToUpstreams {
         DeliverToUpstreams {
             snapshots: self.snapshots,
+            seal_keys: self.seal_keys,
             telemetry: self.telemetry,
             pools: Pools::with_nats(&self.nats),
         }
@@ -94,6 +104,22 @@ impl DeliverToUpstreams {
         self.snapshots.load().by_name(tenant)?.upstreams.get(upstream).cloned()
     }
 
+    /// A record's request, with the credentials that were stored with it and what is set on requests to its upstream.
+    fn request(
+        &self,
+        attempt: &Attempt,
+        upstream: &UpstreamRuntime,
+        trace: &TraceContext,
+        span: SpanId,
+    ) -> Result<Request<StoredBody>, Outcome> {
+        let withheld = |reason: &str| Outcome::Withheld { reason: reason.to_owned() };
+        let mut request = request(attempt, trace, span).map_err(|reason| Outcome::Unsendable { reason })?;
+        let headers = request.headers_mut();
+        credentials::restore(self.seal_keys.as_deref(), attempt, headers).map_err(withheld)?;
+        upstream.headers.set(headers).map_err(|_| withheld(credentials::SECRET_UNAVAILABLE))?;
+        Ok(request)
+    }
+
     /// What the active revision says of an upstream's queue, if it has that upstream.
     fn policy<T>(
         &self,
@@ -114,8 +140,8 @@ impl Deliver for DeliverToUpstreams {
             None => Outcome::UpstreamMissing,
             Some(upstream) => {
                 let span = SpanId::random();
-                match request(&attempt, &trace, span) {
-                    Err(reason) => Outcome::Unsendable { reason },
+                match self.request(&attempt, &upstream, &trace, span) {
+                    Err(outcome) => outcome,
                     Ok(request) => {
                         // The queue paces itself, so the breaker does not stand in its way: its probe is the breaker's.
                         let options = SendOptions { response_timeout: None, probe: true };
@@ -276,6 +302,9 @@ fn span_of(
         }
         Outcome::Answered { status, .. } => ("refused", Some(*status), Some("refused")),
         Outcome::NotSent { .. } => ("not-sent", None, Some("upstream-connect")),
+        Outcome::Withheld { reason } if credentials::is_their_reason(reason) => {
+            ("not-sent", None, Some("secret-unavailable"))
+        }
         Outcome::Withheld { .. } => ("not-sent", None, Some("upstream-denied")),
         Outcome::Unsendable { .. } => ("not-sent", None, Some("bad-request")),
         Outcome::Broken { .. } => ("broken", None, Some("upstream-reset")),

@@ -1,14 +1,15 @@
 //! Puts a request in the durable queue and answers `202`, where the policy, the request and the failure allow it.
 //!
-//! What is stored is the request after the filters, with its forwarding fields, without credentials. The `202` is
-//! sent only after the commit. A client that goes away before its body is whole queues nothing.
+//! What is stored is the request after the filters, with its forwarding fields, its credentials sealed or not at all, and
+//! without what is set on requests to the upstream at the very end. The `202` is sent only after the commit. A client that
+//! goes away before its body is whole queues nothing.
 
 use std::{
     rc::Rc,
     time::{Duration, Instant},
 };
 
-use beamline_control::{TenantRuntime, UpstreamRuntime};
+use beamline_control::{InjectedHeaders, TenantRuntime, UpstreamRuntime};
 use beamline_filter_host::EnqueueOptions;
 use beamline_http::{ErrorKind, RECEIPT_PATH, proxy_status};
 use beamline_model::{Credentials, QueueMode, QueuePolicy};
@@ -26,6 +27,7 @@ use hyper::body::Incoming;
 use crate::{
     body::{ClientBody, Counted},
     capture::{CaptureError, capture},
+    credentials::{self, Bound, CREDENTIALS},
     forward::{Kept, Outbound, TRACEPARENT},
     idempotency::{self, Checked, IDEMPOTENCY_KEY},
     prefer::{PREFER, PREFERENCE_APPLIED, asks_for_async},
@@ -37,6 +39,8 @@ use crate::{
 /// What a client is told to wait before it asks for its receipt, where the delivery is not delayed for longer.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 const MAX_ORDERING_KEY: usize = 256;
+/// Of a request that began before its tenant or upstream was deleted.
+const GONE: &str = "it was deleted meanwhile, and takes no more requests";
 
 /// A request that may be queued if its upstream fails.
 pub(crate) struct Eligibility {
@@ -70,30 +74,39 @@ fn is_repeat_safe(policy: &QueuePolicy, method: &Method, headers: &HeaderMap) ->
     method.is_idempotent() || by_key
 }
 
-fn carries_credentials(headers: &HeaderMap) -> bool {
-    [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION]
-        .iter()
-        .any(|name| headers.contains_key(name))
-}
-
 pub(crate) fn has_method(policy: &QueuePolicy, method: &Method) -> bool {
     policy.methods.iter().any(|m| m == method.as_str())
 }
 
 /// Why this request can never be queued under this policy, as a sentence.
-fn obstacle(policy: &QueuePolicy, outbound: &Outbound) -> Option<String> {
+fn obstacle(worker: &Shared, upstream: &UpstreamRuntime, outbound: &Outbound) -> Option<String> {
+    let policy = &upstream.queue;
     let (parts, max) = (&outbound.parts, policy.max_body.get());
     if !has_method(policy, &parts.method) {
         return Some(format!("queue.methods has {}, not {}", policy.methods.join(", "), parts.method));
     }
+    if !worker.still_has(upstream.cluster.key()) {
+        return Some(GONE.into());
+    }
     if parts.headers.contains_key(header::UPGRADE) {
         return Some("a request for an upgrade cannot be queued".into());
     }
-    if policy.credentials == Credentials::Refuse && carries_credentials(&parts.headers) {
-        return Some(
-            "the request carries credentials, which are never stored: queue.credentials = \"strip\" queues such requests without them"
-                .into(),
-        );
+    if credentials::carried(&parts.headers, &upstream.headers) {
+        match policy.credentials {
+            Credentials::Refuse => {
+                return Some(
+                    "the request carries credentials, which queue.credentials = \"refuse\" keeps out of the queue: \"strip\" \
+                     queues such requests without them, \"seal\" with them"
+                        .into(),
+                );
+            }
+            Credentials::Seal if worker.seal_keys.is_none() => {
+                return Some(
+                    "the request carries credentials, and this node has no seal key to store them by".into(),
+                );
+            }
+            Credentials::Strip | Credentials::Seal => {}
+        }
     }
     let least = outbound.body.size_hint().lower();
     (least > max).then(|| format!("the body of {least} bytes is longer than queue.max_body = {max}"))
@@ -131,7 +144,7 @@ pub(crate) fn consider(
     if let Some(ordering_key) = ordering_key(policy, &outbound.parts) {
         let behind = match worker.queue.backlog(&key.tenant, &key.upstream, &ordering_key) {
             Backlog::Empty => false,
-            Backlog::Known => match obstacle(policy, outbound) {
+            Backlog::Known => match obstacle(worker, upstream, outbound) {
                 None => true,
                 Some(why) => {
                     let why =
@@ -140,13 +153,13 @@ pub(crate) fn consider(
                 }
             },
             // Beside another node, for as long as an upgrade takes: what cannot wait is not refused for it.
-            Backlog::Possible => obstacle(policy, outbound).is_none(),
+            Backlog::Possible => obstacle(worker, upstream, outbound).is_none(),
         };
         if behind {
             return at_once(worker, upstream, outbound, asked);
         }
     }
-    let obstacle = obstacle(policy, outbound);
+    let obstacle = obstacle(worker, upstream, outbound);
     // Other methods, such as GET, are no work for the queue, and are sent.
     if policy.mode == QueueMode::Always && has_method(policy, &outbound.parts.method) {
         return match obstacle {
@@ -305,7 +318,7 @@ pub(crate) async fn by_verdict(
             "a filter queued a request to it, but its queue.mode is \"never\"",
         ));
     }
-    if let Some(why) = obstacle(&upstream.queue, &outbound) {
+    if let Some(why) = obstacle(worker, upstream, &outbound) {
         return Err(not_queueable(upstream, &why));
     }
     let (delay, expiry) = times(&upstream.queue, &options).map_err(|why| not_queueable(upstream, &why))?;
@@ -370,22 +383,14 @@ pub(crate) fn queue_refused(worker: &Shared, refusal: &QueueRefusal) -> Refusal 
     }
 }
 
-/// The fields that a record keeps: all but framing, credentials, and what each delivery makes anew.
-fn stored_headers(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
-    const NOT_STORED: [HeaderName; 9] = [
-        header::AUTHORIZATION,
-        header::COOKIE,
-        header::PROXY_AUTHORIZATION,
-        header::CONTENT_LENGTH,
-        header::HOST,
-        header::TE,
-        header::TRAILER,
-        TRACEPARENT,
-        PREFER,
-    ];
+/// The fields that a record keeps: all but framing, credentials, and what each delivery makes or sets anew.
+fn stored_headers(headers: &HeaderMap, injected: &InjectedHeaders) -> Vec<(String, Vec<u8>)> {
+    const NOT_STORED: [HeaderName; 6] =
+        [header::CONTENT_LENGTH, header::HOST, header::TE, header::TRAILER, TRACEPARENT, PREFER];
     headers
         .iter()
-        .filter(|(name, _)| !NOT_STORED.contains(name))
+        .filter(|(name, _)| ![&NOT_STORED[..], &CREDENTIALS].iter().any(|names| names.contains(name)))
+        .filter(|(name, _)| !injected.contains(name))
         .map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec()))
         .collect()
 }
@@ -400,7 +405,15 @@ async fn store(
     body: BodyBuffer,
 ) -> Result<Response<ClientBody>, Refusal> {
     let key = upstream.cluster.key();
+    if !worker.still_has(key) {
+        return Err(not_queueable(upstream, GONE));
+    }
     let (trace, producer, began) = (exchange.trace(), SpanId::random(), Instant::now());
+    let request_id = exchange.request_id();
+    let bound =
+        Bound { tenant: key.tenant.as_str(), upstream: key.upstream.as_str(), request_id: &request_id };
+    let keys = worker.seal_keys.as_ref().filter(|_| upstream.queue.credentials == Credentials::Seal);
+    let sealed = keys.and_then(|keys| credentials::seal(keys, bound, &head.headers, &upstream.headers));
     let record = NewRecord {
         tenant: key.tenant.clone(),
         upstream: key.upstream.clone(),
@@ -408,7 +421,8 @@ async fn store(
         method: head.method.as_str().to_owned(),
         target: head.uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string),
         host: head.headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default().to_owned(),
-        headers: stored_headers(&head.headers),
+        headers: stored_headers(&head.headers, &upstream.headers),
+        sealed,
         body,
         ordering_key: queueing.ordering_key,
         on_dead: upstream.queue.on_dead,
@@ -421,7 +435,7 @@ async fn store(
             span_id: *producer.as_bytes(),
             sampled: trace.sampled,
         },
-        request_id: exchange.request_id(),
+        request_id,
     };
     let accepted = worker.queue.enqueue(record, queueing.reservation).await.map_err(|error| match error {
         EnqueueError::Refused(refusal) => queue_refused(worker, &refusal),
@@ -535,6 +549,9 @@ mod tests {
         ];
         let headers: HeaderMap =
             names.iter().map(|n| (HeaderName::from_static(n), HeaderValue::from_static("v"))).collect();
-        assert_eq!(stored_headers(&headers), [("x-kept".to_owned(), b"v".to_vec())]);
+        assert_eq!(
+            stored_headers(&headers, &InjectedHeaders::default()),
+            [("x-kept".to_owned(), b"v".to_vec())]
+        );
     }
 }

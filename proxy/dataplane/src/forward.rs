@@ -118,6 +118,7 @@ pub(crate) async fn send(
     let span = SpanId::random();
     outbound.parts.headers.insert(TRACEPARENT, exchange.trace().traceparent(span));
     let options = SendOptions { response_timeout: outbound.timeout, probe: false };
+    upstream.headers.set(&mut outbound.parts.headers).map_err(|_| secret_unavailable(upstream))?;
     let (body, kept) = outgoing_body(worker, exchange, outbound.body, &queueing, claim.is_some());
     let request = Request::from_parts(upstream_head(outbound.parts), body);
 
@@ -158,6 +159,13 @@ pub(crate) async fn send(
             }
         }
     }
+}
+
+fn secret_unavailable(upstream: &UpstreamRuntime) -> Refusal {
+    // Which one it is was told to the operator when the upstream was made ready, and is no client's business.
+    let detail =
+        format!("upstream {}: a secret that its requests need is not to be had on this node", upstream.label);
+    Refusal::new(ErrorKind::SecretUnavailable, detail)
 }
 
 /// hyper's client writes HTTP/1.1 whatever the client spoke.

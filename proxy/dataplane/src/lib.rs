@@ -7,6 +7,7 @@
 mod body;
 mod capture;
 mod connection;
+mod credentials;
 mod delivery;
 mod enqueue;
 mod forward;

@@ -55,6 +55,10 @@ async fn answer(
     if parts.uri.path().starts_with(RESERVED_PATH) {
         return receipts::answer(worker, &tenant, &parts).await;
     }
+    if tenant.leaving {
+        let detail = "the tenant of this host is being deleted: it takes no more requests";
+        return Err(Refusal::new(ErrorKind::UnknownHost, detail));
+    }
 
     // Who sent it, before filters change what it shows.
     let caller = if tenant.chain.is_empty() { None } else { Caller::of_keyed(&parts.headers) };

@@ -18,8 +18,9 @@ use beamline_filter_host::Engine;
 use beamline_nats::Connections;
 use beamline_node_state::{NodeState, Phase};
 use beamline_queue::Queue;
+use beamline_seal::SealKeys;
 use beamline_telemetry::{Sampler, Telemetry, WorkerTelemetry};
-use beamline_upstream::Pools;
+use beamline_upstream::{ClusterKey, Pools};
 use tokio::{
     net::TcpListener,
     runtime::{Builder, LocalOptions},
@@ -92,6 +93,8 @@ pub struct WorkerParts {
     pub queue: Queue,
     /// The operator's NATS connections.
     pub nats: Connections,
+    /// What credentials of queued requests are sealed by. None: none are sealed.
+    pub seal_keys: Option<Arc<SealKeys>>,
     /// The node's telemetry.
     pub telemetry: Telemetry,
     /// The node's state.
@@ -108,6 +111,7 @@ pub(crate) struct Shared {
     pub(crate) engine: Arc<Engine>,
     pub(crate) pools: Pools,
     pub(crate) queue: Queue,
+    pub(crate) seal_keys: Option<Arc<SealKeys>>,
     pub(crate) telemetry: WorkerTelemetry,
     pub(crate) node: NodeState,
     pub(crate) sampler: Sampler,
@@ -126,6 +130,7 @@ impl Shared {
             engine: Arc::clone(&parts.engine),
             pools: Pools::with_nats(&parts.nats),
             queue: parts.queue.clone(),
+            seal_keys: parts.seal_keys.clone(),
             telemetry: parts.telemetry.worker(),
             node: parts.node.clone(),
             sampler: parts.telemetry.sampler(),
@@ -141,6 +146,14 @@ impl Shared {
     /// The tenant that holds `host` (lower case) in the newest snapshot.
     pub(crate) fn tenant(&self, host: &str) -> Option<Arc<TenantRuntime>> {
         self.snapshots.borrow_mut().load().by_host(host).cloned()
+    }
+
+    /// Whether the newest snapshot still takes requests for this upstream into the queue: a request may have begun before its
+    /// tenant or upstream was deleted.
+    pub(crate) fn still_has(&self, key: &ClusterKey) -> bool {
+        let mut snapshots = self.snapshots.borrow_mut();
+        let tenant = snapshots.load().by_name(&key.tenant);
+        tenant.is_some_and(|tenant| !tenant.leaving && tenant.upstreams.contains_key(&key.upstream))
     }
 
     pub(crate) fn is_draining(&self) -> bool {

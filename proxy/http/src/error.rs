@@ -30,6 +30,7 @@ pub enum ErrorKind {
     UpstreamDenied,
     UpstreamRefused,
     PayloadTooLarge,
+    SecretUnavailable,
     QueueFull,
     QueueUnavailable,
     QueueUnconfirmed,
@@ -64,7 +65,7 @@ const fn row(
 }
 
 /// Every error, in the order of [`ErrorKind`].
-pub const ERRORS: [ErrorRow; 29] = [
+pub const ERRORS: [ErrorRow; 30] = [
     row(
         ErrorKind::BadRequest,
         "bad-request",
@@ -201,6 +202,13 @@ pub const ERRORS: [ErrorRow; 29] = [
         413,
         "http_request_error",
         "The request is larger than its upstream takes",
+    ),
+    row(
+        ErrorKind::SecretUnavailable,
+        "secret-unavailable",
+        503,
+        "proxy_configuration_error",
+        "A secret that the upstream's requests need is not to be had",
     ),
     row(ErrorKind::QueueFull, "queue-full", 503, "proxy_internal_error", "The durable queue is full"),
     row(

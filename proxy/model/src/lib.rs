@@ -10,6 +10,7 @@ mod manifest;
 mod name;
 mod nats;
 mod on_status;
+mod secret;
 mod token;
 mod units;
 
@@ -20,9 +21,10 @@ pub use manifest::{
     Credentials, Endpoint, FilterSpec, KeepResponse, Manifest, ManifestError, ModuleRef, OnDead, OnError,
     OrderingKey, QueueMode, QueuePolicy, UpstreamSpec, UpstreamTarget,
 };
-pub use name::{ConnectionName, FilterName, HostName, InvalidName, TenantName, UpstreamName};
+pub use name::{ConnectionName, FilterName, HostName, InvalidName, SecretName, TenantName, UpstreamName};
 pub use nats::{InvalidSubject, NatsKind, NatsTarget, Subject, SubjectGrant, SubjectPrefix};
 pub use on_status::{OnStatus, StatusMeans};
+pub use secret::{InjectedHeader, InvalidSecret, SecretRef, SecretValue};
 pub use token::{Token, TokenHash, TokenScope};
 pub use units::{ByteSize, Duration, InvalidUnit};
 

@@ -15,7 +15,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
 use crate::{
-    ByteSize, Digest, Duration, FilterLimits, FilterName, HostName, NatsTarget, OnStatus, UpstreamName,
+    ByteSize, Digest, Duration, FilterLimits, FilterName, HostName, InjectedHeader, NatsTarget, OnStatus,
+    SecretRef, UpstreamName,
 };
 
 /// A manifest that could not be taken, with where and why.
@@ -66,6 +67,9 @@ pub struct UpstreamSpec {
     pub connect_timeout: Duration,
     /// From the request's last byte until the response's head.
     pub response_timeout: Duration,
+    /// Fields that each request to it gets, with secrets for values: set after the filters, in place of what a client or a
+    /// filter sent, also at a delivery from the queue.
+    pub headers: BTreeMap<InjectedHeader, SecretRef>,
     /// When and how requests to it are queued.
     pub queue: QueuePolicy,
 }
@@ -92,6 +96,8 @@ struct UpstreamText {
     connect_timeout: Duration,
     #[serde(default = "defaults::response_timeout")]
     response_timeout: Duration,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    headers: BTreeMap<InjectedHeader, SecretRef>,
     #[serde(default)]
     queue: QueuePolicy,
 }
@@ -100,7 +106,7 @@ impl TryFrom<UpstreamText> for UpstreamSpec {
     type Error = &'static str;
 
     fn try_from(text: UpstreamText) -> Result<Self, &'static str> {
-        let UpstreamText { endpoints, nats, connect_timeout, response_timeout, queue } = text;
+        let UpstreamText { endpoints, nats, connect_timeout, response_timeout, headers, queue } = text;
         let target = match (endpoints, nats) {
             (Some(endpoints), None) if endpoints.is_empty() => {
                 return Err("endpoints: expected at least one \"host:port\"; found none");
@@ -112,18 +118,18 @@ impl TryFrom<UpstreamText> for UpstreamSpec {
             }
             (None, None) => return Err("expected either endpoints or nats; found neither"),
         };
-        Ok(Self { target, connect_timeout, response_timeout, queue })
+        Ok(Self { target, connect_timeout, response_timeout, headers, queue })
     }
 }
 
 impl From<UpstreamSpec> for UpstreamText {
     fn from(spec: UpstreamSpec) -> Self {
-        let UpstreamSpec { target, connect_timeout, response_timeout, queue } = spec;
+        let UpstreamSpec { target, connect_timeout, response_timeout, headers, queue } = spec;
         let (endpoints, nats) = match target {
             UpstreamTarget::Http(endpoints) => (Some(endpoints), None),
             UpstreamTarget::Nats(nats) => (None, Some(nats)),
         };
-        Self { endpoints, nats, connect_timeout, response_timeout, queue }
+        Self { endpoints, nats, connect_timeout, response_timeout, headers, queue }
     }
 }
 
@@ -172,7 +178,8 @@ pub struct QueuePolicy {
     /// What puts records in order. By default nothing does: they are delivered in parallel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ordering_key: Option<OrderingKey>,
-    /// What becomes of a request that carries `Authorization`, `Cookie` or `Proxy-Authorization`, which are never stored.
+    /// What becomes of a request that carries `Authorization`, `Cookie` or `Proxy-Authorization`, which are never stored in
+    /// the clear. Fields that the manifest itself sets on requests to the upstream don't count.
     pub credentials: Credentials,
     /// How long one record may block its ordering key by being refused, before it is dead (exhausted).
     pub key_block_max: Duration,
@@ -223,6 +230,8 @@ pub enum Credentials {
     Refuse,
     /// It is queued without them: for origins that don't need them.
     Strip,
+    /// It is queued with them, sealed by a key that is not in the data folder.
+    Seal,
 }
 
 /// What becomes of an ordering key when one of its records dies by itself: rejected, exhausted, expired or indeterminate.
@@ -325,6 +334,9 @@ impl Manifest {
     pub fn from_toml(text: &str, file: &str) -> Result<Self, ManifestError> {
         let manifest: Self = toml::from_str(text).map_err(|error| {
             let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+            if SecretRef::is_complaint(error.message()) {
+                return ManifestError::Syntax(format!("{file}:{line}: {}", error.message()));
+            }
             // The line itself shows the key, which the parser's words can leave out.
             let shown: String =
                 text.lines().nth(line - 1).unwrap_or_default().trim().chars().take(120).collect();
@@ -375,6 +387,16 @@ impl Manifest {
             return wrong("default_upstream".into(), format!("upstream {name} is not defined ({})", known()));
         }
         for (name, upstream) in &self.upstreams {
+            if upstream.headers.len() > UpstreamSpec::HEADERS_MAX {
+                return wrong(
+                    format!("upstreams.{name}.headers"),
+                    format!(
+                        "expected at most {}; found {}",
+                        UpstreamSpec::HEADERS_MAX,
+                        upstream.headers.len()
+                    ),
+                );
+            }
             upstream
                 .queue
                 .check()
@@ -411,6 +433,11 @@ impl Manifest {
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("every part of a manifest can be written as JSON")
     }
+}
+
+impl UpstreamSpec {
+    /// The most fields that a manifest may set on requests to one upstream.
+    pub const HEADERS_MAX: usize = 16;
 }
 
 impl QueuePolicy {
@@ -666,9 +693,20 @@ cpu = "20ms"
             ),
             ("mode = \"on-failure\"", "on_status = { 409 = \"again\" }", "unknown variant `again`"),
             ("mode = \"on-failure\"", "on_dead = \"pause\"", "unknown variant `pause`"),
+            (
+                "[upstreams.api.queue]",
+                "headers = { authorization = \"s3cret\" }\n[upstreams.api.queue]",
+                "expected \"secret://NAME\"; found something else",
+            ),
+            (
+                "[upstreams.api.queue]",
+                "headers = { host = \"secret://a\" }\n[upstreams.api.queue]",
+                "host is the proxy's own",
+            ),
         ] {
             let error = Manifest::from_toml(&GOOD.replace(from, to), "acme.toml").unwrap_err().to_string();
             assert!(error.contains(expected), "{to}: {error}");
+            assert!(!error.contains("s3cret"), "what may be a secret is not repeated: {error}");
         }
     }
 }

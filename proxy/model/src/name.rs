@@ -105,6 +105,10 @@ name_type!(
     ConnectionName, "connection name", "1 to 63 lower-case letters, digits and inner hyphens", |s| is_label(s, 63), |s| s.to_owned()
 );
 name_type!(
+    /// A secret of a tenant: 1 to 63 lower-case letters, digits and inner hyphens.
+    SecretName, "secret name", "1 to 63 lower-case letters, digits and inner hyphens", |s| is_label(s, 63), |s| s.to_owned()
+);
+name_type!(
     /// An exact host as clients name it, without port; folded to lower case, a final dot removed.
     HostName, "host", "a DNS name or an IP address, without port or path",
     is_host, |s| s.strip_suffix('.').unwrap_or(s).to_ascii_lowercase()

@@ -370,6 +370,15 @@ impl Books {
         book.lanes.load().get(upstream).map_or(0, |lane| lane.open.load(Ordering::Relaxed))
     }
 
+    /// Whether nothing of this tenant is kept, and no room reserved for what may still come.
+    pub(crate) fn holds_nothing(&self, tenant: &TenantName) -> bool {
+        let tenants = self.tenants.load();
+        let Some(book) = tenants.get(tenant) else { return true };
+        // In this order: a settling commit raises what is kept before it lowers what is reserved.
+        let none_reserved = book.account.reserved.load(Ordering::Acquire) == 0;
+        none_reserved && book.account.kept.load(Ordering::Acquire) == 0
+    }
+
     /// What is kept for each upstream, of one tenant or of all, in no order.
     pub(crate) fn lanes(&self, of: Option<&TenantName>) -> Vec<(Lane, LaneFigures)> {
         let tenants = self.tenants.load();

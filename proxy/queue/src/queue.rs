@@ -369,6 +369,7 @@ impl Queue {
                 target: record.target,
                 host: record.host,
                 headers: record.headers,
+                sealed: record.sealed.map(Into::into),
                 body: SettledBody::stored(&body),
                 accepted_ms,
                 trace: record.trace,
@@ -433,6 +434,12 @@ impl Queue {
     /// Records that wait for this upstream or are being delivered to it. Costs two look-ups and no lock.
     pub fn depth(&self, tenant: &TenantName, upstream: &UpstreamName) -> u64 {
         self.0.books.depth(tenant, upstream)
+    }
+
+    /// Whether the queue keeps no record of this tenant, open or dead, and has promised room for none. Receipts alone don't
+    /// count. Costs a look-up and no lock.
+    pub fn holds_nothing(&self, tenant: &TenantName) -> bool {
+        self.0.books.holds_nothing(tenant)
     }
 
     /// Whether records of this ordering key are in the queue, or about to be: then a request of that key must not go
@@ -509,6 +516,7 @@ fn check(record: &NewRecord, reservation: &Reservation) -> Result<usize, Enqueue
         });
     }
     let fields: usize = record.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let fields = fields + record.sealed.as_ref().map_or(0, Vec::len);
     let head =
         record.method.len() + record.target.len() + record.host.len() + record.request_id.len() + fields;
     let key = record.ordering_key.as_ref().map_or(0, String::len);

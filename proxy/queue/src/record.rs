@@ -111,6 +111,8 @@ pub struct NewRecord {
     pub host: String,
     /// The header fields, in order, without what a delivery makes anew (framing, hop-by-hop).
     pub headers: Vec<(String, Vec<u8>)>,
+    /// Its credentials, sealed by the caller: bytes that deliveries get back as they are, and nobody else.
+    pub sealed: Option<Vec<u8>>,
     /// The body, whole.
     pub body: BodyBuffer,
     /// Records of one tenant, upstream and key are delivered in commit order, one at a time. Without it: in parallel.

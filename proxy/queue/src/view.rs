@@ -244,6 +244,7 @@ mod tests {
         ]
         .map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()))
         .to_vec();
+        content.sealed = Some(bytes::Bytes::from_static(b"s3cret"));
         let view = request_view(&content);
         let text = serde_json::to_string(&view).unwrap();
         assert!(!text.contains("s3cret") && text.contains("Authorization"), "{text}");

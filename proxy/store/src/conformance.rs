@@ -7,9 +7,11 @@
 
 use std::sync::Arc;
 
-use beamline_model::{Digest, Grant, HostName, RevisionId, TenantName, Token, TokenHash, TokenScope};
+use beamline_model::{
+    Digest, Grant, HostName, RevisionId, SecretName, TenantName, Token, TokenHash, TokenScope,
+};
 
-use crate::{ModuleRecord, RevisionSummary, Stamp, Store, StoreError, TenantRecord};
+use crate::{Deletion, ModuleRecord, RevisionSummary, SecretRecord, Stamp, Store, StoreError, TenantRecord};
 
 /// Somewhere a store can be opened, dropped and opened again.
 pub trait Place {
@@ -21,7 +23,7 @@ pub trait Place {
 type Claim = (&'static str, fn(&dyn Place));
 
 /// Every claim, in the order in which [`run`] takes them.
-const CLAIMS: [Claim; 13] = [
+const CLAIMS: [Claim; 17] = [
     ("an_empty_store_holds_nothing", an_empty_store_holds_nothing),
     ("the_first_operator_token_is_added_once", the_first_operator_token_is_added_once),
     ("a_tenant_reads_back_as_it_was_created", a_tenant_reads_back_as_it_was_created),
@@ -33,6 +35,13 @@ const CLAIMS: [Claim; 13] = [
     ("an_activation_remembers_what_it_replaced", an_activation_remembers_what_it_replaced),
     ("nobody_writes_over_a_change_unseen", nobody_writes_over_a_change_unseen),
     ("one_of_many_racing_changes_wins", one_of_many_racing_changes_wins),
+    ("a_secret_is_its_tenants_and_reads_back_sealed", a_secret_is_its_tenants_and_reads_back_sealed),
+    ("a_secret_is_sealed_anew_only_as_it_was", a_secret_is_sealed_anew_only_as_it_was),
+    ("a_deletion_is_begun_before_it_is_done", a_deletion_is_begun_before_it_is_done),
+    (
+        "a_deleted_tenant_leaves_its_audit_and_nothing_else",
+        a_deleted_tenant_leaves_its_audit_and_nothing_else,
+    ),
     ("the_audit_has_every_change_in_order", the_audit_has_every_change_in_order),
     ("everything_is_there_after_a_restart", everything_is_there_after_a_restart),
 ];
@@ -68,6 +77,10 @@ fn token(text: &str) -> TokenHash {
     Token::presented(text).hash()
 }
 
+fn secret(text: &str) -> SecretName {
+    text.parse().expect("the suite's names are valid")
+}
+
 fn create(store: &dyn Store, tenant: &str, hosts: &[&str]) -> TenantName {
     let tenant = name(tenant);
     store
@@ -99,6 +112,7 @@ fn an_empty_store_holds_nothing(place: &dyn Place) {
     assert_eq!(store.module_bytes(&Digest::of(b"m")).unwrap(), None);
     assert_eq!(store.revision(&nobody, RevisionId(1)).unwrap(), None);
     assert!(store.revisions(&nobody, None, 10).unwrap().is_empty());
+    assert!(store.secrets(&nobody).unwrap().is_empty());
     assert!(store.audit(None, 0, 10).unwrap().is_empty());
 }
 
@@ -128,6 +142,7 @@ fn a_tenant_reads_back_as_it_was_created(place: &dyn Place) {
         created_ms: 1,
         active: None,
         previous: None,
+        deletion: None,
     };
     assert_eq!(record(&*store, &acme), expected);
     let names: Vec<_> = store.tenants().unwrap().into_iter().map(|t| t.name).collect();
@@ -174,6 +189,11 @@ fn a_refused_change_leaves_nothing_behind(place: &dyn Place) {
     assert_eq!(store.module_bytes(&digest).unwrap(), None);
     assert!(unknown(store.commit_revision(&nobody, None, "{}", stamp(1)).unwrap_err()));
     assert!(unknown(store.activate_revision(&nobody, None, RevisionId(1), stamp(1)).unwrap_err()));
+    assert!(unknown(store.begin_deletion(&nobody, Deletion::Drain, stamp(1)).unwrap_err()));
+    assert!(unknown(store.delete_tenant(&nobody, stamp(1)).unwrap_err()));
+    assert!(unknown(store.set_secret(&nobody, &secret("a"), b"sealed", stamp(1)).unwrap_err()));
+    assert!(unknown(store.remove_secret(&nobody, &secret("a"), stamp(1)).unwrap_err()));
+    assert!(store.secrets(&nobody).unwrap().is_empty());
 }
 
 fn a_module_is_kept_once_and_known_to_its_tenants(place: &dyn Place) {
@@ -270,6 +290,102 @@ fn one_of_many_racing_changes_wins(place: &dyn Place) {
     assert_eq!(store.revisions(&acme, None, 10).unwrap().len(), 1);
 }
 
+fn a_secret_is_its_tenants_and_reads_back_sealed(place: &dyn Place) {
+    let store = place.open();
+    let (acme, other) = (create(&*store, "acme", &[]), create(&*store, "other", &[]));
+    assert!(store.set_secret(&acme, &secret("token"), b"sealed-1", stamp(7)).unwrap(), "new");
+    assert!(
+        !store.set_secret(&acme, &secret("token"), b"sealed-2", stamp(8)).unwrap(),
+        "in place of the first"
+    );
+    assert!(store.set_secret(&acme, &secret("key"), b"\0\xff", stamp(9)).unwrap());
+    let record =
+        |name, sealed: &[u8], set_ms| SecretRecord { name: secret(name), sealed: sealed.to_vec(), set_ms };
+    let expected = [record("key", b"\0\xff", 9), record("token", b"sealed-2", 8)];
+    assert_eq!(store.secrets(&acme).unwrap(), expected, "by name");
+    assert!(store.secrets(&other).unwrap().is_empty(), "another's secrets are not one's own");
+
+    let unknown = store.remove_secret(&other, &secret("token"), stamp(10));
+    assert!(matches!(unknown, Err(StoreError::UnknownSecret { tenant, .. }) if tenant == other));
+    store.remove_secret(&acme, &secret("token"), stamp(11)).unwrap();
+    assert!(store.remove_secret(&acme, &secret("token"), stamp(12)).is_err());
+    drop(store);
+    let store = place.open();
+    assert_eq!(store.secrets(&acme).unwrap(), expected[..1]);
+    let rows = store.audit(Some(&acme), 0, 100).unwrap();
+    let actions: Vec<_> = rows.iter().map(|row| row.action.as_str()).collect();
+    assert_eq!(actions, ["tenant.create", "secret.set", "secret.set", "secret.set", "secret.remove"]);
+    assert_eq!(rows[1].detail, serde_json::json!({ "secret": "token", "new": true }));
+    assert!(!format!("{rows:?}").contains("sealed"), "the audit has names, nothing of values");
+}
+
+fn a_secret_is_sealed_anew_only_as_it_was(place: &dyn Place) {
+    let store = place.open();
+    let (acme, token) = (create(&*store, "acme", &[]), secret("token"));
+    store.set_secret(&acme, &token, b"old", stamp(7)).unwrap();
+    assert!(store.reseal_secret(&acme, &token, b"old", b"new", stamp(8)).unwrap());
+    assert!(
+        !store.reseal_secret(&acme, &token, b"old", b"late", stamp(9)).unwrap(),
+        "it is not that any more"
+    );
+    assert!(!store.reseal_secret(&acme, &secret("other"), b"old", b"new", stamp(9)).unwrap());
+    let expected = [SecretRecord { name: token, sealed: b"new".to_vec(), set_ms: 7 }];
+    assert_eq!(store.secrets(&acme).unwrap(), expected, "when it was set stays");
+    let rows = store.audit(Some(&acme), 0, 100).unwrap();
+    assert_eq!(rows.iter().filter(|row| row.action == "secret.reseal").count(), 1);
+}
+
+fn a_deletion_is_begun_before_it_is_done(place: &dyn Place) {
+    let store = place.open();
+    let acme = create(&*store, "acme", &["acme.test"]);
+    let early = store.delete_tenant(&acme, stamp(2)).unwrap_err();
+    assert!(matches!(early, StoreError::NotBeingDeleted(t) if t == acme));
+    let begin = |store: &dyn Store, deletion| store.begin_deletion(&acme, deletion, stamp(3)).unwrap();
+    assert_eq!(begin(&*store, Deletion::Drain), Deletion::Drain);
+    assert_eq!(begin(&*store, Deletion::Drain), Deletion::Drain, "twice is once");
+    assert_eq!(begin(&*store, Deletion::Discard), Deletion::Discard);
+    assert_eq!(begin(&*store, Deletion::Drain), Deletion::Discard, "what is given up stays so");
+    drop(store);
+    let store = place.open();
+    assert_eq!(record(&*store, &acme).deletion, Some(Deletion::Discard));
+    let rows = store.audit(Some(&acme), 0, 100).unwrap();
+    let begun: Vec<_> = rows.iter().filter(|row| row.action == "tenant.begin-deletion").collect();
+    assert_eq!(begun.iter().map(|row| &row.detail["queued"]).collect::<Vec<_>>(), ["drain", "discard"]);
+}
+
+fn a_deleted_tenant_leaves_its_audit_and_nothing_else(place: &dyn Place) {
+    let store = place.open();
+    let (acme, other) = (create(&*store, "acme", &["acme.test"]), create(&*store, "other", &[]));
+    let (own, shared) = (Digest::of(b"own"), Digest::of(b"shared"));
+    store.put_module(&acme, &own, b"own", "{}", stamp(1)).unwrap();
+    for tenant in [&acme, &other] {
+        store.put_module(tenant, &shared, b"shared", "{}", stamp(1)).unwrap();
+    }
+    commit(&*store, &acme, None, "one");
+    commit(&*store, &acme, Some(1), "two");
+    store.set_secret(&acme, &secret("token"), b"sealed", stamp(1)).unwrap();
+    let before = store.audit(Some(&acme), 0, 100).unwrap();
+    store.begin_deletion(&acme, Deletion::Drain, stamp(6)).unwrap();
+    store.delete_tenant(&acme, stamp(7)).unwrap();
+    drop(store);
+
+    let store = place.open();
+    assert_eq!(store.tenant(&acme).unwrap(), None);
+    assert_eq!(store.tokens().unwrap(), [(token("other"), TokenScope::Tenant(other.clone()))]);
+    assert!(store.modules(&acme).unwrap().is_empty() && store.secrets(&acme).unwrap().is_empty());
+    assert_eq!(store.module_bytes(&own).unwrap(), None, "nobody has it any more");
+    assert_eq!(store.module_bytes(&shared).unwrap().as_deref(), Some(&b"shared"[..]));
+    assert!(store.revisions(&acme, None, 10).unwrap().is_empty());
+    let after = store.audit(Some(&acme), 0, 100).unwrap();
+    assert_eq!(after[..before.len()], before);
+    assert_eq!(after.last().unwrap().action, "tenant.delete");
+    assert!(store.delete_tenant(&acme, stamp(8)).is_err());
+
+    // Its name and host are free, and its numbers begin anew.
+    create(&*store, "acme", &["acme.test"]);
+    assert_eq!(commit(&*store, &acme, None, "one"), 1);
+}
+
 fn the_audit_has_every_change_in_order(place: &dyn Place) {
     let store = place.open();
     store.add_first_operator_token(&token("operator"), stamp(10)).unwrap();
@@ -318,6 +434,7 @@ fn everything_is_there_after_a_restart(place: &dyn Place) {
             store.modules(&acme).unwrap(),
             store.module_bytes(&Digest::of(b"m")).unwrap(),
             store.revisions(&acme, None, 10).unwrap(),
+            store.secrets(&acme).unwrap(),
             store.revision(&acme, RevisionId(1)).unwrap(),
             store.audit(None, 0, 100).unwrap(),
         )
@@ -328,12 +445,13 @@ fn everything_is_there_after_a_restart(place: &dyn Place) {
     store.put_module(&acme, &Digest::of(b"m"), b"m", "{}", stamp(1)).unwrap();
     commit(&*store, &acme, None, "one");
     commit(&*store, &acme, Some(1), "two");
+    store.set_secret(&acme, &secret("token"), b"sealed", stamp(1)).unwrap();
     let before = all(&*store);
     drop(store);
 
     let store = place.open();
     assert_eq!(all(&*store), before);
-    let last = before.6.last().expect("the audit has rows").seq;
+    let last = before.7.last().expect("the audit has rows").seq;
     commit(&*store, &acme, Some(2), "three");
     assert!(store.audit(None, last, 10).unwrap().iter().all(|row| row.seq > last));
 }

@@ -1,6 +1,6 @@
 //! What can go wrong in a store.
 
-use beamline_model::{HostName, RevisionId, TenantName};
+use beamline_model::{HostName, RevisionId, SecretName, TenantName};
 use thiserror::Error;
 
 /// Why a store did not do what it was asked for.
@@ -28,6 +28,17 @@ pub enum StoreError {
         /// The number that was asked for.
         revision: RevisionId,
     },
+    /// The tenant has no such secret.
+    #[error("tenant {tenant} has no secret {name}: list its secrets and choose one of them")]
+    UnknownSecret {
+        /// The tenant.
+        tenant: TenantName,
+        /// The name that was asked for.
+        name: SecretName,
+    },
+    /// The tenant is to be deleted, and nobody said so before.
+    #[error("the deletion of tenant {0} has not begun: begin it first")]
+    NotBeingDeleted(TenantName),
     /// Another change came first.
     #[error(
         "tenant {tenant} was changed by somebody else: expected {} to be active, found {}; look at what is there and try again",

@@ -1,4 +1,4 @@
-//! What the control plane remembers: tenants, grants, tokens' hashes, modules, revisions and the audit.
+//! What the control plane remembers: tenants, grants, tokens' hashes, modules, revisions, sealed secrets and the audit.
 //!
 //! One trait, [`Store`], and one suite (`conformance`) that every implementation passes. The embedded
 //! implementation is [`SqliteStore`]. Invariants, each held by a test:
@@ -10,10 +10,11 @@
 //! - *A host has one tenant.*
 //! - *Nobody writes over a change unseen.* What activates a revision names the one that it replaces; where that
 //!   is no longer the active one, nothing is done ([`StoreError::Moved`]).
-//! - *The audit only grows.*
+//! - *The audit only grows*, also past the end of a tenant.
+//! - *Nothing of a tenant is deleted unannounced.* Its deletion is begun before it is done, so that others know.
 //!
 //! The store knows no rules of its own beyond these: grants are checked, modules compiled and manifests parsed
-//! by its callers. It never holds a token or a secret in the clear.
+//! by its callers, secrets sealed. It never holds a token or a secret in the clear.
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
@@ -21,10 +22,13 @@ mod error;
 mod record;
 mod sqlite;
 
-use beamline_model::{Digest, Grant, RevisionId, TenantName, TokenHash, TokenScope};
+use beamline_model::{Digest, Grant, RevisionId, SecretName, TenantName, TokenHash, TokenScope};
 
 pub use error::StoreError;
-pub use record::{Activated, AuditRow, ModuleRecord, RevisionRecord, RevisionSummary, Stamp, TenantRecord};
+pub use record::{
+    Activated, AuditRow, Deletion, ModuleRecord, RevisionRecord, RevisionSummary, SecretRecord, Stamp,
+    TenantRecord,
+};
 pub use sqlite::SqliteStore;
 
 /// The most rows that one page of [`Store::revisions`] or [`Store::audit`] holds, whatever was asked for.
@@ -60,6 +64,25 @@ pub trait Store: Send + Sync {
 
     /// Every tenant, by name.
     fn tenants(&self) -> Result<Vec<TenantRecord>, StoreError>;
+
+    /// Says that a tenant is being deleted, and what becomes of its queued requests. What is to be discarded stays so. Returns
+    /// what is stored now.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownTenant`].
+    fn begin_deletion(
+        &self,
+        name: &TenantName,
+        deletion: Deletion,
+        stamp: Stamp<'_>,
+    ) -> Result<Deletion, StoreError>;
+
+    /// Deletes a tenant with its grant, hosts, tokens, revisions and secrets, and the modules that no other tenant has. Its
+    /// audit stays.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownTenant`]; [`StoreError::NotBeingDeleted`] where that did not [begin](Self::begin_deletion).
+    fn delete_tenant(&self, name: &TenantName, stamp: Stamp<'_>) -> Result<(), StoreError>;
 
     /// Gives a module to a tenant. The content is kept once, however many tenants have it. A module that the
     /// tenant has already keeps the `info` of its first time, and no audit row is written.
@@ -125,6 +148,43 @@ pub trait Store: Send + Sync {
         before: Option<RevisionId>,
         limit: u32,
     ) -> Result<Vec<RevisionSummary>, StoreError>;
+
+    /// Sets a secret of a tenant, in place of what it was before. `sealed` is handed back as it came. Returns whether it is new.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownTenant`].
+    fn set_secret(
+        &self,
+        tenant: &TenantName,
+        name: &SecretName,
+        sealed: &[u8],
+        stamp: Stamp<'_>,
+    ) -> Result<bool, StoreError>;
+
+    /// Removes a secret of a tenant.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownTenant`], [`StoreError::UnknownSecret`].
+    fn remove_secret(
+        &self,
+        tenant: &TenantName,
+        name: &SecretName,
+        stamp: Stamp<'_>,
+    ) -> Result<(), StoreError>;
+
+    /// Replaces how a secret is sealed, its value being the same. Does nothing, and says so, where it is not `before` any
+    /// more; when it was set stays.
+    fn reseal_secret(
+        &self,
+        tenant: &TenantName,
+        name: &SecretName,
+        before: &[u8],
+        after: &[u8],
+        stamp: Stamp<'_>,
+    ) -> Result<bool, StoreError>;
+
+    /// A tenant's secrets by name; none for a tenant that does not exist.
+    fn secrets(&self, tenant: &TenantName) -> Result<Vec<SecretRecord>, StoreError>;
 
     /// At most `limit` rows of the audit, oldest first, after the row numbered `after` (0 is the beginning);
     /// with `tenant`, only that tenant's.

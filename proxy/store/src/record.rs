@@ -1,7 +1,9 @@
 //! What a store hands out and takes.
 
-use beamline_model::{Digest, Grant, RevisionId, TenantName};
-use serde::Serialize;
+use std::str::FromStr;
+
+use beamline_model::{Digest, Grant, RevisionId, SecretName, TenantName};
+use serde::{Deserialize, Serialize};
 
 /// Who changes something, and when: part of every change, for the audit.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +27,40 @@ pub struct TenantRecord {
     pub active: Option<RevisionId>,
     /// The revision that was active before `active`; none before the second activation.
     pub previous: Option<RevisionId>,
+    /// Where it is being deleted: what becomes of its queued requests.
+    pub deletion: Option<Deletion>,
+}
+
+/// What becomes of the queued requests of a tenant that is being deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Deletion {
+    /// What waits is delivered first.
+    Drain,
+    /// They are given up.
+    Discard,
+}
+
+impl Deletion {
+    /// As it is stored and written.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Drain => "drain",
+            Self::Discard => "discard",
+        }
+    }
+}
+
+impl FromStr for Deletion {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "drain" => Ok(Self::Drain),
+            "discard" => Ok(Self::Discard),
+            _ => Err("expected drain or discard"),
+        }
+    }
 }
 
 /// What an activation did.
@@ -69,6 +105,17 @@ pub struct RevisionRecord {
     pub manifest: String,
 }
 
+/// A secret as it is stored: sealed by the caller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecretRecord {
+    /// Its name.
+    pub name: SecretName,
+    /// Its value, sealed: bytes that the store hands back as they came.
+    pub sealed: Vec<u8>,
+    /// When it was set, in milliseconds since the Unix epoch.
+    pub set_ms: u64,
+}
+
 /// One row of the audit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AuditRow {
@@ -78,10 +125,11 @@ pub struct AuditRow {
     pub at_ms: u64,
     /// On whose authority, as the change's [`Stamp`] had it.
     pub actor: String,
-    /// What was done: `token.create`, `tenant.create`, `module.push`, `revision.commit` or `revision.activate`.
+    /// What was done: `token.create`, `tenant.create`, `tenant.begin-deletion`, `tenant.delete`, `module.push`,
+    /// `revision.commit`, `revision.activate`, `secret.set`, `secret.reseal` or `secret.remove`.
     pub action: String,
     /// The tenant concerned.
     pub tenant: Option<TenantName>,
-    /// What exactly, as a JSON object: a digest, a revision, a grant.
+    /// What exactly, as a JSON object: a digest, a revision, a grant, a secret's name.
     pub detail: serde_json::Value,
 }

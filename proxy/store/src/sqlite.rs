@@ -8,6 +8,7 @@ mod module;
 mod revision;
 mod row;
 mod schema;
+mod secret;
 mod tenant;
 #[cfg(test)]
 mod tests;
@@ -21,13 +22,13 @@ use std::{
     time::Duration,
 };
 
-use beamline_model::{Digest, Grant, RevisionId, TenantName, TokenHash, TokenScope};
+use beamline_model::{Digest, Grant, RevisionId, SecretName, TenantName, TokenHash, TokenScope};
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use self::writer::Writer;
 use crate::{
-    Activated, AuditRow, ModuleRecord, RevisionRecord, RevisionSummary, Stamp, Store, StoreError,
-    TenantRecord,
+    Activated, AuditRow, Deletion, ModuleRecord, RevisionRecord, RevisionSummary, SecretRecord, Stamp, Store,
+    StoreError, TenantRecord,
 };
 
 /// How long a call waits for another process that writes (an upgrade's other half) before it gives up.
@@ -64,13 +65,15 @@ impl SqliteStore {
         let tx =
             writer.transaction_with_behavior(TransactionBehavior::Immediate).map_err(row::failed(doing))?;
         match schema::form(&tx).map_err(row::failed(doing))? {
-            schema::Form::Current => {}
-            schema::Form::Empty => schema::create(&tx).map_err(row::failed("create its tables"))?,
+            schema::Form::Known { steps } => {
+                schema::upgrade(&tx, steps).map_err(row::failed("create its tables"))?;
+            }
             schema::Form::Foreign { version } => {
                 return Err(StoreError::Damaged {
                     what: "database",
                     problem: format!(
-                        "expected form {} of a BeamLine store in {}, found form {version} or another program's file",
+                        "expected form {} of a BeamLine store or an earlier one in {}, found form {version} or another \
+                         program's file",
                         schema::VERSION,
                         path.display()
                     ),
@@ -165,6 +168,19 @@ impl Store for SqliteStore {
         self.read("read the tenants", tenant::all)
     }
 
+    fn begin_deletion(
+        &self,
+        name: &TenantName,
+        deletion: Deletion,
+        stamp: Stamp<'_>,
+    ) -> Result<Deletion, StoreError> {
+        self.write("begin the tenant's deletion", |tx| tenant::begin_deletion(tx, name, deletion, stamp))
+    }
+
+    fn delete_tenant(&self, name: &TenantName, stamp: Stamp<'_>) -> Result<(), StoreError> {
+        self.write("delete the tenant", |tx| tenant::delete(tx, name, stamp))
+    }
+
     fn put_module(
         &self,
         tenant: &TenantName,
@@ -223,6 +239,40 @@ impl Store for SqliteStore {
         limit: u32,
     ) -> Result<Vec<RevisionSummary>, StoreError> {
         self.read("read the revisions", |tx| revision::page(tx, tenant, before, limit))
+    }
+
+    fn set_secret(
+        &self,
+        tenant: &TenantName,
+        name: &SecretName,
+        sealed: &[u8],
+        stamp: Stamp<'_>,
+    ) -> Result<bool, StoreError> {
+        self.write("store the secret", |tx| secret::set(tx, tenant, name, sealed, stamp))
+    }
+
+    fn remove_secret(
+        &self,
+        tenant: &TenantName,
+        name: &SecretName,
+        stamp: Stamp<'_>,
+    ) -> Result<(), StoreError> {
+        self.write("remove the secret", |tx| secret::remove(tx, tenant, name, stamp))
+    }
+
+    fn reseal_secret(
+        &self,
+        tenant: &TenantName,
+        name: &SecretName,
+        before: &[u8],
+        after: &[u8],
+        stamp: Stamp<'_>,
+    ) -> Result<bool, StoreError> {
+        self.write("seal the secret anew", |tx| secret::reseal(tx, tenant, name, before, after, stamp))
+    }
+
+    fn secrets(&self, tenant: &TenantName) -> Result<Vec<SecretRecord>, StoreError> {
+        self.read("read the tenant's secrets", |tx| secret::all(tx, tenant))
     }
 
     fn audit(

@@ -15,12 +15,12 @@ mod storing;
 
 use std::{
     fs,
-    path::Path,
     time::{Duration, Instant},
 };
 
 use beamline_tests::{
     beamline::Options,
+    canary::files_with,
     client::{Request, Response},
     http1::Headers,
     origin::Recorded,
@@ -132,18 +132,4 @@ fn deliveries(log: &[std::sync::Arc<Recorded>]) -> Vec<&Recorded> {
 /// Which delivery it is; none of a request that came from its client.
 fn attempt(headers: &Headers) -> Option<u64> {
     headers.get("beamline-attempt")?.parse().ok()
-}
-
-/// The files below a folder in which these bytes are.
-fn files_with(folder: &Path, bytes: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    for item in fs::read_dir(folder).unwrap() {
-        let path = item.unwrap().path();
-        if path.is_dir() {
-            found.extend(files_with(&path, bytes));
-        } else if memchr::memmem::find(&fs::read(&path).unwrap_or_default(), bytes.as_bytes()).is_some() {
-            found.push(path.display().to_string());
-        }
-    }
-    found
 }

@@ -67,6 +67,7 @@ fn main() -> ExitCode {
         a_dry_run_changes_nothing,
         probes_need_no_token_and_tell_nothing_of_tenants,
         what_is_done_to_the_queue_is_refused_by_name_or_told_in_the_audit,
+        a_secret_goes_in_and_never_out,
     ];
     println!("test result: ok. {ran} passed");
     ExitCode::SUCCESS
@@ -78,10 +79,15 @@ fn line(row: &RouteRow) -> String {
 
 /// A row's line for tenant `acme` and its first revision.
 fn for_acme(row: &RouteRow) -> String {
+    if row.method == "DELETE" && row.path == "/v1/tenants/{tenant}" {
+        // It is to be there for the next row.
+        return "DELETE /v1/tenants/acme?queued=perhaps".into();
+    }
     line(row)
         .replace("{tenant}", "acme")
         .replace("{revision}", "1")
         .replace("{upstream}", "api")
+        .replace("{secret}", "origin-token")
         .replace("{record}", "AAAAAAAAAAAAAAAAAAAAAA")
 }
 
@@ -152,12 +158,18 @@ async fn the_pages_examples_are_what_the_api_takes_and_answers(node: &Node, page
             page.sections[&route].answer.as_ref().unwrap_or_else(|| panic!("{route} has an example"));
         let answer = match &*route {
             "POST /v1/tenants" => node.ask(&route, &node.operator, created.to_string()).await,
+            "DELETE /v1/tenants/{tenant}" => {
+                node.ask("DELETE /v1/tenants/initech", &node.operator, Body::empty()).await
+            }
             "POST /v1/tenants/{tenant}/modules" => {
                 node.ask(&for_acme(row), &node.acme, wat::parse_str(FILTER).unwrap()).await
             }
             "PUT /v1/tenants/{tenant}/manifest" => apply(node, &manifest(page, &module)).await,
             "POST /v1/tenants/{tenant}/rollback" => {
                 node.ask(&for_acme(row), &node.acme, page.request(&route).to_string()).await
+            }
+            path if path.starts_with("PUT /v1/tenants/{tenant}/secrets/") => {
+                node.ask(&for_acme(row), &node.acme, "Bearer s3cret").await
             }
             // Deliveries are paused meanwhile, so that what is queued again stays so.
             "POST /v1/tenants/{tenant}/queue/records/{record}/retry" => {
@@ -421,7 +433,7 @@ async fn a_dry_run_changes_nothing(node: &Node, page: &Page) {
         node.ask("PUT /v1/tenants/acme/manifest?dry_run=false", &node.acme, manifest.clone()).await.ok();
     assert_eq!((&did["revision"], &did["changed"], &did["diff"]), (&json!(1), &json!(true), &would["diff"]));
     let again = node.ask(dry, &node.acme, manifest).await.ok();
-    assert_eq!(again, json!({ "revision": 1, "changed": false, "diff": [] }));
+    assert_eq!(again, json!({ "revision": 1, "changed": false, "diff": [], "discarded": 0 }));
 }
 
 async fn probes_need_no_token_and_tell_nothing_of_tenants(node: &Node, _: &Page) {
@@ -530,4 +542,69 @@ async fn what_is_done_to_the_queue_is_refused_by_name_or_told_in_the_audit(node:
     let theirs = node.ask("GET /v1/audit", &node.globex, Body::empty()).await.ok();
     let only = theirs["entries"].as_array().unwrap().iter().all(|entry| entry["tenant"] == "globex");
     assert!(only, "{theirs}");
+}
+
+async fn a_secret_goes_in_and_never_out(node: &Node, page: &Page) {
+    let secret = "/v1/tenants/acme/secrets/origin-token";
+    let ask = async |line: String, body: &str| node.ask(&line, &node.acme, body.to_owned()).await;
+    let mut told = String::new();
+    let mut named = page.request("PUT /v1/tenants/{tenant}/manifest").clone();
+    named["filters"] = json!([]);
+    named["upstreams"]["api"]["headers"] = json!({ "authorization": "secret://origin-token" });
+    let apply = async || ask("PUT /v1/tenants/acme/manifest".into(), &named.to_string()).await;
+
+    let early = apply().await;
+    assert_eq!((early.status.as_u16(), early.problem()), (422, "secret-not-set"), "{}", early.document);
+    let at = "upstreams.api.headers.authorization: tenant acme has no secret origin-token";
+    assert!(early.detail().starts_with(at), "{}", early.detail());
+    for (value, found) in
+        [("", "found 0"), ("s3cret\r\nhost: x", "control character at byte 6"), (" s3cret", "space")]
+    {
+        let answer = ask(format!("PUT {secret}"), value).await;
+        assert_eq!((answer.status.as_u16(), answer.problem()), (422, "invalid-secret"), "{value:?}");
+        assert!(answer.detail().contains(found), "{}", answer.detail());
+        told += &answer.document.to_string();
+    }
+    let set = ask(format!("PUT {secret}"), "Bearer s3cret").await.ok();
+    assert_eq!((&set["new"], &set["key"]), (&json!(true), &json!("k1")));
+    apply().await.ok();
+    let in_use = ask(format!("DELETE {secret}"), "").await;
+    assert_eq!((in_use.status.as_u16(), in_use.problem()), (409, "secret-in-use"), "{}", in_use.document);
+    let again = ask(format!("PUT {secret}"), "Bearer s3cret-2").await.ok();
+    assert_eq!(again["new"], json!(false));
+    let listed = node.acme("GET /v1/tenants/acme/secrets").await.ok();
+    assert_eq!(listed["secrets"][0]["used_by"], json!(["upstreams.api.headers.authorization"]));
+
+    named["upstreams"]["api"]["headers"] = json!({});
+    ask("PUT /v1/tenants/acme/manifest".into(), &named.to_string()).await.ok();
+    ask(format!("DELETE {secret}"), "").await.ok();
+    for (line, status, problem) in [
+        (format!("DELETE {secret}"), 404, "unknown-secret"),
+        ("PUT /v1/tenants/acme/secrets/Origin!".into(), 404, "unknown-secret"),
+        ("POST /v1/tenants/acme/rollback".into(), 422, "secret-not-set"),
+    ] {
+        let answer = ask(line.clone(), "").await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.problem()),
+            (status, problem),
+            "{line}: {}",
+            answer.document
+        );
+    }
+    for n in 0..64 {
+        ask(format!("PUT /v1/tenants/acme/secrets/s{n}"), "s3cret").await.ok();
+    }
+    let full = ask(format!("PUT {secret}"), "s3cret").await;
+    assert_eq!((full.status.as_u16(), full.problem()), (413, "secret-quota"));
+    ask("PUT /v1/tenants/acme/secrets/s0".into(), "s3cret-3").await.ok();
+
+    for path in ["/secrets", "/revisions", "/revisions/1", "/manifest", ""] {
+        told += &node.acme(&format!("GET /v1/tenants/acme{path}")).await.document.to_string();
+    }
+    let audit = node.acme("GET /v1/audit").await.ok();
+    let entries = audit["entries"].as_array().unwrap();
+    let set = entries.iter().filter(|entry| entry["action"] == "secret.set").count();
+    assert!(set > 64 && entries.iter().any(|entry| entry["action"] == "secret.remove"));
+    told += &(audit.to_string() + &listed.to_string() + &again.to_string() + &in_use.document.to_string());
+    assert!(!told.contains("s3cret"), "a value was told");
 }

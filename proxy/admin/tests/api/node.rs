@@ -15,6 +15,7 @@ use beamline_filter_host::{Compiler, CompilerSettings, Engine, EngineSettings};
 use beamline_model::{OnDead, TenantName, UpstreamName};
 use beamline_node_state::NodeState;
 use beamline_queue::{Attempt, Deliver, Demand, NewRecord, Outcome, Queue, Rules, TraceRef};
+use beamline_seal::{KeyLine, SealKeys};
 use beamline_store::SqliteStore;
 use beamline_telemetry::{LogTarget, Telemetry};
 use http::{HeaderMap, Method, Request, StatusCode, header};
@@ -77,14 +78,17 @@ impl Node {
         .unwrap();
         let compiler = Compiler::new(engine, CompilerSettings::new(dir.path().join("artifacts"))).unwrap();
         let store = Arc::new(SqliteStore::open(&dir.path().join("store")).unwrap());
-        let control = Control::open(store, ControlSettings::default(), compiler, telemetry).await.unwrap();
+        let (queue, delivery) = Queue::open(beamline_queue::Settings::new(dir.path().join("queue"))).unwrap();
+        let key = KeyLine::generate(&"k1".parse().unwrap());
+        let seal_keys = Some(Arc::new(SealKeys::parse(key.reveal()).unwrap()));
+        let settings = ControlSettings { seal_keys, ..ControlSettings::default() };
+        let control = Control::open(store, queue.clone(), settings, compiler, telemetry).await.unwrap();
         let mut operator = String::new();
         let keep = |token: &beamline_model::Token| {
             operator = token.reveal().to_owned();
             Ok(())
         };
         assert!(control.operator_token_if_first_start(keep).await.unwrap());
-        let (queue, delivery) = Queue::open(beamline_queue::Settings::new(dir.path().join("queue"))).unwrap();
         // It ends with the queue.
         delivery.spawn(|| Refusing, std::future::pending(), Duration::ZERO).unwrap();
         let (state, alive) = (NodeState::new(), Arc::new(AtomicBool::new(true)));
@@ -136,6 +140,7 @@ impl Node {
             headers: [("content-type", "text/plain"), ("authorization", "Bearer s3cret")]
                 .map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()))
                 .to_vec(),
+            sealed: None,
             body: self.queue.body(1024),
             ordering_key: None,
             on_dead: OnDead::Continue,

@@ -41,6 +41,12 @@ pub(crate) struct ApplyArgs {
     #[arg(long)]
     dry_run: bool,
 
+    /// Give up the queued requests of upstreams that the manifest removes
+    ///
+    /// Without it, a manifest that removes an upstream for which requests wait, or lie as dead letters, is refused.
+    #[arg(long)]
+    discard_queue: bool,
+
     #[command(flatten)]
     pub(crate) node: NodeArgs,
 }
@@ -51,9 +57,19 @@ pub(crate) struct Applied {
     pub(crate) revision: Option<RevisionId>,
     pub(crate) changed: bool,
     pub(crate) diff: Vec<String>,
+    #[serde(default)]
+    pub(crate) discarded: u64,
 }
 
 impl Applied {
+    /// What was given up of the queue, if anything was, as a line of its own.
+    pub(crate) fn given_up(&self) -> String {
+        match self.discarded {
+            0 => String::new(),
+            n => format!("\nqueued requests of removed upstreams discarded: {n}"),
+        }
+    }
+
     /// The difference, a line each, set in.
     pub(crate) fn difference(&self) -> String {
         self.diff.iter().fold(String::new(), |mut text, line| {
@@ -67,8 +83,10 @@ pub(crate) fn run(args: &ApplyArgs) -> Result<Report, Failure> {
     let manifest = read(&args.file)?;
     let node = Node::of(&args.node)?;
     let (manifest, pushed) = push_modules(&node, &args.tenant, &args.file, manifest)?;
-    let dry_run = if args.dry_run { "?dry_run=true" } else { "" };
-    let answer = node.put(&format!("/v1/tenants/{}/manifest{dry_run}", args.tenant), &manifest.to_json())?;
+    let asked = [("dry_run=true", args.dry_run), ("discard_queue=true", args.discard_queue)];
+    let query: Vec<_> = asked.iter().filter(|(_, asked)| *asked).map(|(pair, _)| *pair).collect();
+    let query = if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) };
+    let answer = node.put(&format!("/v1/tenants/{}/manifest{query}", args.tenant), &manifest.to_json())?;
     let applied: Applied = answer.as_a()?;
 
     let mut text = String::new();
@@ -83,6 +101,7 @@ pub(crate) fn run(args: &ApplyArgs) -> Result<Report, Failure> {
         (true, false) => write!(text, "dry run: nothing would change from {revision}"),
     };
     text.push_str(&applied.difference());
+    text.push_str(&applied.given_up());
 
     let mut json = answer.0;
     json["dry_run"] = args.dry_run.into();
@@ -199,6 +218,21 @@ module = "./filters/router.wasm"
         );
         assert_eq!(node.requests()[0].line, "PUT /v1/tenants/acme/manifest?dry_run=true");
         assert_eq!(ask(&node, &line).unwrap().text, "dry run: nothing would change from revision 4");
+    }
+
+    #[test]
+    fn what_an_apply_gave_up_of_the_queue_is_told() {
+        let (_dir, file) = folder("version = 1\nhosts = [\"acme.test\"]");
+        let answer =
+            json!({ "revision": 4, "changed": true, "diff": ["- upstreams.api: {}"], "discarded": 3 });
+        let node = FakeNode::answering([(200, answer)]);
+        let report = ask(&node, &format!("apply {file} --tenant acme --discard-queue")).unwrap();
+        assert_eq!(node.requests()[0].line, "PUT /v1/tenants/acme/manifest?discard_queue=true");
+        assert!(
+            report.text.ends_with("\nqueued requests of removed upstreams discarded: 3"),
+            "{}",
+            report.text
+        );
     }
 
     #[test]

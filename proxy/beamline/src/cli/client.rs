@@ -91,6 +91,16 @@ impl Node {
         self.exchange(Method::PUT, path, Some(("application/json", document.as_bytes())))
     }
 
+    /// Puts bytes as they are.
+    pub(crate) fn put_bytes(&self, path: &str, bytes: &[u8]) -> Result<Answer, Failure> {
+        self.exchange(Method::PUT, path, Some(("application/octet-stream", bytes)))
+    }
+
+    /// Deletes what is at a path.
+    pub(crate) fn delete(&self, path: &str) -> Result<Answer, Failure> {
+        self.exchange(Method::DELETE, path, None)
+    }
+
     fn exchange(&self, method: Method, path: &str, body: Option<(&str, &[u8])>) -> Result<Answer, Failure> {
         let changes = method != Method::GET;
         let mut request = Request::builder()

@@ -14,6 +14,8 @@ mod queue;
 mod reference;
 mod report;
 mod rollback;
+mod seal_key;
+mod secret;
 mod show;
 mod status;
 mod tenant;
@@ -31,6 +33,7 @@ use clap::Subcommand;
 use failure::Failure;
 use node_args::NodeArgs;
 use report::Report;
+pub(crate) use seal_key::SealKeyArgs;
 
 /// What a node can be asked to do. Each command's file holds its help.
 #[derive(Debug, Subcommand)]
@@ -40,6 +43,7 @@ pub(crate) enum Command {
     Apply(apply::ApplyArgs),
     Show(show::ShowArgs),
     Rollback(rollback::RollbackArgs),
+    Secret(secret::SecretArgs),
     Status(status::StatusArgs),
     Queue(queue::QueueArgs),
     Audit(audit::AuditArgs),
@@ -62,6 +66,17 @@ pub(crate) fn run(command: &Command) -> ExitCode {
     }
 }
 
+/// Prints a new key for a node's seal key file; no node is asked.
+pub(crate) fn print_key(args: &SealKeyArgs) -> ExitCode {
+    let mut out = io::stdout().lock();
+    let line = seal_key::line(args);
+    // A key that did not come through whole must not be taken for one.
+    match writeln!(out, "{}", line.reveal()).and_then(|()| out.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::from(2),
+    }
+}
+
 fn write_flushed(mut to: impl Write, text: &str) -> io::Result<()> {
     to.write_all(text.as_bytes())?;
     to.flush()
@@ -75,6 +90,7 @@ impl Command {
             Self::Apply(args) => &args.node,
             Self::Show(args) => &args.node,
             Self::Rollback(args) => &args.node,
+            Self::Secret(args) => &args.node,
             Self::Status(args) => &args.node,
             Self::Queue(args) => &args.node,
             Self::Audit(args) => &args.node,
@@ -89,6 +105,7 @@ fn ask(command: &Command) -> Result<Report, Failure> {
         Command::Apply(args) => apply::run(args),
         Command::Show(args) => show::run(args),
         Command::Rollback(args) => rollback::run(args),
+        Command::Secret(args) => secret::run(args),
         Command::Status(args) => status::run(args),
         Command::Queue(args) => queue::run(args),
         Command::Audit(args) => audit::run(args),

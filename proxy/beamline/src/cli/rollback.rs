@@ -20,12 +20,19 @@ pub(crate) struct RollbackArgs {
     #[arg(long, value_name = "REVISION", value_parser = value_parser!(u64).range(1..))]
     to: Option<u64>,
 
+    /// Give up the queued requests of upstreams that the revision does not have
+    #[arg(long)]
+    discard_queue: bool,
+
     #[command(flatten)]
     pub(crate) node: NodeArgs,
 }
 
 pub(crate) fn run(args: &RollbackArgs) -> Result<Report, Failure> {
-    let to = args.to.map_or_else(|| json!({}), |revision| json!({ "revision": revision }));
+    let mut to = args.to.map_or_else(|| json!({}), |revision| json!({ "revision": revision }));
+    if args.discard_queue {
+        to["discard_queue"] = true.into();
+    }
     let answer = Node::of(&args.node)?.post(&format!("/v1/tenants/{}/rollback", args.tenant), &to)?;
     let applied: Applied = answer.as_a()?;
     let revision = applied.revision.map_or_else(|| "no revision".to_owned(), |r| format!("revision {r}"));
@@ -35,6 +42,7 @@ pub(crate) fn run(args: &RollbackArgs) -> Result<Report, Failure> {
         format!("nothing changed: {revision} is active")
     };
     text.push_str(&applied.difference());
+    text.push_str(&applied.given_up());
     Ok(Report { json: answer.0, text })
 }
 
@@ -57,6 +65,11 @@ mod tests {
         );
         let requests = node.requests();
         assert!(requests.iter().all(|r| r.line == "POST /v1/tenants/acme/rollback"));
+        let answer = json!({ "revision": 1, "changed": true, "diff": [], "discarded": 2 });
+        let node = FakeNode::answering([(200, answer)]);
+        let report = ask(&node, "rollback --tenant acme --to 1 --discard-queue").unwrap();
+        assert!(report.text.ends_with("discarded: 2"), "{}", report.text);
+        assert_eq!(node.requests()[0].json(), json!({ "revision": 1, "discard_queue": true }));
         assert_eq!((requests[0].json(), requests[1].json()), (json!({}), json!({ "revision": 1 })));
     }
 }

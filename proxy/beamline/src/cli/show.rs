@@ -61,6 +61,8 @@ struct Tenant {
     revision: Option<RevisionId>,
     previous: Option<RevisionId>,
     #[serde(default)]
+    deletion: Option<String>,
+    #[serde(default)]
     upstreams: BTreeMap<String, Upstream>,
     #[serde(default)]
     unloaded: Vec<Unloaded>,
@@ -136,6 +138,14 @@ fn whole(node: &Node, tenant: &TenantName) -> Result<Report, Failure> {
         (Some(active), Some(previous)) => format!("{active}, a rollback leads to {previous}"),
     };
     table.row(["revision".into(), revision]);
+    match tenant.deletion.as_deref() {
+        None => {}
+        Some("discard") => {
+            table.row(["deletion".into(), "it is being deleted, its queued requests are given up".into()])
+        }
+        Some(_) => table
+            .row(["deletion".into(), "it is being deleted, when its queued requests are delivered".into()]),
+    }
     let mut lines = |label: &str, values: &mut dyn Iterator<Item = String>| {
         for (i, value) in values.enumerate() {
             table.row([if i == 0 { label.to_owned() } else { String::new() }, value]);

@@ -15,7 +15,7 @@ use super::{
     token::TokenFile,
 };
 
-/// Create and list tenants
+/// Create, list and delete tenants
 #[derive(Args, Debug)]
 pub(crate) struct TenantArgs {
     #[command(flatten)]
@@ -37,6 +37,40 @@ enum TenantCommand {
     Create(Box<CreateArgs>),
     /// List the tenants
     List,
+    /// Delete a tenant
+    ///
+    /// With everything that is its own: grant, hosts, tokens, revisions, modules, secrets. Its audit stays. One that has
+    /// requests in the queue is refused unless --drain or --discard-queue says what becomes of them. From then on it takes no
+    /// requests and no changes; receipts are answered until it is gone. Its name can then be given again: whoever gets it sees
+    /// the audit of who had it before. Takes the operator's token.
+    #[command(
+        after_help = "Example:\n  beamline tenant delete acme --drain\n  beamline queue status        # what it still waits for"
+    )]
+    Delete(DeleteArgs),
+}
+
+#[derive(Args, Debug)]
+struct DeleteArgs {
+    /// The tenant
+    name: TenantName,
+
+    /// Deliver what waits in its queue first; the node goes on with that when the command has returned, and after a restart
+    ///
+    /// Dead letters, and what is paused, stand in its way until they are retried, discarded or resumed.
+    #[arg(long, conflicts_with = "discard_queue")]
+    drain: bool,
+
+    /// Give up what waits in its queue and its dead letters
+    #[arg(long)]
+    discard_queue: bool,
+}
+
+#[derive(Deserialize)]
+struct Deleted {
+    deleted: bool,
+    discarded: u64,
+    waiting: u64,
+    dead: u64,
 }
 
 #[derive(Args, Debug)]
@@ -103,11 +137,39 @@ pub(crate) fn run(args: &TenantArgs) -> Result<Report, Failure> {
     let node = Node::of(&args.node)?;
     match &args.command {
         TenantCommand::Create(args) => create(&node, args),
+        TenantCommand::Delete(args) => delete(&node, args),
         TenantCommand::List => {
             let answer = node.get("/v1/tenants")?;
             Ok(Report { text: answer.as_a::<List>()?.rendered(), json: answer.0 })
         }
     }
+}
+
+fn delete(node: &Node, args: &DeleteArgs) -> Result<Report, Failure> {
+    let queued = match (args.drain, args.discard_queue) {
+        (true, _) => "?queued=drain",
+        (_, true) => "?queued=discard",
+        _ => "",
+    };
+    let name = &args.name;
+    let answer = node.delete(&format!("/v1/tenants/{name}{queued}"))?;
+    let Deleted { deleted, discarded, waiting, dead } = answer.as_a()?;
+    let mut text = if deleted {
+        format!("tenant {name} is deleted")
+    } else {
+        format!(
+            "tenant {name} takes no more requests, and is deleted when the queue keeps nothing of it: {waiting} waiting, {dead} dead"
+        )
+    };
+    if discarded > 0 {
+        text.push_str(&format!("\nqueued requests discarded: {discarded}"));
+    }
+    if !deleted && dead > 0 && args.drain {
+        text.push_str(
+            "\nits dead letters stand in the way: `beamline queue retry`, `discard` or `purge` them",
+        );
+    }
+    Ok(Report { json: answer.0, text })
 }
 
 fn create(node: &Node, args: &CreateArgs) -> Result<Report, Failure> {
@@ -199,6 +261,35 @@ mod tests {
                 .unwrap_err();
         assert!(failure.to_string().contains("(409 tenant-exists)"), "{failure}");
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_deletion_says_how_far_it_is_and_what_stands_in_its_way() {
+        let told = |deleted: bool, discarded: u64, waiting: u64, dead: u64| {
+            let told = json!({ "tenant": "acme", "deleted": deleted, "discarded": discarded, "waiting": waiting, "dead": dead });
+            (200, told)
+        };
+        let node = FakeNode::answering([
+            (409, problem("backlog")),
+            told(false, 0, 3, 1),
+            told(true, 4, 0, 0),
+            told(true, 0, 0, 0),
+        ]);
+        assert!(ask(&node, "tenant delete acme").is_err());
+        let drained = ask(&node, "tenant delete acme --drain").unwrap().text;
+        assert!(
+            drained.contains("3 waiting, 1 dead") && drained.contains("its dead letters stand in the way"),
+            "{drained}"
+        );
+        let discarded = ask(&node, "tenant delete acme --discard-queue").unwrap().text;
+        assert_eq!(discarded, "tenant acme is deleted\nqueued requests discarded: 4");
+        assert_eq!(ask(&node, "tenant delete acme").unwrap().text, "tenant acme is deleted");
+        let lines: Vec<_> = node.requests().iter().map(|request| request.line.clone()).collect();
+        assert_eq!(
+            lines,
+            ["", "?queued=drain", "?queued=discard", ""]
+                .map(|query| format!("DELETE /v1/tenants/acme{query}"))
+        );
     }
 
     #[test]

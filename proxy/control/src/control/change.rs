@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use beamline_filter_host::ModuleInfo;
-use beamline_model::{Digest, Manifest, RevisionId, TenantName, TokenScope};
+use beamline_model::{Digest, Manifest, RevisionId, TenantName, TokenScope, UpstreamName};
 use beamline_store::{Activated, RevisionRecord, Stamp, StoreError, TenantRecord};
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -16,6 +16,15 @@ use crate::{
     diff::diff,
     runtime::Prepared,
 };
+
+/// How a manifest is applied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ApplyOptions {
+    /// Checks everything and changes nothing.
+    pub dry_run: bool,
+    /// Gives up the queued requests of upstreams that the manifest removes.
+    pub discard_queue: bool,
+}
 
 impl Control {
     /// Takes a module: validates and compiles it, and gives it to the tenant. Idempotent by content.
@@ -46,21 +55,24 @@ impl Control {
     }
 
     /// Makes `manifest` the tenant's active one, as a new revision; where it is already, changes nothing. A dry run
-    /// checks everything and says what would change.
+    /// checks everything and says what would change. An upstream that is removed must have nothing in the queue, or that is
+    /// discarded.
     ///
     /// # Errors
     /// [`ControlError::Grant`] names everything that no grant covers; [`ControlError::UnknownModule`],
-    /// [`ControlError::ModulePath`], [`ControlError::Unloadable`].
+    /// [`ControlError::ModulePath`], [`ControlError::Unloadable`]; [`ControlError::SecretNotSet`], [`ControlError::SecretUnavailable`],
+    /// [`ControlError::NoSealKey`]; [`ControlError::RemovedBacklog`]; [`ControlError::Queue`] where the revision is active and what
+    /// was to be discarded is not.
     pub async fn apply(
         &self,
         tenant: &TenantName,
         manifest: Manifest,
-        dry_run: bool,
+        options: ApplyOptions,
         actor: &TokenScope,
     ) -> Result<Applied, ControlError> {
         permit(actor, tenant)?;
         let (inner, tenant, actor) = (Arc::clone(&self.inner), tenant.clone(), named(actor));
-        to_its_end(async move { inner.apply(&tenant, &manifest, dry_run, &actor).await }).await
+        to_its_end(async move { inner.apply(&tenant, &manifest, options, &actor).await }).await
     }
 
     /// Makes an earlier revision the active one again: the one named, or the one that was active before this one.
@@ -73,11 +85,12 @@ impl Control {
         &self,
         tenant: &TenantName,
         to: Option<RevisionId>,
+        discard_queue: bool,
         actor: &TokenScope,
     ) -> Result<Applied, ControlError> {
         permit(actor, tenant)?;
         let (inner, tenant, actor) = (Arc::clone(&self.inner), tenant.clone(), named(actor));
-        to_its_end(async move { inner.rollback(&tenant, to, &actor).await }).await
+        to_its_end(async move { inner.rollback(&tenant, to, discard_queue, &actor).await }).await
     }
 }
 
@@ -124,7 +137,7 @@ impl Inner {
         &self,
         name: &TenantName,
         manifest: &Manifest,
-        dry_run: bool,
+        ApplyOptions { dry_run, discard_queue }: ApplyOptions,
         actor: &str,
     ) -> Result<Applied, ControlError> {
         let (_turn, tenant) = self.turn(name).await?;
@@ -133,36 +146,39 @@ impl Inner {
             self.owns_module(name, key, digest).await?;
         }
         let active = self.active_manifest(&tenant).await?;
+        let removed = self.removed_with_backlog(&tenant, active.as_ref(), manifest, discard_queue).await?;
         let text = manifest.to_json();
         let diff = diff(&parsed(active.as_ref()), &serde_json::from_str(&text).unwrap_or_default());
         let same = active.is_some_and(|r| {
             r.manifest == text || Manifest::from_json(r.manifest.as_bytes()).as_ref() == Ok(manifest)
         });
         if same && self.serves(&tenant) {
-            return Ok(Applied { revision: tenant.active, changed: false, diff: Vec::new() });
+            return Ok(Applied { revision: tenant.active, changed: false, diff: Vec::new(), discarded: 0 });
         }
         let prepared = self.prepare_whole(&tenant, manifest).await?;
         if dry_run {
-            return Ok(Applied { revision: tenant.active, changed: !same, diff });
+            return Ok(Applied { revision: tenant.active, changed: !same, diff, discarded: 0 });
         }
         if let (true, Some(revision)) = (same, tenant.active) {
             // The same manifest, which this node could not load before: nothing to store.
             self.publisher.publish(prepared.at(revision)).await?;
             self.tell_recovered(name, revision);
-            return Ok(Applied { revision: Some(revision), changed: false, diff: Vec::new() });
+            return Ok(Applied { revision: Some(revision), changed: false, diff: Vec::new(), discarded: 0 });
         }
         let (of, by, replaces, at_ms) = (name.clone(), actor.to_owned(), tenant.active, self.now_ms());
         let activated = self
             .store
             .call(move |s| s.commit_revision(&of, replaces, &text, Stamp { at_ms, actor: &by }))
             .await?;
-        self.activated(prepared, activated, diff, name, actor).await
+        let applied = self.activated(prepared, activated, diff, name, actor).await?;
+        self.without_backlog(name, removed, applied, actor).await
     }
 
     async fn rollback(
         &self,
         name: &TenantName,
         to: Option<RevisionId>,
+        discard_queue: bool,
         actor: &str,
     ) -> Result<Applied, ControlError> {
         let (_turn, tenant) = self.turn(name).await?;
@@ -173,11 +189,12 @@ impl Inner {
             None => tenant.previous.ok_or_else(|| ControlError::NoPrevious(name.clone()))?,
         };
         if target == active.id && self.serves(&tenant) {
-            return Ok(Applied { revision: Some(target), changed: false, diff: Vec::new() });
+            return Ok(Applied { revision: Some(target), changed: false, diff: Vec::new(), discarded: 0 });
         }
         let record = self.revision_record(name, target).await?;
         let manifest = readable(name, &record)?;
         within_grant(&manifest, &tenant.grant, &self.admin, &self.settings.nats)?;
+        let removed = self.removed_with_backlog(&tenant, Some(&active), &manifest, discard_queue).await?;
         let diff = diff(&parsed(Some(&active)), &parsed(Some(&record)));
         let prepared = self.prepare_whole(&tenant, &manifest).await?;
         let (of, by, replaces, at_ms) = (name.clone(), actor.to_owned(), tenant.active, self.now_ms());
@@ -185,7 +202,8 @@ impl Inner {
             .store
             .call(move |s| s.activate_revision(&of, replaces, target, Stamp { at_ms, actor: &by }))
             .await?;
-        self.activated(prepared, activated, diff, name, actor).await
+        let applied = self.activated(prepared, activated, diff, name, actor).await?;
+        self.without_backlog(name, removed, applied, actor).await
     }
 
     /// What follows a commit: the runtime becomes visible, and the change is told.
@@ -205,15 +223,30 @@ impl Inner {
             "actor": actor,
         });
         self.event("revision.activated", fields);
-        Ok(Applied { revision: Some(revision), changed: replaced != Some(revision), diff })
+        Ok(Applied { revision: Some(revision), changed: replaced != Some(revision), diff, discarded: 0 })
     }
 
-    /// Prepares a manifest whose every filter must be ready.
+    /// After upstreams are removed: discards what was queued for them, as was asked for.
+    async fn without_backlog(
+        &self,
+        tenant: &TenantName,
+        removed: Vec<UpstreamName>,
+        mut applied: Applied,
+        actor: &str,
+    ) -> Result<Applied, ControlError> {
+        for upstream in removed {
+            applied.discarded += self.discard_whole(tenant, &upstream, actor).await?;
+        }
+        Ok(applied)
+    }
+
+    /// Prepares a manifest whose every filter and secret must be ready.
     async fn prepare_whole(
         &self,
         tenant: &TenantRecord,
         manifest: &Manifest,
     ) -> Result<Prepared, ControlError> {
+        self.check_secrets(&tenant.name, manifest).await?;
         let mut prepared = self.prepare(tenant, manifest).await;
         match prepared.unloaded.pop() {
             None => Ok(prepared),

@@ -10,7 +10,10 @@ use serde_json::json;
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::{Control, Inner};
-use crate::{ControlError, Snapshot, TenantRuntime, Unloaded, runtime::Prepared};
+use crate::{
+    ControlError, Snapshot, TenantRuntime, Unloaded,
+    runtime::{Prepared, Ready},
+};
 
 /// Tenants that load at once when the node starts: their waits for the disk overlap, their compilations queue anyway.
 const LOADS: usize = 4;
@@ -20,6 +23,9 @@ impl Control {
     pub(super) async fn load_all(&self) -> Result<(), ControlError> {
         let (mut loading, room) = (JoinSet::new(), Arc::new(Semaphore::new(LOADS)));
         for tenant in self.inner.store.call(|s| s.tenants()).await? {
+            if tenant.deletion.is_some() {
+                self.inner.begin_deleting(&tenant.name);
+            }
             let (inner, room) = (Arc::clone(&self.inner), Arc::clone(&room));
             loading.spawn(async move {
                 let _room = room.acquire_owned().await.map_err(|_| ControlError::Stopped)?;
@@ -37,6 +43,7 @@ impl Control {
         for tenant in tenants.iter().filter(|t| !t.unloaded.is_empty()) {
             self.inner.tell_unloaded(tenant);
         }
+        tenants.iter().for_each(|tenant| self.inner.tell_unavailable(tenant));
         self.inner.snapshots.store(Arc::new(Snapshot::new(tenants)));
         Ok(())
     }
@@ -57,7 +64,10 @@ impl Control {
 impl Inner {
     /// A stored tenant's runtime at its active revision; none where it has none. What cannot be loaded or read
     /// becomes a filter that is not available.
-    async fn load(&self, tenant: &TenantRecord) -> Result<Option<Arc<TenantRuntime>>, ControlError> {
+    pub(super) async fn load(
+        &self,
+        tenant: &TenantRecord,
+    ) -> Result<Option<Arc<TenantRuntime>>, ControlError> {
         let Some(revision) = tenant.active else { return Ok(None) };
         let name = tenant.name.clone();
         let record = self.store.call(move |s| s.revision(&name, revision)).await?;
@@ -65,13 +75,14 @@ impl Inner {
             Some(record) => Manifest::from_json(record.manifest.as_bytes()).map_err(|e| e.to_string()),
             None => Err("it is not in the store".to_owned()),
         };
-        let prepared = match manifest {
+        let mut prepared = match manifest {
             Ok(manifest) => self.prepare(tenant, &manifest).await,
             Err(problem) => {
                 let problem = format!("revision {revision} cannot be read: {problem}");
                 Prepared::unreadable(&tenant.name, &tenant.grant, problem)
             }
         };
+        prepared.leaving = tenant.deletion.is_some();
         Ok(Some(prepared.at(revision)))
     }
 
@@ -90,7 +101,7 @@ impl Inner {
             };
             filters.push(setup(filter, module));
         }
-        let ready = (filters, unloaded);
+        let ready = Ready { filters, unloaded, headers: self.injected(&tenant.name, manifest).await };
         let node = (&self.admin, &self.settings.nats);
         Prepared::new(&tenant.name, &tenant.grant, node, manifest, ready, current)
     }
@@ -134,7 +145,7 @@ impl Inner {
     }
 
     async fn reload(&self, name: &TenantName) -> Result<(), ControlError> {
-        let (_turn, tenant) = self.turn(name).await?;
+        let (_turn, tenant) = self.turn_of_any(name).await?;
         let before = self.snapshots.load().by_name(name).map(|t| (t.revision, t.unloaded.clone()));
         let Some(after) = self.load(&tenant).await? else { return Ok(()) };
         if before == Some((after.revision, after.unloaded.clone())) {
@@ -149,6 +160,22 @@ impl Inner {
 
     pub(super) fn tell_recovered(&self, tenant: &TenantName, revision: RevisionId) {
         self.event("tenant.recovered", json!({ "tenant.id": tenant, "beamline.revision": revision }));
+    }
+
+    /// Tells of each upstream whose requests cannot be sent, for lack of a secret.
+    fn tell_unavailable(&self, tenant: &TenantRuntime) {
+        for upstream in tenant.upstreams.values() {
+            if let Some(problem) = upstream.headers.problem() {
+                tracing::warn!(tenant = %tenant.name, upstream = %upstream.label, problem, "an upstream lacks a secret");
+                let fields = json!({
+                    "tenant.id": tenant.name,
+                    "beamline.revision": tenant.revision,
+                    "upstream": &*upstream.label,
+                    "problem": problem,
+                });
+                self.event("secret.unavailable", fields);
+            }
+        }
     }
 
     fn tell_unloaded(&self, tenant: &TenantRuntime) {

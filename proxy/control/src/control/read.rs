@@ -152,6 +152,7 @@ fn view(record: TenantRecord, snapshot: &Snapshot) -> TenantView {
         created_ms: record.created_ms,
         revision: record.active,
         previous: record.previous,
+        deletion: record.deletion,
         upstreams,
         unloaded: runtime.map_or_else(Vec::new, |t| t.unloaded.clone()),
     }

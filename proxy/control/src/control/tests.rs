@@ -3,6 +3,7 @@
 mod bench;
 
 mod apply;
+mod deletion;
 mod durable;
 mod grants;
 mod modules;

@@ -200,7 +200,7 @@ mod tests {
             ("no connection", Outcome::NotSent { reason: reason() }),
             ("broken before a response head", Outcome::Broken { reason: reason() }),
             (
-                "its address is not granted, or the stored body cannot be read",
+                "its address is not granted, a secret or seal key is not to be had, or the stored body cannot be read",
                 Outcome::Withheld { reason: reason() },
             ),
             ("no request can be made of what is stored", Outcome::Unsendable { reason: reason() }),

@@ -43,6 +43,8 @@ pub struct Attempt {
     pub host: String,
     /// The header fields, as they were stored.
     pub headers: Vec<(String, Vec<u8>)>,
+    /// Its credentials, as the caller sealed them.
+    pub sealed: Option<Bytes>,
     /// The body.
     pub body: AttemptBody,
     /// Which attempt this is, from 1.
@@ -152,7 +154,7 @@ pub enum Outcome {
         reason: String,
     },
     /// Not one byte of the request left, for a reason that is not the upstream's state and may pass: its address is not
-    /// granted, or the record's body could not be read.
+    /// granted, a secret or seal key is not to be had, or the record's body could not be read.
     Withheld {
         /// A short token, such as `denied`.
         reason: String,

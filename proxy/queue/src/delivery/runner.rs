@@ -406,6 +406,7 @@ impl<D: Deliver> Shared<D> {
             target: content.target,
             host: content.host,
             headers: content.headers,
+            sealed: content.sealed,
             body,
             number: candidate.attempts.saturating_add(1),
             accepted_ms: content.accepted_ms,

@@ -405,6 +405,7 @@ impl Simulation {
                 target: "/".into(),
                 host: "h".into(),
                 headers: vec![],
+                sealed: None,
                 body: StoredBody::Inline(Bytes::new()),
                 accepted_ms: wall,
                 trace: TraceRef::default(),

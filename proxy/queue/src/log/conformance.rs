@@ -67,6 +67,7 @@ pub(super) fn append(n: u64, key: Option<&str>) -> Box<Append> {
             target: format!("/orders/{n}?q=1"),
             host: "acme.test".into(),
             headers: vec![("content-type".into(), b"text/plain".to_vec()), ("x-raw".into(), vec![0xff, 0])],
+            sealed: (!n.is_multiple_of(2)).then(|| Bytes::from(format!("sealed {n}\0"))),
             body,
             accepted_ms: 1000 + n,
             trace: TraceRef { trace_id: [1; 16], span_id: [2; 8], sampled: true },

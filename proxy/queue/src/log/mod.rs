@@ -17,6 +17,7 @@ mod deed;
 pub(crate) mod memory;
 mod sqlite;
 
+use bytes::Bytes;
 use thiserror::Error;
 
 pub(crate) use sqlite::SqliteLog;
@@ -307,6 +308,8 @@ pub(crate) struct Content {
     pub(crate) target: String,
     pub(crate) host: String,
     pub(crate) headers: Vec<(String, Vec<u8>)>,
+    /// Credentials, sealed by the caller. Goes with the rest of the content.
+    pub(crate) sealed: Option<Bytes>,
     pub(crate) body: StoredBody,
     pub(crate) accepted_ms: u64,
     pub(crate) trace: TraceRef,

@@ -41,14 +41,15 @@ use crate::{
 };
 
 /// From nothing to version 1, from there to 2, and so on: a new log takes the same steps as an old one.
-const SCHEMAS: [&str; 5] = [
+const SCHEMAS: [&str; 6] = [
     include_str!("schema.sql"),
     include_str!("interventions.sql"),
     include_str!("keys.sql"),
     include_str!("responses.sql"),
     include_str!("holding.sql"),
+    include_str!("credentials.sql"),
 ];
-const SCHEMA_VERSION: i64 = 5;
+const SCHEMA_VERSION: i64 = 6;
 const _: () = assert!(SCHEMAS.len() == SCHEMA_VERSION as usize, "each version has its step");
 /// "BLMQ": so that `file` and a person can tell what this database is.
 const APPLICATION_ID: i64 = 0x424c_4d51;
@@ -362,10 +363,10 @@ impl Writer<'_> {
             StoredBody::File { name, len } => (None, Some(name.to_string()), *len),
         };
         self.sql(
-            "INSERT INTO content (seq, revision, method, target, host, headers, body, body_file, body_len, trace_id, span_id,
-                                  sampled, request_id)
-             VALUES (:seq, :revision, :method, :target, :host, :headers, :body, :body_file, :body_len, :trace_id, :span_id,
-                     :sampled, :request_id)",
+            "INSERT INTO content (seq, revision, method, target, host, headers, sealed, body, body_file, body_len, trace_id,
+                                  span_id, sampled, request_id)
+             VALUES (:seq, :revision, :method, :target, :host, :headers, :sealed, :body, :body_file, :body_len, :trace_id,
+                     :span_id, :sampled, :request_id)",
         )?
         .execute(named_params! {
             ":seq": seq,
@@ -374,6 +375,7 @@ impl Writer<'_> {
             ":target": content.target,
             ":host": content.host,
             ":headers": codec::encode(&content.headers),
+            ":sealed": content.sealed.as_deref(),
             ":body": body,
             ":body_file": file,
             ":body_len": to_db(len),

@@ -57,6 +57,7 @@ async fn record(queue: &Queue, n: usize, body: &[u8]) -> NewRecord {
         target: format!("/{n}"),
         host: "acme.test".into(),
         headers: vec![("content-type".into(), b"text/plain".to_vec())],
+        sealed: None,
         body: buffer,
         ordering_key: None,
         on_dead: OnDead::Continue,

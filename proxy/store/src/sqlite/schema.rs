@@ -2,8 +2,11 @@
 
 use rusqlite::Connection;
 
+/// From nothing to form 1, from there to 2, and so on: a new file takes the same steps as an old one.
+const STEPS: [&str; 3] = [TABLES, SECRETS, DELETION];
+
 /// The form that this version reads and writes, kept in the file as `user_version`.
-pub(super) const VERSION: i64 = 1;
+pub(super) const VERSION: i64 = STEPS.len() as i64;
 
 /// Marks the file as ours (`file` shows it): "BLst".
 const APPLICATION_ID: i64 = 0x424c_7374;
@@ -73,29 +76,47 @@ CREATE TRIGGER audit_never_shrinks BEFORE DELETE ON audit
 BEGIN SELECT RAISE(ABORT, 'the audit only grows'); END;
 ";
 
+/// Form 2: secrets, sealed by a key that is not in the data folder.
+const SECRETS: &str = "
+CREATE TABLE secrets (
+    tenant  TEXT NOT NULL REFERENCES tenants (name),
+    name    TEXT NOT NULL,
+    sealed  BLOB NOT NULL,                      -- never in the clear
+    set_ms  INTEGER NOT NULL,
+    PRIMARY KEY (tenant, name)
+) STRICT, WITHOUT ROWID;
+";
+
+/// Form 3: tenants that are being deleted.
+const DELETION: &str = "
+ALTER TABLE tenants ADD COLUMN deletion TEXT;   -- 'drain' or 'discard'; NULL: it is not being deleted
+";
+
 /// What a file is, seen from this version.
 pub(super) enum Form {
-    /// No table yet.
-    Empty,
-    /// This version's.
-    Current,
-    /// Another version's, or another program's.
+    /// So many steps have been taken: none where there is no table yet, all of them where it is this version's.
+    Known { steps: usize },
+    /// A later version's, or another program's.
     Foreign { version: i64 },
 }
 
 pub(super) fn form(conn: &Connection) -> rusqlite::Result<Form> {
     let pragma = |name| conn.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let tables: i64 = conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-    Ok(match (pragma("application_id")?, pragma("user_version")?) {
-        (0, 0) if tables == 0 => Form::Empty,
-        (APPLICATION_ID, VERSION) => Form::Current,
-        (_, version) => Form::Foreign { version },
+    let version = pragma("user_version")?;
+    let known = match pragma("application_id")? {
+        0 => version == 0 && tables == 0,
+        id => id == APPLICATION_ID && (1..=VERSION).contains(&version),
+    };
+    Ok(match usize::try_from(version) {
+        Ok(steps) if known => Form::Known { steps },
+        _ => Form::Foreign { version },
     })
 }
 
-/// Creates the tables. Runs inside the caller's transaction, so that a half-made file cannot be.
-pub(super) fn create(conn: &Connection) -> rusqlite::Result<()> {
-    conn.execute_batch(TABLES)?;
+/// Takes the steps that are left. Runs inside the caller's transaction, so that a half-made file cannot be.
+pub(super) fn upgrade(conn: &Connection, taken: usize) -> rusqlite::Result<()> {
+    STEPS[taken..].iter().try_for_each(|step| conn.execute_batch(step))?;
     conn.pragma_update(None, "application_id", APPLICATION_ID)?;
     conn.pragma_update(None, "user_version", VERSION)
 }

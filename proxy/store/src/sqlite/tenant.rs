@@ -8,9 +8,9 @@ use super::{
     audit,
     row::{self, damaged, failed, int, opt_uint, uint},
 };
-use crate::{Stamp, StoreError, TenantRecord};
+use crate::{Deletion, Stamp, StoreError, TenantRecord};
 
-const SELECT: &str = "SELECT name, granted, created_ms, active, previous FROM tenants";
+const SELECT: &str = "SELECT name, granted, created_ms, active, previous, deletion FROM tenants";
 
 pub(super) fn tokens(tx: &Connection) -> Result<Vec<(TokenHash, TokenScope)>, StoreError> {
     let doing = "read the tokens";
@@ -103,8 +103,46 @@ pub(super) fn create(
     audit::write(tx, stamp, "tenant.create", Some(name), &detail)
 }
 
+pub(super) fn begin_deletion(
+    tx: &Connection,
+    name: &TenantName,
+    deletion: Deletion,
+    stamp: Stamp<'_>,
+) -> Result<Deletion, StoreError> {
+    let before = known(tx, name)?.deletion;
+    let after = if before == Some(Deletion::Discard) { Deletion::Discard } else { deletion };
+    if before == Some(after) {
+        return Ok(after);
+    }
+    tx.execute("UPDATE tenants SET deletion = ? WHERE name = ?", [after.as_str(), name.as_str()])
+        .map_err(failed("begin the tenant's deletion"))?;
+    audit::write(tx, stamp, "tenant.begin-deletion", Some(name), &json!({ "queued": after }))?;
+    Ok(after)
+}
+
+pub(super) fn delete(tx: &Connection, name: &TenantName, stamp: Stamp<'_>) -> Result<(), StoreError> {
+    if known(tx, name)?.deletion.is_none() {
+        return Err(StoreError::NotBeingDeleted(name.clone()));
+    }
+    // A tenant and its revisions point at each other.
+    for sql in [
+        "UPDATE tenants SET active = NULL, previous = NULL WHERE name = ?1",
+        "DELETE FROM revisions WHERE tenant = ?1",
+        "DELETE FROM secrets WHERE tenant = ?1",
+        "DELETE FROM tokens WHERE tenant = ?1",
+        "DELETE FROM hosts WHERE tenant = ?1",
+        "DELETE FROM tenant_modules WHERE tenant = ?1",
+        "DELETE FROM tenants WHERE name = ?1",
+    ] {
+        tx.execute(sql, [name.as_str()]).map_err(failed("delete the tenant"))?;
+    }
+    tx.execute("DELETE FROM modules WHERE digest NOT IN (SELECT digest FROM tenant_modules)", [])
+        .map_err(failed("delete the modules that no tenant has"))?;
+    audit::write(tx, stamp, "tenant.delete", Some(name), &json!({}))
+}
+
 /// A row as it is, before its texts are read.
-type Raw = (String, String, u64, Option<u64>, Option<u64>);
+type Raw = (String, String, u64, Option<u64>, Option<u64>, Option<String>);
 
 fn raw(r: &Row<'_>) -> rusqlite::Result<Raw> {
     Ok((
@@ -113,16 +151,18 @@ fn raw(r: &Row<'_>) -> rusqlite::Result<Raw> {
         uint(r, "created_ms")?,
         opt_uint(r, "active")?,
         opt_uint(r, "previous")?,
+        r.get("deletion")?,
     ))
 }
 
-fn record((name, granted, created_ms, active, previous): Raw) -> Result<TenantRecord, StoreError> {
+fn record((name, granted, created_ms, active, previous, deletion): Raw) -> Result<TenantRecord, StoreError> {
     Ok(TenantRecord {
         name: row::parse("tenant name", &name)?,
         grant: serde_json::from_str(&granted).map_err(|e| damaged("grant")(format!("tenant {name}: {e}")))?,
         created_ms,
         active: active.map(RevisionId),
         previous: previous.map(RevisionId),
+        deletion: deletion.map(|text| row::parse("kind of deletion", &text)).transpose()?,
     })
 }
 

@@ -160,6 +160,7 @@ pub(crate) fn spec(endpoints: impl IntoIterator<Item = Endpoint>) -> UpstreamSpe
         target: UpstreamTarget::Http(endpoints.into_iter().collect()),
         connect_timeout: beamline_model::Duration::secs(5),
         response_timeout: beamline_model::Duration::secs(20),
+        headers: std::collections::BTreeMap::new(),
         queue: QueuePolicy::default(),
     }
 }

@@ -3,8 +3,8 @@ use std::sync::{Arc, atomic::Ordering::SeqCst};
 use beamline_model::RevisionId;
 use serde_json::json;
 
-use super::bench::{Bench, OPERATOR, filtered, manifest, name, variant};
-use crate::ControlErrorKind;
+use super::bench::{Bench, DRY_RUN, OPERATOR, filtered, manifest, name, variant};
+use crate::{ApplyOptions, ControlErrorKind};
 
 #[tokio::test]
 async fn an_applied_manifest_serves_when_apply_returns() {
@@ -47,16 +47,16 @@ async fn the_same_manifest_again_changes_nothing() {
 async fn a_dry_run_says_what_would_change_and_changes_nothing() {
     let bench = Bench::new().await;
     let acme = bench.tenant("acme").await;
-    let first = bench.control.apply(&acme, manifest(&acme, |_| {}), true, &OPERATOR).await.unwrap();
+    let first = bench.control.apply(&acme, manifest(&acme, |_| {}), DRY_RUN, &OPERATOR).await.unwrap();
     assert_eq!((first.revision, first.changed), (None, true));
     assert!(bench.control.snapshots().load().by_name(&acme).is_none());
 
     bench.apply(&acme, manifest(&acme, |_| {})).await.unwrap();
     let changed = manifest(&acme, |m| m["limits"] = json!({ "cpu": "20ms" }));
-    let dry = bench.control.apply(&acme, changed, true, &OPERATOR).await.unwrap();
+    let dry = bench.control.apply(&acme, changed, DRY_RUN, &OPERATOR).await.unwrap();
     assert_eq!((dry.revision, dry.changed), (Some(RevisionId(1)), true));
     assert_eq!(dry.diff, [r#"~ limits.cpu: "50ms" -> "20ms""#]);
-    let same = bench.control.apply(&acme, manifest(&acme, |_| {}), true, &OPERATOR).await.unwrap();
+    let same = bench.control.apply(&acme, manifest(&acme, |_| {}), DRY_RUN, &OPERATOR).await.unwrap();
     assert!(!same.changed && same.diff.is_empty());
     assert_eq!(bench.control.revisions(&acme, None, 10, &OPERATOR).await.unwrap().len(), 1);
 }
@@ -68,7 +68,9 @@ async fn changes_of_one_tenant_come_one_after_the_other() {
     let changes = (0..8).map(|n| {
         let (control, acme) = (bench.control.clone(), acme.clone());
         let wanted = variant(&acme, n);
-        tokio::spawn(async move { control.apply(&acme, wanted, false, &OPERATOR).await.unwrap().revision })
+        tokio::spawn(async move {
+            control.apply(&acme, wanted, ApplyOptions::default(), &OPERATOR).await.unwrap().revision
+        })
     });
     let mut revisions = Vec::new();
     for change in changes.collect::<Vec<_>>() {
@@ -87,7 +89,7 @@ async fn a_change_runs_to_its_end_though_the_caller_goes_away() {
     let shut = bench.modules.gate.forget_permits(usize::MAX);
     let wanted = filtered(&acme, digest);
     {
-        let going_away = bench.control.apply(&acme, wanted.clone(), false, &OPERATOR);
+        let going_away = bench.control.apply(&acme, wanted.clone(), ApplyOptions::default(), &OPERATOR);
         let asked = bench.modules.asked.load(SeqCst);
         let begun = async {
             while bench.modules.asked.load(SeqCst) == asked {

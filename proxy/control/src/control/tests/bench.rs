@@ -13,6 +13,7 @@ use std::{
 
 use beamline_filter_host::{CompileError, ModuleInfo, ModuleKind, Rejection};
 use beamline_model::{Digest, Grant, Manifest, TenantName, TokenScope};
+use beamline_queue::Queue;
 use beamline_store::SqliteStore;
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -20,10 +21,11 @@ use tempfile::TempDir;
 use tokio::sync::Semaphore;
 
 use crate::{
-    Applied, Control, ControlError, ControlSettings, TenantRuntime,
+    Applied, ApplyOptions, Control, ControlError, ControlSettings, TenantRuntime,
     modules::{BoxFuture, Modules, Ready},
 };
 
+pub(super) const DRY_RUN: ApplyOptions = ApplyOptions { dry_run: true, discard_queue: false };
 pub(super) const OPERATOR: TokenScope = TokenScope::Operator;
 
 /// What this node's admin API is reached at in these tests.
@@ -69,6 +71,7 @@ pub(super) struct Bench {
     pub(super) dir: TempDir,
     pub(super) modules: Arc<TestModules>,
     pub(super) events: Arc<Mutex<Vec<(String, Value)>>>,
+    pub(super) queue: Queue,
     pub(super) control: Control,
 }
 
@@ -78,6 +81,11 @@ pub(super) fn settings() -> ControlSettings {
         now: || UNIX_EPOCH + Duration::from_millis(1234),
         ..ControlSettings::default()
     }
+}
+
+/// A queue of its own, whose records nobody delivers.
+fn queue(dir: &TempDir) -> Queue {
+    Queue::open(beamline_queue::Settings::new(dir.path().join("queue"))).unwrap().0
 }
 
 impl Bench {
@@ -91,29 +99,32 @@ impl Bench {
             asked: AtomicUsize::new(0),
             gate: Semaphore::new(Semaphore::MAX_PERMITS),
         };
-        Self::start(tempfile::tempdir().unwrap(), Arc::new(modules), settings).await
+        let dir = tempfile::tempdir().unwrap();
+        let queue = queue(&dir);
+        Self::start(dir, queue, Arc::new(modules), settings).await
     }
 
-    async fn start(dir: TempDir, modules: Arc<TestModules>, settings: ControlSettings) -> Self {
+    async fn start(dir: TempDir, queue: Queue, modules: Arc<TestModules>, settings: ControlSettings) -> Self {
         let events: Arc<Mutex<Vec<(String, Value)>>> = Arc::default();
         let told = Arc::clone(&events);
         let tell = move |name: &str, fields| told.lock().unwrap().push((name.to_owned(), fields));
         let control = Control::start(
             Arc::new(SqliteStore::open(dir.path()).unwrap()),
+            queue.clone(),
             settings,
             Box::new(Arc::clone(&modules)),
             Box::new(tell),
         )
         .await
         .unwrap();
-        Self { dir, modules, events, control }
+        Self { dir, modules, events, queue, control }
     }
 
     /// The same directory under a new control plane.
     pub(super) async fn restarted(self, settings: ControlSettings) -> Self {
-        let Self { dir, modules, control, .. } = self;
+        let Self { dir, modules, queue, control, .. } = self;
         drop(control);
-        Self::start(dir, modules, settings).await
+        Self::start(dir, queue, modules, settings).await
     }
 
     /// What a kill at this moment would leave: a control plane on a copy of the files as they are.
@@ -122,7 +133,8 @@ impl Bench {
         for file in ["store.db", "store.db-wal"] {
             std::fs::copy(self.dir.path().join(file), copy.path().join(file)).unwrap();
         }
-        Self::start(copy, Arc::clone(&self.modules), settings()).await
+        let queue = queue(&copy);
+        Self::start(copy, queue, Arc::clone(&self.modules), settings()).await
     }
 
     /// A tenant that holds `<name>.test` and may reach 127.0.0.1:9001-9002 and 93.184.216.0/24.
@@ -145,7 +157,7 @@ impl Bench {
         tenant: &TenantName,
         manifest: Manifest,
     ) -> Result<Applied, ControlError> {
-        self.control.apply(tenant, manifest, false, &OPERATOR).await
+        self.control.apply(tenant, manifest, ApplyOptions::default(), &OPERATOR).await
     }
 
     /// What workers see of a tenant.

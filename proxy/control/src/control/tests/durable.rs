@@ -1,7 +1,7 @@
 use beamline_model::RevisionId;
 use serde_json::json;
 
-use super::bench::{Bench, OPERATOR, filtered, manifest, settings, variant};
+use super::bench::{Bench, DRY_RUN, OPERATOR, filtered, manifest, settings, variant};
 
 #[tokio::test]
 async fn whatever_was_answered_is_there_after_a_kill() {
@@ -14,7 +14,7 @@ async fn whatever_was_answered_is_there_after_a_kill() {
     assert_eq!(bench.after_a_kill().await.seen(&acme).revision, RevisionId(1));
     bench.apply(&acme, variant(&acme, 2)).await.unwrap();
     assert_eq!(bench.after_a_kill().await.seen(&acme).revision, RevisionId(2));
-    bench.control.rollback(&acme, None, &OPERATOR).await.unwrap();
+    bench.control.rollback(&acme, None, false, &OPERATOR).await.unwrap();
     let after = bench.after_a_kill().await;
     assert_eq!(after.seen(&acme).revision, RevisionId(1));
     assert_eq!(
@@ -32,7 +32,7 @@ async fn a_restart_restores_the_same_snapshot() {
     bench.apply(&acme, filtered(&acme, digest)).await.unwrap();
     bench.apply(&other, variant(&other, 1)).await.unwrap();
     bench.apply(&other, variant(&other, 2)).await.unwrap();
-    bench.control.rollback(&other, None, &OPERATOR).await.unwrap();
+    bench.control.rollback(&other, None, false, &OPERATOR).await.unwrap();
 
     let restored = |bench: &Bench| {
         let snapshot = bench.control.snapshots().load_full();
@@ -77,11 +77,11 @@ async fn every_change_is_in_the_audit_and_nothing_else() {
     let digest = bench.push(&acme, b"module").await;
     bench.apply(&acme, filtered(&acme, digest)).await.unwrap();
     bench.apply(&acme, variant(&acme, 2)).await.unwrap();
-    bench.control.rollback(&acme, None, &OPERATOR).await.unwrap();
+    bench.control.rollback(&acme, None, false, &OPERATOR).await.unwrap();
     // None of these changes anything:
     bench.apply(&acme, filtered(&acme, digest)).await.unwrap();
     bench.push(&acme, b"module").await;
-    bench.control.apply(&acme, variant(&acme, 3), true, &OPERATOR).await.unwrap();
+    bench.control.apply(&acme, variant(&acme, 3), DRY_RUN, &OPERATOR).await.unwrap();
     bench.apply(&acme, manifest(&acme, |m| m["hosts"] = json!(["no.test"]))).await.unwrap_err();
 
     let rows = bench.control.audit(None, 0, 100, &OPERATOR).await.unwrap();

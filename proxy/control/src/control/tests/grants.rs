@@ -2,7 +2,7 @@ use beamline_model::GrantRefusal;
 use beamline_store::StoreError;
 use serde_json::json;
 
-use super::bench::{ADMIN, Bench, OPERATOR, addr, grant, manifest, name, settings};
+use super::bench::{ADMIN, Bench, DRY_RUN, OPERATOR, addr, grant, manifest, name, settings};
 use crate::{ControlError, ControlErrorKind};
 
 #[tokio::test]
@@ -45,7 +45,7 @@ async fn a_dry_run_is_held_against_the_grant_too() {
     let bench = Bench::new().await;
     let acme = bench.tenant("acme").await;
     let asked = manifest(&acme, |m| m["hosts"] = json!(["elsewhere.test"]));
-    let error = bench.control.apply(&acme, asked, true, &OPERATOR).await.unwrap_err();
+    let error = bench.control.apply(&acme, asked, DRY_RUN, &OPERATOR).await.unwrap_err();
     assert!(matches!(error, ControlError::Grant(_)), "{error}");
 }
 
@@ -89,7 +89,7 @@ async fn a_rollback_is_held_against_the_grant_as_it_is_now() {
     let mut moved = settings();
     moved.admin_addresses = vec![addr("127.0.0.1:9002")];
     let bench = bench.restarted(moved).await;
-    let error = bench.control.rollback(&acme, None, &OPERATOR).await.unwrap_err();
+    let error = bench.control.rollback(&acme, None, false, &OPERATOR).await.unwrap_err();
     assert!(error.to_string().contains("127.0.0.1:9002 is this node's admin API"), "{error}");
     assert_eq!(bench.seen(&acme).revision.0, 2);
 }

@@ -4,7 +4,7 @@ use beamline_model::{Grant, Token, TokenScope};
 use bytes::Bytes;
 
 use super::bench::{Bench, OPERATOR, grant, manifest, name, settings};
-use crate::{ControlError, ControlErrorKind};
+use crate::{ApplyOptions, ControlError, ControlErrorKind};
 
 #[tokio::test]
 async fn the_operators_token_is_made_once_and_valid_when_it_is_kept() {
@@ -60,8 +60,8 @@ async fn a_tenants_token_reaches_that_tenant_alone() {
         control.tenant(&other, &token).await.map(|_| ()),
         control.modules(&other, &token).await.map(|_| ()),
         control.push_module(&other, Bytes::new(), &token).await.map(|_| ()),
-        control.apply(&other, manifest(&other, |_| {}), false, &token).await.map(|_| ()),
-        control.rollback(&other, None, &token).await.map(|_| ()),
+        control.apply(&other, manifest(&other, |_| {}), ApplyOptions::default(), &token).await.map(|_| ()),
+        control.rollback(&other, None, false, &token).await.map(|_| ()),
         control.revisions(&other, None, 1, &token).await.map(|_| ()),
         control.revision(&other, None, &token).await.map(|_| ()),
         control.audit(Some(&other), 0, 1, &token).await.map(|_| ()),
@@ -80,7 +80,7 @@ async fn a_tenants_token_reaches_that_tenant_alone() {
     let names = |views: Vec<crate::TenantView>| views.into_iter().map(|t| t.name).collect::<Vec<_>>();
     assert_eq!(names(control.tenants(&token).await.unwrap()), std::slice::from_ref(&acme));
     assert_eq!(names(control.tenants(&OPERATOR).await.unwrap()), [acme.clone(), other]);
-    control.apply(&acme, manifest(&acme, |_| {}), false, &token).await.unwrap();
+    control.apply(&acme, manifest(&acme, |_| {}), ApplyOptions::default(), &token).await.unwrap();
     let audit = control.audit(Some(&acme), 0, 10, &token).await.unwrap();
     assert_eq!(audit.last().unwrap().actor, "tenant/acme");
 }

@@ -84,6 +84,6 @@ async fn a_revision_that_cannot_be_read_answers_on_every_granted_host_and_can_be
     let applied = bench.apply(&acme, manifest(&acme, |_| {})).await.unwrap();
     assert_eq!(applied.revision, Some(RevisionId(2)));
     assert!(applied.diff.contains(&"~ version: 9 -> 1".to_owned()), "{:?}", applied.diff);
-    let back = bench.control.rollback(&acme, None, &OPERATOR).await.unwrap_err();
+    let back = bench.control.rollback(&acme, None, false, &OPERATOR).await.unwrap_err();
     assert_eq!(back.token(), "revision-unreadable");
 }

@@ -3,7 +3,7 @@ use std::{sync::Arc, time::Duration};
 use arc_swap::Cache;
 
 use super::bench::{Bench, OPERATOR, manifest, settings, variant};
-use crate::ControlSettings;
+use crate::{ApplyOptions, ControlSettings};
 
 #[tokio::test]
 async fn a_change_of_one_tenant_leaves_anothers_runtime_identical() {
@@ -13,7 +13,7 @@ async fn a_change_of_one_tenant_leaves_anothers_runtime_identical() {
     bench.apply(&other, variant(&other, 1)).await.unwrap();
     let before = bench.seen(&other);
     bench.apply(&acme, variant(&acme, 2)).await.unwrap();
-    bench.control.rollback(&acme, None, &OPERATOR).await.unwrap();
+    bench.control.rollback(&acme, None, false, &OPERATOR).await.unwrap();
     assert!(Arc::ptr_eq(&before, &bench.seen(&other)));
 }
 
@@ -33,7 +33,10 @@ async fn a_burst_of_changes_shares_swaps_and_each_is_visible_when_it_returns() {
             let control = bench.control.clone();
             tokio::spawn(async move {
                 let mut worker = Cache::new(control.snapshots());
-                control.apply(&tenant, manifest(&tenant, |_| {}), false, &OPERATOR).await.unwrap();
+                control
+                    .apply(&tenant, manifest(&tenant, |_| {}), ApplyOptions::default(), &OPERATOR)
+                    .await
+                    .unwrap();
                 worker.load().by_host(&format!("{tenant}.test")).is_some_and(|t| t.name == tenant)
             })
         })

@@ -158,7 +158,7 @@ impl LogReader for SqliteReader {
             .connection
             .prepare_cached(
                 "SELECT r.id, r.accepted_ms, c.revision, c.method, c.target, c.host, c.headers, c.body, c.body_file, c.body_len,
-                        c.trace_id, c.span_id, c.sampled, c.request_id
+                        c.trace_id, c.span_id, c.sampled, c.request_id, c.sealed
                  FROM record r JOIN content c USING (seq) WHERE r.seq = ?1",
             )?
             .query_row([seq.0], |row| {
@@ -171,6 +171,7 @@ impl LogReader for SqliteReader {
                     target: row.get(4)?,
                     host: row.get(5)?,
                     headers: Vec::new(),
+                    sealed: row.get::<_, Option<Vec<u8>>>(14)?.map(Into::into),
                     body: StoredBody::Inline(bytes::Bytes::new()),
                     trace: TraceRef { trace_id: row.get(10)?, span_id: row.get(11)?, sampled: row.get(12)? },
                     request_id: row.get(13)?,

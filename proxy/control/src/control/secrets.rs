@@ -1,0 +1,252 @@
+//! Secrets: set, listed and removed, sealed before the store has them, and opened for what runs.
+
+use std::collections::HashMap;
+
+use beamline_model::{
+    Credentials, Manifest, SecretName, SecretRef, SecretValue, TenantName, TokenScope, UpstreamName,
+};
+use beamline_seal::{Context, SealKeys, key_of};
+use beamline_store::{SecretRecord, Stamp, TenantRecord};
+use serde_json::json;
+
+use super::{Control, Inner, change::readable, to_its_end};
+use crate::{
+    ControlError, InjectedHeaders, SecretListing, SecretSet,
+    actor::{named, permit},
+};
+
+/// The most secrets that a tenant may have.
+pub const SECRETS_MAX: usize = 64;
+/// What a sealed secret is for, so that nothing else opens as one.
+const PURPOSE: &str = "secret";
+/// On whose authority a node seals anew.
+const NODE: &str = "node";
+
+impl Control {
+    /// Sets a tenant's secret, in place of what it was. What runs has it when this returns, without a new revision.
+    ///
+    /// # Errors
+    /// [`ControlError::NoSealKey`], [`ControlError::TooManySecrets`].
+    pub async fn set_secret(
+        &self,
+        tenant: &TenantName,
+        name: SecretName,
+        value: SecretValue,
+        actor: &TokenScope,
+    ) -> Result<SecretSet, ControlError> {
+        permit(actor, tenant)?;
+        let (this, tenant, actor) = (self.clone(), tenant.clone(), named(actor));
+        to_its_end(async move { this.inner.set_secret(&tenant, name, &value, &actor).await }).await
+    }
+
+    /// Removes a tenant's secret.
+    ///
+    /// # Errors
+    /// [`ControlError::SecretInUse`] where the active revision names it; [`beamline_store::StoreError::UnknownSecret`].
+    pub async fn remove_secret(
+        &self,
+        tenant: &TenantName,
+        name: SecretName,
+        actor: &TokenScope,
+    ) -> Result<(), ControlError> {
+        permit(actor, tenant)?;
+        let (this, tenant, actor) = (self.clone(), tenant.clone(), named(actor));
+        to_its_end(async move { this.inner.remove_secret(&tenant, name, &actor).await }).await
+    }
+
+    /// A tenant's secrets by name, without their values, which nobody gets to see.
+    ///
+    /// # Errors
+    /// [`beamline_store::StoreError::UnknownTenant`].
+    pub async fn secrets(
+        &self,
+        tenant: &TenantName,
+        actor: &TokenScope,
+    ) -> Result<Vec<SecretListing>, ControlError> {
+        permit(actor, tenant)?;
+        let record = self.inner.tenant(tenant).await?;
+        let used = self.inner.secrets_used(&record).await?;
+        let listing = |secret: SecretRecord| SecretListing {
+            key: key_of(&secret.sealed).map(str::to_owned),
+            used_by: used.get(&secret.name).cloned().unwrap_or_default(),
+            name: secret.name,
+            set_ms: secret.set_ms,
+        };
+        Ok(self.inner.secret_records(tenant).await?.into_iter().map(listing).collect())
+    }
+
+    /// Seals anew what is sealed by another key than the current one, so that the other can go when no queued request
+    /// needs it. What does not open is told and left as it is.
+    pub(super) async fn reseal_secrets(&self) -> Result<(), ControlError> {
+        let Some(keys) = self.inner.settings.seal_keys.clone() else { return Ok(()) };
+        for tenant in self.inner.store.call(|s| s.tenants()).await? {
+            for secret in self.inner.secret_records(&tenant.name).await? {
+                if key_of(&secret.sealed) == Some(keys.current().as_str()) {
+                    continue;
+                }
+                let (name, of) = (secret.name.clone(), tenant.name.clone());
+                match keys.open(context(&[of.as_str(), name.as_str()]), &secret.sealed) {
+                    Ok(value) => {
+                        let sealed = keys.seal(context(&[of.as_str(), name.as_str()]), value.reveal());
+                        let stamp = Stamp { at_ms: self.inner.now_ms(), actor: NODE };
+                        let reseal = move |s: &dyn beamline_store::Store| {
+                            s.reseal_secret(&of, &name, &secret.sealed, &sealed, stamp)
+                        };
+                        self.inner.store.call(reseal).await?;
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, tenant = %of, secret = %name, "a secret cannot be opened");
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn context<'a>(of: &'a [&'a str; 2]) -> Context<'a> {
+    Context { purpose: PURPOSE, of }
+}
+
+/// Each secret that a manifest names, with the key that names it.
+fn references(manifest: &Manifest) -> impl Iterator<Item = (String, &SecretRef)> {
+    manifest.upstreams.iter().flat_map(|(upstream, spec)| {
+        spec.headers
+            .iter()
+            .map(move |(header, secret)| (format!("upstreams.{upstream}.headers.{header}"), secret))
+    })
+}
+
+impl Inner {
+    fn seal_keys(&self, what: &str) -> Result<&SealKeys, ControlError> {
+        self.settings.seal_keys.as_deref().ok_or_else(|| ControlError::NoSealKey { what: what.to_owned() })
+    }
+
+    async fn secret_records(&self, tenant: &TenantName) -> Result<Vec<SecretRecord>, ControlError> {
+        let name = tenant.clone();
+        self.store.call(move |s| s.secrets(&name)).await
+    }
+
+    /// The keys of the active manifest that name each secret.
+    async fn secrets_used(
+        &self,
+        tenant: &TenantRecord,
+    ) -> Result<HashMap<SecretName, Vec<String>>, ControlError> {
+        let mut used = HashMap::<_, Vec<_>>::new();
+        if let Some(revision) = tenant.active {
+            let manifest = readable(&tenant.name, &self.revision_record(&tenant.name, revision).await?)?;
+            for (key, reference) in references(&manifest) {
+                used.entry(reference.name().clone()).or_default().push(key);
+            }
+        }
+        Ok(used)
+    }
+
+    async fn set_secret(
+        &self,
+        name: &TenantName,
+        secret: SecretName,
+        value: &SecretValue,
+        actor: &str,
+    ) -> Result<SecretSet, ControlError> {
+        let (_turn, tenant) = self.turn(name).await?;
+        let keys = self.seal_keys("secrets are stored sealed")?;
+        let held = self.secret_records(name).await?;
+        if held.len() >= SECRETS_MAX && held.iter().all(|s| s.name != secret) {
+            return Err(ControlError::TooManySecrets { tenant: name.clone(), limit: SECRETS_MAX });
+        }
+        let sealed = keys.seal(context(&[name.as_str(), secret.as_str()]), value.reveal());
+        let (key, set_ms) = (keys.current().to_string(), self.now_ms());
+        let (of, which, by) = (name.clone(), secret.clone(), actor.to_owned());
+        let set = move |s: &dyn beamline_store::Store| {
+            s.set_secret(&of, &which, &sealed, Stamp { at_ms: set_ms, actor: &by })
+        };
+        let new = self.store.call(set).await?;
+        // Whoever names it gets the new value with a runtime of the same revision.
+        let used = self.secrets_used(&tenant).await.is_ok_and(|used| used.contains_key(&secret));
+        if used && let Some(runtime) = self.load(&tenant).await? {
+            self.publisher.publish(runtime).await?;
+        }
+        self.event("secret.set", json!({ "tenant.id": name, "secret.name": secret, "actor": actor }));
+        Ok(SecretSet { name: secret, new, set_ms, key })
+    }
+
+    async fn remove_secret(
+        &self,
+        name: &TenantName,
+        secret: SecretName,
+        actor: &str,
+    ) -> Result<(), ControlError> {
+        let (_turn, tenant) = self.turn(name).await?;
+        if let Some(keys) = self.secrets_used(&tenant).await?.remove(&secret) {
+            return Err(ControlError::SecretInUse { tenant: name.clone(), name: secret, keys });
+        }
+        let (of, which, by, at_ms) = (name.clone(), secret.clone(), actor.to_owned(), self.now_ms());
+        self.store.call(move |s| s.remove_secret(&of, &which, Stamp { at_ms, actor: &by })).await?;
+        self.event("secret.removed", json!({ "tenant.id": name, "secret.name": secret, "actor": actor }));
+        Ok(())
+    }
+
+    /// Refuses a manifest that names what is not set or does not open, or wants something sealed where there is no key.
+    pub(super) async fn check_secrets(
+        &self,
+        tenant: &TenantName,
+        manifest: &Manifest,
+    ) -> Result<(), ControlError> {
+        for (upstream, spec) in &manifest.upstreams {
+            if spec.queue.credentials == Credentials::Seal {
+                self.seal_keys(&format!("upstreams.{upstream}.queue.credentials is \"seal\""))?;
+            }
+        }
+        if references(manifest).next().is_none() {
+            return Ok(());
+        }
+        let held = self.secret_records(tenant).await?;
+        for (key, reference) in references(manifest) {
+            let Some(record) = held.iter().find(|s| s.name == *reference.name()) else {
+                return Err(ControlError::SecretNotSet {
+                    key,
+                    tenant: tenant.clone(),
+                    name: reference.name().clone(),
+                });
+            };
+            self.opened(tenant, record)
+                .map_err(|problem| ControlError::SecretUnavailable { key, problem })?;
+        }
+        Ok(())
+    }
+
+    fn opened(&self, tenant: &TenantName, record: &SecretRecord) -> Result<SecretValue, String> {
+        let name = &record.name;
+        let keys = self.settings.seal_keys.as_deref().ok_or_else(|| {
+            format!(
+                "secret {name} cannot be opened: this node has no seal key, start it with --seal-key-file"
+            )
+        })?;
+        let plain = keys
+            .open(context(&[tenant.as_str(), name.as_str()]), &record.sealed)
+            .map_err(|error| format!("secret {name} cannot be opened: {error}"))?;
+        SecretValue::new(plain.reveal()).map_err(|error| format!("secret {name} cannot be used: {error}"))
+    }
+
+    /// What is to be set on requests to each upstream. Never fails: what is not to be had is told by each.
+    pub(super) async fn injected(
+        &self,
+        tenant: &TenantName,
+        manifest: &Manifest,
+    ) -> HashMap<UpstreamName, InjectedHeaders> {
+        if references(manifest).next().is_none() {
+            return HashMap::new();
+        }
+        let held = self.secret_records(tenant).await.map_err(|error| error.to_string());
+        let value = |name: &SecretName| {
+            let held = held.as_ref().map_err(|error| format!("secret {name} cannot be read: {error}"))?;
+            let record = held.iter().find(|secret| secret.name == *name);
+            self.opened(tenant, record.ok_or_else(|| format!("secret {name} is not set"))?)
+        };
+        let of_each = |(upstream, spec): (&UpstreamName, &beamline_model::UpstreamSpec)| {
+            (upstream.clone(), InjectedHeaders::new(&spec.headers, value))
+        };
+        manifest.upstreams.iter().map(of_each).collect()
+    }
+}
