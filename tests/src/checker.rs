@@ -10,6 +10,7 @@
 //! - a request that is not safe to repeat reaches an origin at most once;
 //! - nothing arrives from the queue that was answered with anything but `202`. A commit whose `202` was never seen is
 //!   no violation: it was in flight at a crash. It is counted;
+//! - a request that its client sends again under its `Idempotency-Key`, not knowing what became of it, is stored once;
 //! - requests of one ordering key, each begun after the one before was answered, arrive in that order;
 //! - receipts tell what happened, and attempts are counted;
 //! - a request goes unanswered only where the node crashed under it;
@@ -55,6 +56,8 @@ pub enum Kind {
     Repeated,
     /// A request that is not safe to repeat arrived, and still waits to be delivered.
     WillRepeat,
+    /// One request became two records.
+    StoredTwice,
     /// A request was delivered from the queue that was not accepted for it.
     DeliveredThoughRefused,
     /// A request arrived before one that was accepted before it under the same ordering key.

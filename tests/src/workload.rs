@@ -2,7 +2,8 @@
 //! node, and tell the [checker](crate::checker) of every step.
 //!
 //! Some of their bodies are small and some longer than what a node keeps in memory; some requests are safe to repeat and
-//! some are not; some have an ordering key; some are refused by the origin; some clients go away in mid-body.
+//! some are not; some have an ordering key; some are refused by the origin; some clients go away in mid-body; some send a
+//! request again under its `Idempotency-Key` until they know what became of it.
 
 mod changers;
 mod senders;

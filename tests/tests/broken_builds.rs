@@ -42,6 +42,11 @@ fn a_node_that_ignores_the_order_of_keys_is_caught() {
 }
 
 #[test]
+fn a_node_that_forgets_the_keys_of_its_clients_is_caught() {
+    is_caught("ignore-keys", &[Kind::StoredTwice]);
+}
+
+#[test]
 fn a_node_that_skips_every_fsync_is_caught() {
     is_caught("skip-fsync", &[Kind::Lost, Kind::ContentLost, Kind::Altered]);
 }

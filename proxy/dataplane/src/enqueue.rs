@@ -359,7 +359,7 @@ pub(crate) fn client_gone() -> Refusal {
     Refusal::new(ErrorKind::ClientGone, "the request's body ended early")
 }
 
-pub(crate) fn unavailable(worker: &Shared, why: &str) -> Refusal {
+fn unavailable(worker: &Shared, why: &str) -> Refusal {
     tracing::warn!(why, "a request could not be queued");
     worker.node.failed(Reason::QueueUnavailable);
     Refusal::new(

@@ -6,14 +6,17 @@ use std::{rc::Rc, time::Duration};
 use beamline_control::UpstreamRuntime;
 use beamline_http::ErrorKind;
 use beamline_model::QueueMode;
-use beamline_queue::{BodyDigest, BodyHasher, Fingerprint, KeyClaim, KeyLook, KeyedUse, QueueError};
+use beamline_node_state::Reason;
+use beamline_queue::{
+    BodyDigest, BodyHasher, Fingerprint, KeyClaim, KeyLook, KeyedUse, LogError, QueueError,
+};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
 use crate::{
     body::ClientBody,
-    enqueue::{accepted_before, client_gone, has_method, unavailable},
+    enqueue::{accepted_before, client_gone, has_method},
     forward::Outbound,
     respond::Refusal,
     transaction::Finishing,
@@ -111,7 +114,7 @@ pub(crate) async fn check(
         }
         Ok(KeyLook::Used(used)) => used,
         // Sent without knowing, it could be done twice.
-        Err(QueueError::Log(error)) => return Err(unavailable(worker, &error.to_string())),
+        Err(QueueError::Log(error)) => return Err(unknown(worker, &error)),
     };
     let body = digest(exchange, &mut outbound.body).await?;
     let parts = &outbound.parts;
@@ -121,6 +124,14 @@ pub(crate) async fn check(
         Some(receipt) => Ok(Checked::Answered(accepted_before(worker, receipt, &parts.headers))),
         None => Err(reused()),
     }
+}
+
+/// Whether the key was used before cannot be told.
+fn unknown(worker: &Shared, error: &LogError) -> Refusal {
+    tracing::warn!(%error, "whether an Idempotency-Key was used before could not be read");
+    worker.node.failed(Reason::QueueUnavailable);
+    let why = "whether this Idempotency-Key was used before cannot be told now; the request was not sent";
+    Refusal::new(ErrorKind::QueueUnavailable, why).retry_after(TRY_AGAIN)
 }
 
 /// The key was used for another request.

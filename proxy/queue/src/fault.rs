@@ -15,6 +15,8 @@ pub(crate) enum Fault {
     MarkAfterDelivery,
     /// `ignore-order`: a record does not wait for those of its key before it.
     IgnoreOrder,
+    /// `ignore-keys`: a record does not have the key that its client sent.
+    IgnoreKeys,
 }
 
 impl Fault {
@@ -31,6 +33,7 @@ fn told() -> Option<Fault> {
         "answer-before-commit" => Some(Fault::AnswerBeforeCommit),
         "mark-after-delivery" => Some(Fault::MarkAfterDelivery),
         "ignore-order" => Some(Fault::IgnoreOrder),
+        "ignore-keys" => Some(Fault::IgnoreKeys),
         other => panic!("BEAMLINE_FAULT: expected the name of a fault; found {other:?}"),
     }
 }

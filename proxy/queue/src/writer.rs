@@ -239,7 +239,7 @@ struct Disowned {
     /// Until it is answered.
     reply: Option<AppendReply>,
     /// Nobody else is to use its key while it may be there.
-    _claim: Option<KeyClaim>,
+    claim: Option<KeyClaim>,
 }
 
 impl Disowned {
@@ -420,8 +420,10 @@ impl Worker {
         let (append, seq, front) = match (change, effect) {
             (Change::Append(append), Effect::Appended { seq, front }) => (append, seq, front),
             (_, Effect::KeyTaken(holder)) => {
-                // With all that was kept ready for it.
-                let _ = rest.reply.send(Ok(Stored::Earlier(*holder)));
+                // All that was kept ready for it is given back before its client is told.
+                let AppendRest { body, reservation, key, claim, reply, place } = rest;
+                drop((body, reservation, key, claim, place));
+                let _ = reply.send(Ok(Stored::Earlier(*holder)));
                 return;
             }
             _ => unreachable!("an append's effect is Appended or KeyTaken"),
@@ -569,7 +571,7 @@ impl Worker {
             // Its body stays until the log says that no row names it.
             let AppendRest { body, reply, claim, .. } = rest;
             let (since, reply) = (Instant::now(), Some(reply));
-            self.disowned.push(Disowned { id, body, since, reply, _claim: claim });
+            self.disowned.push(Disowned { id, body, since, reply, claim });
         } else {
             let _ = rest.reply.send(Err(Refusal::unavailable()));
         }
@@ -614,6 +616,8 @@ impl Worker {
             // Before anything is taken out: where this fails, they are disowned the next time.
             let effects = self.tools.log.commit(page)?;
             for (mut refused, effect) in self.disowned.drain(..page.len()).zip(effects) {
+                // Whoever is told no may use the key again.
+                refused.claim = None;
                 refused.answer(Refusal::unavailable());
                 if let (Effect::Ended(_), SettledBody::File(file, _)) = (&effect, refused.body) {
                     file.keep();

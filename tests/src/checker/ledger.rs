@@ -50,6 +50,9 @@ pub struct Exchange {
     pub crash: Option<u32>,
     /// Where its receipt is, after a `202`.
     pub receipt: Option<String>,
+    /// How the same request was answered that its client sent once more, under its key, after a `202`: the status, and
+    /// where its receipt is.
+    pub again: Option<(u16, Option<String>)>,
     /// What an answer that is an error says.
     pub error: Option<String>,
 }
@@ -117,6 +120,7 @@ impl Ledger {
             end: End::Open,
             crash,
             receipt: None,
+            again: None,
             error: None,
         });
         book.open.push(at);
@@ -139,6 +143,11 @@ impl Ledger {
         if status == 202 {
             book.entry(id).receipt = location.map(str::to_owned);
         }
+    }
+
+    /// A request that was answered `202` was sent again under its key, and answered again.
+    pub fn answered_again(&self, id: &str, status: u16, location: Option<&str>) {
+        self.book().entry(id).again = Some((status, location.map(str::to_owned)));
     }
 
     /// The connection ended without a response head, or its client gave up.

@@ -26,6 +26,8 @@ pub struct Arrival {
     pub body: Vec<u8>,
     /// Which delivery from the queue it is, from 1; none where it came from its client directly.
     pub attempt: Option<u64>,
+    /// When the record of a delivery was accepted, as the delivery says: what tells its record from another.
+    pub accepted: Option<String>,
     /// What the origin did to it, if it did not answer it well.
     pub mischief: Option<Mischief>,
 }
@@ -46,6 +48,7 @@ impl Arrival {
             method: recorded.method.clone(),
             body: recorded.body.clone(),
             attempt: recorded.headers.get("beamline-attempt").and_then(|n| n.parse().ok()),
+            accepted: recorded.headers.get("beamline-accepted").map(Into::into),
             mischief: recorded.mischief,
         })
     }
@@ -181,6 +184,7 @@ pub fn judge(
     for case in &cases {
         case.arrivals_are_what_was_sent(&mut found);
         case.arrives_no_more_often_than_it_may(&mut found);
+        case.is_one_record(&mut found);
         case.ended_as_it_may(&mut found);
         case.receipt_is_true(&mut found);
     }
@@ -290,6 +294,29 @@ impl Case<'_> {
                 );
             }
             last = attempt;
+        }
+    }
+
+    fn is_one_record(&self, found: &mut Found) {
+        match &self.exchange.again {
+            // The node may not know at the moment, and says so.
+            None | Some((500.., _)) => {}
+            Some((202, location)) if *location == self.exchange.receipt => {}
+            Some((status, _)) => {
+                let how = format!(
+                    "sent again under its key it was answered {status} as another ({})",
+                    self.story()
+                );
+                found.add(Kind::StoredTwice, self.id(), how);
+            }
+        }
+        let mut records: Vec<_> = self.arrivals.iter().filter_map(|(_, a)| a.accepted.as_deref()).collect();
+        records.sort_unstable();
+        records.dedup();
+        if records.len() > 1 {
+            let how =
+                format!("deliveries came of records accepted at {} ({})", records.join(", "), self.story());
+            found.add(Kind::StoredTwice, self.id(), how);
         }
     }
 

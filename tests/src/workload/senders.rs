@@ -9,7 +9,7 @@ use std::{
 use super::Told;
 use crate::{
     checker::Intent,
-    client::{Connection, Request},
+    client::{Connection, Request, Response},
     scene::HOST,
     seed::Seed,
 };
@@ -23,6 +23,30 @@ struct Cut {
     share: u64,
     /// How long it then waits.
     pause: Duration,
+}
+
+/// What a client knows of its request.
+enum Known {
+    /// No connection was to be had.
+    Nothing,
+    /// It was sent, and no answer came.
+    Unanswered,
+    Answer(Response),
+}
+
+impl Known {
+    fn is_certain(&self) -> bool {
+        matches!(self, Self::Answer(response) if !is_unconfirmed(response) && !is_in_use(response))
+    }
+}
+
+fn is_unconfirmed(response: &Response) -> bool {
+    response.problem() == "queue-unconfirmed"
+}
+
+/// Its first try is still under way, or the node does not know yet what became of it.
+fn is_in_use(response: &Response) -> bool {
+    response.problem() == "idempotency-key-in-use"
 }
 
 /// One client, one request after the other.
@@ -60,8 +84,14 @@ impl Sender {
         let most = (self.pause.as_micros() as u64).max(1);
         let pause = Duration::from_micros(self.seed.within(0..most));
         let method = intent.method.clone();
+        let has_key = method == "POST" && intent.repeat_safe;
+        // What the origin refuses for good gives its key up, and is another request when it comes again.
+        let insists = has_key && intent.origin_answers == 200 && self.number.is_multiple_of(2);
         self.told.ledger.begins(intent);
-        self.exchange(&id, &method, &request, cut);
+        match cut {
+            Some(cut) => self.goes_away(&id, &request, cut),
+            None => self.exchange(&id, &method, &request, insists),
+        }
         std::thread::sleep(pause);
     }
 
@@ -118,30 +148,63 @@ impl Sender {
         (intent, request)
     }
 
-    fn exchange(&self, id: &str, method: &str, request: &Request, cut: Option<Cut>) {
+    fn goes_away(&self, id: &str, request: &Request, Cut { share, pause }: Cut) {
         let ledger = &self.told.ledger;
         let Some(mut connection) = self.connection() else { return ledger.never_left(id) };
         let mut bytes = request.to_bytes();
-        if let Some(Cut { share, pause }) = cut {
-            let head = bytes.windows(4).position(|end| end == b"\r\n\r\n").map_or(0, |at| at + 4);
-            bytes.truncate(head + (bytes.len() - head) * share as usize / 1000);
-            let _ = connection.send_raw(&bytes);
-            std::thread::sleep(pause);
-            drop(connection);
-            ledger.unanswered(id);
-            return;
+        let head = bytes.windows(4).position(|end| end == b"\r\n\r\n").map_or(0, |at| at + 4);
+        bytes.truncate(head + (bytes.len() - head) * share as usize / 1000);
+        let _ = connection.send_raw(&bytes);
+        std::thread::sleep(pause);
+        drop(connection);
+        ledger.unanswered(id);
+    }
+
+    /// Sends it; who insists sends it again as long as nobody knows what became of it.
+    fn exchange(&self, id: &str, method: &str, request: &Request, insists: bool) {
+        let ledger = &self.told.ledger;
+        let mut end = Known::Nothing;
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let Some(mut connection) = self.connection() else { break };
+            if connection.send_raw(&request.to_bytes()).is_ok() {
+                ledger.sent_whole(id);
+            }
+            end = match connection.read_response(method) {
+                Ok(response) => Known::Answer(response),
+                Err(_) => Known::Unanswered,
+            };
+            if !insists || end.is_certain() || self.told.gone_home() || Instant::now() > until {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
-        if connection.send_raw(&bytes).is_ok() {
-            ledger.sent_whole(id);
-        }
-        match connection.read_response(method) {
-            Ok(response) if response.text().contains("problem:queue-unconfirmed") => ledger.unconfirmed(id),
-            Ok(response) if response.status >= 500 => {
+        match end {
+            Known::Nothing => ledger.never_left(id),
+            Known::Unanswered => ledger.unanswered(id),
+            Known::Answer(response) if is_unconfirmed(&response) || is_in_use(&response) => {
+                ledger.unconfirmed(id)
+            }
+            Known::Answer(response) if response.status >= 500 => {
                 ledger.explains(id, &response.text());
                 ledger.answered(id, response.status, None);
             }
-            Ok(response) => ledger.answered(id, response.status, response.header("location")),
-            Err(_) => ledger.unanswered(id),
+            Known::Answer(response) => {
+                ledger.answered(id, response.status, response.header("location"));
+                if insists && response.status == 202 {
+                    self.sends_again(id, method, request);
+                }
+            }
+        }
+    }
+
+    /// As a client whose `202` was lost on its way.
+    fn sends_again(&self, id: &str, method: &str, request: &Request) {
+        let Some(mut connection) = self.connection() else { return };
+        // A node that is killed now tells nothing, which proves nothing.
+        let sent = connection.send_raw(&request.to_bytes());
+        if let Ok(response) = sent.and_then(|()| connection.read_response(method)) {
+            self.told.ledger.answered_again(id, response.status, response.header("location"));
         }
     }
 }

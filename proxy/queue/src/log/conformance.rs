@@ -905,7 +905,7 @@ fn one_key_makes_one_record(place: &dyn Place) {
     assert!(matches!(put_used(&mut *log, 5, used(7)), Effect::Appended { .. }));
 }
 
-fn what_was_surely_not_taken_gives_its_key_up(place: &dyn Place) {
+fn what_may_be_sent_again_gives_its_key_up(place: &dyn Place) {
     let mut log = place.open();
     for (n, reason) in (1..).zip(DeadReason::ALL) {
         let key = used(u8::try_from(n).unwrap());
@@ -1067,7 +1067,7 @@ suite!(
     an_answer_is_kept_until_its_time_is_over,
     an_answer_goes_with_its_record,
     one_key_makes_one_record,
-    what_was_surely_not_taken_gives_its_key_up,
+    what_may_be_sent_again_gives_its_key_up,
     who_is_queued_again_has_its_key_again_unless_another_has_it,
     only_what_waits_can_be_cancelled,
     a_discarded_dead_letter_is_a_receipt_and_nothing_more,

@@ -226,7 +226,8 @@ impl Act {
     }
 }
 
-/// Whether a record in this state has its client's key: as long as it may be delivered, was, or may have been.
+/// Whether a record in this state has its client's key: as long as it may be delivered, was, or may have been and must not
+/// be twice.
 const fn has_key(state: State) -> bool {
     match state {
         State::Queued | State::Delivering | State::Held | State::Delivered { .. } => true,

@@ -122,7 +122,7 @@ async fn the_commit_itself_lets_no_second_record_in() {
 }
 
 #[tokio::test]
-async fn a_key_is_free_again_when_its_record_was_surely_not_taken() {
+async fn a_key_is_free_again_when_its_request_may_be_sent_again() {
     let dir = tempfile::tempdir().unwrap();
     let (queue, delivery) = open(&dir);
     for (key, body) in [("rejected", b"a"), ("delivered", b"b")] {

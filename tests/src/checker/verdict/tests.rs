@@ -69,6 +69,7 @@ impl Run {
             method: intent.method.clone(),
             body: intent.body.clone(),
             attempt,
+            accepted: attempt.map(|_| "1.000".into()),
             mischief: None,
         });
         self
@@ -113,6 +114,7 @@ fn good() -> Run {
             body: vec![],
             whole: false,
             attempt: None,
+            accepted: None,
             mischief: None,
         }
     });
@@ -310,4 +312,24 @@ fn without_a_crash_every_whole_request_is_answered() {
     run.ledger.unanswered("ignored");
     run.ledger.begins(intent("forgotten"));
     assert_eq!(kinds(&run.verdict().violations), BTreeMap::from([(Kind::Unanswered, 2)]));
+}
+
+#[test]
+fn it_sees_that_one_request_became_two_records() {
+    let mut run = Run::new();
+    run.sent(put("twice"), 202).arrives("twice", Some(1)).arrives("twice", Some(2));
+    run.tells("twice", receipt("delivered", None, 2, Some(200)));
+    assert_eq!(run.finds(), []);
+    for (status, location, found) in [
+        (202, "/receipt", &[][..]),
+        (503, "", &[]),
+        (202, "/another", &[Kind::StoredTwice]),
+        (200, "", &[Kind::StoredTwice]),
+    ] {
+        run.ledger.answered_again("twice", status, Some(location));
+        assert_eq!(run.finds(), found, "{status} {location}");
+    }
+    run.ledger.answered_again("twice", 202, Some("/receipt"));
+    run.arrivals[1].accepted = Some("2.000".into());
+    assert_eq!(run.finds(), [Kind::StoredTwice]);
 }
