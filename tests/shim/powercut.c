@@ -26,6 +26,7 @@
  * return 0. That is a build that forgot to fsync; a power-cut test must fail on it.
  *
  * While IMAGE/failing exists, the disk fails: fsync and fdatasync below the root do nothing and return EIO.
+ * While IMAGE/clock exists, the wall clock is so many seconds ahead as it says (behind, where that is negative).
  *
  * Not seen: raw system calls, stdio, mmap, io_uring, O_SYNC, sync and syncfs. What is written so is lost, which a test
  * notices; what copies inside the kernel (copy_file_range, sendfile, splice) is refused, and callers then write.
@@ -44,6 +45,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #define BLOCK 4096
@@ -372,6 +374,30 @@ static int sync_fd(int fd, int call) {
 
 int fsync(int fd) { return sync_fd(fd, SYS_fsync); }
 int fdatasync(int fd) { return sync_fd(fd, SYS_fdatasync); }
+
+/* ---- clock ---- */
+
+static time_t ahead(void) {
+    char path[PATH_MAX], text[32];
+    snprintf(path, sizeof path, "%s/clock", config.image);
+    int fd = syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return 0;
+    ssize_t length = syscall(SYS_read, fd, text, sizeof text - 1);
+    syscall(SYS_close, fd);
+    if (length < 0) return 0;
+    text[length] = 0;
+    return strtoll(text, NULL, 10);
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    int result = syscall(SYS_clock_gettime, clock, now);
+    if (result == 0 && clock == CLOCK_REALTIME && config.on) {
+        int before = errno;
+        now->tv_sec += ahead();
+        errno = before;
+    }
+    return result;
+}
 
 /* ---- open ---- */
 

@@ -122,6 +122,17 @@ impl PowerCut {
         Ok(())
     }
 
+    /// From now on the wall clock of the processes is so many seconds ahead, or behind. A power cut puts it right.
+    ///
+    /// # Errors
+    /// Where the image can't be written.
+    pub fn clock(&self, ahead: i64) -> Result<()> {
+        // Whole in one step: it is read at any moment.
+        let partial = self.image().join("clock.partial");
+        fs::write(&partial, ahead.to_string())?;
+        Ok(fs::rename(partial, self.image().join("clock"))?)
+    }
+
     /// Takes away what was not fsynced. The processes must have been killed before.
     ///
     /// # Errors

@@ -66,6 +66,7 @@ pub fn run(seed: u64, broken: Option<&str>) -> Result<Ran> {
             Fault::OriginUp => origin.start_again()?,
             Fault::DiskFails => power.failing(true)?,
             Fault::DiskWorks => power.failing(false)?,
+            Fault::Clock(ahead) => power.clock(ahead)?,
             Fault::Kill | Fault::KillTwice | Fault::PowerCut => {
                 told.ledger.crash_begins();
                 node.kill_nine()?;

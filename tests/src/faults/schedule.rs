@@ -21,6 +21,8 @@ pub enum Fault {
     DiskFails,
     /// The disk works again.
     DiskWorks,
+    /// The wall clock is from now on so many seconds ahead of the true one, or behind it. Less than any record's expiry.
+    Clock(i64),
 }
 
 /// One fault and its moment.
@@ -31,6 +33,9 @@ pub struct Step {
     /// What is done.
     pub fault: Fault,
 }
+
+/// Between the furthest behind and the furthest ahead, in seconds.
+const CLOCK_RANGE: u64 = 16 * 3600;
 
 /// All that goes wrong in a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,12 +56,13 @@ impl Schedule {
             if at >= requests {
                 break;
             }
-            let fault = match seed.within(0..10) {
+            let fault = match seed.within(0..11) {
                 0..4 if up => Fault::OriginDown,
                 0..4 => Fault::OriginUp,
                 4 | 5 => Fault::Kill,
                 6 => Fault::KillTwice,
                 7 => Fault::PowerCut,
+                8 => Fault::Clock(seed.within(0..CLOCK_RANGE) as i64 - CLOCK_RANGE as i64 / 2),
                 _ if disk => Fault::DiskFails,
                 _ => Fault::DiskWorks,
             };
@@ -126,13 +132,14 @@ mod tests {
                     Fault::DiskFails => disk = false,
                     Fault::DiskWorks => disk = true,
                     Fault::Kill | Fault::KillTwice | Fault::PowerCut => assert!(disk, "{schedule}"),
-                    Fault::OriginDown | Fault::OriginUp => {}
+                    Fault::OriginDown | Fault::OriginUp | Fault::Clock(_) => {}
                 }
-                if !seen.contains(&step.fault) {
-                    seen.push(step.fault);
+                let kind = std::mem::discriminant(&step.fault);
+                if !seen.contains(&kind) {
+                    seen.push(kind);
                 }
             }
         }
-        assert_eq!(seen.len(), 7, "{seen:?}");
+        assert_eq!(seen.len(), 8, "{seen:?}");
     }
 }

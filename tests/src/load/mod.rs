@@ -284,7 +284,8 @@ impl Drop for Load {
     }
 }
 
-/// An origin that costs little, on a thread of its own: it answers everything alike and remembers nothing.
+/// An origin that costs little, on a thread of its own: it answers everything alike, but for a target such as `/status/500`
+/// with that status, and remembers nothing.
 pub struct QuickOrigin {
     port: Port,
     stop: Arc<AtomicBool>,

@@ -1,5 +1,5 @@
 //! An origin that costs as little as can be, in the load generator's own thread: it answers every request with the
-//! same bytes. Two cores are enough for a measurement then: one for the proxy, one for everything else.
+//! same bytes, but those whose target is `/status/NNN`, which get that status. Two cores are enough for a measurement then: one for the proxy, one for everything else.
 
 use std::{
     io::{self, Read, Write},
@@ -110,7 +110,10 @@ impl Connection {
                 self.scanner.feed(&mut rest).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
             if let Some(seen) = seen {
                 // A socket that can't take a small answer belongs to a peer that has stopped reading.
-                self.stream.write_all(answer)?;
+                match seen.status {
+                    0 => self.stream.write_all(answer)?,
+                    status => write!(self.stream, "HTTP/1.1 {status} Asked\r\ncontent-length: 0\r\n\r\n")?,
+                }
                 answered += 1;
                 if seen.close {
                     return Err(io::ErrorKind::ConnectionAborted.into());

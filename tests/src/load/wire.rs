@@ -17,7 +17,7 @@ pub(super) enum Side {
 /// What is known of a message that has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Seen {
-    /// The status of a response; 0 of a request.
+    /// The status of a response; of a request the one that it asks for by a target such as `/status/500`, or 0.
     pub(super) status: u16,
     /// Whether its `Connection` field says `close`, or its end is the connection's end.
     pub(super) close: bool,
@@ -182,7 +182,7 @@ impl Scanner {
 
     fn read_head(&mut self, head: &[u8]) -> Result<(), Malformed> {
         let status = match self.side {
-            Side::Requests => 0,
+            Side::Requests => asked_for(head).unwrap_or(0),
             Side::Responses => {
                 let digits =
                     head.strip_prefix(b"HTTP/1.").and_then(|rest| rest.get(2..5)).ok_or(Malformed)?;
@@ -208,6 +208,13 @@ impl Scanner {
         self.started = false;
         self.seen
     }
+}
+
+/// The status that a request's target names.
+fn asked_for(head: &[u8]) -> Option<u16> {
+    let method = memchr::memchr(b' ', head)?;
+    let digits = head[method + 1..].strip_prefix(b"/status/")?.get(..3)?;
+    number(digits).ok()?.try_into().ok()
 }
 
 fn number(digits: &[u8]) -> Result<u64, Malformed> {

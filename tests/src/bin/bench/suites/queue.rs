@@ -33,6 +33,19 @@ const BAR_DELIVERED: f64 = 0.7;
 /// How many times its p99 without a queue another tenant's may be beside one.
 const BAR_NEIGHBOUR: f64 = 1.3;
 
+/// Of the rate with every key well, what the others must reach where one in ten fails.
+const BAR_FAILING: f64 = 0.9;
+/// With a million records: from start to ready in seconds, memory in MiB, and of the rates beside a small backlog.
+const BAR_START: f64 = 5.0;
+const BAR_MEMORY: f64 = 200.0;
+const BAR_RATES: f64 = 0.8;
+
+const MILLION: u64 = 1_000_000;
+/// How many of them are delivered.
+const MILLION_DRAINED: u64 = 20_000;
+/// One key in so many fails.
+const FAILING: usize = 10;
+const FILLED_WITHIN: Duration = Duration::from_secs(300);
 const ROUNDS: usize = 5;
 const TURN: Duration = Duration::from_millis(1500);
 const KEYS: usize = 1000;
@@ -49,12 +62,15 @@ pub(crate) fn run(settings: &Settings) -> Result<usize> {
         bars.push(bar);
         figures[format!("accepted, {name}")] = figure;
     }
-    let (bar, figure) = delivered()?;
-    bars.push(bar);
+    let (more, figure) = delivered()?;
+    bars.extend(more);
     figures["delivered"] = figure;
     let (more, figure) = neighbour()?;
     bars.extend(more);
     figures["neighbour"] = figure;
+    let (more, figure) = million()?;
+    bars.extend(more);
+    figures["million"] = figure;
     let missed = report::print_bars(&bars);
     report::write_json(&settings.out, "queue", &bars, figures)?;
     Ok(missed)
@@ -64,7 +80,7 @@ pub(crate) fn run(settings: &Settings) -> Result<usize> {
 fn node(origin: std::net::SocketAddr) -> Result<(tempfile::TempDir, Beamline, Admin)> {
     let folder = tempfile::tempdir()?;
     let config = folder.path().join("node.toml");
-    std::fs::write(&config, "[queue]\nmax_bytes = \"16GiB\"\nmax_records = 1000000\n")?;
+    std::fs::write(&config, "[queue]\nmax_bytes = \"16GiB\"\nmax_records = 4000000\n")?;
     let arguments = vec!["--config".into(), config.display().to_string()];
     let node = Beamline::start(Options {
         workers: 1,
@@ -154,16 +170,43 @@ fn open(admin: &Admin) -> Result<u64> {
     admin.get("/v1/status")?["queue"]["open"].as_u64().context("the node tells how much is queued")
 }
 
-/// Fills the queue with so many records over the keys, the origin being down.
-fn fill(node: &Beamline, records: u64) -> Result<()> {
-    let mut plan = Plan::new(node.address(), Vec::new()).connections(64).timeout(PATIENCE);
-    plan.requests = (0..KEYS).map(|key| post(Some(key), 256)).collect();
-    all_are(&load::run(&plan.lasting(PATIENCE).limit(records))?, 202)
+/// Fills the queue with so many records over the keys, the origin being down. Where some fail, the origin will refuse those
+/// of one key in ten, for now.
+fn fill(node: &Beamline, records: u64, some_fail: bool) -> Result<()> {
+    let mut plan = Plan::new(node.address(), Vec::new()).connections(64).timeout(FILLED_WITHIN);
+    plan.requests = (0..KEYS)
+        .map(|key| match some_fail && key % FAILING == 0 {
+            false => post(Some(key), 256),
+            true => load::request("PUT", "/status/500", HOST, &[("x-key", &format!("k{key}"))], &[b'x'; 256]),
+        })
+        .collect();
+    all_are(&load::run(&plan.lasting(FILLED_WITHIN).limit(records))?, 202)
 }
 
-/// Ordered deliveries a second over many keys, and the live rate to the same origin.
-fn delivered() -> Result<(Bar, Value)> {
-    let (mut delivered, mut live) = (Vec::new(), Vec::new());
+/// Waits until no more than `rest` of `records` are queued, and gives how many were delivered a second.
+///
+/// From when half of the first tenth is through: the probe's pause and the ramp are not the rate. Until `enough` are.
+fn drained(admin: &Admin, records: u64, rest: u64, enough: u64) -> Result<f64> {
+    let until = Instant::now() + PATIENCE;
+    let mut first = None;
+    loop {
+        let (left, now) = (open(admin)?, Instant::now());
+        match first {
+            None if left < records - enough / 20 => first = Some((now, left)),
+            Some((since, then)) if left <= rest.max(records - enough) => {
+                return Ok((then - left) as f64 / now.duration_since(since).as_secs_f64());
+            }
+            _ => {}
+        }
+        ensure!(now < until, "{left} records are still queued");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Ordered deliveries a second over many keys, with every key well and with one in ten failing, and the live rate to the
+/// same origin.
+fn delivered() -> Result<(Vec<Bar>, Value)> {
+    let (mut well, mut failing, mut live) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let origin = QuickOrigin::start(64)?;
         let (_folder, node, _admin) = node(origin.address())?;
@@ -173,39 +216,97 @@ fn delivered() -> Result<(Bar, Value)> {
         live.push(report.rate());
         drop((origin, node));
 
-        let port = Port::reserve()?;
-        let address = port.address();
-        let (_folder, node, admin) = self::node(address)?;
-        let records = 10_000;
-        fill(&node, records)?;
-        let _origin = QuickOrigin::start_on(port, 64)?;
-        // From when half of the first tenth is through: the probe's pause and the ramp are not the rate.
-        let until = Instant::now() + PATIENCE;
-        let mut first = None;
-        loop {
-            let left = open(&admin)?;
-            let now = Instant::now();
-            if first.is_none() && left < records - records / 20 {
-                first = Some((now, left));
-            }
-            if left == 0 {
-                let (since, then) = first.context("the queue drains in steps")?;
-                delivered.push(then as f64 / now.duration_since(since).as_secs_f64());
-                break;
-            }
-            ensure!(now < until, "{left} records are still queued");
-            std::thread::sleep(Duration::from_millis(5));
+        for (some_fail, rates) in [(false, &mut well), (true, &mut failing)] {
+            let port = Port::reserve()?;
+            let (_folder, node, admin) = self::node(port.address())?;
+            let records = 10_000;
+            fill(&node, records, some_fail)?;
+            let _origin = QuickOrigin::start_on(port, 64)?;
+            let rest = if some_fail { records / FAILING as u64 } else { 0 };
+            rates.push(drained(&admin, records, rest, records)?);
         }
     }
-    println!("delivered in order over {KEYS} keys: {delivered:.0?} a second, live {live:.0?}");
-    let bar = Bar {
-        what: format!("ordered deliveries a second over {KEYS} keys, of the live rate"),
-        found: median(delivered.iter().zip(&live).map(|(d, l)| d / l).collect()),
-        bound: Bound::AtLeast(BAR_DELIVERED),
-        unit: "× live",
+    println!(
+        "delivered in order over {KEYS} keys: {well:.0?} a second, one key in {FAILING} failing {failing:.0?}, live {live:.0?}"
+    );
+    let of = |what: &str, found: &[f64], beside: &[f64], at_least: f64, unit: &'static str| Bar {
+        what: format!("ordered deliveries a second over {KEYS} keys, one in {FAILING} failing, {what}"),
+        found: median(found.iter().zip(beside).map(|(a, b)| a / b).collect()),
+        bound: Bound::AtLeast(at_least),
+        unit,
         void: None,
     };
-    Ok((bar, json!({ "delivered": delivered, "live": live })))
+    let bars = vec![
+        of("of the live rate", &failing, &live, BAR_DELIVERED, "× live"),
+        of("of those with none failing", &failing, &well, BAR_FAILING, "× all well"),
+    ];
+    Ok((bars, json!({ "delivered": well, "one_in_ten_failing": failing, "live": live })))
+}
+
+/// What a backlog of a million costs: the start, memory, and the rates beside a backlog of a thousand.
+fn million() -> Result<(Vec<Bar>, Value)> {
+    let measured = |records: u64| -> Result<Backlog> {
+        let port = Port::reserve()?;
+        let (_folder, mut node, admin) = node(port.address())?;
+        fill(&node, records, false)?;
+        let plan = Plan::new(node.address(), post(None, 256)).connections(64).timeout(PATIENCE);
+        let report = load::run(&plan.lasting(TURN))?;
+        all_are(&report, 202)?;
+        node.kill_nine()?;
+        let began = Instant::now();
+        node.launch()?;
+        let start = began.elapsed().as_secs_f64();
+        let all = open(&admin)?;
+        ensure!(all >= records, "expected {records} records after the restart; found {all}");
+        let _origin = QuickOrigin::start_on(port, 64)?;
+        let delivered = drained(&admin, all, 0, MILLION_DRAINED.min(all))?;
+        let memory = resident(node.pid()?)?;
+        Ok(Backlog { start, memory, accepted: report.rate(), delivered })
+    };
+    let (few, many) = (measured(1_000 + MILLION_DRAINED)?, measured(MILLION)?);
+    println!("a backlog of {MILLION}: {many:.2?}; of {}: {few:.2?}", 1_000 + MILLION_DRAINED);
+    let bar = |what: &str, found: f64, bound: Bound, unit: &'static str| Bar {
+        what: format!("a backlog of {MILLION}: {what}"),
+        found,
+        bound,
+        unit,
+        void: None,
+    };
+    let bars = vec![
+        bar("from start to ready", many.start, Bound::AtMost(BAR_START), "s"),
+        bar("memory while it drains", many.memory, Bound::AtMost(BAR_MEMORY), "MiB"),
+        bar(
+            "202s a second, of those beside a small one",
+            many.accepted / few.accepted,
+            Bound::AtLeast(BAR_RATES),
+            "×",
+        ),
+        bar(
+            "deliveries a second, of those from a small one",
+            many.delivered / few.delivered,
+            Bound::AtLeast(BAR_RATES),
+            "×",
+        ),
+    ];
+    let figures = |b: &Backlog| json!({ "start_s": b.start, "memory_mib": b.memory, "accepted": b.accepted, "delivered": b.delivered });
+    Ok((bars, json!({ "few": figures(&few), "many": figures(&many) })))
+}
+
+/// What was measured beside one backlog.
+#[derive(Debug)]
+struct Backlog {
+    start: f64,
+    memory: f64,
+    accepted: f64,
+    delivered: f64,
+}
+
+/// A process's resident memory in MiB.
+fn resident(pid: u32) -> Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("a process has memory")?;
+    let kib: f64 = line.trim().trim_end_matches(" kB").trim().parse()?;
+    Ok(kib / 1024.0)
 }
 
 /// Another tenant's p99, idle beside it, while a queue fills, and while it drains.
