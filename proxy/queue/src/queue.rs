@@ -169,6 +169,7 @@ impl Queue {
         let books = Arc::new(Books::new(&settings, Arc::clone(&disk)));
         books.recount(&mut *reader)?;
         let paused = reader.paused()?.into_iter().collect();
+        let rates = reader.rates()?;
 
         let policy = Policy {
             epoch: log.epoch(),
@@ -197,6 +198,7 @@ impl Queue {
 
         let delivery = Delivery {
             policy,
+            rates,
             reader: reader.clone(),
             writer: writer.clone(),
             notices,

@@ -333,6 +333,10 @@ impl Worker {
             self.tools.books.requeued(requeued);
             self.queued(requeued.candidate.clone(), requeued.front);
         }
+        if let Act::Rate { upstream, rate } = &what.act {
+            let lane = Lane { tenant: what.tenant.clone(), upstream: upstream.clone() };
+            self.tools.notices.send(Notice::Rate(lane, *rate));
+        }
         if let Act::Pause { upstream, paused } = &what.act {
             let lane = Lane { tenant: what.tenant.clone(), upstream: upstream.clone() };
             if *paused {

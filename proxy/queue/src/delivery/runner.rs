@@ -32,6 +32,7 @@ use crate::{
     fault::Fault,
     log::{Candidate, Change, Effect},
     notices::NoticeReceiver,
+    rate::Rate,
     reader::Reader,
     record::{Lane, Seq},
     settings::WallClock,
@@ -55,6 +56,8 @@ pub enum DeliveryError {
 /// A queue whose `Delivery` is dropped still accepts records; they wait for the next owner.
 pub struct Delivery {
     pub(crate) policy: Policy,
+    /// Of the lanes that have one.
+    pub(crate) rates: Vec<(Lane, Rate)>,
     pub(crate) reader: Reader,
     pub(crate) writer: Writer,
     pub(crate) notices: NoticeReceiver,
@@ -113,9 +116,10 @@ impl Delivery {
         grace: Duration,
     ) -> Result<(), DeliveryError> {
         let mut shutdown = pin!(shutdown);
-        let Self { policy, reader, writer, mut notices, books, bodies, wall_clock, attempt_timeout } = self;
+        let Self { policy, rates, reader, writer, mut notices, books, bodies, wall_clock, attempt_timeout } =
+            self;
         let clock = Clock { start: Instant::now(), wall: wall_clock };
-        let mut machine = Machine::new(policy, clock.now());
+        let mut machine = Machine::new(policy, rates, clock.now());
         let mut tasks = Tasks {
             set: JoinSet::new(),
             attempts: HashMap::new(),
