@@ -4,7 +4,8 @@ use axum::extract::State;
 use beamline_control::actor_name;
 use beamline_model::{TenantName, TokenScope, UpstreamName};
 use beamline_queue::{
-    HandError, LaneStatus, Purged, QueueError, RecordPage, RecordQuery, RecordView, StateName,
+    ExportPage, HandError, LaneStatus, Purged, QueueError, Rate, RecordPage, RecordQuery, RecordView,
+    StateName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,13 @@ pub(crate) struct RecordsQuery {
     after: u64,
     #[serde(default = "page")]
     limit: usize,
+}
+
+impl RecordsQuery {
+    fn of(self, tenant: TenantName) -> RecordQuery {
+        let Self { upstream, state, ordering_key, after, limit } = self;
+        RecordQuery { tenant, upstream, state, ordering_key, after, limit }
+    }
 }
 
 const fn page() -> usize {
@@ -68,6 +76,20 @@ fn discardable() -> Vec<StateName> {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Key {
     ordering_key: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct WantedRate {
+    /// `null` for none. That it is left out says nothing, and is refused.
+    #[serde(deserialize_with = "Option::deserialize")]
+    per_second: Option<Rate>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct RateOf {
+    upstream: UpstreamName,
+    per_second: Option<Rate>,
 }
 
 #[derive(Serialize)]
@@ -155,9 +177,17 @@ pub(crate) async fn records(
     Query(query): Query<RecordsQuery>,
 ) -> Result<Answer<RecordPage>, Refusal> {
     existing(&state, &tenant, &actor).await?;
-    let RecordsQuery { upstream, state: wanted, ordering_key, after, limit } = query;
-    let query = RecordQuery { tenant, upstream, state: wanted, ordering_key, after, limit };
-    Ok(ok(state.queue.records(query).await?))
+    Ok(ok(state.queue.records(query.of(tenant)).await?))
+}
+
+pub(crate) async fn export(
+    State(state): State<AdminState>,
+    Caller(actor): Caller,
+    Tenant(tenant): Tenant,
+    Query(query): Query<RecordsQuery>,
+) -> Result<Answer<ExportPage>, Refusal> {
+    existing(&state, &tenant, &actor).await?;
+    Ok(ok(state.queue.export(query.of(tenant)).await?))
 }
 
 pub(crate) async fn record(
@@ -239,6 +269,18 @@ pub(crate) async fn resume_key(
     known(&state, &tenant, &upstream, &actor).await?;
     let records = state.queue.resume_key(&tenant, &upstream, &ordering_key, &actor_name(&actor)).await?;
     Ok(ok(ResumedKey { upstream, ordering_key, records }))
+}
+
+pub(crate) async fn rate(
+    State(state): State<AdminState>,
+    Caller(actor): Caller,
+    Tenant(tenant): Tenant,
+    Upstream(upstream): Upstream,
+    Document(WantedRate { per_second }): Document<WantedRate>,
+) -> Result<Answer<RateOf>, Refusal> {
+    known(&state, &tenant, &upstream, &actor).await?;
+    state.queue.set_rate(&tenant, &upstream, per_second, &actor_name(&actor)).await?;
+    Ok(ok(RateOf { upstream, per_second }))
 }
 
 async fn set_paused(

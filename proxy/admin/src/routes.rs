@@ -73,6 +73,7 @@ enum Operation {
     RemoveSecret,
     Lanes,
     ListRecords,
+    ExportRecords,
     ShowRecord,
     RetryRecord,
     DiscardRecord,
@@ -80,6 +81,7 @@ enum Operation {
     PauseUpstream,
     ResumeUpstream,
     ResumeKey,
+    RateUpstream,
     Audit,
 }
 
@@ -359,6 +361,16 @@ pub const ROUTES: &[RouteRow] = &[
     },
     RouteRow {
         method: Method::GET,
+        path: "/v1/tenants/{tenant}/queue/export",
+        who: Who::Tenant,
+        does: "read the tenant's queued records without their secrets, oldest first",
+        max_body: 0,
+        success: 200,
+        problems: of_a_tenant!["queue-unavailable", "invalid-request"],
+        operation: Operation::ExportRecords,
+    },
+    RouteRow {
+        method: Method::GET,
         path: "/v1/tenants/{tenant}/queue/records/{record}",
         who: Who::Tenant,
         does: "see one queued record without its secrets",
@@ -448,6 +460,22 @@ pub const ROUTES: &[RouteRow] = &[
         operation: Operation::ResumeKey,
     },
     RouteRow {
+        method: Method::POST,
+        path: "/v1/tenants/{tenant}/queue/upstreams/{upstream}/rate",
+        who: Who::Tenant,
+        does: "bound the deliveries to an upstream that begin in a second",
+        max_body: 4 * KIB,
+        success: 200,
+        problems: of_a_tenant![
+            "queue-unavailable",
+            "invalid-request",
+            "body-too-large",
+            "body-incomplete",
+            "unknown-upstream"
+        ],
+        operation: Operation::RateUpstream,
+    },
+    RouteRow {
         method: Method::GET,
         path: "/v1/audit",
         who: Who::Token,
@@ -490,6 +518,7 @@ pub(crate) fn endpoint(row: &RouteRow) -> MethodRouter<AdminState> {
         Operation::RemoveSecret => on(method, secrets::remove),
         Operation::Lanes => on(method, queue::lanes),
         Operation::ListRecords => on(method, queue::records),
+        Operation::ExportRecords => on(method, queue::export),
         Operation::ShowRecord => on(method, queue::record),
         Operation::RetryRecord => on(method, queue::retry),
         Operation::DiscardRecord => on(method, queue::discard),
@@ -497,6 +526,7 @@ pub(crate) fn endpoint(row: &RouteRow) -> MethodRouter<AdminState> {
         Operation::PauseUpstream => on(method, queue::pause),
         Operation::ResumeUpstream => on(method, queue::resume),
         Operation::ResumeKey => on(method, queue::resume_key),
+        Operation::RateUpstream => on(method, queue::rate),
         Operation::Audit => on(method, audit::list),
     }
 }

@@ -35,6 +35,7 @@
 //!     changes in one transaction with its row of the audit; nothing that is shown holds a credential or a query.
 //!     What the node ends by expiry or deletes by itself is there too, hour by hour.
 //! 15. **`of_a_paused_lane_nothing_is_begun`.** From the moment that the pause is answered, and after a restart.
+//!     Where it has a rate, no more begin in a second than that.
 //! 16. **`an_idle_queue_does_nothing`.** No thread polls: each waits for a message, delivery also for the next due time.
 //! 17. **`a_hanging_tenant_blocks_only_itself`.** A tenant takes no more places in flight than it leaves free.
 //! 18. **`tenants_get_the_same_bytes_however_large_their_records_are`.** A turn costs the record's size.
@@ -68,6 +69,7 @@ mod log;
 mod notices;
 mod owner;
 mod queue;
+mod rate;
 mod reader;
 mod receipt;
 mod record;
@@ -92,12 +94,13 @@ pub use queue::{
     Accepted, Backlog, Cancellation, EnqueueError, HandError, KeyLook, OpenError, Purged, Queue, QueueError,
     UsedKey,
 };
+pub use rate::{InvalidRate, Rate};
 pub use receipt::{InvalidReceipt, Receipt};
 pub use record::{DeadReason, InvalidRecordId, NewRecord, ReceiptView, RecordId, State, StateName, TraceRef};
 pub use response::{Keep, KeptResponse, ResponseView, WholeResponse};
 pub use settings::{Settings, WallClock};
 pub use view::{
-    AuditRow, HeaderView, LaneStatus, PAGE_MAX, RecordListing, RecordPage, RecordQuery, RecordView,
-    RequestView,
+    AuditRow, ExportPage, HeaderView, LaneStatus, PAGE_MAX, RecordListing, RecordPage, RecordQuery,
+    RecordView, RequestView,
 };
 pub use waiters::Waiter;

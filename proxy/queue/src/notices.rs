@@ -10,7 +10,7 @@ use std::sync::{
 
 use tokio::sync::mpsc;
 
-use crate::{log::Candidate, record::Lane, settings::bounds::NOTICES};
+use crate::{log::Candidate, rate::Rate, record::Lane, settings::bounds::NOTICES};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Notice {
@@ -20,6 +20,8 @@ pub(crate) enum Notice {
     Behind { expires_ms: u64 },
     /// The lane's held records are queued again.
     Released(Lane),
+    /// The lane has this rate from now on, or none.
+    Rate(Lane, Option<Rate>),
     /// A page of expired records ended; when the next one expires, and whether the page was full.
     Swept { next_ms: Option<u64>, full: bool },
     /// A page of finished records was deleted; the earliest finish of what is left, and whether the page was full.
@@ -62,12 +64,17 @@ pub(crate) fn notices() -> (NoticeSender, NoticeReceiver) {
 
 impl NoticeSender {
     pub(crate) fn send(&self, notice: Notice) {
-        // Answers to delivery's own questions are as few as its questions, and must not be lost.
-        let answer = matches!(
+        // Answers to delivery's own questions are as few as its questions, and must not be lost. Rates are as few as hands,
+        // and no look at the log would tell them.
+        let kept = matches!(
             notice,
-            Notice::Released(_) | Notice::Swept { .. } | Notice::Pruned { .. } | Notice::Forgot { .. }
+            Notice::Released(_)
+                | Notice::Rate(..)
+                | Notice::Swept { .. }
+                | Notice::Pruned { .. }
+                | Notice::Forgot { .. }
         );
-        if answer || self.shared.unread.load(Ordering::SeqCst) < NOTICES {
+        if kept || self.shared.unread.load(Ordering::SeqCst) < NOTICES {
             return self.push(notice);
         }
         self.shared.missed.store(true, Ordering::SeqCst);

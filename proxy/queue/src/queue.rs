@@ -223,6 +223,8 @@ impl Queue {
         books.recount(&mut *reader)?;
         books.set_alone(is_alone);
         let paused = reader.paused()?.into_iter().collect();
+        // Who takes over later is told the rates of that moment.
+        let rates = if is_owner { reader.rates()? } else { Vec::new() };
 
         let policy = Policy {
             epoch: log.epoch(),
@@ -254,6 +256,7 @@ impl Queue {
         let delivery = Delivery {
             standing: Arc::clone(&standing),
             policy,
+            rates,
             reader: reader.clone(),
             writer: writer.clone(),
             notices,

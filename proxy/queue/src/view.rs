@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use crate::{
     log::Content,
+    rate::Rate,
     record::{RecordId, State, StateName},
 };
 
@@ -76,6 +77,15 @@ impl RecordPage {
     }
 }
 
+/// A page of an export.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ExportPage {
+    /// In commit order.
+    pub records: Vec<RecordView>,
+    /// After which place the next page begins. None after the last one; a short page may have a next one.
+    pub next: Option<u64>,
+}
+
 /// A record in a list. Times are milliseconds since the Unix epoch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RecordListing {
@@ -126,6 +136,17 @@ pub struct RecordView {
     pub request: Option<RequestView>,
 }
 
+impl RecordView {
+    /// About how much of it is head.
+    pub(crate) fn head_bytes(&self) -> usize {
+        let path = self.listing.path.as_ref().map_or(0, String::len);
+        let fields = self.request.iter().flat_map(|request| &request.headers);
+        path + fields
+            .map(|field| field.name.len() + field.value.as_ref().map_or(0, String::len))
+            .sum::<usize>()
+    }
+}
+
 /// A stored request as it may be shown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RequestView {
@@ -169,6 +190,8 @@ pub struct LaneStatus {
     pub oldest_ms: Option<u64>,
     /// Whether deliveries are paused.
     pub paused: bool,
+    /// How many deliveries may begin in a second. None: as many as can.
+    pub per_second: Option<Rate>,
     /// Ordering keys that are paused because a record of theirs died.
     pub paused_keys: u64,
 }

@@ -370,7 +370,11 @@ impl Worker {
     fn recover(&mut self) -> Result<(), LogError> {
         recover(&mut *self.tools.log, (self.tools.wall_clock)())?;
         self.recount()?;
-        self.tools.paused = self.tools.log.reader()?.paused()?.into_iter().collect();
+        let mut reader = self.tools.log.reader()?;
+        self.tools.paused = reader.paused()?.into_iter().collect();
+        for (lane, rate) in reader.rates()? {
+            self.tools.notices.send(Notice::Rate(lane, Some(rate)));
+        }
         Ok(())
     }
 
@@ -470,6 +474,10 @@ impl Worker {
         if let Some(requeued) = &done.requeued {
             self.tools.books.requeued(requeued);
             self.queued(requeued.candidate.clone(), requeued.front);
+        }
+        if let Act::Rate { upstream, rate } = &what.act {
+            let lane = Lane { tenant: what.tenant.clone(), upstream: upstream.clone() };
+            self.tools.notices.send(Notice::Rate(lane, *rate));
         }
         if let Act::Pause { upstream, paused } = &what.act {
             let lane = Lane { tenant: what.tenant.clone(), upstream: upstream.clone() };

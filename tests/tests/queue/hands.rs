@@ -150,6 +150,57 @@ fn a_paused_upstream_gets_nothing_until_it_is_resumed_through_crashes_too() {
 }
 
 #[test]
+fn a_rate_bounds_what_begins_in_a_second_through_crashes_too() {
+    let mut scene = outage();
+    let said = cli(&scene, "queue rate --tenant acme origin 4/s");
+    assert_eq!(said, "deliveries to upstream origin of tenant acme begin at most at 4/s\n");
+    let locations: Vec<_> = (0..12).map(|n| queue(&scene, Request::post("/in", format!("{n}")))).collect();
+    scene.node.kill_nine().unwrap();
+    scene.origin.start_again().unwrap();
+    scene.node.launch().unwrap();
+    locations.iter().for_each(|location| drop(wait_state(&scene, location, "delivered")));
+    let log = scene.origin.requests();
+    let at: Vec<_> = deliveries(&log).iter().map(|r| r.at).collect();
+    let took = at[11].duration_since(at[0]).unwrap();
+    assert!(took >= Duration::from_millis(2500), "eleven more than the first, at four a second: {took:?}");
+    let status = cli(&scene, "queue status");
+    assert!(status.contains("on, at most 4/s"), "{status}");
+    cli(&scene, "queue rate --tenant acme origin none");
+    assert!(!cli(&scene, "queue status").contains("at most"));
+    let (code, _, err) = cli_ends(&scene, "queue rate --tenant acme origin 0/s");
+    assert!(code == 2 && err.contains("expected 1 to 10000 deliveries a second"), "{code}: {err}");
+    assert_eq!(audit(&scene.admin), ["operator queue.rate 0", "operator queue.rate 0"]);
+}
+
+#[test]
+fn what_was_delivered_cancelled_or_discarded_is_in_no_file_any_more() {
+    let mut scene = outage();
+    let secret = |how: &str, body: Vec<u8>| {
+        Request::post(&format!("/in?token=c4n4ry-q-{how}"), body).header("X-Key", &format!("c4n4ry-h-{how}"))
+    };
+    let body = |length: usize| b"c4n4ry-b-".repeat(length / 9);
+    let locations = ["delivered", "cancelled", "discarded"].map(|how| {
+        let small = queue(&scene, secret(how, body(100)));
+        [small, queue(&scene, secret(how, body(20_000))), queue(&scene, secret(how, body(200_000)))]
+    });
+    let [delivered, cancelled, discarded] = &locations;
+    let folder = scene.node.data_dir();
+    assert!(!files_with(&folder, "c4n4ry-q").is_empty() && !files_with(&folder, "c4n4ry-b").is_empty());
+    cli(&scene, "queue pause --tenant acme origin");
+    wait(PATIENCE, || count(&scene, "in_flight"), |flying| *flying == 0);
+    for location in cancelled {
+        assert_eq!(cancel(&scene, location).status, 200);
+    }
+    for location in discarded {
+        cli(&scene, &format!("queue discard --tenant acme {}", id(&scene, location)));
+    }
+    scene.origin.start_again().unwrap();
+    cli(&scene, "queue resume --tenant acme origin");
+    delivered.iter().for_each(|location| drop(wait_state(&scene, location, "delivered")));
+    wait(2 * PATIENCE, || files_with(&folder, "c4n4ry-"), Vec::is_empty);
+}
+
+#[test]
 fn dead_letters_are_listed_shown_and_tried_again() {
     let mut scene = queueing(json!({ "mode": "on-failure" }));
     scene.origin.stop();
@@ -294,10 +345,21 @@ fn nothing_secret_is_in_anything_that_is_shown() {
         cli(&scene, "queue list --tenant acme --json"),
         cli(&scene, &format!("queue show --tenant acme {id}")),
         cli(&scene, &format!("queue show --tenant acme {id} --json")),
+        cli(&scene, "queue export --tenant acme"),
     ];
+    let line: Value = serde_json::from_str(&told[5]).unwrap();
+    assert_eq!((&line["path"], &line["request"]["body_bytes"]), (&json!("/in"), &json!(4)));
     assert!(told[3].to_lowercase().contains("x-api-key: (6 bytes)"), "{}", told[3]);
     wait(PATIENCE, || cancel(&scene, &location), |answer| answer.status == 200);
     told.extend([cli(&scene, "audit"), cli(&scene, "audit --json")]);
+    let exported = cli(&scene, "queue export --tenant acme origin --state dead");
+    let line: Value = serde_json::from_str(&exported).unwrap();
+    assert_eq!(
+        (&line["version"], &line["id"], &line["reason"]),
+        (&json!(1), &json!(id), &json!("cancelled"))
+    );
+    told.push(exported);
+    assert_eq!(cli(&scene, "queue export --tenant acme --state queued"), "");
     for secret in secrets.iter().copied().chain([of_receipt.as_str()]) {
         for text in &told {
             assert!(!text.contains(secret), "{secret} is in {text}");

@@ -119,7 +119,7 @@ fn a_record_that_is_dead_pauses_its_key_where_the_manifest_says_so() {
         );
     }
     let status = cli(&scene, "queue status");
-    assert!(status.contains("on, but 1 key paused"), "{status}");
+    assert!(status.contains("on, 1 key paused"), "{status}");
     let listed = cli(&scene, "queue list --tenant acme --key a");
     assert_eq!(listed.matches("a (paused)").count(), 3, "{listed}");
 

@@ -183,14 +183,15 @@ async fn the_pages_examples_are_what_the_api_takes_and_answers(node: &Node, page
                 let path = route.replace("{tenant}", "acme").replace("{record}", &node.dead_letter().await);
                 node.acme(&path).await
             }
-            "POST /v1/tenants/{tenant}/queue/upstreams/{upstream}/resume-key" => {
+            "POST /v1/tenants/{tenant}/queue/upstreams/{upstream}/resume-key"
+            | "POST /v1/tenants/{tenant}/queue/upstreams/{upstream}/rate" => {
                 node.ask(&for_acme(row), &node.acme, page.request(&route).to_string()).await
             }
             // The queue's rows alone: all others have details of their own.
             "GET /v1/audit" => node.acme("GET /v1/audit?after=999999.0").await,
-            "GET /v1/tenants/{tenant}/queue/records" => {
+            "GET /v1/tenants/{tenant}/queue/records" | "GET /v1/tenants/{tenant}/queue/export" => {
                 node.dead_letter().await;
-                node.acme("GET /v1/tenants/acme/queue/records?state=dead").await
+                node.acme(&format!("{}?state=dead", for_acme(row))).await
             }
             _ => node.ask(&for_acme(row), &node.operator, Body::empty()).await,
         };
@@ -498,6 +499,20 @@ async fn what_is_done_to_the_queue_is_refused_by_name_or_told_in_the_audit(node:
             422,
             "invalid-request",
             "expected `ordering_key`",
+        ),
+        (
+            format!("POST {upstreams}/api/rate"),
+            json!({}),
+            422,
+            "invalid-request",
+            "missing field `per_second`",
+        ),
+        (
+            format!("POST {upstreams}/api/rate"),
+            json!({ "per_second": 0 }),
+            422,
+            "invalid-request",
+            "expected 1 to 10000 deliveries a second",
         ),
         (
             "GET /v1/tenants/acme/queue/records?state=lost".into(),

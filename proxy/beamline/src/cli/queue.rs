@@ -1,11 +1,12 @@
 //! `beamline queue`: what waits and what is dead, and what to do about it.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, io, str::FromStr};
 
 use beamline_model::{TenantName, UpstreamName};
+use beamline_queue::{InvalidRate, Rate};
 use clap::{Args, Subcommand, ValueEnum, value_parser};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{
     client::{Answer, Node},
@@ -34,6 +35,11 @@ enum QueueCommand {
     ///
     /// Queries, header values and bodies are never shown.
     List(ListArgs),
+    /// Write a tenant's records as JSON Lines, oldest first
+    ///
+    /// Each line is a record as `queue show --json` prints it, with `"version": 1`. Queries, credentials and bodies are not in
+    /// it. Records that are accepted or queued again meanwhile come at the end.
+    Export(ExportArgs),
     /// Show one record
     ///
     /// Header values are shown for fields that carry no credential; of the others, and of the body, the length.
@@ -47,6 +53,10 @@ enum QueueCommand {
     /// An ordering key is paused by a record that died, where the manifest says `on_dead = "pause-key"`. Resumed, it goes on
     /// with what comes after that record, which stays dead.
     Resume(ResumeArgs),
+    /// Bound the deliveries to an upstream that begin in a second
+    ///
+    /// The bound survives restarts, until another is set. What a tenth of a second brings may begin at once.
+    Rate(RateArgs),
     /// Queue a dead letter again
     ///
     /// Where its ordering key is paused for it, it goes before those that wait; else behind everything that was accepted
@@ -90,6 +100,20 @@ struct ListArgs {
 }
 
 #[derive(Args, Debug)]
+struct ExportArgs {
+    /// The tenant
+    #[arg(long, short, value_name = "NAME")]
+    tenant: TenantName,
+
+    /// Only records for this upstream
+    upstream: Option<UpstreamName>,
+
+    /// Only records in this state
+    #[arg(long, value_enum, value_name = "STATE")]
+    state: Option<StateArg>,
+}
+
+#[derive(Args, Debug)]
 struct RecordArgs {
     /// The tenant
     #[arg(long, short, value_name = "NAME")]
@@ -117,6 +141,31 @@ struct ResumeArgs {
     /// Only this ordering key, which a dead record paused
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
+}
+
+#[derive(Args, Debug)]
+struct RateArgs {
+    #[command(flatten)]
+    of: UpstreamArgs,
+
+    /// Deliveries a second, such as 5/s, from 1/s to 10000/s; or none, for as many as can
+    rate: RateArg,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct RateArg(Option<Rate>);
+
+impl FromStr for RateArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self(None)),
+            rate => {
+                rate.parse().map(|rate| Self(Some(rate))).map_err(|e: InvalidRate| format!("{e}, or none"))
+            }
+        }
+    }
 }
 
 #[derive(Args, Debug)]
@@ -173,17 +222,22 @@ struct Lane {
     bytes: u64,
     oldest_ms: Option<u64>,
     paused: bool,
+    per_second: Option<u64>,
     paused_keys: u64,
 }
 
 impl Lane {
     fn deliveries(&self) -> String {
-        let keys = match self.paused_keys {
-            0 => return if self.paused { "paused" } else { "on" }.into(),
-            1 => "1 key",
-            keys => &format!("{keys} keys"),
-        };
-        if self.paused { format!("paused, and {keys}") } else { format!("on, but {keys} paused") }
+        let mut told = if self.paused { "paused" } else { "on" }.to_owned();
+        if let Some(rate) = self.per_second {
+            let _ = write!(told, ", at most {rate}/s");
+        }
+        match self.paused_keys {
+            0 => {}
+            1 => told.push_str(", 1 key paused"),
+            keys => drop(write!(told, ", {keys} keys paused")),
+        }
+        told
     }
 }
 
@@ -280,6 +334,10 @@ pub(crate) fn run(args: &QueueArgs) -> Result<Report, Failure> {
     match &args.command {
         QueueCommand::Status => status(&node),
         QueueCommand::List(args) => list(&node, args),
+        QueueCommand::Export(args) => {
+            export(&node, args, &mut io::stdout().lock())?;
+            Ok(Report { json: Value::Null, text: String::new() })
+        }
         QueueCommand::Show(args) => {
             let answer = node.get(&record_path(args, ""))?;
             Ok(Report { text: shown(&answer.as_a()?), json: answer.0 })
@@ -287,6 +345,7 @@ pub(crate) fn run(args: &QueueArgs) -> Result<Report, Failure> {
         QueueCommand::Pause(args) => pause(&node, args, true),
         QueueCommand::Resume(ResumeArgs { of, key: None }) => pause(&node, of, false),
         QueueCommand::Resume(ResumeArgs { of, key: Some(key) }) => resume_key(&node, of, key),
+        QueueCommand::Rate(args) => rate(&node, args),
         QueueCommand::Retry(args) => {
             let wish = json!({ "may_repeat": args.may_repeat });
             done(node.post(&record_path(&args.record, "/retry"), &wish)?, "queued again")
@@ -360,6 +419,46 @@ fn list(node: &Node, args: &ListArgs) -> Result<Report, Failure> {
     }
     Ok(Report { json: json!({ "records": documents, "next": next }), text })
 }
+
+#[derive(Deserialize)]
+struct ExportPage {
+    records: Vec<Map<String, Value>>,
+    next: Option<u64>,
+}
+
+/// Writes page by page, so that no more than one is in memory.
+fn export(node: &Node, args: &ExportArgs, to: &mut impl io::Write) -> Result<(), Failure> {
+    let mut chosen = String::new();
+    if let Some(upstream) = &args.upstream {
+        let _ = write!(chosen, "&upstream={upstream}");
+    }
+    if let Some(state) = &args.state {
+        let _ = write!(chosen, "&state={}", name(state));
+    }
+    let mut after = 0;
+    loop {
+        let page = node.get(&format!("/v1/tenants/{}/queue/export?after={after}{chosen}", args.tenant))?;
+        let ExportPage { records, next } = page.as_a()?;
+        let mut lines = String::new();
+        for mut record in records {
+            record.insert("version".into(), EXPORT_VERSION.into());
+            let _ = writeln!(lines, "{}", Value::Object(record));
+        }
+        match to.write_all(lines.as_bytes()).and_then(|()| to.flush()) {
+            Ok(()) => {}
+            // A reader that went away has seen what it wanted.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            Err(error) => return Err(Failure::Local(format!("the records could not be written: {error}"))),
+        }
+        match next {
+            Some(next) if next > after => after = next,
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// Of the lines that an export writes.
+const EXPORT_VERSION: u64 = 1;
 
 fn table(records: &[Record]) -> String {
     let mut table = Table::headed([
@@ -442,6 +541,17 @@ fn resume_key(node: &Node, of: &UpstreamArgs, key: &str) -> Result<Report, Failu
     Ok(Report { json: answer.0, text })
 }
 
+fn rate(node: &Node, args: &RateArgs) -> Result<Report, Failure> {
+    let RateArgs { of, rate: RateArg(rate) } = args;
+    let answer = node.post(&upstream_path(of, "rate"), &json!({ "per_second": rate }))?;
+    let whose = format!("deliveries to upstream {} of tenant {}", of.upstream, of.tenant);
+    let text = match rate {
+        Some(rate) => format!("{whose} begin at most at {rate}"),
+        None => format!("{whose} have no rate: as many begin as can"),
+    };
+    Ok(Report { json: answer.0, text })
+}
+
 fn done(answer: Answer, what: &str) -> Result<Report, Failure> {
     let record: Record = answer.as_a()?;
     Ok(Report { text: format!("1 record {what}: {} is {}", record.id, record.state()), json: answer.0 })
@@ -508,15 +618,17 @@ mod tests {
     #[test]
     fn status_is_a_line_for_each_upstream() {
         let lanes = json!({ "upstreams": [
-            { "tenant": "acme", "upstream": "api", "depth": 3, "dead": 1, "bytes": 4096, "oldest_ms": 0, "paused": true, "paused_keys": 0 },
-            { "tenant": "acme", "upstream": "web", "depth": 0, "dead": 1, "bytes": 4096, "oldest_ms": null, "paused": false, "paused_keys": 2 },
+            { "tenant": "acme", "upstream": "api", "depth": 3, "dead": 1, "bytes": 4096, "oldest_ms": 0, "paused": true,
+              "per_second": null, "paused_keys": 0 },
+            { "tenant": "acme", "upstream": "web", "depth": 0, "dead": 1, "bytes": 4096, "oldest_ms": null, "paused": false,
+              "per_second": 5, "paused_keys": 2 },
         ] });
         let node = FakeNode::answering([(200, lanes), (200, json!({ "upstreams": [] }))]);
         assert_eq!(
             ask(&node, "queue status").unwrap().text,
             "TENANT  UPSTREAM  WAITING  DEAD  SIZE     OLDEST                DELIVERIES\n\
              acme    api       3        1     4.0 KiB  1970-01-01T00:00:00Z  paused\n\
-             acme    web       0        1     4.0 KiB  -                     on, but 2 keys paused\n"
+             acme    web       0        1     4.0 KiB  -                     on, at most 5/s, 2 keys paused\n"
         );
         assert_eq!(ask(&node, "queue status").unwrap().text, "nothing is queued, and nothing is paused");
     }
@@ -555,6 +667,37 @@ mod tests {
     }
 
     #[test]
+    fn an_export_is_a_line_for_each_record_page_after_page() {
+        let pages = [
+            json!({ "records": [record("queued", None)], "next": 7 }),
+            json!({ "records": [], "next": 9 }),
+            json!({ "records": [record("dead", Some("rejected"))], "next": null }),
+        ];
+        let node = FakeNode::answering(pages.map(|page| (200, page)));
+        let args = ExportArgs {
+            tenant: "acme".parse().unwrap(),
+            upstream: Some("api".parse().unwrap()),
+            state: Some(StateArg::Dead),
+        };
+        let mut written = Vec::new();
+        let client = Node::of(&crate::cli::testing::node_args(node.url())).unwrap();
+        export(&client, &args, &mut written).unwrap();
+        let lines: Vec<Value> = String::from_utf8(written)
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(lines.len(), 2);
+        assert_eq!(
+            (&lines[0]["version"], &lines[0]["id"], &lines[1]["reason"]),
+            (&json!(1), &json!("AZ5"), &json!("rejected"))
+        );
+        let asked: Vec<_> = node.requests().iter().map(|r| r.line.clone()).collect();
+        let line = |after| format!("GET /v1/tenants/acme/queue/export?after={after}&upstream=api&state=dead");
+        assert_eq!(asked, [0, 7, 9].map(line));
+    }
+
+    #[test]
     fn a_record_is_shown_without_what_the_node_keeps_to_itself() {
         let node = FakeNode::answering([(200, record("dead", Some("rejected")))]);
         let text = ask(&node, "queue show --tenant acme AZ5").unwrap().text;
@@ -577,6 +720,8 @@ mod tests {
             (200, json!({ "upstream": "api", "paused": false })),
             (200, json!({ "upstream": "api", "ordering_key": "k", "records": 1 })),
             (200, json!({ "upstream": "api", "ordering_key": "k", "records": 0 })),
+            (200, json!({ "upstream": "api", "per_second": 5 })),
+            (200, json!({ "upstream": "api", "per_second": null })),
             (200, json!({ "records": 1000, "bytes": 1024, "more": true })),
             (200, json!({ "records": 1, "bytes": 1024, "more": false })),
             (409, problem("may-repeat")),
@@ -595,6 +740,14 @@ mod tests {
                 "ordering key k of upstream api of tenant acme was not paused",
             ),
             (
+                "queue rate --tenant acme api 5/s",
+                "deliveries to upstream api of tenant acme begin at most at 5/s",
+            ),
+            (
+                "queue rate --tenant acme api none",
+                "deliveries to upstream api of tenant acme have no rate: as many begin as can",
+            ),
+            (
                 "queue purge --tenant acme api --state dead,held",
                 "1001 records (2.0 KiB) of upstream api of tenant acme discarded",
             ),
@@ -609,6 +762,9 @@ mod tests {
         assert_eq!(requests[2].line, "POST /v1/tenants/acme/queue/upstreams/api/pause");
         assert_eq!(requests[4].line, "POST /v1/tenants/acme/queue/upstreams/api/resume-key");
         assert_eq!(requests[4].json(), json!({ "ordering_key": "k" }));
-        assert_eq!(requests[6].json(), json!({ "states": ["dead", "held"] }));
+        assert_eq!(requests[6].line, "POST /v1/tenants/acme/queue/upstreams/api/rate");
+        assert_eq!(requests[6].json(), json!({ "per_second": 5 }));
+        assert_eq!(requests[7].json(), json!({ "per_second": null }));
+        assert_eq!(requests[8].json(), json!({ "states": ["dead", "held"] }));
     }
 }

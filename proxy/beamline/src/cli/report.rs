@@ -7,7 +7,7 @@ use serde_json::Value;
 /// What a command has to say.
 #[derive(Debug)]
 pub(crate) struct Report {
-    /// For programs.
+    /// For programs. `null` where the command has written everything by itself.
     pub(crate) json: Value,
     /// For people, without the last line's end.
     pub(crate) text: String,
@@ -16,7 +16,13 @@ pub(crate) struct Report {
 impl Report {
     /// What is printed on standard output.
     pub(crate) fn rendered(&self, as_json: bool) -> String {
-        if as_json { format!("{:#}\n", self.json) } else { format!("{}\n", self.text.trim_end()) }
+        if self.json.is_null() {
+            String::new()
+        } else if as_json {
+            format!("{:#}\n", self.json)
+        } else {
+            format!("{}\n", self.text.trim_end())
+        }
     }
 }
 

@@ -127,12 +127,15 @@ impl LaneState {
         (!disk.loading && (disk.stale || disk.more) && disk.not_before > now).then_some(disk.not_before)
     }
 
-    fn launch_at(&self, cap: u32) -> Option<i64> {
+    /// `open_at`: when its rate lets the next delivery begin.
+    fn launch_at(&self, (cap, open_at): (u32, i64)) -> Option<i64> {
         let flying = u32::try_from(self.flying.len()).unwrap_or(u32::MAX);
         match self.health {
-            Health::Working { limit, .. } if flying < limit.min(cap) => self.window.first_due(),
+            Health::Working { limit, .. } if flying < limit.min(cap) => {
+                self.window.first_due().map(|due| due.max(open_at))
+            }
             Health::Failing { until, .. } if self.probe.is_none() && flying < cap => {
-                self.window.first_due().map(|due| due.max(until))
+                self.window.first_due().map(|due| due.max(until).max(open_at))
             }
             Health::Missing { until } => Some(until),
             Health::Working { .. } | Health::Failing { .. } => None,
@@ -140,16 +143,16 @@ impl LaneState {
     }
 
     /// When this lane has something to do next, other than when something lands or is loaded.
-    pub(super) fn next_turn(&self, now: i64, cap: u32) -> Option<i64> {
-        match (self.launch_at(cap), self.load_at(now)) {
+    pub(super) fn next_turn(&self, now: i64, bounds: (u32, i64)) -> Option<i64> {
+        match (self.launch_at(bounds), self.load_at(now)) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         }
     }
 
     /// Takes the record to try now, if one may be tried. It counts as flying from here on.
-    pub(super) fn launch(&mut self, now: i64, cap: u32, jitter: &mut Jitter) -> Option<Candidate> {
-        if self.launch_at(cap)? > now {
+    pub(super) fn launch(&mut self, now: i64, bounds: (u32, i64), jitter: &mut Jitter) -> Option<Candidate> {
+        if self.launch_at(bounds)? > now {
             return None;
         }
         let candidate = match self.health {

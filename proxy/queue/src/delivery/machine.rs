@@ -11,11 +11,13 @@ use super::{
     clock::{JumpGuard, Now},
     decide::{Decision, bearing, decide, note},
     lane::{Health, LaneState, Turn},
+    pace::Pace,
     ring::Ring,
 };
 use crate::{
     log::{AttemptRef, Blame, Candidate, Change, End, Note},
     notices::Notice,
+    rate::Rate,
     reader::Scan,
     record::{DeadReason, Lane, Seq},
     response::{KeptResponse, NewResponse},
@@ -107,6 +109,8 @@ pub(crate) struct Machine {
     jitter: Jitter,
     guard: JumpGuard,
     lanes: HashMap<Lane, LaneState>,
+    /// Of the lanes that have a rate, idle ones among them: what they had before they were idle counts.
+    paces: HashMap<Lane, Pace>,
     ring: Ring,
     timers: BTreeSet<(i64, Lane)>,
     in_flight: usize,
@@ -172,12 +176,13 @@ impl Chore {
 
 impl Machine {
     /// A machine that knows nothing yet: its first [`Event::Tick`] asks for a scan.
-    pub(crate) fn new(policy: Policy, now: Now) -> Self {
+    pub(crate) fn new(policy: Policy, rates: Vec<(Lane, Rate)>, now: Now) -> Self {
         Self {
             jitter: Jitter::new(policy.seed),
             policy,
             guard: JumpGuard::default(),
             lanes: HashMap::new(),
+            paces: rates.into_iter().map(|(lane, rate)| (lane, Pace::new(rate, now.mono))).collect(),
             ring: Ring::default(),
             timers: BTreeSet::new(),
             in_flight: 0,
@@ -273,6 +278,14 @@ impl Machine {
             Notice::Ended { at_ms } => self.wish_to_prune(Some(at_ms), None),
             Notice::Released(lane) => {
                 self.lane(&lane).disk.stale = true;
+                self.plan(now, &lane, upstreams);
+            }
+            Notice::Rate(lane, rate) => {
+                match (rate, self.paces.get_mut(&lane)) {
+                    (Some(rate), Some(pace)) => pace.change(rate, now.mono),
+                    (Some(rate), None) => drop(self.paces.insert(lane.clone(), Pace::new(rate, now.mono))),
+                    (None, _) => drop(self.paces.remove(&lane)),
+                }
                 self.plan(now, &lane, upstreams);
             }
             Notice::Swept { next_ms, full } => {
@@ -542,7 +555,9 @@ impl Machine {
                 self.actions.push(Action::Commit(Change::Release { lane: lane.clone() }));
             }
             let mut bytes = None;
-            match state.launch(now.mono, cap, &mut self.jitter) {
+            let pace = self.paces.get_mut(&lane);
+            let open_at = pace.as_ref().map_or(i64::MIN, |pace| pace.open_at());
+            match state.launch(now.mono, (cap, open_at), &mut self.jitter) {
                 // The sweep will end it; here it is only not tried.
                 Some(expired) if self.guard.is_past(expired.expires_ms, now) => {
                     self.sweep.wish(expired.expires_ms);
@@ -550,6 +565,7 @@ impl Machine {
                 }
                 Some(candidate) => {
                     self.in_flight += 1;
+                    pace.into_iter().for_each(|pace| pace.take(now.mono));
                     bytes = Some(candidate.size);
                     self.actions.push(Action::Attempt(candidate));
                 }
@@ -579,7 +595,8 @@ impl Machine {
         if let Turn::At(at) = std::mem::take(&mut state.turn) {
             self.timers.remove(&(at, lane.clone()));
         }
-        match state.next_turn(now.mono, cap) {
+        let open_at = self.paces.get(lane).map_or(i64::MIN, Pace::open_at);
+        match state.next_turn(now.mono, (cap, open_at)) {
             Some(at) if at <= now.mono => {
                 state.turn = Turn::Ready;
                 self.ring.push(lane.clone());

@@ -8,6 +8,7 @@ mod clock;
 mod decide;
 mod lane;
 mod machine;
+mod pace;
 mod ring;
 mod runner;
 #[cfg(test)]

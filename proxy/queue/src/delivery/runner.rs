@@ -33,6 +33,7 @@ use crate::{
     log::{Candidate, Change, Effect},
     notices::{Notice, NoticeReceiver},
     owner::LOOK_EVERY,
+    rate::Rate,
     reader::Reader,
     record::{Lane, Seq},
     settings::WallClock,
@@ -63,6 +64,8 @@ pub struct Delivery {
     pub(crate) standing: Arc<Standing>,
     /// Of epoch 0 where this process does not own the queue yet.
     pub(crate) policy: Policy,
+    /// Of the lanes that have one.
+    pub(crate) rates: Vec<(Lane, Rate)>,
     pub(crate) reader: Reader,
     pub(crate) writer: Writer,
     pub(crate) notices: NoticeReceiver,
@@ -124,6 +127,7 @@ impl Delivery {
         let Self {
             standing,
             mut policy,
+            rates,
             reader,
             writer,
             mut notices,
@@ -139,7 +143,7 @@ impl Delivery {
             }
         }
         let clock = Clock { start: Instant::now(), wall: wall_clock };
-        let mut machine = Machine::new(policy, clock.now());
+        let mut machine = Machine::new(policy, rates, clock.now());
         let mut tasks = Tasks {
             set: JoinSet::new(),
             attempts: HashMap::new(),

@@ -96,6 +96,8 @@ struct Plan {
     rescans: Vec<i64>,
     /// When the wall clock jumps, and by how much.
     jumps: Vec<(i64, i64)>,
+    /// When the first lane is given a rate.
+    rates: Vec<(i64, Option<u32>)>,
     /// When somebody resumes this key of the first lane.
     resumes: Vec<(i64, u16)>,
     /// When someone says that a lane may be well again.
@@ -197,7 +199,7 @@ impl Simulation {
         let disk = MemoryDisk::default();
         let log = disk.open();
         let now = Now { mono: 0, wall: WALL_START };
-        let machine = Machine::new(policy(plan.seed, log.epoch(), plan.max_in_flight), now);
+        let machine = Machine::new(policy(plan.seed, log.epoch(), plan.max_in_flight), vec![], now);
         let mut simulation = Self {
             now: 0,
             agenda: BinaryHeap::new(),
@@ -229,9 +231,13 @@ impl Simulation {
         for at in simulation.plan.rescans.iter().copied().chain(reopened).collect::<Vec<_>>() {
             simulation.at(at, Happens::Machine(Event::Notice(Notice::Rescan)), false);
         }
+        for (at, rate) in simulation.plan.rates.clone() {
+            let (upstream, rate) = (lane(0).upstream, rate.map(|rate| rate.try_into().unwrap()));
+            simulation.at(at, Happens::ByHand(Act::Rate { upstream, rate }), false);
+        }
         for (at, key) in simulation.plan.resumes.clone() {
             let (upstream, key) = (lane(0).upstream, key.to_string());
-            simulation.at(at, Happens::ByHand(Act::ResumeKey { upstream, key }), false);
+            simulation.at(at, Happens::ByHand(Act::ResumeKey { upstream, key, limit: 9 }), false);
         }
         for (at, of) in simulation.plan.nudges.clone() {
             simulation.at(at, Happens::Machine(Event::Notice(Notice::Nudge(lane(of)))), false);
@@ -446,12 +452,15 @@ impl Simulation {
                     full: pruned.len() >= limit,
                 });
             }
-            (Change::Intervene(_), Effect::Intervened(done)) => {
+            (Change::Intervene(what), Effect::Intervened(done)) => {
                 done.ended.into_iter().for_each(ended);
                 notices.extend(done.unpaused.and_then(|key| key.promoted).map(Notice::Ready));
                 notices.extend(
                     done.requeued.filter(|again| again.front).map(|again| Notice::Ready(again.candidate)),
                 );
+                if let Act::Rate { upstream, rate } = what.act {
+                    notices.push(Notice::Rate(Lane { tenant: what.tenant, upstream }, rate));
+                }
             }
             (Change::Retry { again, .. }, Effect::Done) => notices.push(Notice::Ready(again)),
             (Change::Release { lane }, _) => notices.push(Notice::Released(lane)),
@@ -614,7 +623,8 @@ impl Simulation {
         let recovered = self.commit(Change::Recover { epoch, now_ms, limit: 10_000 });
         assert!(matches!(recovered, Effect::Recovered { .. }));
         let policy = policy(self.plan.seed.wrapping_add(epoch), epoch, self.plan.max_in_flight);
-        self.machine = Machine::new(policy, self.both());
+        let rates = self.log.reader().unwrap().rates().unwrap();
+        self.machine = Machine::new(policy, rates, self.both());
         for n in lost {
             self.write(Inbox::Append(n));
         }

@@ -580,6 +580,26 @@ fn of_a_paused_lane_nothing_is_begun(place: &dyn Place) {
     assert_eq!(audit(&*log), ["operator queue.pause 0 ", "operator queue.resume 0 "]);
 }
 
+fn a_lane_has_the_rate_that_it_was_last_given(place: &dyn Place) {
+    let mut log = place.open();
+    let rate = |rate: Option<u32>| Act::Rate {
+        upstream: "api".parse().unwrap(),
+        rate: rate.map(|rate| rate.try_into().unwrap()),
+    };
+    let rates = |log: &dyn Log| log.reader().unwrap().rates().unwrap();
+    for per_second in [Some(7), Some(7), Some(9)] {
+        intervened(by_hand(&mut *log, rate(per_second)));
+    }
+    drop(log);
+    let mut log = place.open();
+    assert_eq!(rates(&*log), [(lane("acme"), 9.try_into().unwrap())], "after a restart too");
+    for _ in 0..2 {
+        intervened(by_hand(&mut *log, rate(None)));
+    }
+    assert_eq!(rates(&*log), []);
+    assert_eq!(audit(&*log), ["7/s", "9/s", "none"].map(|rate| format!("operator queue.rate 0 {rate}")));
+}
+
 /// A record whose death pauses its key.
 fn put_pausing(log: &mut dyn Log, n: u64, key: &str) -> Seq {
     let mut append = append(n, Some(key));
@@ -709,7 +729,7 @@ fn a_paused_key_goes_on_when_it_is_resumed_or_its_dead_letter_is_dealt_with(plac
     // Resumed, it goes on with what comes next; the dead letter stays what it is, and behind if it is tried again.
     kill(&mut *log, next, DeadReason::Rejected);
     let third = put_pausing(&mut *log, 3, "k");
-    let resume = |key: &str| Act::ResumeKey { upstream: "api".parse().unwrap(), key: key.into() };
+    let resume = |key: &str| Act::ResumeKey { upstream: "api".parse().unwrap(), key: key.into(), limit: 9 };
     assert_eq!(intervened(by_hand(&mut *log, resume("other"))), Intervened::default());
     let done = intervened(by_hand(&mut *log, resume("k"))).unpaused.unwrap();
     unpaused(done.records, third, done.promoted.as_ref());
@@ -1075,6 +1095,7 @@ suite!(
     what_must_not_be_sent_again_is_not_queued_again,
     a_purge_goes_page_by_page_and_not_beyond_where_it_began,
     of_a_paused_lane_nothing_is_begun,
+    a_lane_has_the_rate_that_it_was_last_given,
     a_record_that_dies_pauses_its_key_where_it_was_told_to,
     what_expires_or_was_lost_in_a_crash_pauses_its_key_too,
     a_paused_key_goes_on_when_it_is_resumed_or_its_dead_letter_is_dealt_with,
@@ -1216,7 +1237,7 @@ fn change(step: &Step, appended: &mut u64, finishes: &mut u64, epoch: u64) -> Op
         Step::Pause { paused } => manual(5, Act::Pause { upstream: "api".parse().unwrap(), paused: *paused }),
         Step::ResumeKey { key } => {
             let key = KEYS[usize::from(*key)].to_owned();
-            manual(5, Act::ResumeKey { upstream: "api".parse().unwrap(), key })
+            manual(5, Act::ResumeKey { upstream: "api".parse().unwrap(), key, limit: 2 })
         }
         Step::Restart | Step::Reopen => return None,
     })

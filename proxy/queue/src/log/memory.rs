@@ -30,6 +30,7 @@ struct Rows {
     last_seq: i64,
     epoch: u64,
     paused: BTreeSet<Lane>,
+    rates: BTreeMap<Lane, Rate>,
     audit: Vec<AuditRow>,
 }
 
@@ -451,12 +452,23 @@ impl Rows {
                 }
                 (lane, None, 0, String::new())
             }
-            Act::ResumeKey { upstream, key } => {
+            Act::Rate { upstream, rate } => {
+                let lane = Lane { tenant: what.tenant.clone(), upstream: upstream.clone() };
+                let before = match rate {
+                    Some(rate) => self.rates.insert(lane.clone(), *rate),
+                    None => self.rates.remove(&lane),
+                };
+                if before == *rate {
+                    return Effect::Intervened(Box::new(done));
+                }
+                (lane, None, 0, told(*rate))
+            }
+            Act::ResumeKey { upstream, key, limit } => {
                 let lane = Lane { tenant: what.tenant.clone(), upstream: upstream.clone() };
                 let is_it = |row: &Row| {
                     row.pauses && row.append.lane == lane && row.append.ordering_key.as_ref() == Some(key)
                 };
-                let pausing = self.rows.values_mut().filter(|row| is_it(row));
+                let pausing = self.rows.values_mut().filter(|row| is_it(row)).take(*limit);
                 let records = pausing.map(|row| row.pauses = false).count() as u64;
                 if records == 0 {
                     return Effect::Intervened(Box::new(done));
@@ -795,6 +807,10 @@ impl LogReader for MemoryDisk {
 
     fn paused(&mut self) -> Result<Vec<Lane>, LogError> {
         Ok(self.rows().paused.iter().cloned().collect())
+    }
+
+    fn rates(&mut self) -> Result<Vec<(Lane, Rate)>, LogError> {
+        Ok(self.rows().rates.iter().map(|(lane, rate)| (lane.clone(), *rate)).collect())
     }
 
     fn paused_keys(&mut self) -> Result<Vec<(Lane, u64)>, LogError> {

@@ -25,11 +25,12 @@ pub(crate) use sqlite::SqliteLog;
 use crate::{
     body::StoredBody,
     idempotency::{Holder, KeyScope, KeyUse},
+    rate::Rate,
     receipt::SecretHash,
     record::{DeadReason, Lane, ReceiptView, RecordId, Seq, State, StateName, TraceRef},
     response::{KeptResponse, NewResponse},
     spool::BodyName,
-    view::{AuditRow, RecordPage, RecordQuery, RecordView},
+    view::{AuditRow, ExportPage, RecordPage, RecordQuery, RecordView},
 };
 use beamline_model::{OnDead, TenantName, UpstreamName};
 
@@ -108,6 +109,9 @@ pub(crate) trait LogReader: Send {
     /// The lanes that are paused.
     fn paused(&mut self) -> Result<Vec<Lane>, LogError>;
 
+    /// The lanes that have a rate.
+    fn rates(&mut self) -> Result<Vec<(Lane, Rate)>, LogError>;
+
     /// How many ordering keys of each lane are paused, where any is.
     fn paused_keys(&mut self) -> Result<Vec<(Lane, u64)>, LogError>;
 
@@ -177,8 +181,10 @@ pub(crate) enum Act {
     Purge { upstream: UpstreamName, states: Vec<StateName>, after: Seq, until: Option<Seq>, limit: usize },
     /// Of a paused lane no record is at the front, and none is begun.
     Pause { upstream: UpstreamName, paused: bool },
-    /// No record pauses this ordering key any more.
-    ResumeKey { upstream: UpstreamName, key: String },
+    /// So many deliveries of the lane may begin in a second; none: as many as can.
+    Rate { upstream: UpstreamName, rate: Option<Rate> },
+    /// The first `limit` dead records that pause this ordering key do so no more.
+    ResumeKey { upstream: UpstreamName, key: String, limit: usize },
 }
 
 impl Act {
@@ -191,6 +197,7 @@ impl Act {
             Self::Purge { .. } => "queue.purge",
             Self::Pause { paused: true, .. } => "queue.pause",
             Self::Pause { paused: false, .. } => "queue.resume",
+            Self::Rate { .. } => "queue.rate",
             Self::ResumeKey { .. } => "queue.resume-key",
         }
     }
@@ -212,7 +219,7 @@ impl Act {
                 State::Dead { reason } => !reason.is_erased() && reason != DeadReason::Unconfirmed,
                 _ => false,
             },
-            Self::Pause { .. } | Self::ResumeKey { .. } => true,
+            Self::Pause { .. } | Self::Rate { .. } | Self::ResumeKey { .. } => true,
         };
         if may { Ok(()) } else { Err(Refused::State(state)) }
     }
@@ -245,6 +252,34 @@ fn expires_again(accepted_ms: u64, expires_ms: u64, now_ms: u64) -> u64 {
 pub(crate) fn sample_content() -> Content {
     conformance::append(1, None).content
 }
+
+/// A rate for the audit.
+fn told(rate: Option<Rate>) -> String {
+    rate.map_or_else(|| "none".into(), |rate| rate.to_string())
+}
+
+/// A page of records as they may be shown, with what is left of their requests. Ends early where the heads would be many
+/// bytes.
+pub(crate) fn export(log: &mut dyn LogReader, query: &RecordQuery) -> Result<ExportPage, LogError> {
+    let page = log.records(query)?;
+    let (mut records, mut bytes) = (Vec::new(), 0);
+    for listing in page.records {
+        // One that was queued again between two looks has a new place, and comes there.
+        if let Some(view) =
+            log.record(&query.tenant, listing.id)?.filter(|view| view.listing.seq == listing.seq)
+        {
+            bytes += view.head_bytes();
+            records.push(view);
+        }
+        if bytes >= EXPORT_BYTES {
+            return Ok(ExportPage { records, next: Some(listing.seq) });
+        }
+    }
+    Ok(ExportPage { records, next: page.next })
+}
+
+/// Of heads, after which a page of an export ends.
+const EXPORT_BYTES: usize = 1 << 20;
 
 /// The states that a purge took, for the audit.
 fn listed(states: &[StateName]) -> String {

@@ -13,13 +13,16 @@ use super::{Queue, QueueError};
 use crate::{
     DeadReason, Receipt, ReceiptView,
     log::{Act, Change, Effect, Intervened, Intervention, LogError, Refused},
+    rate::Rate,
     record::{RecordId, Seq, State, StateName},
     settings::bounds::PAGE,
-    view::{AuditRow, LaneStatus, RecordPage, RecordQuery, RecordView},
+    view::{AuditRow, ExportPage, LaneStatus, RecordPage, RecordQuery, RecordView},
 };
 
 /// How long an intervention waits for its commit.
 const COMMIT_TIME: Duration = Duration::from_secs(10);
+/// The most records of one page of an export: each is looked for by itself, with its content.
+const EXPORT_MAX: usize = 100;
 /// How long one purge goes on: then it says that there is more.
 const PURGE_TIME: Duration = Duration::from_secs(5);
 
@@ -92,6 +95,15 @@ impl Queue {
         self.look(move |log| log.records(&query)).await
     }
 
+    /// A page of a tenant's records, in commit order, each as [`Queue::record`] shows it. Ends early where heads are long.
+    ///
+    /// # Errors
+    /// [`QueueError`] where the log cannot be read.
+    pub async fn export(&self, query: RecordQuery) -> Result<ExportPage, QueueError> {
+        let query = RecordQuery { limit: query.limit.min(EXPORT_MAX), ..query };
+        self.look(move |log| crate::log::export(log, &query)).await
+    }
+
     /// One record of a tenant, as it may be shown.
     ///
     /// # Errors
@@ -112,6 +124,7 @@ impl Queue {
         let mut figures: HashMap<_, _> = self.0.books.lanes(of).into_iter().collect();
         let open: Vec<_> = figures.iter().filter(|(_, f)| f.open > 0).map(|(lane, _)| lane.clone()).collect();
         let paused = self.look(|log| log.paused()).await?;
+        let rates: HashMap<_, _> = self.look(|log| log.rates()).await?.into_iter().collect();
         let paused_keys: HashMap<_, _> = self.look(|log| log.paused_keys()).await?.into_iter().collect();
         let mut oldest = HashMap::new();
         // One look each: receipts and deliveries are read in between.
@@ -121,7 +134,7 @@ impl Queue {
                 oldest.insert(lane, accepted_ms);
             }
         }
-        for lane in paused.iter().filter(|lane| of.is_none_or(|of| *of == lane.tenant)) {
+        for lane in paused.iter().chain(rates.keys()).filter(|lane| of.is_none_or(|of| *of == lane.tenant)) {
             figures.entry(lane.clone()).or_default();
         }
         let mut lanes: Vec<_> = figures
@@ -132,6 +145,7 @@ impl Queue {
                 bytes: figures.bytes,
                 oldest_ms: oldest.get(&lane).copied(),
                 paused: paused.contains(&lane),
+                per_second: rates.get(&lane).copied(),
                 paused_keys: paused_keys.get(&lane).copied().unwrap_or(0),
                 tenant: lane.tenant,
                 upstream: lane.upstream,
@@ -239,11 +253,28 @@ impl Queue {
         self.intervene(tenant, actor, act).await?.map(drop).map_err(|_| HandError::Unavailable)
     }
 
+    /// Sets how many deliveries to an upstream may begin in a second, until it is set anew; none: as many as can. Those in
+    /// flight end as they may. A tenth of a second's deliveries may begin at once.
+    ///
+    /// # Errors
+    /// [`HandError::Unavailable`].
+    pub async fn set_rate(
+        &self,
+        tenant: &TenantName,
+        upstream: &UpstreamName,
+        rate: Option<Rate>,
+        actor: &str,
+    ) -> Result<(), HandError> {
+        let _place = self.place().await?;
+        let act = Act::Rate { upstream: upstream.clone(), rate };
+        self.intervene(tenant, actor, act).await?.map(drop).map_err(|_| HandError::Unavailable)
+    }
+
     /// Lets a paused ordering key go on with what comes after its dead letters, which stay what they are. Says how many
     /// they are: none where the key was not paused.
     ///
     /// # Errors
-    /// [`HandError::Unavailable`].
+    /// [`HandError::Unavailable`]: dead letters may be left that pause it.
     pub async fn resume_key(
         &self,
         tenant: &TenantName,
@@ -252,9 +283,17 @@ impl Queue {
         actor: &str,
     ) -> Result<u64, HandError> {
         let _place = self.place().await?;
-        let act = Act::ResumeKey { upstream: upstream.clone(), key: key.to_owned() };
-        let done = self.intervene(tenant, actor, act).await?.map_err(|_| HandError::Unavailable)?;
-        Ok(done.unpaused.map_or(0, |unpaused| unpaused.records))
+        let mut records = 0;
+        loop {
+            let (upstream, key) = (upstream.clone(), key.to_owned());
+            let act = Act::ResumeKey { upstream, key, limit: PAGE };
+            let done = self.intervene(tenant, actor, act).await?.map_err(|_| HandError::Unavailable)?;
+            let page = done.unpaused.map_or(0, |unpaused| unpaused.records);
+            records += page;
+            if page < PAGE as u64 {
+                return Ok(records);
+            }
+        }
     }
 
     /// Cancels the record of a receipt, where it is queued or held. A receipt that is malformed, unknown or another tenant's

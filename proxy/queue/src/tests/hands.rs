@@ -81,6 +81,39 @@ async fn a_paused_upstream_gets_nothing_until_it_is_resumed() {
 }
 
 #[tokio::test]
+async fn a_rate_is_kept_from_the_start_on_and_until_it_is_taken_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, delivery) = open(&dir);
+    queue.set_rate(&tenant(), &upstream(), Some("4/s".parse().unwrap()), "operator").await.unwrap();
+    drop(delivery);
+    queue.shutdown(Duration::from_secs(5)).await;
+    drop(queue);
+    let (queue, delivery) = open(&dir);
+    for n in 0..5 {
+        keyed(&queue, n, None).await;
+    }
+    let slow = queue.clone();
+    let began = std::time::Instant::now();
+    let done = async move {
+        until(&slow, |t| t.delivered == 5).await;
+        assert!(
+            began.elapsed() >= Duration::from_millis(950),
+            "four more than the first: {:?}",
+            began.elapsed()
+        );
+        let [lane] = &slow.lanes(None).await.unwrap()[..] else { panic!() };
+        assert_eq!(lane.per_second.unwrap().to_string(), "4/s");
+        slow.set_rate(&tenant(), &upstream(), None, "operator").await.unwrap();
+        assert_eq!(slow.lanes(None).await.unwrap()[0].per_second, None);
+        for n in 5..30 {
+            keyed(&slow, n, None).await;
+        }
+        tokio::time::timeout(Duration::from_secs(5), until(&slow, |t| t.delivered == 30)).await.unwrap();
+    };
+    deliver_until(delivery, |_| now(ok()), done).await;
+}
+
+#[tokio::test]
 async fn a_dead_letter_that_is_tried_again_is_delivered_and_counted_once() {
     let dir = tempfile::tempdir().unwrap();
     let (queue, delivery) = open(&dir);
@@ -129,6 +162,33 @@ async fn nobody_reaches_what_is_another_tenants() {
     );
     assert!(queue.lanes(Some(&globex)).await.unwrap().is_empty());
     assert_eq!(state(&queue, &accepted).await, State::Queued);
+}
+
+#[tokio::test]
+async fn an_export_has_every_record_once_in_commit_order_page_by_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, _delivery) = open(&dir);
+    let mut ids = Vec::new();
+    for n in 0..150 {
+        let mut record = record(&queue, n, b"body").await;
+        // Long heads end a page before it is full.
+        record
+            .headers
+            .push((format!("x-{}", "n".repeat(if n < 20 { 100_000 } else { 1 })), b"s3cret".to_vec()));
+        ids.push(accept(&queue, record).await.id);
+    }
+    let (mut exported, mut pages, mut after) = (Vec::new(), 0, 0);
+    loop {
+        let page = queue.export(RecordQuery { after, limit: 1000, ..query() }).await.unwrap();
+        let text = serde_json::to_string(&page).unwrap();
+        assert!(text.len() < 2 << 20 && !text.contains("s3cret"), "{} bytes", text.len());
+        exported.extend(page.records.iter().map(|record| record.listing.id));
+        pages += 1;
+        let Some(next) = page.next else { break };
+        after = next;
+    }
+    assert_eq!(exported, ids);
+    assert_eq!(pages, 3, "the first of long heads, the others of a hundred records at most");
 }
 
 #[tokio::test]

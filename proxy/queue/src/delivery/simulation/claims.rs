@@ -137,7 +137,7 @@ fn a_key_that_a_dead_record_paused_waits_and_blocks_only_itself() {
     simulation.run(20 * MINUTE);
     assert_eq!(simulation.fates[0].starts.len(), 2);
     assert!(simulation.end_states()[1..20].iter().all(|state| *state == State::Queued));
-    let resume = Act::ResumeKey { upstream: lane(0).upstream, key: "1".into() };
+    let resume = Act::ResumeKey { upstream: lane(0).upstream, key: "1".into(), limit: 9 };
     simulation.at(simulation.now + 1, Happens::ByHand(resume), false);
     simulation.run(30 * MINUTE);
     assert!((1..20).all(|n| simulation.delivered_at(n) < 21 * MINUTE));
@@ -235,13 +235,41 @@ fn after_a_restart_on_a_clock_that_went_back_everything_is_still_delivered() {
     // All are in back-off, by a wall clock that is then set back by ten hours.
     let log = simulation.disk.open();
     let now = Now { mono: 0, wall: WALL_START - 10 * 3_600_000 };
-    let mut machine = Machine::new(policy(1, log.epoch(), 64), now);
+    let mut machine = Machine::new(policy(1, log.epoch(), 64), vec![], now);
     machine.handle(now, Event::Tick, &Same);
     machine.handle(now, Event::Scanned(Some(Scan { lanes: vec![lane(0)], ..Scan::default() })), &Same);
     let rows = log.reader().unwrap().window(&lane(0), 256).unwrap();
     assert!(!rows.is_empty());
     machine.handle(now, Event::Loaded { lane: lane(0), limit: 256, rows: Some(rows) }, &Same);
     assert!(machine.wake_at(now).unwrap() <= 3_600_000, "no one waits longer than the longest back-off");
+}
+
+#[test]
+fn a_rate_bounds_what_begins_and_holds_nobody_else() {
+    let mut requests: Vec<_> = (0..200).map(|_| request(MINUTE, 0)).collect();
+    requests.extend((0..50).map(|n| request(MINUTE + n * 100, 1)));
+    requests.extend((0..50).map(|n| request(3 * MINUTE + n, 0)));
+    let rates = vec![(0, Some(5)), (2 * MINUTE, None)];
+    for crashes in [vec![], vec![MINUTE + 10_000]] {
+        let crashed = crashes.len();
+        let simulation =
+            run(Plan { rates: rates.clone(), crashes, ..plan(requests.clone(), vec![]) }, 5 * MINUTE);
+        let mut begun: Vec<_> = (0..200).flat_map(|n| simulation.fates[n].starts.clone()).collect();
+        begun.sort_unstable();
+        let last = *begun.last().unwrap() - MINUTE;
+        assert!((38_000..46_000).contains(&last), "two hundred take forty seconds: {last}");
+        for (n, pair) in begun.windows(11).enumerate() {
+            // Two seconds bring ten; a start has a full bucket. From the bucket to the first byte it is some milliseconds.
+            let took = pair[10] - pair[0];
+            assert!(took >= 1950 - 400 * crashed as i64, "eleven began within {took} ms, from the {n}th on");
+        }
+        let others = (200..250).map(|n| simulation.delivered_at(n) - simulation.fates[n].appended_at);
+        assert!(others.max().unwrap() < 2000, "another upstream of the tenant is as fast as ever");
+        assert!(
+            (250..300).all(|n| simulation.delivered_at(n) < 3 * MINUTE + 8000),
+            "without a rate it is as before"
+        );
+    }
 }
 
 #[test]

@@ -58,6 +58,7 @@ fn any_plan() -> impl Strategy<Value = Plan> {
         vec((any::<prop::sample::Index>(), 0..300_i64), 0..6),
         vec((0..WELL, 0..LANES), 0..6),
         prop_oneof![Just(2_usize), Just(64)],
+        vec((0..WELL, proptest::option::of(1..20_u32)), 0..3),
     );
     (
         any::<u64>(),
@@ -69,7 +70,8 @@ fn any_plan() -> impl Strategy<Value = Plan> {
         of_the_log,
     )
         .prop_map(|(seed, requests, modes, bad_key, jumps, owner, log)| {
-            let (crashes, rescans, nudges, max_in_flight) = owner;
+            let (crashes, rescans, nudges, max_in_flight, mut rates) = owner;
+            rates.push((WELL, None));
             let (broken, unreadable, slow) = log;
             let bad_keys = bad_key.map(|(key, until)| (key..key + 1, until));
             // Reads are most likely to be out of date soon after a record came.
@@ -86,6 +88,7 @@ fn any_plan() -> impl Strategy<Value = Plan> {
                 rescans,
                 jumps,
                 resumes: resumes.collect(),
+                rates,
                 nudges,
                 broken,
                 unreadable,

@@ -24,9 +24,13 @@ impl Writer<'_> {
                 let lane = Lane { tenant: what.tenant.clone(), upstream: upstream.clone() };
                 self.pause(what, &lane, *paused)
             }
-            Act::ResumeKey { upstream, key } => {
+            Act::Rate { upstream, rate } => {
                 let lane = Lane { tenant: what.tenant.clone(), upstream: upstream.clone() };
-                self.resume_key(what, &lane, key)
+                self.rate(what, &lane, *rate)
+            }
+            Act::ResumeKey { upstream, key, limit } => {
+                let lane = Lane { tenant: what.tenant.clone(), upstream: upstream.clone() };
+                self.resume_key(what, &lane, key, *limit)
             }
         }
     }
@@ -200,11 +204,31 @@ impl Writer<'_> {
         Ok(Effect::Intervened(Box::default()))
     }
 
-    fn resume_key(&mut self, what: &Intervention, lane: &Lane, key: &str) -> Result<Effect, LogError> {
+    fn rate(&mut self, what: &Intervention, lane: &Lane, rate: Option<Rate>) -> Result<Effect, LogError> {
+        let id = self.lane_id(lane)?;
+        let changed = self
+            .sql("UPDATE lane SET per_second = ?2 WHERE id = ?1 AND per_second IS NOT ?2")?
+            .execute(params![id, rate.map(Rate::per_second)])?;
+        if changed == 1 {
+            self.audit(what, lane, None, 0, &told(rate))?;
+        }
+        Ok(Effect::Intervened(Box::default()))
+    }
+
+    fn resume_key(
+        &mut self,
+        what: &Intervention,
+        lane: &Lane,
+        key: &str,
+        limit: usize,
+    ) -> Result<Effect, LogError> {
         let id = self.lane_id(lane)?;
         let records = self
-            .sql("UPDATE record SET pauses = 0 WHERE lane = ?1 AND okey = ?2 AND pauses = 1")?
-            .execute(params![id, key])? as u64;
+            .sql(
+                "UPDATE record SET pauses = 0
+                 WHERE seq IN (SELECT seq FROM record WHERE lane = ?1 AND okey = ?2 AND pauses = 1 ORDER BY seq LIMIT ?3)",
+            )?
+            .execute(params![id, key, limit_to_db(limit)])? as u64;
         let mut done = Intervened::default();
         if records > 0 {
             done.unpaused = Some(self.unpause(id, key.to_owned(), records)?);

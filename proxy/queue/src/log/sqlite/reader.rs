@@ -369,6 +369,21 @@ impl LogReader for SqliteReader {
         Ok(paused)
     }
 
+    fn rates(&mut self) -> Result<Vec<(Lane, Rate)>, LogError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT tenant, upstream, per_second FROM lane WHERE per_second IS NOT NULL ORDER BY tenant, upstream",
+        )?;
+        let mut rows = statement.query([])?;
+        let mut rates = Vec::new();
+        while let Some(row) = rows.next()? {
+            let (tenant, upstream): (String, String) = (row.get(0)?, row.get(1)?);
+            let rate = row.get::<_, u32>(2)?.try_into();
+            let rate = rate.map_err(|error| LogError::Corrupt(format!("upstream {upstream}: {error}")))?;
+            rates.push((lane(&tenant, &upstream)?, rate));
+        }
+        Ok(rates)
+    }
+
     fn paused_keys(&mut self) -> Result<Vec<(Lane, u64)>, LogError> {
         let mut statement = self.connection.prepare_cached(
             "SELECT tenant, upstream, count(DISTINCT okey) FROM record JOIN lane ON lane.id = record.lane
