@@ -153,6 +153,14 @@ impl Admin {
         self.call("PUT", &format!("/v1/tenants/{tenant}/manifest"), Body::Json(manifest))
     }
 
+    /// Applies a manifest and gives up the queued requests of upstreams that it removes.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub fn apply_discarding(&self, tenant: &str, manifest: &Value) -> Result<Applied, AdminError> {
+        self.call("PUT", &format!("/v1/tenants/{tenant}/manifest?discard_queue=true"), Body::Json(manifest))
+    }
+
     /// What applying a manifest would change.
     ///
     /// # Errors

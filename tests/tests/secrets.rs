@@ -141,6 +141,20 @@ fn wait_delivered(scene: &Scene, location: &str) {
     wait_receipt(scene, location, |told| told["state"] == "delivered");
 }
 
+/// Waits until what is wrong with the node is as wanted.
+#[track_caller]
+fn wait_reasons(scene: &Scene, wanted: impl Fn(&[Value]) -> bool) {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let reasons = scene.admin.get("/v1/status").unwrap()["node"]["reasons"].as_array().unwrap().clone();
+        if wanted(&reasons) {
+            return;
+        }
+        assert!(Instant::now() < until, "last seen: {reasons:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 #[track_caller]
 fn refused<T: std::fmt::Debug>(result: Result<T, AdminError>) -> (u16, String, String) {
     match result.unwrap_err() {
@@ -208,7 +222,7 @@ fn a_delivery_gets_the_secret_as_it_is_then_and_its_record_holds_neither_it_nor_
     let request = Request::post("/in", "body").header("Authorization", &format!("client-{CANARY}"));
     let location = location(&scene.send(request).unwrap());
     let shown = cli(&scene, "queue list --tenant acme", "");
-    assert!(shown.contains("queued") && !shown.contains(CANARY), "{shown}");
+    assert!(shown.contains("POST /in") && !shown.contains(CANARY), "{shown}");
     scene.admin.set_secret(TENANT, "token", &format!("Bearer {CANARY}-2")).unwrap();
     scene.origin.start_again().unwrap();
     wait_delivered(&scene, &location);
@@ -233,6 +247,10 @@ fn without_its_key_a_secret_is_never_left_out_of_a_request() {
     assert!(!answer.text().contains("token"), "which one it is is no client's business: {}", answer.text());
     wait_receipt(&scene, &location, |told| told["last_error"] == "secret-unavailable");
     assert_eq!(scene.origin.count(), 0, "nothing was sent without it");
+    let shown = cli(&scene, "show acme", "");
+    assert!(shown.contains("secret token cannot be opened: it is sealed by key old"), "{shown}");
+    let lacks = json!({ "reason": "secret-unavailable", "of": "acme/origin" });
+    wait_reasons(&scene, |reasons| reasons.contains(&lacks));
     let told = |log: &[Value]| log.iter().any(|record| record["event.name"] == "secret.unavailable");
     scene.node.wait_log(PATIENCE, told).unwrap();
 
@@ -240,6 +258,13 @@ fn without_its_key_a_secret_is_never_left_out_of_a_request() {
     restart(&mut scene);
     assert_eq!(scene.send(Request::get("/in")).unwrap().status, 200);
     wait_delivered(&scene, &location);
+    scene.node.kill_nine().unwrap();
+    keys.write(&[key("new")]);
+    scene.node.launch().unwrap();
+    wait_reasons(&scene, |reasons| reasons.contains(&lacks));
+    scene.admin.set_secret(TENANT, "token", "Bearer new").unwrap();
+    wait_reasons(&scene, <[Value]>::is_empty);
+    assert_eq!(scene.send(Request::get("/in")).unwrap().status, 200, "to set it anew helps, too");
 }
 
 #[test]
@@ -411,9 +436,13 @@ fn no_value_is_in_any_output() {
     scene.send(with_credentials("/live")).unwrap();
     assert_eq!(last(&scene, "x-api-key"), [CANARY]);
     scene.origin.stop();
-    let location = location(&scene.send(with_credentials("/queued")).unwrap());
+    let queued = with_credentials("/queued").header("X-Api-Key", CANARY);
+    let location = location(&scene.send(queued).unwrap());
+    let kept = files_with(scene.node.folder(), CANARY);
+    assert_eq!(kept, [] as [String; 0], "a record has no field that is set at the end, whoever sent it");
     scene.origin.start_again().unwrap();
     wait_delivered(&scene, &location);
+    assert_eq!(last(&scene, "x-api-key"), [CANARY]);
     for line in [
         "secret list acme --json",
         "show acme --json",

@@ -100,6 +100,7 @@ const fn kind(reason: &Reason) -> &'static str {
         Reason::QueueFull => "queue-full",
         Reason::StoreUnavailable => "store-unavailable",
         Reason::ModuleUnavailable(_) => "module-unavailable",
+        Reason::SecretUnavailable(_) => "secret-unavailable",
         Reason::TelemetryExport => "telemetry-export",
     }
 }
@@ -132,6 +133,7 @@ mod tests {
             Reason::QueueFull,
             Reason::StoreUnavailable,
             Reason::ModuleUnavailable("acme/router".into()),
+            Reason::SecretUnavailable("acme/api".into()),
             Reason::TelemetryExport,
         ];
         for reason in reasons {

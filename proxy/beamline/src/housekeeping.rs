@@ -37,6 +37,7 @@ pub(crate) fn start(
             tokio::select! {
                 _ = every.tick() => {
                     report_upstreams(&node, &snapshots.load(), &queue);
+                    report_tenants(&node, &snapshots.load());
                     report_queue(&node, &health.borrow_and_update());
                     report_telemetry(&node, &telemetry);
                     node.tick();
@@ -75,17 +76,6 @@ pub(crate) fn telling(connections: Connections, telemetry: Telemetry) -> Connect
 }
 
 fn report_upstreams(node: &NodeState, snapshot: &Snapshot, queue: &Queue) {
-    // What was deleted is no trouble any more.
-    for reason in node.current().reasons {
-        if let Reason::UpstreamDown(key) = &reason
-            && !snapshot
-                .tenants()
-                .flat_map(|t| t.upstreams.values())
-                .any(|u| u.cluster.key().to_string() == *key)
-        {
-            node.worked(&reason);
-        }
-    }
     for upstream in snapshot.tenants().flat_map(|t| t.upstreams.values()) {
         let key = upstream.cluster.key();
         let reason = Reason::UpstreamDown(key.to_string());
@@ -101,11 +91,30 @@ fn report_upstreams(node: &NodeState, snapshot: &Snapshot, queue: &Queue) {
             UpstreamState::Degraded => {}
         }
     }
-    for tenant in snapshot.tenants() {
-        for unloaded in &tenant.unloaded {
-            node.failed(Reason::ModuleUnavailable(format!("{}/{}", tenant.name, unloaded.filter)));
+}
+
+/// Reports what tenants lack on this node, and ends what concerned a tenant, an upstream or a filter that is gone or whole again.
+fn report_tenants(node: &NodeState, snapshot: &Snapshot) {
+    let upstreams = || snapshot.tenants().flat_map(|tenant| tenant.upstreams.values());
+    let modules = snapshot.tenants().flat_map(|tenant| {
+        tenant.unloaded.iter().map(|unloaded| format!("{}/{}", tenant.name, unloaded.filter))
+    });
+    let modules = modules.map(Reason::ModuleUnavailable);
+    let secrets = upstreams().filter(|upstream| upstream.headers.problem().is_some());
+    let secrets = secrets.map(|upstream| Reason::SecretUnavailable(upstream.cluster.key().to_string()));
+    let lacking: Vec<_> = modules.chain(secrets).collect();
+    for reason in node.current().reasons {
+        let is_over = match &reason {
+            // Whether one that is there is well again, its own breaker tells.
+            Reason::UpstreamDown(key) => !upstreams().any(|u| u.cluster.key().to_string() == *key),
+            Reason::ModuleUnavailable(_) | Reason::SecretUnavailable(_) => !lacking.contains(&reason),
+            _ => false,
+        };
+        if is_over {
+            node.worked(&reason);
         }
     }
+    lacking.into_iter().for_each(|reason| node.failed(reason));
 }
 
 fn report_queue(node: &NodeState, health: &Health) {

@@ -74,6 +74,9 @@ pub struct TenantView {
 pub struct UpstreamView {
     /// `ready`, `degraded` or `down`.
     pub state: &'static str,
+    /// Why no request can be sent to it: which secret is not to be had, and why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// A module that was uploaded.

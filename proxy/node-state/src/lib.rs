@@ -30,6 +30,8 @@ pub enum Reason {
     StoreUnavailable,
     /// A tenant's module cannot be loaded: `tenant/filter`.
     ModuleUnavailable(String),
+    /// A secret that requests to an upstream need is not to be had: `tenant/upstream`.
+    SecretUnavailable(String),
     /// Spans cannot be exported; they are dropped and counted.
     TelemetryExport,
 }

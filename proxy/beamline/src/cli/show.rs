@@ -72,6 +72,8 @@ struct Tenant {
 struct Upstream {
     state: String,
     queue_depth: u64,
+    #[serde(default)]
+    problem: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -156,10 +158,10 @@ fn whole(node: &Node, tenant: &TenantName) -> Result<Report, Failure> {
     lines("nats", &mut tenant.nats_subjects.into_iter());
     lines(
         "upstreams",
-        &mut tenant
-            .upstreams
-            .iter()
-            .map(|(name, u)| format!("{name}: {}, {} queued", u.state, u.queue_depth)),
+        &mut tenant.upstreams.iter().map(|(name, u)| {
+            let problem = u.problem.iter().map(|problem| format!(", {problem}")).collect::<String>();
+            format!("{name}: {}, {} queued{problem}", u.state, u.queue_depth)
+        }),
     );
     lines("unloaded", &mut tenant.unloaded.iter().map(|u| format!("filter {}: {}", u.filter, u.problem)));
     Ok(Report { json: answer.0, text: table.rendered() })
@@ -238,7 +240,8 @@ mod tests {
             "created_ms": 951_782_400_000_u64,
             "revision": 4,
             "previous": 3,
-            "upstreams": { "api": { "state": "down", "queue_depth": 12 } },
+            "upstreams": { "api": { "state": "down", "queue_depth": 12, "problem": "secret token is not set" } },
+            "deletion": "drain",
             "unloaded": [{ "filter": "router", "problem": "it is gone" }],
         })
     }
@@ -251,10 +254,11 @@ mod tests {
             "tenant     acme\n\
              created    2000-02-29T00:00:00Z\n\
              revision   4, a rollback leads to 3\n\
+             deletion   it is being deleted, when its queued requests are delivered\n\
              hosts      acme.test\n           www.acme.test\n\
              ranges     127.0.0.1/32:9001\n\
              nats       main=acme.orders\n\
-             upstreams  api: down, 12 queued\n\
+             upstreams  api: down, 12 queued, secret token is not set\n\
              unloaded   filter router: it is gone\n"
         );
     }

@@ -143,7 +143,7 @@ fn view(record: TenantRecord, snapshot: &Snapshot) -> TenantView {
                 UpstreamState::Degraded => "degraded",
                 UpstreamState::Down => "down",
             };
-            (name.clone(), UpstreamView { state })
+            (name.clone(), UpstreamView { state, problem: upstream.headers.problem().map(str::to_owned) })
         })
         .collect();
     TenantView {

@@ -81,22 +81,8 @@ impl Control {
         let Some(keys) = self.inner.settings.seal_keys.clone() else { return Ok(()) };
         for tenant in self.inner.store.call(|s| s.tenants()).await? {
             for secret in self.inner.secret_records(&tenant.name).await? {
-                if key_of(&secret.sealed) == Some(keys.current().as_str()) {
-                    continue;
-                }
-                let (name, of) = (secret.name.clone(), tenant.name.clone());
-                match keys.open(context(&[of.as_str(), name.as_str()]), &secret.sealed) {
-                    Ok(value) => {
-                        let sealed = keys.seal(context(&[of.as_str(), name.as_str()]), value.reveal());
-                        let stamp = Stamp { at_ms: self.inner.now_ms(), actor: NODE };
-                        let reseal = move |s: &dyn beamline_store::Store| {
-                            s.reseal_secret(&of, &name, &secret.sealed, &sealed, stamp)
-                        };
-                        self.inner.store.call(reseal).await?;
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, tenant = %of, secret = %name, "a secret cannot be opened");
-                    }
+                if key_of(&secret.sealed) != Some(keys.current().as_str()) {
+                    self.inner.reseal(&keys, &tenant.name, secret).await;
                 }
             }
         }
@@ -120,6 +106,26 @@ fn references(manifest: &Manifest) -> impl Iterator<Item = (String, &SecretRef)>
 impl Inner {
     fn seal_keys(&self, what: &str) -> Result<&SealKeys, ControlError> {
         self.settings.seal_keys.as_deref().ok_or_else(|| ControlError::NoSealKey { what: what.to_owned() })
+    }
+
+    /// Seals one secret anew. Where that fails it stays as it is, and the node starts all the same: a full disk, or a key that
+    /// is gone, is no reason to serve nobody.
+    async fn reseal(&self, keys: &SealKeys, tenant: &TenantName, secret: SecretRecord) {
+        let (of, name) = (tenant.clone(), secret.name.clone());
+        let value = match keys.open(context(&[of.as_str(), name.as_str()]), &secret.sealed) {
+            Ok(value) => value,
+            Err(error) => {
+                tracing::warn!(%error, %tenant, secret = %name, "a secret cannot be opened");
+                return;
+            }
+        };
+        let sealed = keys.seal(context(&[of.as_str(), name.as_str()]), value.reveal());
+        let stamp = Stamp { at_ms: self.now_ms(), actor: NODE };
+        let reseal =
+            move |s: &dyn beamline_store::Store| s.reseal_secret(&of, &name, &secret.sealed, &sealed, stamp);
+        if let Err(error) = self.store.call(reseal).await {
+            tracing::warn!(%error, %tenant, "a secret could not be sealed anew");
+        }
     }
 
     async fn secret_records(&self, tenant: &TenantName) -> Result<Vec<SecretRecord>, ControlError> {
@@ -163,7 +169,12 @@ impl Inner {
         };
         let new = self.store.call(set).await?;
         // Whoever names it gets the new value with a runtime of the same revision.
-        let used = self.secrets_used(&tenant).await.is_ok_and(|used| used.contains_key(&secret));
+        let used = match self.secrets_used(&tenant).await {
+            Ok(used) => used.contains_key(&secret),
+            // What cannot be read runs nothing.
+            Err(ControlError::Unreadable { .. }) => false,
+            Err(error) => return Err(error),
+        };
         if used && let Some(runtime) = self.load(&tenant).await? {
             self.publisher.publish(runtime).await?;
         }

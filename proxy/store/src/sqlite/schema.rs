@@ -114,8 +114,12 @@ pub(super) fn form(conn: &Connection) -> rusqlite::Result<Form> {
     })
 }
 
-/// Takes the steps that are left. Runs inside the caller's transaction, so that a half-made file cannot be.
+/// Takes the steps that are left; where there are none it writes nothing, for the disk may be full. Runs inside the caller's
+/// transaction, so that a half-made file cannot be.
 pub(super) fn upgrade(conn: &Connection, taken: usize) -> rusqlite::Result<()> {
+    if taken == STEPS.len() {
+        return Ok(());
+    }
     STEPS[taken..].iter().try_for_each(|step| conn.execute_batch(step))?;
     conn.pragma_update(None, "application_id", APPLICATION_ID)?;
     conn.pragma_update(None, "user_version", VERSION)
