@@ -318,14 +318,14 @@ pub(crate) async fn by_verdict(
             "a filter queued a request to it, but its queue.mode is \"never\"",
         ));
     }
-    if let Some(why) = obstacle(worker, upstream, &outbound) {
-        return Err(not_queueable(upstream, &why));
-    }
     let (delay, expiry) = times(&upstream.queue, &options).map_err(|why| not_queueable(upstream, &why))?;
     let claim = match idempotency::check(worker, exchange, upstream, &mut outbound).await? {
         Checked::Goes(claim) => claim,
         Checked::Answered(response) => return Ok(response),
     };
+    if let Some(why) = obstacle(worker, upstream, &outbound) {
+        return Err(not_queueable(upstream, &why));
+    }
     let asked = asks_for_async(&outbound.parts.headers);
     let mut queueing = Eligibility::reserve(worker, upstream, &outbound, asked, Demand::Asked)
         .map_err(|error| queue_refused(worker, &error))?;

@@ -127,9 +127,11 @@ fn replayed(status: u16, whole: WholeResponse) -> Result<Response<ClientBody>, R
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|error| stored(error.into()))?;
         headers.append(name, HeaderValue::from_bytes(value).map_err(|error| stored(error.into()))?);
     }
-    // It is for who holds the receipt, and nobody is to take it for another type than it has.
+    // It is for who holds the receipt, nobody is to take it for another type than it has, and a link in it must not carry
+    // the receipt along.
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     proxy_status(headers, None, Some("kept response of the origin"));
     Ok(response)
 }

@@ -10,7 +10,7 @@ use beamline_tests::{
     client::{Request, Response},
     scene::{HOST, PATIENCE, Scene},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     asking, configured, count, files_with, location, nothing_is_queued, outage, queue, queueing, receipt,
@@ -129,6 +129,32 @@ fn a_key_of_a_request_under_way_is_in_use_on_every_worker() {
     // What succeeded is the origin's affair from here on.
     assert_eq!(scene.send(keyed("k", "another")).unwrap().status, 200);
     nothing_is_queued(&scene);
+}
+
+#[test]
+fn a_filter_that_says_enqueue_is_held_to_the_key_too() {
+    let scene = Scene::with(Options::default()).unwrap();
+    let probe = scene.filter("probe").unwrap();
+    let with = |queue: Value| {
+        scene
+            .apply(|manifest| {
+                manifest["filters"] = json!([probe]);
+                manifest["upstreams"]["origin"]["queue"] = queue;
+            })
+            .unwrap();
+    };
+    with(json!({ "mode": "prefer" }));
+    let enqueue = |body| keyed("k", body).header("x-probe", r#"{"do":"enqueue"}"#);
+    let location = queue(&scene, enqueue("body"));
+    assert_eq!(queue(&scene, enqueue("body")), location);
+    is_reused(&scene.send(enqueue("another")).unwrap());
+    // What this revision would not store any more, and what it would never, is known all the same.
+    with(json!({ "mode": "on-failure", "max_body": "2B" }));
+    assert_eq!(queue(&scene, enqueue("body")), location);
+    with(json!({ "mode": "never" }));
+    assert_eq!(queue(&scene, keyed("k", "body")), location);
+    wait_state(&scene, &location, "delivered");
+    assert_eq!((scene.origin.count(), count(&scene, "accepted")), (1, 1));
 }
 
 #[test]

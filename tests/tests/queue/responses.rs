@@ -51,6 +51,7 @@ fn the_origins_answer_is_there_for_who_has_the_receipt() {
     }
     assert_eq!(answer.headers.all("cache-control").collect::<Vec<_>>(), ["no-store"]);
     assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
+    assert_eq!(answer.header("referrer-policy"), Some("no-referrer"), "the receipt is in its address");
     assert_eq!(answer.header("via"), Some("1.1 beamline"));
     assert_eq!(answer.header("proxy-status"), Some("beamline; details=\"kept response of the origin\""));
     assert_eq!(files_with(&scene.node.data_dir(), "s3cret-cookie"), [] as [String; 0]);
