@@ -60,7 +60,7 @@ fn another_attempt(scene: &Scene, location: &str) {
     let before = receipt(scene, location)["attempts"].as_u64().unwrap();
     let until = Instant::now() + PATIENCE;
     while receipt(scene, location)["attempts"].as_u64().unwrap() <= before + 1 {
-        assert!(Instant::now() < until, "no attempt since the clock jumped");
+        assert!(Instant::now() < until, "no attempt since the clock jumped: {}", receipt(scene, location));
         thread::sleep(Duration::from_millis(20));
     }
 }

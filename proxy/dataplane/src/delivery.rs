@@ -22,8 +22,11 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 
 use crate::{
-    credentials, forward::TRACEPARENT, idempotency::IDEMPOTENCY_KEY, retry_after::retry_after,
-    transaction::messaging,
+    credentials,
+    forward::TRACEPARENT,
+    idempotency::IDEMPOTENCY_KEY,
+    retry_after::retry_after,
+    transaction::{self, messaging},
 };
 
 /// Which attempt this is, from 1.
@@ -153,8 +156,7 @@ impl Deliver for DeliverToUpstreams {
                                 }
                                 Err(error) => (unanswered(error.sent, &error.kind), error.attempts),
                             };
-                        attempts =
-                            crate::transaction::attempt_records(&tried, &started, span, messaging(&upstream));
+                        attempts = transaction::attempt_records(&tried, &started, span, messaging(&upstream));
                         outcome
                     }
                 }
@@ -162,6 +164,18 @@ impl Deliver for DeliverToUpstreams {
         };
         self.telemetry.delivery_span(span_of(&attempt, started, trace, &outcome, attempts));
         outcome
+    }
+
+    async fn reach(&self, attempt: &Attempt) -> Result<(), Outcome> {
+        // An upstream that is gone is told when the record is delivered.
+        let Some(upstream) = self.upstream(&attempt.tenant, &attempt.upstream) else { return Ok(()) };
+        let started = Started::now();
+        let Err(unreached) = self.pools.reach(&upstream.cluster).await else { return Ok(()) };
+        let outcome = unanswered(Sentness::Nothing, &unreached.kind);
+        let (trace, span) = (resumed(attempt), SpanId::random());
+        let tried = transaction::attempt_records(&unreached.attempts, &started, span, messaging(&upstream));
+        self.telemetry.delivery_span(span_of(attempt, started, trace, &outcome, tried));
+        Err(outcome)
     }
 
     fn in_flight_cap(&self, tenant: &TenantName, upstream: &UpstreamName) -> u32 {

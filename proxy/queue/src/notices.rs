@@ -10,12 +10,19 @@ use std::sync::{
 
 use tokio::sync::mpsc;
 
-use crate::{log::Candidate, rate::Rate, record::Lane, settings::bounds::NOTICES};
+use crate::{
+    log::Candidate,
+    rate::Rate,
+    record::{Lane, Seq},
+    settings::bounds::NOTICES,
+};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Notice {
     /// A record is queued that may be tried.
     Ready(Candidate),
+    /// A record was not as delivery believed when it came back: the log has what it is now.
+    Changed { lane: Lane, seq: Seq },
     /// A record is queued behind others of its key; it expires at this time.
     Behind { expires_ms: u64 },
     /// The lane's held records are queued again.
@@ -69,6 +76,7 @@ impl NoticeSender {
         let kept = matches!(
             notice,
             Notice::Released(_)
+                | Notice::Changed { .. }
                 | Notice::Rate(..)
                 | Notice::Swept { .. }
                 | Notice::Pruned { .. }

@@ -106,7 +106,7 @@ impl PendingChange {
 
 enum Command {
     Append(Box<PendingAppend>),
-    Change(PendingChange),
+    Change(Box<PendingChange>),
     /// A disk error was seen elsewhere: nothing is accepted until the log is verified.
     Suspect(String),
     LookAtDisk,
@@ -168,13 +168,13 @@ impl Writer {
 
     /// Hands a change over. It is committed in the order of handing over, or never if the process ends before.
     pub(crate) fn change(&self, change: Change) {
-        let _ = self.commands.send(Command::Change(PendingChange::new(change, None)));
+        let _ = self.commands.send(Command::Change(Box::new(PendingChange::new(change, None))));
     }
 
     /// Hands a change over and waits for its commit. None where the thread has ended.
     pub(crate) async fn committed(&self, change: Change) -> Option<Effect> {
         let (reply, effect) = oneshot::channel();
-        self.commands.send(Command::Change(PendingChange::new(change, Some(reply)))).ok()?;
+        self.commands.send(Command::Change(Box::new(PendingChange::new(change, Some(reply))))).ok()?;
         effect.await.ok()
     }
 
@@ -331,7 +331,7 @@ impl Worker {
             Command::Append(append) => group.add_append(*append),
             Command::Change(mut change) => {
                 change.make_room(&self.tools.books);
-                group.add_change(change);
+                group.add_change(*change);
             }
             Command::Suspect(reason) => group.suspect = Some(reason),
             Command::LookAtDisk => self.tools.disk.look(),
@@ -520,7 +520,11 @@ impl Worker {
                 freed.iter().for_each(|(lane, bytes)| self.tools.books.forgotten(lane, *bytes));
                 self.tools.notices.send(Notice::Forgot { next_ms: *next_ms, full: freed.len() >= *limit });
             }
-            (Change::Retry { again, .. }, Effect::Done) => {
+            (Change::Miss { again, .. }, Effect::Stale) => {
+                let (lane, seq) = (again.lane.clone(), again.seq);
+                self.tools.notices.send(Notice::Changed { lane, seq });
+            }
+            (Change::Retry { again, .. } | Change::Miss { again, .. }, Effect::Done) => {
                 self.tools.notices.send(Notice::Ready(again.clone()))
             }
             (Change::Intervene(what), Effect::Intervened(done)) => self.intervened(what, done),
@@ -650,7 +654,7 @@ impl Worker {
             }
             match self.inbox.recv_timeout(wake.saturating_duration_since(Instant::now())) {
                 Ok(Command::Append(pending)) => self.refuse(pending.append.id, pending.rest, false),
-                Ok(Command::Change(change)) => self.first.push(change),
+                Ok(Command::Change(change)) => self.first.push(*change),
                 Ok(Command::Suspect(_)) => {}
                 Ok(Command::LookAtDisk) => self.tools.disk.look(),
                 Ok(Command::Nudge(lane)) => self.tools.notices.send(Notice::Nudge(lane)),

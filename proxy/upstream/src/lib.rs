@@ -32,4 +32,4 @@ pub use cluster::{AddressPolicy, Cluster, ClusterKey, ClusterSettings, UpstreamS
 pub use error::{ErrorKind, SendError, Sentness};
 pub use nats::OwnKey;
 pub use pool::{PoolSettings, Pools};
-pub use send::{SendOptions, Sent};
+pub use send::{SendOptions, Sent, Unreached};

@@ -261,6 +261,11 @@ impl EndpointPool {
         }
     }
 
+    /// Whether a connection is idle, and not known to have ended.
+    pub(crate) fn has_idle(&self) -> bool {
+        self.idle.borrow().iter().any(|idle| idle.sender.is_ready() && idle.line.socket.still_stands())
+    }
+
     /// The connection ended. Where it was idle, its endpoint closed it.
     pub(crate) fn lost(&self, line: &Line) {
         let mut idle = self.idle.borrow_mut();

@@ -27,7 +27,7 @@ use crate::{
     body::{Lent, Progress, RequestBody},
     breaker::Permit,
     connect::{Unconnected, connect},
-    connection::{Lease, Line},
+    connection::{Idle, Lease, Line},
     exchange::{Broken, exchange},
     head, nats,
     pool::{ClusterPool, Demand},
@@ -134,6 +134,62 @@ impl Pools {
         let Failure { kind, source, .. } = last.expect("a manifest's upstream has an endpoint");
         settle(cluster, permit, &kind);
         Err(message.into_error(cluster, kind, source, attempts))
+    }
+}
+
+/// Why no connection is to be had.
+#[derive(Debug)]
+pub struct Unreached {
+    /// What went wrong at the endpoint that was tried last.
+    pub kind: ErrorKind,
+    /// What was tried.
+    pub attempts: Attempts,
+}
+
+impl Pools {
+    /// Makes sure that there is a connection for a request to come: one that is kept, or a new one, which is kept then.
+    /// Whatever the breaker says, as for a probe. That there is one closes no breaker; that there is none counts.
+    ///
+    /// # Errors
+    /// [`Unreached`]. Nothing was sent.
+    ///
+    /// # Panics
+    /// Outside a `LocalSet` or a local runtime.
+    pub async fn reach(&self, cluster: &Arc<Cluster>) -> Result<(), Unreached> {
+        if let UpstreamTarget::Nats(target) = &cluster.spec().target {
+            return nats::reach(self.nats(), cluster, target).await;
+        }
+        let pool = self.of(cluster);
+        if (0..cluster.endpoint_count()).any(|index| pool.endpoint(index).has_idle()) {
+            return Ok(());
+        }
+        let permit = cluster.admit(true);
+        let (turn, mut attempts) = (cluster.turn(), Attempts::new());
+        let (mut tried, mut last) = (SmallVec::<[usize; ENDPOINTS_TRIED]>::new(), None);
+        while tried.len() < ENDPOINTS_TRIED
+            && let Some((index, endpoint_permit)) = cluster.pick(turn, &tried)
+        {
+            tried.push(index);
+            let started = Instant::now();
+            match open(cluster, &pool, index).await {
+                Ok(Lease { sender, line, .. }) => {
+                    pool.endpoint(index).put(Idle { sender, line, since: Instant::now() });
+                    return Ok(());
+                }
+                Err(Unconnected { kind, peer, .. }) => {
+                    attempts.push(attempt(peer, false, started, Some(kind.clone())));
+                    if let Some(endpoint_permit) = endpoint_permit.filter(|_| kind.is_failure()) {
+                        cluster.endpoint_failed(endpoint_permit);
+                    }
+                    last = Some(kind);
+                }
+            }
+        }
+        let kind = last.expect("a manifest's upstream has an endpoint");
+        if let Some(permit) = permit {
+            settle(cluster, permit, &kind);
+        }
+        Err(Unreached { kind, attempts })
     }
 }
 

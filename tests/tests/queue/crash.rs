@@ -105,3 +105,22 @@ fn crashes_while_records_wait_cost_nothing() {
         assert_eq!(arrivals(&scene.origin, body).len(), 1);
     }
 }
+
+#[test]
+fn a_crash_while_an_origin_is_down_leaves_no_doubt_about_what_is_not_safe_to_repeat() {
+    let mut scene = tenants(&["post"]);
+    scene.origin.stop();
+    let request = Request::post("/in", "post").host("post.test");
+    let location = location(&request.send(scene.node.address()).unwrap());
+    // Killed at any moment between two attempts, or in the midst of one.
+    for kills in 1..=10 {
+        wait(PATIENCE, || told(&scene, "post", &location), |told| told["attempts"].as_u64() >= Some(kills));
+        scene.node.kill_nine().unwrap();
+        scene.node.launch().unwrap();
+    }
+    let receipt = told(&scene, "post", &location);
+    assert_eq!((&receipt["state"], &receipt["last_error"]), (&"queued".into(), &"connect-refused".into()));
+    scene.origin.start_again().unwrap();
+    wait(PATIENCE, || told(&scene, "post", &location), |told| told["state"] == "delivered");
+    assert_eq!(arrivals(&scene.origin, "post").len(), 1);
+}

@@ -1,9 +1,6 @@
 //! One lane: the records of one upstream that wait and fly, and how the upstream fares.
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use super::{
     backoff::{Jitter, LANE_RETRY_AFTER, PROBE_CEILING},
@@ -57,7 +54,7 @@ pub(super) struct LaneState {
     pub(super) window: Window,
     pub(super) flying: HashMap<Seq, Candidate>,
     /// Landed, to be tried again, and not yet committed as such.
-    pub(super) returning: HashSet<Seq>,
+    pub(super) returning: HashMap<Seq, i64>,
     pub(super) health: Health,
     pub(super) probe: Option<Seq>,
     /// How many troubles in a row it takes.
@@ -93,7 +90,7 @@ impl LaneState {
         Self {
             window: Window::default(),
             flying: HashMap::new(),
-            returning: HashSet::new(),
+            returning: HashMap::new(),
             health: Health::FRESH,
             probe: None,
             patience: TROUBLES,

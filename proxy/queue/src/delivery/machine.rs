@@ -77,6 +77,8 @@ pub(crate) enum Landing {
     Stale,
     /// It was not marked `delivering`, for a reason that may pass.
     NotBegun,
+    /// It was not marked either: no connection is to be had, so that not a byte could leave.
+    Unreached(Outcome),
     /// It was marked, and then its content could not be found.
     ContentLost,
 }
@@ -270,8 +272,16 @@ impl Machine {
             Notice::Ready(candidate) => {
                 self.sweep.wish(candidate.expires_ms);
                 let lane = candidate.lane.clone();
-                self.lane(&lane).returning.remove(&candidate.seq);
-                self.wait(now, candidate, From::Commit);
+                match self.lane(&lane).returning.remove(&candidate.seq) {
+                    Some(due) => self.wait_until(due, candidate, From::Commit),
+                    None => self.wait(now, candidate, From::Commit),
+                }
+                self.plan(now, &lane, upstreams);
+            }
+            Notice::Changed { lane, seq } => {
+                let state = self.lane(&lane);
+                state.returning.remove(&seq);
+                state.disk.more = true;
                 self.plan(now, &lane, upstreams);
             }
             Notice::Behind { expires_ms } => self.sweep.wish(expires_ms),
@@ -370,15 +380,21 @@ impl Machine {
 
     /// Puts a candidate in its lane's window, unless it is flying, or must wait on disk for others that are due before it.
     fn wait(&mut self, now: Now, candidate: Candidate, from: From) {
-        // Whatever the wall clock did since: a record that was never tried waits no longer than it was to wait at first,
-        // and no other longer than any back-off lasts.
-        let (due, longest) = if candidate.attempts == 0 {
+        // Whatever the wall clock did since: a record that was never tried waits no longer than it was to wait at first. And
+        // no other waits longer than any back-off lasts: if it seems to, that clock went back, and its wait is over.
+        let due = if candidate.attempts == 0 {
             let accepted_ms = candidate.due_ms.saturating_sub(candidate.delay_ms);
-            (self.guard.mono_at(candidate.due_ms, accepted_ms, now), candidate.delay_ms)
+            let due = self.guard.mono_at(candidate.due_ms, accepted_ms, now);
+            due.min(now.mono.saturating_add_unsigned(candidate.delay_ms))
         } else {
-            (now.mono_at(candidate.due_ms), millis(RETRY_AFTER.1))
+            let due = now.mono_at(candidate.due_ms);
+            if due > now.mono.saturating_add_unsigned(millis(RETRY_AFTER.1)) { now.mono } else { due }
         };
-        let due = due.min(now.mono.saturating_add(i64::try_from(longest).unwrap_or(i64::MAX)));
+        self.wait_until(due, candidate, from);
+    }
+
+    /// The same for one that is due at a time of the monotonic clock.
+    fn wait_until(&mut self, due: i64, candidate: Candidate, from: From) {
         let capacity = self.window_size();
         let state = self.lane(&candidate.lane.clone());
         if state.flying.contains_key(&candidate.seq) {
@@ -416,7 +432,12 @@ impl Machine {
                 let note = Note { status: None, error: Some("content-lost".into()) };
                 self.finish(now, attempt, End::Dead(DeadReason::Indeterminate), note, None);
             }
-            Landing::Made(outcome) => {
+            Landing::Made(_) | Landing::Unreached(_) => {
+                let (outcome, was_marked) = match landing {
+                    Landing::Unreached(outcome) => (outcome, false),
+                    Landing::Made(outcome) => (outcome, true),
+                    _ => unreachable!("matched above"),
+                };
                 let rules = upstreams.rules(lane);
                 let Self { lanes, jitter, .. } = self;
                 if let Some(state) = lanes.get_mut(lane) {
@@ -429,7 +450,7 @@ impl Machine {
                         jitter,
                     );
                 }
-                self.resolve(now, candidate, outcome, &rules);
+                self.resolve(now, candidate, (outcome, was_marked), &rules);
             }
         }
         self.plan(now, lane, upstreams);
@@ -457,11 +478,23 @@ impl Machine {
     }
 
     /// Records what an attempt led to.
-    fn resolve(&mut self, now: Now, mut candidate: Candidate, outcome: Outcome, rules: &Rules) {
+    fn resolve(
+        &mut self,
+        now: Now,
+        mut candidate: Candidate,
+        (outcome, was_marked): (Outcome, bool),
+        rules: &Rules,
+    ) {
         let attempt = self.attempt_of(&candidate);
         let note = note(&outcome);
         let decision = decide(&outcome, candidate.repeat_safe, &rules.on_status);
         let response = kept(outcome, &candidate.lane, now);
+        if !was_marked && !matches!(decision, Decision::AgainWithUpstream | Decision::AgainUnblamed) {
+            let AttemptRef { seq, epoch, .. } = attempt;
+            self.actions.push(Action::Commit(Change::Begin { seq, attempts: candidate.attempts, epoch }));
+        }
+        // By the monotonic clock: whatever the other one does until it is committed.
+        let mut due = now.mono;
         let wait = match decision {
             Decision::Delivered { response_complete } => {
                 return self.finish(now, attempt, End::Delivered { response_complete }, note, response);
@@ -474,8 +507,9 @@ impl Machine {
             }
             Decision::AgainWithUpstream => None,
             Decision::AgainUnblamed => {
-                let wait = self.jitter.backoff(attempt.attempts, RECORD_CEILING);
-                candidate.due_ms = now.wall_in(millis(wait));
+                let wait = millis(self.jitter.backoff(attempt.attempts, RECORD_CEILING));
+                candidate.due_ms = now.wall_in(wait);
+                due = due.saturating_add_unsigned(wait);
                 None
             }
             Decision::AgainAfterBackoff => {
@@ -492,12 +526,16 @@ impl Machine {
                 return self.finish(now, attempt, End::Dead(DeadReason::Exhausted), note, response);
             }
             candidate.due_ms = now.wall_in(millis(wait));
+            due = due.saturating_add_unsigned(millis(wait));
         }
         candidate.attempts = attempt.attempts;
         // It comes back as a notice when it is committed: until then a read of the log could not find it, and it would be
         // lost to us if it had to wait on disk.
-        self.lane(&candidate.lane.clone()).returning.insert(candidate.seq);
-        self.actions.push(Action::Commit(Change::Retry { attempt, again: candidate, note }));
+        self.lane(&candidate.lane.clone()).returning.insert(candidate.seq, due);
+        self.actions.push(Action::Commit(match was_marked {
+            true => Change::Retry { attempt, again: candidate, note },
+            false => Change::Miss { attempt, again: candidate, note },
+        }));
     }
 
     fn do_chores(&mut self, now: Now) {

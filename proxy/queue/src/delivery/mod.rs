@@ -25,7 +25,7 @@ use crate::{Keep, RecordId, TraceRef};
 pub(crate) use machine::Policy;
 pub use runner::{Delivery, DeliveryError};
 
-/// One attempt to deliver a record, as [`Deliver`] gets it. By now it is marked `delivering` on disk.
+/// One attempt to deliver a record, as [`Deliver`] gets it. When it is delivered it is marked `delivering` on disk.
 #[derive(Clone, Debug)]
 pub struct Attempt {
     /// The record.
@@ -197,6 +197,16 @@ impl Default for Rules {
 pub trait Deliver: 'static {
     /// Sends one record. Dropped where it takes longer than the attempt time-out, and at shutdown.
     fn deliver(&self, attempt: Attempt) -> impl Future<Output = Outcome>;
+
+    /// Makes sure that the record could be sent: that there is a connection. Asked before one is marked `delivering` that is
+    /// not safe to repeat, so that a crash while its upstream is down leaves no doubt about it. By default it always could.
+    ///
+    /// # Errors
+    /// What its delivery would have come to, not a byte having left.
+    fn reach(&self, attempt: &Attempt) -> impl Future<Output = Result<(), Outcome>> {
+        let _ = attempt;
+        std::future::ready(Ok(()))
+    }
 
     /// The most deliveries in flight to this upstream at once; 0 is taken as 1.
     fn in_flight_cap(&self, tenant: &TenantName, upstream: &UpstreamName) -> u32;

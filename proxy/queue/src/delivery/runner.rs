@@ -362,7 +362,7 @@ fn read_failed(error: &crate::log::LogError) {
 }
 
 impl<D: Deliver> Shared<D> {
-    /// One attempt: read it, mark it, and only then send it.
+    /// One attempt: read it, see that it could be sent, mark it, and only then send it.
     async fn attempt(&self, candidate: Candidate, sent: &Cell<bool>) -> Landing {
         let content = match self.reader.content(candidate.seq).await {
             Ok(content) => content,
@@ -383,25 +383,7 @@ impl<D: Deliver> Shared<D> {
             return Landing::NotBegun;
         }
         let (seq, attempts, epoch) = (candidate.seq, candidate.attempts, self.epoch);
-        let mark = || self.writer.committed(Change::Begin { seq, attempts, epoch });
-        if !Fault::MarkAfterDelivery.is_on() {
-            match mark().await {
-                Some(Effect::Done) => {}
-                Some(_) => return Landing::Stale,
-                None => return Landing::NotBegun,
-            }
-        }
-        let (Some(content), Some(body)) = (content, body) else {
-            tracing::error!(
-                seq = candidate.seq.0,
-                "the content of a queued record is lost; it is dead (indeterminate)"
-            );
-            return Landing::ContentLost;
-        };
-        if self.stopping.get() {
-            return Landing::Made(Outcome::NotSent { reason: "shutdown".into() });
-        }
-        let attempt = Attempt {
+        let attempt = content.zip(body).map(|(content, body)| Attempt {
             id: content.id,
             tenant: candidate.lane.tenant,
             upstream: candidate.lane.upstream,
@@ -412,12 +394,40 @@ impl<D: Deliver> Shared<D> {
             headers: content.headers,
             sealed: content.sealed,
             body,
-            number: candidate.attempts.saturating_add(1),
+            number: attempts.saturating_add(1),
             accepted_ms: content.accepted_ms,
             trace: content.trace,
             repeat_safe: candidate.repeat_safe,
             request_id: content.request_id,
+        });
+        if let Some(attempt) = attempt.as_ref().filter(|attempt| !attempt.repeat_safe) {
+            match timeout(self.attempt_timeout, self.deliver.reach(attempt)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(outcome)) => return Landing::Unreached(outcome),
+                Err(_) => return Landing::Unreached(Outcome::NotSent { reason: "attempt-timeout".into() }),
+            }
+            if self.stopping.get() {
+                return Landing::NotBegun;
+            }
+        }
+        let mark = || self.writer.committed(Change::Begin { seq, attempts, epoch });
+        if !Fault::MarkAfterDelivery.is_on() {
+            match mark().await {
+                Some(Effect::Done) => {}
+                Some(_) => return Landing::Stale,
+                None => return Landing::NotBegun,
+            }
+        }
+        let Some(attempt) = attempt else {
+            tracing::error!(
+                seq = seq.0,
+                "the content of a queued record is lost; it is dead (indeterminate)"
+            );
+            return Landing::ContentLost;
         };
+        if self.stopping.get() {
+            return Landing::Made(Outcome::NotSent { reason: "shutdown".into() });
+        }
         sent.set(true);
         let outcome = timeout(self.attempt_timeout, self.deliver.deliver(attempt)).await;
         if Fault::MarkAfterDelivery.is_on() {

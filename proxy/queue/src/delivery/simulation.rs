@@ -333,6 +333,12 @@ impl Simulation {
             Happens::MarkIt(candidate) if self.is_unreadable() => {
                 self.land(&candidate, Landing::NotBegun);
             }
+            // No connection for one that must not be marked in vain.
+            Happens::MarkIt(candidate) if !candidate.repeat_safe && self.is_refusing(&candidate) => {
+                self.probing.insert(candidate.lane.clone(), 0);
+                let outcome = Outcome::NotSent { reason: "connect-refused".into() };
+                self.land(&candidate, Landing::Unreached(outcome));
+            }
             Happens::MarkIt(candidate) => self.write(Inbox::Begin(candidate)),
             Happens::Deliver(candidate) => self.deliver(candidate),
             Happens::Answered { candidate, outcome } => self.answered(candidate, outcome),
@@ -342,6 +348,11 @@ impl Simulation {
             }
             Happens::Crash => self.crash(),
         }
+    }
+
+    fn is_refusing(&self, candidate: &Candidate) -> bool {
+        let request = &self.plan.requests[self.by_seq[&candidate.seq]];
+        self.mode(request.lane) == Mode::Refusing
     }
 
     fn write(&mut self, entry: Inbox) {
@@ -462,7 +473,12 @@ impl Simulation {
                     notices.push(Notice::Rate(Lane { tenant: what.tenant, upstream }, rate));
                 }
             }
-            (Change::Retry { again, .. }, Effect::Done) => notices.push(Notice::Ready(again)),
+            (Change::Retry { again, .. } | Change::Miss { again, .. }, Effect::Done) => {
+                notices.push(Notice::Ready(again));
+            }
+            (Change::Miss { again, .. }, Effect::Stale) => {
+                notices.push(Notice::Changed { lane: again.lane, seq: again.seq });
+            }
             (Change::Release { lane }, _) => notices.push(Notice::Released(lane)),
             _ => {}
         }

@@ -121,6 +121,31 @@ fn window(log: &dyn Log) -> Vec<i64> {
     log.reader().unwrap().window(&lane("acme"), 100).unwrap().iter().map(|c| c.seq.0).collect()
 }
 
+fn a_missed_attempt_counts_and_leaves_its_record_queued(place: &dyn Place) {
+    let mut log = place.open();
+    let (seq, _) = put(&mut *log, 1, None);
+    let again = Candidate { due_ms: 7000, ..append(1, None).candidate(seq) };
+    let miss = |log: &dyn Log, attempts| Change::Miss {
+        attempt: attempt(log, seq, attempts),
+        again: again.clone(),
+        note: Note { status: None, error: Some("connect-refused".into()) },
+    };
+    let change = miss(&*log, 1);
+    assert_eq!(one(&mut *log, change.clone()), Effect::Done);
+    assert_eq!(one(&mut *log, change), Effect::Stale, "it was counted");
+    let receipt = log.reader().unwrap().receipt(id(1)).unwrap().unwrap().view;
+    assert_eq!((receipt.state, receipt.attempts), (State::Queued, 1));
+    assert_eq!(receipt.last_error.as_deref(), Some("connect-refused"));
+    let waiting = log.reader().unwrap().window(&lane("acme"), 10).unwrap();
+    assert_eq!((waiting[0].due_ms, waiting[0].attempts), (7000, 1));
+
+    // One that somebody discarded meanwhile stays what it is.
+    intervened(by_hand(&mut *log, Act::Discard { id: id(1) }));
+    let change = miss(&*log, 2);
+    assert_eq!(one(&mut *log, change), Effect::Stale);
+    assert_eq!(state(&*log, 1), State::Dead { reason: DeadReason::Discarded });
+}
+
 fn what_is_committed_is_read_back_after_a_restart(place: &dyn Place) {
     let mut log = place.open();
     let group: Vec<_> = (1..=3).map(|n| Change::Append(append(n, None))).collect();
@@ -1070,6 +1095,7 @@ macro_rules! suite {
 }
 suite!(
     what_is_committed_is_read_back_after_a_restart,
+    a_missed_attempt_counts_and_leaves_its_record_queued,
     a_record_is_begun_once,
     a_retry_is_due_when_it_says_and_remembers_why,
     a_delayed_record_is_due_when_it_says_and_holds_its_key,

@@ -275,6 +275,17 @@ impl Rows {
                 }
                 None => Effect::Stale,
             },
+            Change::Miss { attempt, again, note } => {
+                let AttemptRef { seq, attempts, epoch } = *attempt;
+                let begin = Change::Begin { seq, attempts: attempts.saturating_sub(1), epoch };
+                match self.apply(&begin) {
+                    Effect::Done => {
+                        let (attempt, again, note) = (*attempt, again.clone(), note.clone());
+                        self.apply(&Change::Retry { attempt, again, note })
+                    }
+                    effect => effect,
+                }
+            }
             Change::Hold { attempt } => match self.attempted(attempt) {
                 Some(row) => {
                     row.state = State::Held;

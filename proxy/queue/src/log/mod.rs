@@ -133,6 +133,8 @@ pub(crate) enum Change {
     Begin { seq: Seq, attempts: u32, epoch: u64 },
     /// `delivering → queued`, to be tried again when `again` is due. Of `again`, only what an attempt changes is written.
     Retry { attempt: AttemptRef, again: Candidate, note: Note },
+    /// The same for an attempt that was never marked, for not a byte of it could leave: the record was `queued` all the time.
+    Miss { attempt: AttemptRef, again: Candidate, note: Note },
     /// `delivering → held`.
     Hold { attempt: AttemptRef },
     /// Every record of the lane: `held → queued`.

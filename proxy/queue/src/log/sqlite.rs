@@ -290,6 +290,12 @@ impl Writer<'_> {
             Change::Append(append) => self.append(append),
             Change::Begin { seq, attempts, epoch } => self.begin(*seq, *attempts, *epoch),
             Change::Retry { attempt, again, note } => self.retry(attempt, again, note),
+            Change::Miss { attempt, again, note } => {
+                match self.begin(attempt.seq, attempt.attempts.saturating_sub(1), attempt.epoch)? {
+                    Effect::Done => self.retry(attempt, again, note),
+                    effect => Ok(effect),
+                }
+            }
             Change::Hold { attempt } => self.hold(attempt),
             Change::Release { lane } => self.release(lane),
             Change::Finish { attempt, end, at_ms, note, response } => {
@@ -503,6 +509,9 @@ impl Writer<'_> {
             .sql("DELETE FROM response WHERE seq = ?1 RETURNING size")?
             .query_row([seq], |row| row.get(0))
             .optional()?;
+        if size.is_some() {
+            self.erased.set(true);
+        }
         Ok(size.map_or(0, from_db))
     }
 
@@ -517,6 +526,7 @@ impl Writer<'_> {
                 .sql("DELETE FROM response WHERE seq = ?1 RETURNING lane, size")?
                 .query_row([seq], |row| Ok((row.get(0)?, row.get(1)?)))?;
             freed.push((self.lane_of(lane)?, from_db(size)));
+            self.erased.set(true);
         }
         let next: Option<i64> =
             self.sql("SELECT min(until_ms) FROM response")?.query_row([], |row| row.get(0))?;
@@ -752,7 +762,10 @@ fn done_if(changed: usize) -> Effect {
 #[cfg(test)]
 mod tests {
     use super::{super::*, *};
-    use crate::log::conformance::{append, lane};
+    use crate::{
+        log::conformance::{append, lane},
+        response::{KeptResponse, WholeResponse},
+    };
 
     fn open(dir: &tempfile::TempDir) -> SqliteLog {
         let mut log = SqliteLog::open(&dir.path().join("queue.db")).unwrap();
@@ -940,7 +953,10 @@ mod tests {
             let attempt = AttemptRef { seq, attempts: 1, epoch };
             let end = End::Delivered { response_complete: true };
             let begin = Change::Begin { seq, attempts: 0, epoch };
-            [begin, Change::Finish { attempt, end, at_ms: 1, note: Note::default(), response: None }]
+            let whole = WholeResponse { headers: Vec::new(), body: "c4n4ry".repeat(100).into() };
+            let kept = KeptResponse { status: 200, until_ms: 2, whole: Some(whole) };
+            let response = Some(Box::new(NewResponse { lane: lane("acme"), kept }));
+            [begin, Change::Finish { attempt, end, at_ms: 1, note: Note::default(), response }]
         };
         // In an order that leaves holes everywhere.
         let order: Vec<_> = (0..300).map(|n| n * 83 % 300).filter(|n| secret(*n)).collect();
@@ -948,6 +964,7 @@ mod tests {
             log.commit(&page.iter().flat_map(|n| deliver(*n)).collect::<Vec<_>>()).unwrap();
             log.maintain().unwrap();
         }
+        log.commit(&[Change::Forget { now_ms: 2, limit: 1000 }]).unwrap();
         let until = std::time::Instant::now() + 6 * ERASE_AFTER;
         while anywhere(&dir, CANARY) {
             assert!(std::time::Instant::now() < until, "it is still there");
@@ -960,6 +977,7 @@ mod tests {
         assert!(anywhere(&dir, CANARY));
         log.commit(&deliver(301)).unwrap();
         log.commit(&deliver(300)).unwrap();
+        log.commit(&[Change::Forget { now_ms: 2, limit: 1000 }]).unwrap();
         let copy = tempfile::tempdir().unwrap();
         for file in std::fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap()) {
             std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();

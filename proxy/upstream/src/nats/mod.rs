@@ -29,7 +29,8 @@ use room::{Held, ROOM, Room};
 
 use crate::{
     AttemptInfo, Attempts, BoxError, Cluster, ErrorKind, SendError, SendOptions, Sent, Sentness,
-    UpstreamBody, send::settle,
+    UpstreamBody,
+    send::{Unreached, settle},
 };
 
 /// One thread's NATS connections, each made when it is first needed.
@@ -112,6 +113,26 @@ where
             }))
         }
     }
+}
+
+/// Makes sure that the connection stands.
+pub(crate) async fn reach(
+    clients: &Clients,
+    cluster: &Arc<Cluster>,
+    target: &NatsTarget,
+) -> Result<(), Unreached> {
+    let (mut attempts, timeout) = (Attempts::new(), cluster.spec().connect_timeout.get());
+    // What is not permitted or not defined is told when it is sent.
+    let Some(client) = clients.client(&target.connection) else { return Ok(()) };
+    let permit = cluster.admit(true);
+    let started = Instant::now();
+    let Err(why) = client.connection(timeout).await else { return Ok(()) };
+    let (Broken { kind, .. }, peer) = not_connected(why);
+    attempts.push(attempt(peer, started, Err(kind.clone())));
+    if let Some(permit) = permit {
+        settle(cluster, permit, &kind);
+    }
+    Err(Unreached { kind, attempts })
 }
 
 struct Exchange<'a> {
