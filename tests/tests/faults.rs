@@ -3,33 +3,75 @@
 //!
 //! `BEAMLINE_RUNS` says how many seeds (`make faults`: 300); `BEAMLINE_SEED` which one is the first.
 
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
+
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Instant,
+};
+
 use beamline_tests::{checker, faults, heavy::heavy, seed::Seed};
+
+/// Runs at once, where there are many: most of a run is waiting.
+const AT_ONCE: usize = 4;
+
+#[derive(Default)]
+struct Sums {
+    acknowledged: usize,
+    delivered: usize,
+    repeated: usize,
+    rejected: usize,
+    indeterminate: usize,
+}
+
+/// One seed's run; panics where the judge finds anything.
+fn judged(seed: u64, sums: &Mutex<Sums>) {
+    let ran = faults::run(seed, None).unwrap();
+    let n = ran.judged.numbers;
+    println!("seed {seed}: {}\n  {n}", ran.schedule);
+    assert!(
+        ran.judged.violations.is_empty(),
+        "seed {seed}: {}\n{}\n{n}",
+        ran.schedule,
+        checker::summary(&ran.judged.violations)
+    );
+    assert_eq!(ran.left, 0, "seed {seed}: with its origin up the queue drains; {}\n{n}", ran.schedule);
+    let mut sums = sums.lock().unwrap();
+    sums.acknowledged += n.acknowledged;
+    sums.delivered += n.delivered;
+    sums.repeated += n.repeated;
+    sums.rejected += n.rejected;
+    sums.indeterminate += n.indeterminate;
+}
 
 #[test]
 fn nothing_accepted_is_lost_whatever_goes_wrong() {
     let _alone = heavy().unwrap();
     let runs = std::env::var("BEAMLINE_RUNS").ok().map_or(4, |n| n.parse::<u64>().unwrap());
     let first = Seed::from_env("faults").bits() % 1_000_000_000;
-    let (mut acknowledged, mut delivered, mut repeated, mut dead, mut indeterminate) = (0, 0, 0, 0, 0);
-    for seed in first..first + runs {
-        let ran = faults::run(seed, None).unwrap();
-        let n = ran.judged.numbers;
-        println!("seed {seed}: {}\n  {n}", ran.schedule);
-        assert!(
-            ran.judged.violations.is_empty(),
-            "seed {seed}: {}\n{}\n{n}",
-            ran.schedule,
-            checker::summary(&ran.judged.violations)
-        );
-        assert_eq!(ran.left, 0, "seed {seed}: with its origin up the queue drains; {}\n{n}", ran.schedule);
-        acknowledged += n.acknowledged;
-        delivered += n.delivered;
-        repeated += n.repeated;
-        dead += n.rejected;
-        indeterminate += n.indeterminate;
-    }
+    let (sums, next, began) = (Mutex::default(), AtomicU64::new(first), Instant::now());
+    thread::scope(|threads| {
+        for _ in 0..if runs > 2 * AT_ONCE as u64 { AT_ONCE } else { 1 } {
+            threads.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + runs {
+                        return;
+                    }
+                    judged(seed, &sums);
+                }
+            });
+        }
+    });
+    let Sums { acknowledged, delivered, repeated, rejected, indeterminate } = sums.into_inner().unwrap();
     println!(
-        "{runs} runs: {acknowledged} acknowledged, {delivered} delivered, {repeated} repeated, {dead} dead (rejected), {indeterminate} dead (indeterminate), 0 violations"
+        "{runs} runs in {:.0?}: {acknowledged} acknowledged, {delivered} delivered, {repeated} repeated, {rejected} dead (rejected), \
+         {indeterminate} dead (indeterminate), 0 violations",
+        began.elapsed()
     );
     assert!(acknowledged > 10 * runs as usize, "a run that had nothing to lose shows nothing");
 }

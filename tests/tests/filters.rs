@@ -290,7 +290,8 @@ fn a_filter_that_may_fail_open_is_passed_over_without_its_changes() {
     let failing = |then: &str| json!({ "do": "set-headers", "headers": { "x-second": "1", "x-first": null }, "then": then });
     second["config"] =
         json!({ "paths": { "/trap": failing("trap"), "/spin": failing("spin"), "/bomb": failing("bomb") } });
-    scene.apply(|m| m["filters"] = json!([first, second])).unwrap();
+    // So much that a bomb's memory is what ends it, on a slow machine too.
+    scene.apply(|m| (m["filters"], m["limits"]) = (json!([first, second]), json!({ "cpu": "1s" }))).unwrap();
     for (path, outcome) in [("/trap", "filter-trap"), ("/spin", "filter-timeout"), ("/bomb", "filter-memory")]
     {
         let answer = scene.send(Request::post(path, "whole")).unwrap();

@@ -133,6 +133,7 @@ pub(crate) fn consider(
     worker: &Shared,
     upstream: &UpstreamRuntime,
     outbound: &Outbound,
+    has_claim: bool,
 ) -> Result<Queueing, Refusal> {
     let (policy, headers) = (&upstream.queue, &outbound.parts.headers);
     if policy.mode == QueueMode::Never {
@@ -160,6 +161,10 @@ pub(crate) fn consider(
         }
     }
     let obstacle = obstacle(worker, upstream, outbound);
+    // Claims are known to their own node alone. Beside another one the log decides which use of a key is the first.
+    if has_claim && obstacle.is_none() && !worker.queue.is_alone() {
+        return at_once(worker, upstream, outbound, asked);
+    }
     // Other methods, such as GET, are no work for the queue, and are sent.
     if policy.mode == QueueMode::Always && has_method(policy, &outbound.parts.method) {
         return match obstacle {

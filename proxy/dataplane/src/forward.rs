@@ -105,7 +105,7 @@ pub(crate) async fn send(
         Checked::Goes(claim) => claim,
         Checked::Answered(response) => return Ok(response),
     };
-    let queueing = enqueue::consider(worker, upstream, &outbound)?;
+    let queueing = enqueue::consider(worker, upstream, &outbound, claim.is_some())?;
     outbound.prepare(exchange, upstream);
     let queueing = match queueing {
         Queueing::AtOnce(eligible) => {

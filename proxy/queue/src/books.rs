@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -255,8 +255,9 @@ pub(crate) struct Books {
     pub(crate) waiters: Arc<Waiters>,
     counters: Counters,
     disk: Arc<Disk>,
-    /// Whether no other process has the queue open: then these books are complete.
-    alone: AtomicBool,
+    /// 0 while no other process has the queue open: then these books are complete. Else in whose company, counted.
+    company: AtomicU64,
+    companies: AtomicU64,
 }
 
 /// Room for one record, promised before its body is read, or for an answer. Dropping it gives the room back.
@@ -294,16 +295,29 @@ impl Books {
             waiters: Arc::default(),
             counters: Counters::default(),
             disk,
-            alone: AtomicBool::new(true),
+            company: AtomicU64::new(0),
+            companies: AtomicU64::new(0),
         }
     }
 
     pub(crate) fn is_alone(&self) -> bool {
-        self.alone.load(Ordering::Acquire)
+        self.company.load(Ordering::Acquire) == 0
     }
 
-    pub(crate) fn set_alone(&self, alone: bool) {
-        self.alone.store(alone, Ordering::Release);
+    /// Somebody else is about to have the queue open, too.
+    pub(crate) fn in_company(&self) {
+        let company = self.companies.fetch_add(1, Ordering::AcqRel) + 1;
+        self.company.store(company, Ordering::Release);
+    }
+
+    /// The present company.
+    pub(crate) fn company(&self) -> u64 {
+        self.company.load(Ordering::Acquire)
+    }
+
+    /// That company has gone, and what it left is counted. Does nothing where another one has come since.
+    pub(crate) fn alone_after(&self, company: u64) {
+        let _ = self.company.compare_exchange(company, 0, Ordering::AcqRel, Ordering::Acquire);
     }
 
     fn tenant(&self, name: &TenantName) -> Arc<TenantBook> {
@@ -530,9 +544,12 @@ impl Books {
     /// nobody else yet, may call this.
     pub(crate) fn recount(&self, reader: &mut dyn LogReader) -> Result<(), LogError> {
         let (mut rows, mut responses, mut scopes) = (Vec::new(), Vec::new(), Vec::new());
-        self.keys.clear_committed();
+        let mut keys = HashMap::new();
         reader.census(&mut |row| match row {
-            CensusRow::Key { lane, key, line } => self.keys.set_committed(&lane, &key, line),
+            // Added, not set: two keys may share a hash.
+            CensusRow::Key { lane, key, line } => {
+                *keys.entry(self.keys.hash(&lane, &key)).or_default() += line
+            }
             CensusRow::Lane { lane, open, kept, kept_bytes, delivered } => {
                 rows.push((lane, open, kept, kept_bytes, delivered));
             }
@@ -540,6 +557,7 @@ impl Books {
             CensusRow::Scope(scope) => scopes.push(scope),
             CensusRow::Earliest { .. } => {}
         })?;
+        self.keys.recount(keys);
         self.claims.recount(&scopes);
         drop(scopes);
         let mut by_tenant: HashMap<TenantName, (u64, u64)> =

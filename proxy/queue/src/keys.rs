@@ -37,7 +37,7 @@ impl KeyIndex {
         Self { hasher: RandomState::new(), shards: std::array::from_fn(|_| Mutex::default()) }
     }
 
-    fn hash(&self, lane: &Lane, key: &str) -> u64 {
+    pub(crate) fn hash(&self, lane: &Lane, key: &str) -> u64 {
         self.hasher.hash_one((lane, key))
     }
 
@@ -70,19 +70,18 @@ impl KeyIndex {
         self.change(self.hash(lane, key), |open| open.committed = open.committed.saturating_sub(1));
     }
 
-    /// Forgets what is committed, before [`KeyIndex::set_committed`] tells it anew.
-    pub(crate) fn clear_committed(&self) {
+    /// What is committed, by hash: in place of what was believed before. At no moment does a key that has a backlog by
+    /// both seem to have none.
+    pub(crate) fn recount(&self, mut committed: HashMap<u64, u64>) {
         for shard in &self.shards {
-            shard.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, open| {
-                open.committed = 0;
-                open.pending > 0
+            shard.lock().unwrap_or_else(PoisonError::into_inner).retain(|hash, open| {
+                open.committed = committed.remove(hash).unwrap_or(0);
+                open.pending > 0 || open.committed > 0
             });
         }
-    }
-
-    pub(crate) fn set_committed(&self, lane: &Lane, key: &str, count: u64) {
-        // Added, not set: two keys may share a hash.
-        self.change(self.hash(lane, key), |open| open.committed += count);
+        for (hash, count) in committed {
+            self.change(hash, |open| open.committed += count);
+        }
     }
 }
 
@@ -125,8 +124,7 @@ mod tests {
         let index = Arc::new(KeyIndex::new());
         index.pending(&lane(), "gone").committed();
         let pending = index.pending(&lane(), "k");
-        index.clear_committed();
-        index.set_committed(&lane(), "there", 2);
+        index.recount(HashMap::from([(index.hash(&lane(), "there"), 2)]));
         assert!(!index.has_backlog(&lane(), "gone"));
         assert!(index.has_backlog(&lane(), "k") && index.has_backlog(&lane(), "there"));
         drop(pending);

@@ -170,7 +170,7 @@ impl Queue {
         })?;
         let path = dir.join("queue.db");
         let log = SqliteLog::open(&path).or_else(|error| match error {
-            // Taking over writes a little. The ballast is there for that: what was accepted must be delivered.
+            // Making or upgrading it writes a little. The ballast is there for that: what was accepted must be delivered.
             LogError::Full(_) => {
                 Disk::new(dir.clone(), settings.min_free_disk, settings.ballast).free_ballast();
                 SqliteLog::open(&path)
@@ -206,8 +206,20 @@ impl Queue {
         let Place { company, lock, is_owner } = place;
         let is_alone = company.as_ref().is_none_or(Company::is_alone);
         if is_owner {
-            log.take_over()?;
-            recover(&mut *log, (settings.wall_clock)())?;
+            let mut take_over = || {
+                log.take_over()?;
+                recover(&mut *log, (settings.wall_clock)())
+            };
+            match take_over() {
+                // As for making it.
+                Err(LogError::Full(_)) => {
+                    disk.free_ballast();
+                    log.reopen()?;
+                    log.take_over()?;
+                    recover(&mut *log, (settings.wall_clock)())?;
+                }
+                taken => taken?,
+            }
         } else {
             tracing::warn!(
                 dir = %settings.dir.display(),
@@ -221,7 +233,9 @@ impl Queue {
         }
         let books = Arc::new(Books::new(&settings, Arc::clone(&disk)));
         books.recount(&mut *reader)?;
-        books.set_alone(is_alone);
+        if !is_alone {
+            books.in_company();
+        }
         let paused = reader.paused()?.into_iter().collect();
         // Who takes over later is told the rates of that moment.
         let rates = if is_owner { reader.rates()? } else { Vec::new() };

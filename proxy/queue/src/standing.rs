@@ -42,7 +42,8 @@ impl Standing {
         }
     }
 
-    /// The owner looks about: lets in who knocks, and notices when all have gone.
+    /// The owner looks about: lets in who knocks, and notices when all have gone. The writer then counts what they left,
+    /// and until it has, this process does not behave as one that is alone.
     pub(crate) fn look(&self, writer: &Writer) {
         let Some(mut company) = self.company() else { return };
         let looked = if company.is_alone() {
@@ -52,7 +53,7 @@ impl Standing {
         } else {
             company.have_all_gone().map(|gone| {
                 if gone {
-                    writer.alone();
+                    writer.alone_after(self.books.company());
                 }
             })
         };
@@ -64,7 +65,7 @@ impl Standing {
     /// The owner is about to let the queue go: whoever comes from now on is let in at once.
     pub(crate) fn become_guest(&self) {
         let Some(mut company) = self.company() else { return };
-        self.books.set_alone(false);
+        self.books.in_company();
         if let Err(error) = company.become_guest() {
             tracing::warn!(%error, "the queue could not be shared; another process gets it when this one ends");
         }
@@ -72,7 +73,7 @@ impl Standing {
 
     fn admit(&self, company: &mut Company) -> io::Result<()> {
         // Before anybody is in who may add to the log.
-        self.books.set_alone(false);
+        self.books.in_company();
         company.admit()
     }
 }

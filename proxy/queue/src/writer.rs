@@ -8,7 +8,7 @@
 //! meanwhile is refused, and what delivery wants recorded is kept and committed first after that.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     io,
     sync::{
         Arc,
@@ -115,8 +115,10 @@ enum Command {
     TakeOver(OwnerLock, oneshot::Sender<Result<u64, LogError>>),
     /// Makes it the owner no more.
     LetGo(oneshot::Sender<()>),
-    /// All other processes have gone: what they left is counted.
-    Alone,
+    /// This company has gone: what it left is counted.
+    AloneAfter(u64),
+    /// Others may have changed what delivery cannot know of.
+    LookAgain,
     /// Answers when all that came before is committed.
     Flush(oneshot::Sender<()>),
     /// Ends the thread; answers when the log is closed and the lock released.
@@ -156,6 +158,7 @@ impl Writer {
             disowned: Vec::new(),
             flushes: Vec::new(),
             leaving: None,
+            gone: None,
         };
         thread::Builder::new().name("queue-writer".into()).spawn(move || worker.run())?;
         Ok(Self { commands })
@@ -206,8 +209,12 @@ impl Writer {
         }
     }
 
-    pub(crate) fn alone(&self) {
-        let _ = self.commands.send(Command::Alone);
+    pub(crate) fn alone_after(&self, company: u64) {
+        let _ = self.commands.send(Command::AloneAfter(company));
+    }
+
+    pub(crate) fn look_again(&self) {
+        let _ = self.commands.send(Command::LookAgain);
     }
 
     pub(crate) async fn flush(&self) {
@@ -260,6 +267,8 @@ struct Worker {
     flushes: Vec<oneshot::Sender<()>>,
     /// Whoever waits until the ownership is given up.
     leaving: Option<oneshot::Sender<()>>,
+    /// A company that has gone, until what it left is counted.
+    gone: Option<u64>,
 }
 
 /// Why the loop ends.
@@ -345,12 +354,16 @@ impl Worker {
                 let _ = reply.send(taken);
             }
             Command::LetGo(reply) => self.leaving = Some(reply),
-            Command::Alone => {
+            Command::AloneAfter(company) => {
+                self.gone = Some(company);
                 if let Err(error) = self.recount() {
                     group.suspect = Some(error.to_string());
                 }
-                self.tools.books.set_alone(true);
-                self.tools.notices.send(Notice::Rescan);
+            }
+            Command::LookAgain => {
+                if let Err(error) = self.look_again() {
+                    group.suspect = Some(error.to_string());
+                }
             }
             Command::Stop(reply) => return Some(Stopped(Some(reply))),
         }
@@ -369,17 +382,33 @@ impl Worker {
 
     fn recover(&mut self) -> Result<(), LogError> {
         recover(&mut *self.tools.log, (self.tools.wall_clock)())?;
-        self.recount()?;
-        let mut reader = self.tools.log.reader()?;
-        self.tools.paused = reader.paused()?.into_iter().collect();
-        for (lane, rate) in reader.rates()? {
-            self.tools.notices.send(Notice::Rate(lane, Some(rate)));
+        self.recount()
+    }
+
+    /// Counts everything anew; what a company that has gone left is known then.
+    fn recount(&mut self) -> Result<(), LogError> {
+        self.tools.books.recount(&mut *self.tools.log.reader()?)?;
+        self.look_again()?;
+        if let Some(company) = self.gone.take() {
+            self.tools.books.alone_after(company);
         }
         Ok(())
     }
 
-    fn recount(&mut self) -> Result<(), LogError> {
-        self.tools.books.recount(&mut *self.tools.log.reader()?)
+    /// What others may have done by hand, and what they accepted, is read from the log.
+    fn look_again(&mut self) -> Result<(), LogError> {
+        let mut reader = self.tools.log.reader()?;
+        self.tools.paused = reader.paused()?.into_iter().collect();
+        let rates: HashMap<_, _> = reader.rates()?.into_iter().collect();
+        let known = self.tools.books.lanes(None).into_iter().map(|(lane, _)| lane);
+        for lane in known.filter(|lane| !rates.contains_key(lane)) {
+            self.tools.notices.send(Notice::Rate(lane, None));
+        }
+        for (lane, rate) in rates {
+            self.tools.notices.send(Notice::Rate(lane, Some(rate)));
+        }
+        self.tools.notices.send(Notice::Rescan);
+        Ok(())
     }
 
     fn commit(&mut self, mut group: Group) -> Result<(), LogError> {
@@ -520,7 +549,7 @@ impl Worker {
                 freed.iter().for_each(|(lane, bytes)| self.tools.books.forgotten(lane, *bytes));
                 self.tools.notices.send(Notice::Forgot { next_ms: *next_ms, full: freed.len() >= *limit });
             }
-            (Change::Miss { again, .. }, Effect::Stale) => {
+            (Change::Retry { again, .. } | Change::Miss { again, .. }, Effect::Stale) => {
                 let (lane, seq) = (again.lane.clone(), again.seq);
                 self.tools.notices.send(Notice::Changed { lane, seq });
             }
@@ -665,7 +694,8 @@ impl Worker {
                 }
                 Ok(Command::LetGo(reply)) => self.leaving = Some(reply),
                 // Everything is counted anew when the log is open again.
-                Ok(Command::Alone) => self.tools.books.set_alone(true),
+                Ok(Command::AloneAfter(company)) => self.gone = Some(company),
+                Ok(Command::LookAgain) => {}
                 Ok(Command::Stop(reply)) => return Some(Stopped(Some(reply))),
                 Err(RecvTimeoutError::Timeout) if wake < until => {}
                 Err(RecvTimeoutError::Timeout) => return None,

@@ -61,6 +61,9 @@ impl SqliteStore {
             source: source.into(),
         })?;
         let doing = "open its database store.db in the data directory";
+        // What a process that was killed had not fsynced is seen from now on: it must not go with the power later. Before
+        // SQLite has locks on the file, which would go with ours.
+        sync(&path).map_err(|source| StoreError::Unavailable { doing, source: source.into() })?;
         let mut writer = connect(&path).map_err(row::failed(doing))?;
         let tx =
             writer.transaction_with_behavior(TransactionBehavior::Immediate).map_err(row::failed(doing))?;
@@ -127,6 +130,19 @@ fn make_file(dir: &Path) -> io::Result<PathBuf> {
         Err(error) => return Err(error),
     }
     Ok(path)
+}
+
+/// Makes what the database and its log hold durable.
+fn sync(path: &Path) -> io::Result<()> {
+    let log = path.with_extension("db-wal");
+    for file in [path, &log] {
+        match fs::File::open(file) {
+            Ok(file) => file.sync_all()?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {

@@ -31,7 +31,7 @@ use crate::{
     books::Books,
     fault::Fault,
     log::{Candidate, Change, Effect},
-    notices::{Notice, NoticeReceiver},
+    notices::NoticeReceiver,
     owner::LOOK_EVERY,
     rate::Rate,
     reader::Reader,
@@ -46,8 +46,8 @@ use crate::{
 const FLUSH: Duration = Duration::from_secs(5);
 /// How often the lock of another process's queue is tried.
 const TAKE_OVER_EVERY: Duration = Duration::from_millis(100);
-/// How often an owner in company looks for records that others accepted.
-const RESCAN_EVERY: Duration = Duration::from_secs(1);
+/// How often an owner in company looks for what others accepted and did.
+const LOOK_AGAIN_EVERY: Duration = Duration::from_secs(1);
 
 /// Why delivery ended before it was told to.
 #[derive(Debug, Error)]
@@ -195,11 +195,11 @@ impl Delivery {
                 _ = looks.tick() => {
                     standing.look(&writer);
                     // What others accept is told here by nobody.
-                    let rescan = !books.is_alone() && scanned.elapsed() >= RESCAN_EVERY;
-                    rescan.then(|| {
+                    if !books.is_alone() && scanned.elapsed() >= LOOK_AGAIN_EVERY {
                         scanned = Instant::now();
-                        Event::Notice(Notice::Rescan)
-                    })
+                        writer.look_again();
+                    }
+                    None
                 }
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
                     if stop_at.is_some() {
