@@ -381,14 +381,16 @@ impl Machine {
     /// Puts a candidate in its lane's window, unless it is flying, or must wait on disk for others that are due before it.
     fn wait(&mut self, now: Now, candidate: Candidate, from: From) {
         // Whatever the wall clock did since: a record that was never tried waits no longer than it was to wait at first. And
-        // no other waits longer than any back-off lasts: if it seems to, that clock went back, and its wait is over.
+        // no other waits where that clock went back, of which nobody knows who was not there: it was accepted later than now,
+        // or seems to wait for longer than any back-off lasts.
         let due = if candidate.attempts == 0 {
-            let accepted_ms = candidate.due_ms.saturating_sub(candidate.delay_ms);
-            let due = self.guard.mono_at(candidate.due_ms, accepted_ms, now);
+            let due = self.guard.mono_at(candidate.due_ms, candidate.accepted_ms, now);
             due.min(now.mono.saturating_add_unsigned(candidate.delay_ms))
         } else {
             let due = now.mono_at(candidate.due_ms);
-            if due > now.mono.saturating_add_unsigned(millis(RETRY_AFTER.1)) { now.mono } else { due }
+            let went_back = candidate.accepted_ms > now.wall
+                || due > now.mono.saturating_add_unsigned(millis(RETRY_AFTER.1));
+            if went_back { now.mono } else { due }
         };
         self.wait_until(due, candidate, from);
     }

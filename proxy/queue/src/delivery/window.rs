@@ -92,6 +92,7 @@ mod tests {
     fn candidate(seq: i64, attempts: u32) -> Candidate {
         Candidate {
             seq: Seq(seq),
+            accepted_ms: 0,
             lane: Lane { tenant: "acme".parse().unwrap(), upstream: "api".parse().unwrap() },
             attempts,
             due_ms: 0,

@@ -325,6 +325,7 @@ impl Append {
         Candidate {
             seq,
             lane: self.lane.clone(),
+            accepted_ms: self.accepted_ms,
             attempts: 0,
             due_ms: self.due_ms(),
             delay_ms: self.delay_ms,
@@ -400,6 +401,7 @@ impl End {
 pub(crate) struct Candidate {
     pub(crate) seq: Seq,
     pub(crate) lane: Lane,
+    pub(crate) accepted_ms: u64,
     /// Attempts begun so far.
     pub(crate) attempts: u32,
     /// When it may be tried: the time of its acceptance with its delay, or of its next attempt.

@@ -122,8 +122,15 @@ pub(crate) async fn reach(
     target: &NatsTarget,
 ) -> Result<(), Unreached> {
     let (mut attempts, timeout) = (Attempts::new(), cluster.spec().connect_timeout.get());
-    // What is not permitted or not defined is told when it is sent.
-    let Some(client) = clients.client(&target.connection) else { return Ok(()) };
+    let refusal = cluster.policy().permits_subject(target).err();
+    let name = &target.connection;
+    let client = match (refusal, clients.client(name)) {
+        (None, Some(client)) => client,
+        (refusal, _) => {
+            let refusal = refusal.unwrap_or_else(|| GrantRefusal::Undefined(name.clone()));
+            return Err(Unreached { kind: ErrorKind::Denied(refusal), attempts });
+        }
+    };
     let permit = cluster.admit(true);
     let started = Instant::now();
     let Err(why) = client.connection(timeout).await else { return Ok(()) };

@@ -14,7 +14,7 @@ pub(super) const DEAD: u8 = 4;
 pub(super) const ERASED: u8 = 5;
 
 /// The columns that [`candidate`] reads.
-pub(super) const CANDIDATE: &str = "seq, attempts, due_ms, expires_ms, repeat_safe, okey IS NOT NULL, failures, failing_since_ms, size, delay_ms";
+pub(super) const CANDIDATE: &str = "seq, attempts, due_ms, expires_ms, repeat_safe, okey IS NOT NULL, failures, failing_since_ms, size, delay_ms, accepted_ms";
 
 /// Whether the record `r` pauses its key, or waits after one that does.
 pub(super) const KEY_PAUSED: &str = "(r.state < 3 OR r.pauses) AND EXISTS (
@@ -43,6 +43,7 @@ pub(super) fn candidate(row: &Row<'_>, lane: &Lane) -> rusqlite::Result<Candidat
     Ok(Candidate {
         seq: Seq(row.get(0)?),
         lane: lane.clone(),
+        accepted_ms: from_db(row.get(10)?),
         attempts: row.get(1)?,
         due_ms: from_db(row.get(2)?),
         delay_ms: from_db(row.get(9)?),
