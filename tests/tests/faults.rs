@@ -1,7 +1,7 @@
 //! Mixed faults from seeds: an origin that goes, hangs, resets and answers ill, a disk whose fsyncs fail, kills and power
 //! cuts. The checker finds nothing.
 //!
-//! `BEAMLINE_RUNS` says how many seeds (`make faults`: 300); `BEAMLINE_SEED` which one is the first.
+//! `BEAMLINE_RUNS` says how many seeds (`make faults`: 300); `BEAMLINE_FIRST` is the first of them, as they are printed.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
@@ -52,7 +52,10 @@ fn judged(seed: u64, sums: &Mutex<Sums>) {
 fn nothing_accepted_is_lost_whatever_goes_wrong() {
     let _alone = heavy().unwrap();
     let runs = std::env::var("BEAMLINE_RUNS").ok().map_or(4, |n| n.parse::<u64>().unwrap());
-    let first = Seed::from_env("faults").bits() % 1_000_000_000;
+    let first = match std::env::var("BEAMLINE_FIRST") {
+        Ok(first) => first.parse().unwrap(),
+        Err(_) => Seed::from_env("faults").bits() % 1_000_000_000,
+    };
     let (sums, next, began) = (Mutex::default(), AtomicU64::new(first), Instant::now());
     thread::scope(|threads| {
         for _ in 0..if runs > 2 * AT_ONCE as u64 { AT_ONCE } else { 1 } {

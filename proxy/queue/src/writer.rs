@@ -247,6 +247,8 @@ struct Disowned {
     reply: Option<AppendReply>,
     /// Nobody else is to use its key while it may be there.
     claim: Option<KeyClaim>,
+    /// Nor is anybody to go past it.
+    _backlog: Option<PendingKey>,
 }
 
 impl Disowned {
@@ -610,9 +612,9 @@ impl Worker {
         self.tools.books.refused();
         if may_be_there {
             // Its body stays until the log says that no row names it.
-            let AppendRest { body, reply, claim, .. } = rest;
+            let AppendRest { body, reply, claim, key, .. } = rest;
             let (since, reply) = (Instant::now(), Some(reply));
-            self.disowned.push(Disowned { id, body, since, reply, claim });
+            self.disowned.push(Disowned { id, body, since, reply, claim, _backlog: key });
         } else {
             let _ = rest.reply.send(Err(Refusal::unavailable()));
         }

@@ -397,7 +397,7 @@ impl Case<'_> {
 /// Of one key, whatever was begun after something was accepted arrives after it.
 fn order(cases: &[Case<'_>], found: &mut Found) {
     // Of each key, the latest arrival of what was accepted so far.
-    let mut latest = HashMap::<&str, (usize, &str)>::new();
+    let mut latest = HashMap::<&str, (usize, &Case<'_>)>::new();
     for case in cases {
         let Some(key) = case.exchange.intent.ordering_key.as_deref() else { continue };
         let places: Vec<_> = case.whole().map(|(place, _)| place).collect();
@@ -405,14 +405,19 @@ fn order(cases: &[Case<'_>], found: &mut Found) {
         if let Some((before, earlier)) = latest.get(key)
             && first < before
         {
-            let how =
-                format!("{} arrived before {earlier}, which was accepted before it was sent", case.id());
+            let how = format!(
+                "{} arrived before {}, which was accepted before it was sent: {} and {}",
+                case.id(),
+                earlier.id(),
+                case.story(),
+                earlier.story()
+            );
             found.add(Kind::OutOfOrder, key, how);
         }
         if case.accepted() || case.is_unseen_commit() {
-            let entry = latest.entry(key).or_insert((*last, case.id()));
+            let entry = latest.entry(key).or_insert((*last, case));
             if *last > entry.0 {
-                *entry = (*last, case.id());
+                *entry = (*last, case);
             }
         }
     }
