@@ -180,7 +180,7 @@ impl Exchange<'_> {
             whole(body, limit, &mut held).await?
         };
 
-        let headers = message::headers(parts, self.cluster.key(), self.target.kind);
+        let headers = message::headers(parts, &payload, self.cluster.key(), self.target.kind);
         let publish = Publish { subject: &self.target.subject, headers, payload };
         let waits = Waits { begin: connect_timeout, reply: self.timeout };
         let started = Instant::now();
