@@ -30,6 +30,9 @@ use crate::{
 const UNWRITTEN_MAX: usize = 4 << 20;
 /// Frames that one system call writes.
 const FRAMES_AT_ONCE: usize = 16;
+/// What every inbox begins with. Not the `_INBOX` of other clients: whoever may listen to all of theirs would read the
+/// replies of every tenant here.
+const INBOX: &str = "_INBOX_BEAMLINE";
 /// What is read at once.
 const READ: usize = 16 << 10;
 /// Reads until the thread's other tasks have their turn: its other tenants' requests, and what is to be written here.
@@ -134,7 +137,7 @@ struct Shared {
     stream: RefCell<Option<Rc<TcpStream>>>,
     peer: SocketAddr,
     max_payload: u64,
-    /// `_INBOX.` and 128 random bits, with the dot before each request's own.
+    /// `_INBOX_BEAMLINE.` and 128 random bits, with the dot before each request's own.
     inbox: String,
     stall_timeout: Duration,
     ping_interval: Duration,
@@ -246,7 +249,7 @@ impl Connection {
             stream: RefCell::new(Some(Rc::new(stream))),
             peer,
             max_payload,
-            inbox: format!("_INBOX.{}.", random_token()),
+            inbox: format!("{INBOX}.{}.", random_token()),
             stall_timeout: settings.connect_timeout,
             ping_interval: settings.ping_interval,
             frames: RefCell::default(),

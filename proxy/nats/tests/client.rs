@@ -68,7 +68,7 @@ impl Server {
         let mut peer = Peer::new(self.0.accept().await.unwrap().0);
         peer.greet("{\"max_payload\":1048576,\"headers\":true}").await;
         peer.to.write_all(b"PONG\r\n").await.unwrap();
-        assert!(peer.line().await.starts_with("SUB _INBOX."));
+        assert!(peer.line().await.starts_with("SUB _INBOX_BEAMLINE."));
         peer
     }
 }
@@ -152,7 +152,7 @@ fn each_reply_goes_to_who_asked_and_a_late_one_to_nobody() {
         let answering = async {
             let (one, two) = (peer.published().await, peer.published().await);
             peer.reply(&of_late.inbox, "too late").await;
-            peer.reply("_INBOX.of.another", "forged").await;
+            peer.reply("_INBOX_BEAMLINE.of.another", "forged").await;
             peer.reply(&two.inbox, &two.payload).await;
             peer.reply(&one.inbox, &one.payload).await;
             peer.reply(&one.inbox, "twice").await;
