@@ -147,12 +147,20 @@ impl NatsServer {
         Ok(())
     }
 
-    /// Stops it where it is: connections stand, and nothing is read from them.
+    /// Stops it where it is, and waits until each of its threads has stopped: connections stand, and nothing is read
+    /// from them.
     ///
     /// # Errors
-    /// Where it doesn't run.
+    /// Where it doesn't run, or goes on running.
     pub fn freeze(&self) -> Result<()> {
-        process::signal(self.pid()?, Signal::STOP)
+        let pid = self.pid()?;
+        process::signal(pid, Signal::STOP)?;
+        let until = Instant::now() + PATIENCE;
+        while !is_stopped(pid)? {
+            ensure!(Instant::now() < until, "the NATS server goes on running though it was told to stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// Lets it go on.
@@ -493,4 +501,17 @@ impl Drop for Service {
             let _ = thread.join();
         }
     }
+}
+
+/// Whether the kernel has stopped all threads of a process.
+fn is_stopped(pid: u32) -> Result<bool> {
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let stat = fs::read_to_string(thread?.path().join("stat"))?;
+        // After the name, which is in parentheses and may have some itself.
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        if state != Some('T') {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }

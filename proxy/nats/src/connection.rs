@@ -30,8 +30,17 @@ use crate::{
 const UNWRITTEN_MAX: usize = 4 << 20;
 /// Frames that one system call writes.
 const FRAMES_AT_ONCE: usize = 16;
+/// What every inbox begins with. Not the `_INBOX` of other clients: whoever may listen to all of theirs would read the
+/// replies of every tenant here.
+const INBOX: &str = "_INBOX_BEAMLINE";
 /// What is read at once.
 const READ: usize = 16 << 10;
+/// Reads until the thread's other tasks have their turn: its other tenants' requests, and what is to be written here.
+const READS_AT_ONCE: u32 = 16;
+/// Messages that nobody waits for, until the connection ends. Late replies are such, a service's mistakes, and floods.
+const STRAYS_MAX: u32 = 16 << 10;
+/// So many of them each request makes good: where several services answer one subject, all but one reply is nobody's.
+const STRAYS_A_REQUEST: u32 = 8;
 
 /// Why a connection ended.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -51,6 +60,11 @@ pub enum Ended {
     /// Its server broke the protocol or said why it ends the connection.
     #[error("{0}")]
     Server(String),
+    /// Services answer what was not asked, or again and again. The next connection's inbox is another.
+    #[error(
+        "more than {STRAYS_MAX} messages came that nobody waits for: a service answers its requests many times over"
+    )]
+    Strays,
     /// Its server is about to go. What waits for replies goes on waiting.
     #[error("the server is about to go")]
     Leaving,
@@ -123,7 +137,7 @@ struct Shared {
     stream: RefCell<Option<Rc<TcpStream>>>,
     peer: SocketAddr,
     max_payload: u64,
-    /// `_INBOX.` and 128 random bits, with the dot before each request's own.
+    /// `_INBOX_BEAMLINE.` and 128 random bits, with the dot before each request's own.
     inbox: String,
     stall_timeout: Duration,
     ping_interval: Duration,
@@ -137,6 +151,8 @@ struct Shared {
     /// What the greeting read too much; taken when the connection is driven.
     rest: RefCell<Option<(Decoder, BytesMut)>>,
     heard: Cell<Instant>,
+    /// Messages that nobody waited for, less what requests made good.
+    strays: Cell<u32>,
     ended: RefCell<Option<Ended>>,
     /// A frame is there to be written.
     to_write: Notify,
@@ -233,7 +249,7 @@ impl Connection {
             stream: RefCell::new(Some(Rc::new(stream))),
             peer,
             max_payload,
-            inbox: format!("_INBOX.{}.", random_token()),
+            inbox: format!("{INBOX}.{}.", random_token()),
             stall_timeout: settings.connect_timeout,
             ping_interval: settings.ping_interval,
             frames: RefCell::default(),
@@ -242,6 +258,7 @@ impl Connection {
             answered: RefCell::default(),
             rest: RefCell::new(Some((decoder, buffer))),
             heard: Cell::new(Instant::now()),
+            strays: Cell::new(0),
             ended: RefCell::new(None),
             to_write: Notify::new(),
             room: Notify::new(),
@@ -289,6 +306,7 @@ impl Connection {
         let _place = Place { shared, exchange: &exchange, token: &token };
         if shared.ended.borrow().is_none() {
             shared.waiting.borrow_mut().insert(token.clone(), Rc::clone(&exchange));
+            shared.strays.set(shared.strays.get().saturating_sub(STRAYS_A_REQUEST));
             shared.push(Frame {
                 head: head(subject, &shared.inbox, &token, &headers, size),
                 payload,
@@ -458,6 +476,7 @@ impl Shared {
 
     async fn read(&self, stream: &TcpStream) -> Ended {
         let (mut decoder, mut buffer) = self.rest.borrow_mut().take().unwrap_or_default();
+        let mut reads = 0;
         loop {
             loop {
                 match decoder.next(&mut buffer) {
@@ -465,6 +484,15 @@ impl Shared {
                     Ok(None) => break,
                     Err(error) => return Ended::Server(error.to_string()),
                 }
+                if self.strays.get() > STRAYS_MAX {
+                    return Ended::Strays;
+                }
+            }
+            reads += 1;
+            if reads == READS_AT_ONCE {
+                // A socket that always has bytes would never let go of the thread.
+                tokio::task::yield_now().await;
+                reads = 0;
             }
             if let Err(error) = stream.readable().await {
                 return Ended::Io(error.to_string());
@@ -488,14 +516,16 @@ impl Shared {
                 let exchange = subject
                     .strip_prefix(&self.inbox)
                     .and_then(|token| self.waiting.borrow_mut().remove(token));
-                if let Some(exchange) = exchange {
-                    let mut answered = self.answered.borrow_mut();
-                    if !answered.contains(&exchange.subject) {
-                        answered.insert(exchange.subject.clone());
-                    }
-                    *exchange.reply.borrow_mut() = Some(message);
-                    exchange.changed.notify_one();
+                let Some(exchange) = exchange else {
+                    self.strays.set(self.strays.get() + 1);
+                    return;
+                };
+                let mut answered = self.answered.borrow_mut();
+                if !answered.contains(&exchange.subject) {
+                    answered.insert(exchange.subject.clone());
                 }
+                *exchange.reply.borrow_mut() = Some(message);
+                exchange.changed.notify_one();
             }
             ServerOp::Err(text) => self.refused(&text),
             ServerOp::Info(info) if info.ldm => self.leaves.notify_one(),

@@ -2,7 +2,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    io::{BufRead as _, Write as _},
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
 
 use beamline_model::{ConnectionName, Subject};
 use beamline_nats::{
@@ -59,7 +68,7 @@ impl Server {
         let mut peer = Peer::new(self.0.accept().await.unwrap().0);
         peer.greet("{\"max_payload\":1048576,\"headers\":true}").await;
         peer.to.write_all(b"PONG\r\n").await.unwrap();
-        assert!(peer.line().await.starts_with("SUB _INBOX."));
+        assert!(peer.line().await.starts_with("SUB _INBOX_BEAMLINE."));
         peer
     }
 }
@@ -143,7 +152,7 @@ fn each_reply_goes_to_who_asked_and_a_late_one_to_nobody() {
         let answering = async {
             let (one, two) = (peer.published().await, peer.published().await);
             peer.reply(&of_late.inbox, "too late").await;
-            peer.reply("_INBOX.of.another", "forged").await;
+            peer.reply("_INBOX_BEAMLINE.of.another", "forged").await;
             peer.reply(&two.inbox, &two.payload).await;
             peer.reply(&one.inbox, &one.payload).await;
             peer.reply(&one.inbox, "twice").await;
@@ -312,6 +321,82 @@ fn a_server_that_says_nothing_or_takes_nothing_is_given_up() {
         let error = peer.from.read_to_end(&mut rest).await.unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
         drop(connection);
+    });
+}
+
+#[test]
+fn a_server_that_never_stops_sending_does_not_hold_the_thread() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (flooding, enough) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let server = thread::spawn({
+        let (flooding, enough) = (Arc::clone(&flooding), Arc::clone(&enough));
+        move || {
+            let (mut to, _) = listener.accept().unwrap();
+            to.write_all(b"INFO {\"max_payload\":1048576,\"headers\":true}\r\n").unwrap();
+            let mut from = std::io::BufReader::new(to.try_clone().unwrap());
+            for _ in ["CONNECT", "PING"] {
+                from.read_line(&mut String::new()).unwrap();
+            }
+            to.write_all(b"PONG\r\n").unwrap();
+            let (noise, until) = (b"+OK\r\n".repeat(20_000), Instant::now() + Duration::from_secs(5));
+            flooding.store(true, Ordering::SeqCst);
+            while !enough.load(Ordering::SeqCst) && Instant::now() < until {
+                to.write_all(&noise).unwrap();
+            }
+            flooding.store(false, Ordering::SeqCst);
+        }
+    });
+    on_a_worker(async {
+        let client = client(address, |_| ());
+        let _connection = connected(&client).await;
+        // The thread's other tasks go on in the midst of the flood.
+        for _ in 0..20 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        assert!(flooding.load(Ordering::SeqCst), "they had to wait until the flood was over");
+        enough.store(true, Ordering::SeqCst);
+        drop(client);
+    });
+    // Its last write may have found the connection gone.
+    let _ = server.join();
+}
+
+#[test]
+fn a_connection_on_which_a_service_answers_without_end_is_given_up_and_the_next_has_another_inbox() {
+    on_a_worker(async {
+        let server = Server::start().await;
+        let client = client(server.address(), |_| ());
+        let (connection, mut peer) = tokio::join!(connected(&client), server.accept());
+        let flooding = async {
+            let Published { inbox, .. } = peer.published().await;
+            let stray = format!("MSG {inbox} 1 1\r\nx\r\n");
+            // One is the reply; as many as are borne change nothing.
+            peer.to.write_all(stray.repeat(1 + (16 << 10)).as_bytes()).await.unwrap();
+            let Published { inbox: second, .. } = peer.published().await;
+            peer.reply(&second, "still here").await;
+            assert_eq!(peer.published().await.payload, "and now?");
+            // Two requests made some good; this is one too many.
+            peer.to.write_all(stray.repeat(2 * 8 + 1).as_bytes()).await.unwrap();
+            inbox
+        };
+        let asking = async {
+            assert_eq!(&ask(&connection, "asked", PATIENCE).await.unwrap().payload[..], b"x");
+            assert_eq!(&ask(&connection, "still?", PATIENCE).await.unwrap().payload[..], b"still here");
+            ask(&connection, "and now?", PATIENCE).await
+        };
+        let (asked, first) = tokio::join!(asking, flooding);
+        assert_eq!(asked, Err(Failure { kind: FailureKind::Lost(Ended::Strays), sent: true }));
+        let (connection, mut peer) = tokio::join!(connected(&client), server.accept());
+        let answering = async {
+            let Published { inbox, .. } = peer.published().await;
+            peer.reply(&inbox, "here").await;
+            inbox
+        };
+        let (reply, next) = tokio::join!(ask(&connection, "there?", PATIENCE), answering);
+        assert_eq!(&reply.unwrap().payload[..], b"here");
+        let of_connection = |inbox: &str| inbox.rsplit_once('.').unwrap().0.to_owned();
+        assert_ne!(of_connection(&first), of_connection(&next));
     });
 }
 

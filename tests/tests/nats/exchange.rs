@@ -57,7 +57,8 @@ fn a_request_becomes_a_message_and_its_reply_a_response() {
         assert_eq!(seen.header(gone), None, "{gone}");
     }
     assert_eq!(seen.header("X-Request-Id"), answer.header("x-request-id"));
-    assert!(seen.reply.as_deref().unwrap().len() > "_INBOX.".len() + 64, "nobody guesses another's inbox");
+    let inbox = seen.reply.as_deref().unwrap().strip_prefix("_INBOX_BEAMLINE.").unwrap();
+    assert_eq!(inbox.len(), 32 + 1 + 32, "nobody guesses another's inbox");
 }
 
 #[test]
@@ -197,7 +198,7 @@ fn a_server_that_takes_less_than_the_node_says_so() {
 #[test]
 fn a_subject_that_the_servers_user_may_not_publish_to_is_told_at_once() {
     let stage = Stage::with(
-        NatsServer::with("authorization { default_permissions { publish: \"_INBOX.>\", subscribe: \">\" }, users = [{ user: edge, password: sesame, permissions: { publish: [\"other.>\", \"_INBOX.>\"], subscribe: \">\" } }, { user: test, password: test }] }\nno_auth_user: test").unwrap(),
+        NatsServer::with("authorization { default_permissions { publish: \"_INBOX_BEAMLINE.>\", subscribe: \">\" }, users = [{ user: edge, password: sesame, permissions: { publish: \"other.>\", subscribe: \"_INBOX_BEAMLINE.>\" } }, { user: test, password: test }] }\nno_auth_user: test").unwrap(),
         Options::default(),
         "request",
         on_failure(),

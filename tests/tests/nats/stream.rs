@@ -27,9 +27,20 @@ fn an_acknowledged_publish_is_202_without_a_receipt() {
     let stored = stage.server.messages("ORDERS").unwrap();
     assert_eq!(stored.len(), 1, "{stored:?}");
     assert_eq!(stored[0].text(), "an order");
-    assert_eq!(stored[0].header("Nats-Msg-Id"), Some("acme/orders/key/k1"));
+    assert!(stored[0].header("Nats-Msg-Id").unwrap().starts_with("acme/orders/key/k1/"));
     assert_eq!(stored[0].header("Beamline-Target"), Some("/in?a=b"));
     assert!(stored[0].header("traceparent").is_some());
+}
+
+#[test]
+fn two_requests_of_one_key_are_two_messages() {
+    let stage = Stage::jetstream(on_failure());
+    let send = |body: &str| stage.send(Request::post("/in", body).header("Idempotency-Key", "k1")).json();
+    for body in ["an order", "another's order"] {
+        assert_eq!(send(body).unwrap()["duplicate"], false, "{body}");
+    }
+    let stored = stage.server.messages("ORDERS").unwrap();
+    assert_eq!(stored.iter().map(|m| m.text()).collect::<Vec<_>>(), ["an order", "another's order"]);
 }
 
 #[test]
@@ -40,19 +51,26 @@ fn what_timed_out_and_is_sent_again_from_the_queue_is_one_message() {
     stage.server.stream("ORDERS", &["acme.orders.>"], json!({})).unwrap();
     stage
         .apply("jetstream", |upstream| {
-            upstream["queue"] = on_failure();
+            upstream["queue"] = json!({ "mode": "on-failure", "credentials": "strip" });
             upstream["response_timeout"] = json!("300ms");
         })
         .unwrap();
     assert_eq!(stage.send(Request::post("/in", "first")).status, 202, "the connection stands");
     stage.server.freeze().unwrap();
-    let location = location(&stage.send(Request::new("PUT", "/in").body("put")));
+    let plain = location(&stage.send(Request::new("PUT", "/in").body("put")));
+    // By a key, too: its live attempt and its delivery have one id, credentials or none.
+    let keyed = Request::new("PUT", "/in?a=b").body("keyed").header("Content-Type", "text/plain");
+    let keyed = keyed.header("Idempotency-Key", "k1").header("Authorization", "Bearer x");
+    let keyed = location(&stage.send(keyed));
     // Soon enough: the first of the two is with the server, in what it has not read.
     stage.server.thaw().unwrap();
-    stage.wait_state(&location, "delivered");
+    stage.wait_state(&plain, "delivered");
+    stage.wait_state(&keyed, "delivered");
     let stored = stage.server.messages("ORDERS").unwrap();
-    assert_eq!(stored.iter().map(|m| m.text()).collect::<Vec<_>>(), ["first", "put"]);
-    assert_eq!(stored[1].header("Beamline-Attempt"), None, "the first of the two is the one that counts");
+    assert_eq!(stored.iter().map(|m| m.text()).collect::<Vec<_>>(), ["first", "put", "keyed"]);
+    for message in &stored[1..] {
+        assert_eq!(message.header("Beamline-Attempt"), None, "the first of the two is the one that counts");
+    }
 }
 
 #[test]

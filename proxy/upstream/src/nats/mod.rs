@@ -1,7 +1,7 @@
 //! The way of a request to a NATS subject: what [`Pools::send`](crate::Pools::send) does where the upstream is one.
 //!
 //! Breaker, attempts and errors are those of HTTP. A request's body is read whole before it is sent, for a message has
-//! one payload, within a bound for all bodies that are held at once; what fails before the kernel took a byte of the message, or because nobody listens, was not sent.
+//! one payload, and a reply comes whole, both within a bound for all bodies that are held at once; what fails before the kernel took a byte of the message, or because nobody listens, was not sent.
 
 mod message;
 mod reply;
@@ -187,12 +187,15 @@ impl Exchange<'_> {
             whole(body, limit, &mut held).await?
         };
 
-        let headers = message::headers(parts, self.cluster.key(), self.target.kind);
+        let headers = message::headers(parts, &payload, self.cluster.key(), self.target.kind);
         let publish = Publish { subject: &self.target.subject, headers, payload };
         let waits = Waits { begin: connect_timeout, reply: self.timeout };
         let started = Instant::now();
         let replied = connection.request(publish, waits).await.map_err(failed);
-        let response = replied.and_then(|reply| reply::response(reply, self.target.kind));
+        // Room for the reply, in place of the request's.
+        drop(held);
+        let room = self.clients.room.hold(&self.cluster.key().tenant);
+        let response = replied.and_then(|reply| reply::response(reply, self.target.kind, room));
         let outcome = response.as_ref().map(Response::status).map_err(|broken| broken.kind.clone());
         attempts.push(attempt(Some(connection.peer()), started, outcome));
         response

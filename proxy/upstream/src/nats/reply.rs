@@ -7,11 +7,11 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version, header};
 use serde::Deserialize;
 
-use super::Broken;
+use super::{Broken, room::Held};
 use crate::{BoxError, ErrorKind, Sentness, UpstreamBody};
 
-/// The response that a reply means, or why it is none.
-pub(super) fn response(reply: Message, kind: NatsKind) -> Result<Response<UpstreamBody>, Broken> {
+/// The response that a reply means, or why it is none. Its body holds `room` until its client has taken it.
+pub(super) fn response(reply: Message, kind: NatsKind, room: Held) -> Result<Response<UpstreamBody>, Broken> {
     match reply.status {
         None => {}
         // The server's own word: it had nobody to give the message to.
@@ -19,7 +19,7 @@ pub(super) fn response(reply: Message, kind: NatsKind) -> Result<Response<Upstre
         Some(status) => return Err(bad(format!("the server answered with the status {status}").into())),
     }
     match kind {
-        NatsKind::Request => from_service(reply),
+        NatsKind::Request => from_service(reply, room),
         NatsKind::Jetstream => from_stream(&reply),
     }
 }
@@ -38,7 +38,7 @@ fn made(status: StatusCode, headers: HeaderMap, payload: Bytes) -> Response<Upst
 }
 
 /// A service's reply: its status from `Beamline-Status` or as NATS services tell their errors, else 200.
-fn from_service(reply: Message) -> Result<Response<UpstreamBody>, Broken> {
+fn from_service(reply: Message, room: Held) -> Result<Response<UpstreamBody>, Broken> {
     let Message { headers: fields, mut payload, .. } = reply;
     let told = |wanted: &str| {
         let found = fields.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted));
@@ -61,6 +61,10 @@ fn from_service(reply: Message) -> Result<Response<UpstreamBody>, Broken> {
         200
     };
     let status = StatusCode::from_u16(status).map_err(|error| bad(error.into()))?;
+    // Not the request's want of room, for somebody had it: a client is not told to try again.
+    let no_room =
+        |_| bad("too many replies are held for clients that read slowly: there is no room for it".into());
+    let payload = room.over(payload).map_err(no_room)?;
     Ok(made(status, headers, payload))
 }
 
@@ -131,9 +135,19 @@ fn from_stream(reply: &Message) -> Result<Response<UpstreamBody>, Broken> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        pin::Pin,
+        task::{Context, Poll, Waker},
+    };
+
     use http_body::Body as _;
 
     use super::*;
+    use crate::nats::room::Room;
+
+    fn room(bytes: u64) -> Held {
+        Room::new(bytes).hold(&"acme".parse().unwrap())
+    }
 
     fn reply(headers: &[(&str, &str)], payload: &str) -> Message {
         let headers = headers.iter().map(|(n, v)| ((*n).to_owned(), v.as_bytes().to_vec())).collect();
@@ -141,7 +155,7 @@ mod tests {
     }
 
     fn serviced(headers: &[(&str, &str)], payload: &str) -> Result<Response<UpstreamBody>, ErrorKind> {
-        response(reply(headers, payload), NatsKind::Request).map_err(|broken| broken.kind)
+        response(reply(headers, payload), NatsKind::Request, room(1 << 20)).map_err(|broken| broken.kind)
     }
 
     #[test]
@@ -167,6 +181,24 @@ mod tests {
     }
 
     #[test]
+    fn a_reply_takes_room_until_its_client_has_it_and_without_room_is_none() {
+        let (room, acme) = (Room::new(10), "acme".parse().unwrap());
+        let of = |payload| response(reply(&[], payload), NatsKind::Request, room.hold(&acme));
+        let mut body = of("12345").unwrap().into_body();
+        let broken = of("6").unwrap_err();
+        assert_eq!((broken.kind, broken.sent), (ErrorKind::BadResponse, Sentness::Maybe));
+        let mut context = Context::from_waker(Waker::noop());
+        let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut body).poll_frame(&mut context) else {
+            panic!("the payload is there");
+        };
+        // Taken from the body, it waits for a slow client in its connection's buffers.
+        drop(body);
+        assert_eq!(of("6").unwrap_err().kind, ErrorKind::BadResponse);
+        drop(frame);
+        of("6").unwrap();
+    }
+
+    #[test]
     fn a_services_error_becomes_its_status() {
         for (code, status) in [("404", 404), ("503", 503), ("200", 502), ("oops", 502)] {
             let response =
@@ -186,13 +218,13 @@ mod tests {
         let long = "x".repeat(MAX_HEAD_BYTES);
         assert_eq!(serviced(&[("X-A", &long)], "").unwrap_err(), ErrorKind::BadResponse);
         let nobody = Message { status: Some(503), ..Message::default() };
-        let broken = response(nobody, NatsKind::Request).unwrap_err();
+        let broken = response(nobody, NatsKind::Request, room(0)).unwrap_err();
         assert_eq!((broken.kind, broken.sent), (ErrorKind::NoResponders, Sentness::Nothing));
     }
 
     #[test]
     fn a_streams_word_is_taken_as_it_is_meant() {
-        let of = |payload: &str| response(reply(&[], payload), NatsKind::Jetstream);
+        let of = |payload: &str| response(reply(&[], payload), NatsKind::Jetstream, room(0));
         let answer = of(r#"{"stream":"ORDERS","seq":7}"#).unwrap();
         assert_eq!(answer.status(), StatusCode::ACCEPTED);
         assert_eq!(answer.headers()["proxy-status"], "beamline; details=\"published; stream=ORDERS; seq=7\"");

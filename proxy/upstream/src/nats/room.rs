@@ -1,24 +1,33 @@
-//! Room for bodies that are held whole until they are sent: a bound for the thread, and a share for each tenant.
+//! Room for bodies that are held whole, a request's until it is sent and a reply's until its client has taken it: a bound
+//! for the thread, and a share for each tenant.
 
-use std::{cell::RefCell, collections::HashMap, rc::Rc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use beamline_model::TenantName;
+use bytes::Bytes;
 
 /// Bytes of bodies that one thread holds at once for messages.
 pub(super) const ROOM: u64 = 64 << 20;
 
 /// The room of one thread. A tenant takes no more of it than it leaves free, so that one whose clients send slowly never
 /// holds the last of it.
-#[derive(Clone)]
-pub(super) struct Room(Rc<RefCell<Taken>>);
+///
+/// Locked, though one thread alone takes of it: bytes carry what they hold along, and may be given up anywhere.
+#[derive(Clone, Debug)]
+pub(super) struct Room(Arc<Mutex<Taken>>);
 
+#[derive(Debug)]
 struct Taken {
     limit: u64,
     all: u64,
     by_tenant: HashMap<TenantName, u64>,
 }
 
-/// What one request holds, until it is dropped.
+/// What one request or one reply holds, until it is dropped.
+#[derive(Debug)]
 pub(super) struct Held {
     room: Room,
     tenant: TenantName,
@@ -31,7 +40,12 @@ pub(super) struct NoRoom;
 
 impl Room {
     pub(super) fn new(limit: u64) -> Self {
-        Self(Rc::new(RefCell::new(Taken { limit, all: 0, by_tenant: HashMap::new() })))
+        Self(Arc::new(Mutex::new(Taken { limit, all: 0, by_tenant: HashMap::new() })))
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        // Whoever panicked with it had changed all of it or nothing.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A request of this tenant, which holds nothing yet.
@@ -46,7 +60,7 @@ impl Held {
     /// # Errors
     /// Where the tenant would hold more than is left free. What is held already stays so.
     pub(super) fn grow(&mut self, bytes: u64) -> Result<(), NoRoom> {
-        let mut taken = self.room.0.borrow_mut();
+        let mut taken = self.room.taken();
         let own = taken.by_tenant.get(&self.tenant).copied().unwrap_or(0) + bytes;
         let all = taken.all + bytes;
         if own > taken.limit.saturating_sub(all) {
@@ -54,8 +68,34 @@ impl Held {
         }
         taken.all = all;
         taken.by_tenant.insert(self.tenant.clone(), own);
+        drop(taken);
         self.bytes += bytes;
         Ok(())
+    }
+
+    /// Takes room for these bytes until the last that is left of them is dropped, wherever that is: in a connection's
+    /// buffers, too.
+    ///
+    /// # Errors
+    /// As [`grow`](Self::grow).
+    pub(super) fn over(mut self, bytes: Bytes) -> Result<Bytes, NoRoom> {
+        if bytes.is_empty() {
+            return Ok(bytes);
+        }
+        self.grow(bytes.len() as u64)?;
+        Ok(Bytes::from_owner(Roomed { bytes, _held: self }))
+    }
+}
+
+/// Bytes and what they hold.
+struct Roomed {
+    bytes: Bytes,
+    _held: Held,
+}
+
+impl AsRef<[u8]> for Roomed {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -64,7 +104,7 @@ impl Drop for Held {
         if self.bytes == 0 {
             return;
         }
-        let mut taken = self.room.0.borrow_mut();
+        let mut taken = self.room.taken();
         taken.all -= self.bytes;
         let left = taken.by_tenant.get(&self.tenant).map_or(0, |own| own - self.bytes);
         if left == 0 {
@@ -92,7 +132,22 @@ mod tests {
         drop((a, b));
         other.grow(25).unwrap();
         drop(other);
-        assert!(room.0.borrow().by_tenant.is_empty() && room.0.borrow().all == 0);
+        assert!(room.taken().by_tenant.is_empty() && room.taken().all == 0);
         room.hold(&acme).grow(50).unwrap();
+    }
+
+    #[test]
+    fn bytes_hold_their_room_until_the_last_of_them_is_gone() {
+        let acme = "acme".parse().unwrap();
+        let room = Room::new(100);
+        let mut bytes = room.hold(&acme).over(Bytes::from(vec![b'x'; 50])).unwrap();
+        assert_eq!(room.hold(&acme).over(Bytes::from_static(b"y")), Err(NoRoom));
+        let rest = bytes.split_off(49);
+        assert_eq!((bytes.len(), &rest[..]), (49, &b"x"[..]));
+        drop(bytes);
+        assert_eq!(room.hold(&acme).over(Bytes::from_static(b"y")), Err(NoRoom), "one is left");
+        drop(rest);
+        assert_eq!(room.taken().all, 0);
+        assert_eq!(&room.hold(&acme).over(Bytes::from_static(b"y")).unwrap()[..], b"y");
     }
 }
