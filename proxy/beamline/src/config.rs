@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use beamline_filter_host::EngineSettings;
-use beamline_model::{ByteSize, ConnectionName, Duration as HumanDuration};
+use beamline_model::{ByteSize, ConnectionName, Duration as HumanDuration, misread};
 use beamline_nats::{Auth, ConnectionSettings, Connections, ServerAddress};
 use beamline_telemetry::{LogTarget, OtlpEndpoint, Sampler};
 use serde::Deserialize;
@@ -257,12 +257,8 @@ impl FileConfig {
     }
 
     fn parse(text: &str, name: &str) -> anyhow::Result<Self> {
-        toml::from_str(text).map_err(|error| {
-            let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
-            // The line itself shows key and value, which the parser's words leave out.
-            let shown = text.lines().nth(line - 1).unwrap_or_default().trim();
-            anyhow::anyhow!("{name}:{line}: {} in `{shown}`", error.message())
-        })
+        toml::from_str(text)
+            .map_err(|error| anyhow::anyhow!(misread(text, name, error.span(), error.message())))
     }
 }
 
@@ -393,6 +389,21 @@ mod tests {
         ] {
             let error = of(&text).unwrap_err();
             assert!(error.contains(expected), "{text}: {error}");
+        }
+        // What may be a secret is not repeated, wherever it was put.
+        for (text, expected) in [
+            ("servers = [\"nats://edge:hunter2@host\"]\n".to_owned(), "f:2: "),
+            ("servers = [\n  \"nats://edge:hunter2@host\",\n]\n".into(), "credentials do not belong here"),
+            (format!("{servers}password = \"hunter2\"\n"), "in `password`"),
+            (format!("{servers}credentials = \"hunter2\"\n"), "in `credentials`"),
+            (format!("{servers}credentials = {{ password = \"hunter2\" }}\n"), "in `credentials`"),
+            (format!("{servers}max_body = [\"hunter2\"]\n"), "in `max_body`"),
+            (format!("{servers}password \"hunter2\"\n"), "f:3: "),
+            ("servers = \"hunter2\"\n".into(), "in `servers`"),
+        ] {
+            let error = of(&text).unwrap_err();
+            assert!(error.contains(expected), "{text}: {error}");
+            assert!(!error.contains("hunter2"), "{text}: {error}");
         }
     }
 

@@ -61,7 +61,7 @@ struct Inner {
     /// Every token that is valid, as the store has them. Read at each admin request, written when a tenant is created.
     tokens: RwLock<HashMap<TokenHash, TokenScope>>,
     /// One turn per tenant, so that its changes come one after the other. Held for a look-up; the turns are what
-    /// is held long. Only tenants that exist have one.
+    /// is held long. Only names of tenants that exist, or of whom that is not known yet, have one.
     turns: Mutex<HashMap<TenantName, Arc<tokio::sync::Mutex<()>>>>,
     /// The tenants that are being deleted. Held for a look-up.
     deleting: Mutex<BTreeSet<TenantName>>,
@@ -177,14 +177,18 @@ impl Control {
         permit_operator(actor, "create tenants")?;
         let (this, actor) = (self.clone(), named(actor));
         to_its_end(async move {
+            // So that whoever ends the tenant that had the name has forgotten it, and not this one's token after it.
+            let _turn = this.inner.turn_of_name(&name).await;
             let scope = TokenScope::Tenant(name.clone());
             let token = Token::generate(&scope);
             let (hash, at_ms) = (token.hash(), this.inner.now_ms());
             let (tenant, by) = (name.clone(), actor.clone());
-            this.inner
-                .store
-                .call(move |s| s.create_tenant(&tenant, &grant, &hash, Stamp { at_ms, actor: &by }))
-                .await?;
+            let create =
+                move |s: &dyn Store| s.create_tenant(&tenant, &grant, &hash, Stamp { at_ms, actor: &by });
+            if let Err(error) = this.inner.store.call(create).await {
+                this.inner.end_turns(&name);
+                return Err(error);
+            }
             this.inner.allow(hash, scope);
             this.inner.event("tenant.created", json!({ "tenant.id": name, "actor": actor }));
             Ok(token)
@@ -239,8 +243,13 @@ impl Inner {
     fn forget(&self, name: &TenantName) {
         let is_its = |scope: &TokenScope| matches!(scope, TokenScope::Tenant(of) if of == name);
         self.tokens.write().unwrap_or_else(PoisonError::into_inner).retain(|_, scope| !is_its(scope));
-        self.turns.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
         self.deleting.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.end_turns(name);
+    }
+
+    /// Lets the name have no turn any more. Who waits for one, or has one and changes nothing more, is not disturbed.
+    fn end_turns(&self, name: &TenantName) {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
     /// As [`turn`](Self::turn), of a tenant that is being deleted too.
@@ -249,12 +258,21 @@ impl Inner {
         name: &TenantName,
     ) -> Result<(OwnedMutexGuard<()>, TenantRecord), ControlError> {
         self.tenant(name).await?; // so that only tenants that exist have a turn
-        let turn = {
-            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(turns.entry(name.clone()).or_default())
-        };
-        let guard = turn.lock_owned().await;
+        let guard = self.turn_of_name(name).await;
         Ok((guard, self.tenant(name).await?))
+    }
+
+    /// As [`turn`](Self::turn), whether there is a tenant of that name or not.
+    async fn turn_of_name(&self, name: &TenantName) -> OwnedMutexGuard<()> {
+        let turns = || self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let turn = Arc::clone(turns().entry(name.clone()).or_default());
+            let guard = Arc::clone(&turn).lock_owned().await;
+            // One that was ended while this waited excludes nobody any more.
+            if turns().get(name).is_some_and(|now| Arc::ptr_eq(now, &turn)) {
+                return guard;
+            }
+        }
     }
 }
 

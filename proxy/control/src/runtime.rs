@@ -1,6 +1,10 @@
 //! A tenant as data workers run it, and how it is made from a manifest.
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    sync::Arc,
+};
 
 use beamline_filter_host::{Chain, FilterSetup};
 use beamline_model::{
@@ -66,10 +70,31 @@ impl TenantRuntime {
         self.upstreams.get(name)
     }
 
+    /// Whether every filter is loaded and every secret is to be had.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.unloaded.is_empty() && without_secrets(&self.upstreams).next().is_none()
+    }
+
+    /// Whether the same is missing here and in `other`, for the same reasons.
+    pub(crate) fn lacks_the_same(&self, other: &Self) -> bool {
+        let secrets = |runtime: &Self| -> BTreeMap<UpstreamName, String> {
+            let missing = without_secrets(&runtime.upstreams);
+            missing.map(|(upstream, problem)| (upstream.clone(), problem.to_owned())).collect()
+        };
+        self.unloaded == other.unloaded && secrets(self) == secrets(other)
+    }
+
     /// The upstream of requests that no filter routes.
     pub fn default_upstream(&self) -> Option<&UpstreamRuntime> {
         self.default_upstream.as_ref().and_then(|name| self.upstreams.get(name))
     }
+}
+
+/// The upstreams whose requests cannot be sent for lack of a secret, and why.
+fn without_secrets(
+    upstreams: &HashMap<UpstreamName, UpstreamRuntime>,
+) -> impl Iterator<Item = (&UpstreamName, &str)> {
+    upstreams.iter().filter_map(|(name, upstream)| Some((name, upstream.headers.problem()?)))
 }
 
 /// A tenant's grant as it is asked at each connect.
@@ -153,6 +178,11 @@ impl Prepared {
             unloaded,
             leaving: false,
         }
+    }
+
+    /// The upstreams whose requests could not be sent for lack of a secret, and why.
+    pub(crate) fn without_secrets(&self) -> impl Iterator<Item = (&UpstreamName, &str)> {
+        without_secrets(&self.upstreams)
     }
 
     /// For a tenant whose active revision cannot be read: its granted hosts answer that a filter is unavailable.

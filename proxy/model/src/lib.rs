@@ -7,6 +7,7 @@ mod digest;
 mod grant;
 mod limits;
 mod manifest;
+mod misread;
 mod name;
 mod nats;
 mod on_status;
@@ -21,6 +22,7 @@ pub use manifest::{
     Credentials, Endpoint, FilterSpec, KeepResponse, Manifest, ManifestError, ModuleRef, OnDead, OnError,
     OrderingKey, QueueMode, QueuePolicy, UpstreamSpec, UpstreamTarget,
 };
+pub use misread::misread;
 pub use name::{ConnectionName, FilterName, HostName, InvalidName, SecretName, TenantName, UpstreamName};
 pub use nats::{InvalidSubject, NatsKind, NatsTarget, Subject, SubjectGrant, SubjectPrefix};
 pub use on_status::{OnStatus, StatusMeans};

@@ -17,6 +17,7 @@ use thiserror::Error;
 use crate::{
     ByteSize, Digest, Duration, FilterLimits, FilterName, HostName, InjectedHeader, NatsTarget, OnStatus,
     SecretRef, UpstreamName,
+    misread::{misread, without_text},
 };
 
 /// A manifest that could not be taken, with where and why.
@@ -332,16 +333,8 @@ impl Manifest {
 
     /// Reads a manifest file. `file` is for messages.
     pub fn from_toml(text: &str, file: &str) -> Result<Self, ManifestError> {
-        let manifest: Self = toml::from_str(text).map_err(|error| {
-            let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
-            if SecretRef::is_complaint(error.message()) {
-                return ManifestError::Syntax(format!("{file}:{line}: {}", error.message()));
-            }
-            // The line itself shows the key, which the parser's words can leave out.
-            let shown: String =
-                text.lines().nth(line - 1).unwrap_or_default().trim().chars().take(120).collect();
-            ManifestError::Syntax(format!("{file}:{line}: {} in `{shown}`", error.message()))
-        })?;
+        let manifest: Self = toml::from_str(text)
+            .map_err(|error| ManifestError::Syntax(misread(text, file, error.span(), error.message())))?;
         manifest.check()?;
         Ok(manifest)
     }
@@ -349,8 +342,10 @@ impl Manifest {
     /// Reads a manifest as the admin API takes it.
     pub fn from_json(bytes: &[u8]) -> Result<Self, ManifestError> {
         let mut json = serde_json::Deserializer::from_slice(bytes);
-        let manifest: Self = serde_path_to_error::deserialize(&mut json)
-            .map_err(|error| ManifestError::Syntax(format!("{}: {}", error.path(), error.inner())))?;
+        let manifest: Self = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+            let problem = error.inner().to_string();
+            ManifestError::Syntax(format!("{}: {}", error.path(), without_text(&problem)))
+        })?;
         json.end().map_err(|error| ManifestError::Syntax(format!("after the manifest: {error}")))?;
         manifest.check()?;
         Ok(manifest)
@@ -708,5 +703,25 @@ cpu = "20ms"
             assert!(error.contains(expected), "{to}: {error}");
             assert!(!error.contains("s3cret"), "what may be a secret is not repeated: {error}");
         }
+    }
+
+    #[test]
+    fn what_may_be_a_secret_is_not_repeated_wherever_it_was_put() {
+        for (text, key) in [
+            ("headers = { Authorization = \"Bearer s3cret\" }", "in `headers`"),
+            ("headers = { authorization = [\"s3cret\"] }", "in `headers`"),
+            ("headers = \"Bearer s3cret\"", "in `headers`"),
+            ("password = \"s3cret\"", "in `password`"),
+            ("connect_timeout = [\"s3cret\"]", "in `connect_timeout`"),
+            ("headers \"s3cret\"", "acme.toml:8: "),
+            ("headers = { authorization =\n\"s3cret\" }", "acme.toml:"),
+        ] {
+            let text = GOOD.replace("[upstreams.api.queue]", &format!("{text}\n[upstreams.api.queue]"));
+            let error = Manifest::from_toml(&text, "acme.toml").unwrap_err().to_string();
+            assert!(error.contains(key) && !error.contains("s3cret"), "{text}: {error}");
+        }
+        let json = br#"{"version":1,"hosts":["a.test"],"upstreams":{"api":{"headers":"Bearer s3cret"}}}"#;
+        let error = Manifest::from_json(json).unwrap_err().to_string();
+        assert!(error.starts_with("upstreams.api") && !error.contains("s3cret"), "{error}");
     }
 }

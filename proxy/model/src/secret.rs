@@ -17,11 +17,6 @@ impl SecretRef {
     const EXPECTED: &str = "expected \"secret://NAME\"; found something else: set the value with `beamline secret set`, and name \
                             it here";
 
-    /// Whether this is the message of a text that is no reference. The text itself must not be shown beside it.
-    pub(crate) fn is_complaint(message: &str) -> bool {
-        message.starts_with(Self::EXPECTED)
-    }
-
     /// The secret that is meant.
     pub const fn name(&self) -> &SecretName {
         &self.0

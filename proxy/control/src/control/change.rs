@@ -248,13 +248,18 @@ impl Inner {
     ) -> Result<Prepared, ControlError> {
         self.check_secrets(&tenant.name, manifest).await?;
         let mut prepared = self.prepare(tenant, manifest).await;
-        match prepared.unloaded.pop() {
-            None => Ok(prepared),
-            Some(first) => Err(ControlError::Unloadable {
+        if let Some(first) = prepared.unloaded.pop() {
+            return Err(ControlError::Unloadable {
                 key: format!("filters[{}].module", first.filter),
                 problem: first.problem,
-            }),
+            });
         }
+        // The secrets were read a second time for it.
+        let missing = prepared.without_secrets().next().map(|(upstream, problem)| {
+            let key = format!("upstreams.{upstream}.headers");
+            ControlError::SecretUnavailable { key, problem: problem.to_owned() }
+        });
+        missing.map_or(Ok(prepared), Err)
     }
 
     /// Whether what serves the tenant is its active revision, whole.
@@ -262,7 +267,7 @@ impl Inner {
         self.snapshots
             .load()
             .by_name(&tenant.name)
-            .is_some_and(|t| Some(t.revision) == tenant.active && t.unloaded.is_empty())
+            .is_some_and(|t| Some(t.revision) == tenant.active && t.is_whole())
     }
 
     async fn owns_module(

@@ -104,17 +104,23 @@ impl Inner {
     }
 
     /// Does what can be done now of a deletion that has begun.
-    async fn go_on(&self, name: &TenantName, actor: &str) -> Result<DeletionView, ControlError> {
+    pub(super) async fn go_on(&self, name: &TenantName, actor: &str) -> Result<DeletionView, ControlError> {
         let gone =
             |discarded| DeletionView { tenant: name.clone(), deleted: true, discarded, waiting: 0, dead: 0 };
         let (_turn, tenant) = match self.turn_of_any(name).await {
             Ok(turn) => turn,
-            // Another call was faster.
-            Err(ControlError::Store(StoreError::UnknownTenant(_))) => return Ok(gone(0)),
+            // Another call was faster, or another process.
+            Err(ControlError::Store(StoreError::UnknownTenant(_))) => {
+                self.ended_elsewhere(name).await?;
+                return Ok(gone(0));
+            }
             Err(error) => return Err(error),
         };
         // It is gone, and its name is another's already.
         if tenant.deletion.is_none() {
+            if self.deleting().contains(name) {
+                self.begun_elsewhere(&tenant).await?;
+            }
             return Ok(gone(0));
         }
         // Whoever loads the snapshot from here on sends and queues nothing for it.
@@ -147,7 +153,7 @@ impl Inner {
     }
 
     /// Deletes what is left when nothing waits any more.
-    async fn end(&self, name: &TenantName, actor: &str) -> Result<(), ControlError> {
+    pub(super) async fn end(&self, name: &TenantName, actor: &str) -> Result<(), ControlError> {
         // Of whoever gets the name next nothing is paused.
         for lane in self.lanes(name).await?.into_iter().filter(|lane| lane.paused) {
             self.queue.set_paused(name, &lane.upstream, false, actor).await?;
@@ -155,9 +161,43 @@ impl Inner {
         // Out of the snapshot before its hosts can be another's.
         self.publisher.remove(name.clone()).await?;
         let (of, by, at_ms) = (name.clone(), actor.to_owned(), self.now_ms());
-        self.store.call(move |s| s.delete_tenant(&of, Stamp { at_ms, actor: &by })).await?;
+        let ended = self.store.call(move |s| s.delete_tenant(&of, Stamp { at_ms, actor: &by })).await;
+        if !matches!(ended, Err(ControlError::Store(StoreError::UnknownTenant(_)))) {
+            ended?;
+            self.event("tenant.deleted", json!({ "tenant.id": name, "actor": actor }));
+        }
         self.forget(name);
-        self.event("tenant.deleted", json!({ "tenant.id": name, "actor": actor }));
+        Ok(())
+    }
+
+    /// Lets go of a tenant that the store does not have any more: what this node still knows of it must reach nobody who gets
+    /// the name next.
+    async fn ended_elsewhere(&self, name: &TenantName) -> Result<(), ControlError> {
+        let _turn = self.turn_of_name(name).await;
+        match self.tenant(name).await {
+            Err(ControlError::Store(StoreError::UnknownTenant(_))) => {
+                self.publisher.remove(name.clone()).await?;
+                self.forget(name);
+                Ok(())
+            }
+            // Its name was given again meanwhile; or the next look tells.
+            found => found.map(drop),
+        }
+    }
+
+    /// For a tenant that another process created under the name of one whose deletion this one was still busy with: lets go
+    /// of the old one, and serves the new one. Within the name's turn.
+    async fn begun_elsewhere(&self, tenant: &TenantRecord) -> Result<(), ControlError> {
+        let tokens = self.store.call(|s| s.tokens()).await?;
+        self.publisher.remove(tenant.name.clone()).await?;
+        if let Some(runtime) = self.load(tenant).await? {
+            self.publisher.publish(runtime).await?;
+        }
+        self.forget(&tenant.name);
+        let is_its = |scope: &TokenScope| matches!(scope, TokenScope::Tenant(of) if *of == tenant.name);
+        for (hash, scope) in tokens.into_iter().filter(|(_, scope)| is_its(scope)) {
+            self.allow(hash, scope);
+        }
         Ok(())
     }
 

@@ -131,28 +131,27 @@ impl Inner {
         Ok(ready.module)
     }
 
-    /// Tries every tenant again that has something unloaded.
+    /// Tries every tenant again that has something unloaded, or lacks a secret.
     pub(super) async fn reload_unloaded(&self) {
         let snapshot = self.snapshots.load_full();
-        let names: Vec<_> =
-            snapshot.tenants().filter(|t| !t.unloaded.is_empty()).map(|t| t.name.clone()).collect();
+        let names: Vec<_> = snapshot.tenants().filter(|t| !t.is_whole()).map(|t| t.name.clone()).collect();
         drop(snapshot);
         for name in names {
             if let Err(error) = self.reload(&name).await {
-                tracing::warn!(%error, tenant = %name, "a tenant with unloaded modules could not be tried again");
+                tracing::warn!(%error, tenant = %name, "a tenant that lacks a module or a secret could not be tried again");
             }
         }
     }
 
     async fn reload(&self, name: &TenantName) -> Result<(), ControlError> {
         let (_turn, tenant) = self.turn_of_any(name).await?;
-        let before = self.snapshots.load().by_name(name).map(|t| (t.revision, t.unloaded.clone()));
+        let before = self.snapshots.load().by_name(name).cloned();
         let Some(after) = self.load(&tenant).await? else { return Ok(()) };
-        if before == Some((after.revision, after.unloaded.clone())) {
+        if before.is_some_and(|before| before.revision == after.revision && before.lacks_the_same(&after)) {
             return Ok(());
         }
         self.publisher.publish(Arc::clone(&after)).await?;
-        if after.unloaded.is_empty() {
+        if after.is_whole() {
             self.tell_recovered(name, after.revision);
         }
         Ok(())

@@ -8,6 +8,7 @@ mod durable;
 mod grants;
 mod modules;
 mod rollback;
+mod secrets;
 mod tokens;
 mod unloaded;
 mod workers;

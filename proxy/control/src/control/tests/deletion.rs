@@ -1,8 +1,8 @@
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use beamline_model::{OnDead, RevisionId, TenantName};
+use beamline_model::{OnDead, RevisionId, TenantName, Token, TokenScope};
 use beamline_queue::{Demand, NewRecord, Queue, TraceRef};
-use beamline_store::StoreError;
+use beamline_store::{SqliteStore, Stamp, Store as _, StoreError};
 use serde_json::json;
 
 use super::bench::{Bench, DRY_RUN, OPERATOR, grant, manifest, name};
@@ -81,6 +81,73 @@ async fn a_deleted_tenants_token_is_nobodys() {
     let done = bench.control.delete_tenant(&name("acme"), None, &OPERATOR).await.unwrap();
     assert!(done.deleted, "one without a revision too");
     assert_eq!(bench.control.authenticate(token.reveal()), None);
+}
+
+/// A tenant that is being drained, which is not soon over; with its token and a second handle on the store.
+async fn draining() -> (Bench, TenantName, Token, SqliteStore) {
+    let bench = Bench::new().await;
+    let acme = name("acme");
+    let token = bench.control.create_tenant(acme.clone(), grant(&["acme.test"]), &OPERATOR).await.unwrap();
+    bench.apply(&acme, manifest(&acme, |_| {})).await.unwrap();
+    enqueue(&bench.queue, &acme).await;
+    let begun = bench.control.delete_tenant(&acme, Some(Deletion::Drain), &OPERATOR).await.unwrap();
+    assert!(!begun.deleted && bench.control.authenticate(token.reveal()).is_some());
+    let elsewhere = SqliteStore::open(bench.path()).unwrap();
+    (bench, acme, token, elsewhere)
+}
+
+const ELSEWHERE: Stamp<'_> = Stamp { at_ms: 1, actor: "operator" };
+
+#[tokio::test]
+async fn nothing_is_left_of_a_tenant_whose_deletion_another_process_ended() {
+    let (bench, acme, token, elsewhere) = draining().await;
+    elsewhere.delete_tenant(&acme, ELSEWHERE).unwrap();
+    assert!(bench.control.inner.go_on(&acme, "operator").await.unwrap().deleted);
+    assert_eq!(bench.control.authenticate(token.reveal()), None);
+    assert!(bench.control.snapshots().load().by_name(&acme).is_none());
+    assert!(bench.control.inner.deleting().is_empty());
+    // One that was about to end it itself finds the same.
+    let (bench, acme, token, elsewhere) = draining().await;
+    elsewhere.delete_tenant(&acme, ELSEWHERE).unwrap();
+    bench.control.inner.end(&acme, "operator").await.unwrap();
+    assert_eq!(bench.control.authenticate(token.reveal()), None);
+    assert!(bench.control.inner.deleting().is_empty());
+    assert!(bench.told("tenant.deleted").is_empty(), "that is the other's to tell");
+}
+
+#[tokio::test]
+async fn whoever_got_the_name_from_another_process_has_nothing_of_the_tenant_before() {
+    let (bench, acme, token, elsewhere) = draining().await;
+    let before = bench.seen(&acme);
+    elsewhere.delete_tenant(&acme, ELSEWHERE).unwrap();
+    let new = Token::generate(&TokenScope::Tenant(acme.clone()));
+    elsewhere.create_tenant(&acme, &grant(&["acme.test"]), &new.hash(), ELSEWHERE).unwrap();
+    elsewhere.commit_revision(&acme, None, &manifest(&acme, |_| {}).to_json(), ELSEWHERE).unwrap();
+    assert!(bench.control.inner.go_on(&acme, "operator").await.unwrap().deleted);
+    assert_eq!(bench.control.authenticate(token.reveal()), None);
+    assert_eq!(bench.control.authenticate(new.reveal()), Some(TokenScope::Tenant(acme.clone())));
+    let after = bench.seen(&acme);
+    assert!(!after.leaving && bench.control.inner.deleting().is_empty());
+    assert!(!Arc::ptr_eq(&before.upstreams["api"].cluster, &after.upstreams["api"].cluster));
+}
+
+#[tokio::test]
+async fn a_name_is_given_again_only_when_the_tenant_before_is_forgotten() {
+    let (bench, acme, _, elsewhere) = draining().await;
+    let turn = bench.control.inner.turn_of_name(&acme).await;
+    elsewhere.delete_tenant(&acme, ELSEWHERE).unwrap();
+    let (control, of) = (bench.control.clone(), acme.clone());
+    let created =
+        tokio::spawn(async move { control.create_tenant(of, grant(&["acme.test"]), &OPERATOR).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    bench.control.inner.forget(&acme);
+    drop(turn);
+    let token = created.await.unwrap().unwrap();
+    assert!(bench.control.authenticate(token.reveal()).is_some());
+    // A refusal leaves no turn behind.
+    let taken = bench.control.create_tenant(name("other"), grant(&["acme.test"]), &OPERATOR).await;
+    assert!(matches!(taken, Err(ControlError::Store(StoreError::HostTaken { .. }))), "{taken:?}");
+    assert!(!bench.control.inner.turns.lock().unwrap().contains_key(&name("other")));
 }
 
 #[tokio::test]
