@@ -170,7 +170,8 @@ fn a_drain_delivers_what_waits_over_a_crash_and_then_the_tenant_is_gone() {
     assert_eq!(bodies, ["body 0", "body 1", "body 2"], "each once");
     assert_eq!(kept(&scene), 0);
     let told = audit(&scene);
-    assert_eq!(told[told.len() - 2..], ["tenant.begin-deletion \"drain\"", "tenant.delete"]);
+    let last = ["tenant.begin-deletion \"drain\"", "queue.retention 3", "tenant.delete"];
+    assert_eq!(told[told.len() - 3..], last, "its receipts went with it");
 }
 
 #[test]
@@ -222,6 +223,35 @@ fn dead_letters_hold_up_a_drain_until_somebody_has_dealt_with_them() {
     let (code, text) = cli(&scene, "queue purge --tenant acme origin --state dead");
     assert_eq!(code, 0, "{text}");
     wait_gone(&scene);
+}
+
+#[test]
+fn whoever_gets_the_name_next_has_neither_receipts_nor_pause_nor_rate_of_the_tenant_before() {
+    let mut scene = queueing();
+    scene.origin.stop();
+    let locations = queue(&scene, 2);
+    scene.origin.start_again().unwrap();
+    for location in &locations {
+        wait(|| state(&scene, location), |state| state == "delivered");
+    }
+    for line in ["queue pause --tenant acme origin", "queue rate --tenant acme origin 5/s"] {
+        assert_eq!(cli(&scene, line).0, 0, "{line}");
+    }
+    assert_eq!(cli(&scene, "tenant delete acme").0, 0);
+    wait_gone(&scene);
+
+    scene.admin.create_tenant(TENANT, &[HOST], &["127.0.0.0/8"]).unwrap();
+    scene.admin.apply(TENANT, &manifest(HOST, scene.origin.address())).unwrap();
+    for location in &locations {
+        assert_eq!(scene.send(Request::get(location)).unwrap().status, 404, "{location}");
+    }
+    let (code, listed) = cli(&scene, "queue list --tenant acme --json");
+    assert!(code == 0 && !listed.contains("delivered"), "{listed}");
+    let lanes = scene.admin.get("/v1/queue").unwrap();
+    for lane in lanes["upstreams"].as_array().unwrap() {
+        assert_eq!((&lane["paused"], &lane["per_second"]), (&json!(false), &Value::Null), "{lane}");
+    }
+    assert!(audit(&scene).contains(&"queue.retention 2".to_owned()), "{:?}", audit(&scene));
 }
 
 #[test]

@@ -529,7 +529,7 @@ impl Worker {
                 self.tools.notices.send(Notice::Swept { next_ms: *next_ms, full: ended.len() >= *limit });
             }
             (
-                Change::Prune { limit, .. } | Change::Trim { limit, .. },
+                Change::Prune { limit, .. } | Change::Trim { limit, .. } | Change::Clear { limit, .. },
                 Effect::Pruned { pruned, oldest_delivered_ms, oldest_dead_ms },
             ) => {
                 for pruned in pruned {

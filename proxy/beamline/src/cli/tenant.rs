@@ -41,8 +41,8 @@ enum TenantCommand {
     ///
     /// With everything that is its own: grant, hosts, tokens, revisions, modules, secrets. Its audit stays. One that has
     /// requests in the queue is refused unless --drain or --discard-queue says what becomes of them. From then on it takes no
-    /// requests and no changes; receipts are answered until it is gone. Its name can then be given again: whoever gets it sees
-    /// the audit of who had it before. Takes the operator's token.
+    /// requests and no changes; receipts are answered until it is gone, and deleted then, kept responses too. Its name can then
+    /// be given again: whoever gets it sees the audit of who had it before. Takes the operator's token.
     #[command(
         after_help = "Example:\n  beamline tenant delete acme --drain\n  beamline queue status        # what it still waits for"
     )]

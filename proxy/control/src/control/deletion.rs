@@ -137,8 +137,7 @@ impl Inner {
         }
         if self.queue.holds_nothing(name) {
             tokio::time::sleep(SETTLE).await;
-            if self.queue.holds_nothing(name) {
-                self.end(name, actor).await?;
+            if self.queue.holds_nothing(name) && self.end(name, actor).await? {
                 return Ok(gone(discarded));
             }
         }
@@ -152,14 +151,23 @@ impl Inner {
         })
     }
 
-    /// Deletes what is left when nothing waits any more.
-    pub(super) async fn end(&self, name: &TenantName, actor: &str) -> Result<(), ControlError> {
-        // Of whoever gets the name next nothing is paused.
-        for lane in self.lanes(name).await?.into_iter().filter(|lane| lane.paused) {
-            self.queue.set_paused(name, &lane.upstream, false, actor).await?;
+    /// Deletes what is left when nothing waits any more. Says whether that is done; otherwise it goes on with the next call.
+    pub(super) async fn end(&self, name: &TenantName, actor: &str) -> Result<bool, ControlError> {
+        // Of whoever gets the name next nothing is paused or slowed down.
+        for lane in self.lanes(name).await? {
+            if lane.paused {
+                self.queue.set_paused(name, &lane.upstream, false, actor).await?;
+            }
+            if lane.per_second.is_some() {
+                self.queue.set_rate(name, &lane.upstream, None, actor).await?;
+            }
         }
         // Out of the snapshot before its hosts can be another's.
         self.publisher.remove(name.clone()).await?;
+        // Nobody can ask for its receipts any more; whoever gets the name must not be shown them.
+        if !self.queue.clear(name).await? {
+            return Ok(false);
+        }
         let (of, by, at_ms) = (name.clone(), actor.to_owned(), self.now_ms());
         let ended = self.store.call(move |s| s.delete_tenant(&of, Stamp { at_ms, actor: &by })).await;
         if !matches!(ended, Err(ControlError::Store(StoreError::UnknownTenant(_)))) {
@@ -167,7 +175,7 @@ impl Inner {
             self.event("tenant.deleted", json!({ "tenant.id": name, "actor": actor }));
         }
         self.forget(name);
-        Ok(())
+        Ok(true)
     }
 
     /// Lets go of a tenant that the store does not have any more: what this node still knows of it must reach nobody who gets

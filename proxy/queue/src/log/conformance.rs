@@ -840,6 +840,49 @@ fn what_the_node_ends_and_deletes_is_in_the_audit(place: &dyn Place) {
     );
 }
 
+fn of_a_deleted_tenant_no_finished_record_is_left(place: &dyn Place) {
+    let mut log = place.open();
+    for n in 1..=4 {
+        put(&mut *log, n, None);
+    }
+    let mut elsewhere = append(5, None);
+    elsewhere.lane = lane("globex");
+    one(&mut *log, Change::Append(elsewhere));
+    begin(&mut *log, Seq(1), 0);
+    finish(&mut *log, Seq(1), 1, WHOLE);
+    kill(&mut *log, Seq(2), DeadReason::Rejected);
+    by_hand(&mut *log, Act::Discard { id: id(3) });
+    kill(&mut *log, Seq(5), DeadReason::Rejected);
+    let mut clear = || {
+        let tenant = "acme".parse().unwrap();
+        match one(&mut *log, Change::Clear { tenant, now_ms: 9600, limit: 2 }) {
+            Effect::Pruned { pruned, .. } => pruned,
+            other => panic!("{other:?}"),
+        }
+    };
+    let mut pages = [clear(), clear(), clear()];
+    assert_eq!(pages.each_ref().map(Vec::len), [2, 1, 0]);
+    let gone = pages.iter_mut().flatten();
+    let mut gone: Vec<_> = gone.map(|p| (p.size, p.receipt, p.lane == lane("acme"))).collect();
+    gone.sort_unstable();
+    assert_eq!(gone, [(601, true, true), (602, false, true), (603, true, true)]);
+    drop(log);
+    let log = place.open();
+    let left = [1, 2, 3, 4, 5].map(|n| log.reader().unwrap().receipt(id(n)).unwrap().is_some());
+    assert_eq!(left, [false, false, false, true, true], "what waits, and what is another's, stays");
+    let rows = log.reader().unwrap().audit(None, 0, 100).unwrap();
+    let mut told: Vec<_> = rows
+        .iter()
+        .filter(|row| row.action == "queue.retention")
+        .map(|row| format!("{} {} {} {}", row.actor, row.tenant, row.count, row.detail))
+        .collect();
+    told.sort();
+    assert_eq!(
+        told,
+        ["node acme 1 dead letters of a deleted tenant", "node acme 2 receipts of a deleted tenant"]
+    );
+}
+
 fn all() -> RecordQuery {
     RecordQuery {
         tenant: "acme".parse().unwrap(),
@@ -1126,6 +1169,7 @@ suite!(
     what_expires_or_was_lost_in_a_crash_pauses_its_key_too,
     a_paused_key_goes_on_when_it_is_resumed_or_its_dead_letter_is_dealt_with,
     what_the_node_ends_and_deletes_is_in_the_audit,
+    of_a_deleted_tenant_no_finished_record_is_left,
     records_are_listed_page_by_page_and_only_to_their_tenant,
 );
 

@@ -33,6 +33,8 @@ pub(super) enum Why {
     Retention,
     /// There are more receipts than the node keeps.
     TooMany,
+    /// Their tenant is deleted.
+    TenantDeleted,
 }
 
 /// Records that waited too long and are dead now.
@@ -45,6 +47,8 @@ pub(super) fn deleted(pruned: &[Pruned], why: Why) -> Vec<Deed> {
     let what = |pruned: &Pruned| match (pruned.receipt, why) {
         (true, Why::Retention) => "receipts",
         (true, Why::TooMany) => "receipts, of which there were too many",
+        (true, Why::TenantDeleted) => "receipts of a deleted tenant",
+        (false, Why::TenantDeleted) => "dead letters of a deleted tenant",
         (false, _) => "dead letters",
     };
     tally("queue.retention", pruned.iter().map(|pruned| (&pruned.lane, what(pruned), pruned.accepted_ms)))

@@ -403,6 +403,12 @@ impl Rows {
                 seqs.extend(self.finished(Finished::Erased, None, limit - seqs.len()));
                 self.delete(seqs, deed::Why::TooMany, *now_ms)
             }
+            Change::Clear { tenant, now_ms, limit } => {
+                let is_its = |row: &Row| row.append.lane.tenant == *tenant && !row.state.is_open();
+                let its = self.rows.iter().filter(|(_, row)| is_its(row)).map(|(seq, _)| *seq);
+                let seqs = its.take(*limit).collect();
+                self.delete(seqs, deed::Why::TenantDeleted, *now_ms)
+            }
             Change::Intervene(what) => self.intervene(what),
         }
     }

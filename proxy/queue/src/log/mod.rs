@@ -154,6 +154,8 @@ pub(crate) enum Change {
     Prune { now_ms: u64, delivered_before_ms: u64, dead_before_ms: u64, limit: usize },
     /// Deletes the `limit` oldest delivered records, and of erased ones where there are fewer.
     Trim { now_ms: u64, limit: usize },
+    /// Deletes up to `limit` finished records of a tenant that is being deleted, before their retention is over.
+    Clear { tenant: TenantName, now_ms: u64, limit: usize },
     /// What somebody does to records by hand.
     Intervene(Box<Intervention>),
 }
@@ -539,7 +541,7 @@ pub(crate) enum Effect {
     Expired { ended: Vec<Ended>, next_ms: Option<u64> },
     /// By `Recover`: how many are queued again, which are dead.
     Recovered { requeued: usize, ended: Vec<Ended> },
-    /// By `Prune` and `Trim`: what went, and the earliest finish of what is left: of records of which only the receipt
+    /// By `Prune`, `Trim` and `Clear`: what went, and the earliest finish of what is left: of records of which only the receipt
     /// is left, and of dead letters.
     Pruned { pruned: Vec<Pruned>, oldest_delivered_ms: Option<u64>, oldest_dead_ms: Option<u64> },
     /// By `Forget`: the bytes of each answer, and until when the next one is kept.

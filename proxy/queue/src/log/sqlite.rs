@@ -21,7 +21,7 @@ use std::{
     time::Duration,
 };
 
-use beamline_model::OnDead;
+use beamline_model::{OnDead, TenantName};
 use rusqlite::{
     CachedStatement, Connection, ErrorCode, OptionalExtension as _, Transaction, TransactionBehavior,
     hooks::Wal, named_params, params, wal::CheckpointMode,
@@ -309,6 +309,7 @@ impl Writer<'_> {
                 self.prune(*now_ms, (*delivered_before_ms, *dead_before_ms), *limit)
             }
             Change::Trim { now_ms, limit } => self.trim(*now_ms, *limit),
+            Change::Clear { tenant, now_ms, limit } => self.clear(tenant, *now_ms, *limit),
             Change::Intervene(intervention) => self.intervene(intervention),
         }
     }
@@ -706,6 +707,15 @@ impl Writer<'_> {
             )?);
         }
         self.delete(seqs, deed::Why::TooMany, now_ms)
+    }
+
+    fn clear(&self, tenant: &TenantName, now_ms: u64, limit: usize) -> Result<Effect, LogError> {
+        let seqs = self.seqs(
+            "SELECT seq FROM record INDEXED BY record_lane
+             WHERE lane IN (SELECT id FROM lane WHERE tenant = ?1) AND state >= 3 LIMIT ?2",
+            params![tenant.as_str(), limit_to_db(limit)],
+        )?;
+        self.delete(seqs, deed::Why::TenantDeleted, now_ms)
     }
 
     fn delete(&self, seqs: Vec<i64>, why: deed::Why, now_ms: u64) -> Result<Effect, LogError> {

@@ -236,6 +236,29 @@ impl Queue {
         }
     }
 
+    /// For the end of a tenant: deletes its finished records with their receipts and kept answers before their retention is
+    /// over, page by page, for a few seconds at most. Says whether none is left; otherwise the same call again goes on.
+    ///
+    /// # Errors
+    /// [`HandError::Unavailable`]: what was deleted until then stays deleted.
+    pub async fn clear(&self, tenant: &TenantName) -> Result<bool, HandError> {
+        let _place = self.place().await?;
+        let started = Instant::now();
+        loop {
+            let now_ms = (self.0.settings.wall_clock)();
+            let change = Change::Clear { tenant: tenant.clone(), now_ms, limit: PAGE };
+            let Some(Effect::Pruned { pruned, .. }) = self.commit(change).await? else {
+                return Err(HandError::Unavailable);
+            };
+            if pruned.len() < PAGE {
+                return Ok(true);
+            }
+            if started.elapsed() > PURGE_TIME {
+                return Ok(false);
+            }
+        }
+    }
+
     /// Pauses or resumes deliveries to an upstream. Deliveries in flight end as they may; records are accepted, and expire,
     /// as ever. Both survive a restart, and doing either twice does nothing.
     ///
@@ -344,17 +367,22 @@ impl Queue {
         actor: &str,
         act: Act,
     ) -> Result<Result<Intervened, Refused>, HandError> {
+        let at_ms = (self.0.settings.wall_clock)();
+        let intervention = Intervention { tenant: tenant.clone(), actor: actor.to_owned(), at_ms, act };
+        match self.commit(Change::Intervene(Box::new(intervention))).await? {
+            Some(Effect::Intervened(done)) => Ok(Ok(*done)),
+            Some(Effect::Refused(refused)) => Ok(Err(refused)),
+            _ => Err(HandError::Unavailable),
+        }
+    }
+
+    /// What a change did, if the writer commits it in time.
+    async fn commit(&self, change: Change) -> Result<Option<Effect>, HandError> {
         if !self.0.health.is_available() {
             return Err(HandError::Unavailable);
         }
-        let at_ms = (self.0.settings.wall_clock)();
-        let intervention = Intervention { tenant: tenant.clone(), actor: actor.to_owned(), at_ms, act };
-        let committed = self.0.writer.committed(Change::Intervene(Box::new(intervention)));
-        match tokio::time::timeout(COMMIT_TIME, committed).await {
-            Ok(Some(Effect::Intervened(done))) => Ok(Ok(*done)),
-            Ok(Some(Effect::Refused(refused))) => Ok(Err(refused)),
-            Ok(_) | Err(_) => Err(HandError::Unavailable),
-        }
+        let committed = tokio::time::timeout(COMMIT_TIME, self.0.writer.committed(change));
+        committed.await.map_err(|_| HandError::Unavailable)
     }
 }
 

@@ -109,7 +109,7 @@ async fn nothing_is_left_of_a_tenant_whose_deletion_another_process_ended() {
     // One that was about to end it itself finds the same.
     let (bench, acme, token, elsewhere) = draining().await;
     elsewhere.delete_tenant(&acme, ELSEWHERE).unwrap();
-    bench.control.inner.end(&acme, "operator").await.unwrap();
+    assert!(bench.control.inner.end(&acme, "operator").await.unwrap());
     assert_eq!(bench.control.authenticate(token.reveal()), None);
     assert!(bench.control.inner.deleting().is_empty());
     assert!(bench.told("tenant.deleted").is_empty(), "that is the other's to tell");
