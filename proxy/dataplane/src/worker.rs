@@ -35,8 +35,9 @@ use crate::{Heartbeats, Listener, connection, listener::refuse_new};
 const TICK: Duration = Duration::from_millis(100);
 /// After an accept that failed, as where descriptors are out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// What handshakes that had begun need to end, once no new ones begin.
-const HANDSHAKES: Duration = Duration::from_millis(50);
+/// What handshakes that had begun need to end, once no new ones begin: a round trip to a client that is far away, or one on
+/// a machine that is busy.
+const HANDSHAKES: Duration = Duration::from_millis(250);
 
 /// What a worker is set to.
 #[derive(Clone, Debug)]
