@@ -29,4 +29,5 @@ pub mod scene;
 pub mod seed;
 mod server;
 pub mod tools;
+pub mod wait;
 pub mod workload;

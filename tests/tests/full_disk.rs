@@ -9,6 +9,7 @@ use beamline_tests::{
     client::{Request, Response},
     disk::SmallDisk,
     scene::{PATIENCE, Scene},
+    wait::wait,
 };
 use serde_json::json;
 
@@ -64,36 +65,18 @@ fn a_full_disk_stops_queueing_alone_and_only_while_it_is_full() {
 
     // The tenant's requests that need no queue go on, and so does the node.
     scene.origin.start_again().unwrap();
-    let until = Instant::now() + PATIENCE;
-    while scene.send(Request::get("/live")).unwrap().status != 200 {
-        assert!(Instant::now() < until, "proxying does not go on");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    wait(PATIENCE, || scene.send(Request::get("/live")).unwrap().status, |status| *status == 200);
     let live = Request::get("/livez").send(scene.node.admin_address()).unwrap();
     assert_eq!(live.status, 200, "{}", live.text());
 
     drop(filler);
-    let until = Instant::now() + PATIENCE;
-    while state_of(&scene, &before) != "delivered" {
-        assert!(Instant::now() < until, "what was accepted before is not delivered");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    wait(PATIENCE, || state_of(&scene, &before), |state| state == "delivered");
     scene.origin.stop();
-    let until = Instant::now() + PATIENCE;
-    let after = loop {
-        let answer = scene.send(Request::post("/in", "after")).unwrap();
-        if answer.status == 202 {
-            break queued(&answer);
-        }
-        assert!(Instant::now() < until, "nothing is queued again: {}", answer.text());
-        std::thread::sleep(Duration::from_millis(50));
-    };
+    let after =
+        wait(PATIENCE, || scene.send(Request::post("/in", "after")).unwrap(), |answer| answer.status == 202);
+    let after = queued(&after);
     scene.origin.start_again().unwrap();
-    let until = Instant::now() + PATIENCE;
-    while state_of(&scene, &after) != "delivered" {
-        assert!(Instant::now() < until, "what was accepted after it is not delivered");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    wait(PATIENCE, || state_of(&scene, &after), |state| state == "delivered");
     let bodies: Vec<_> =
         scene.origin.requests().iter().filter(|r| r.method == "POST").map(|r| r.body.clone()).collect();
     assert_eq!(bodies, [b"before".to_vec(), b"after".to_vec()]);
@@ -107,10 +90,6 @@ fn a_node_starts_on_a_full_disk_and_delivers_what_it_had_accepted() {
     let _filler = disk.fill().unwrap();
     scene.node.launch().unwrap();
     scene.origin.start_again().unwrap();
-    let until = Instant::now() + PATIENCE;
-    while state_of(&scene, &before) != "delivered" {
-        assert!(Instant::now() < until, "what was accepted before is not delivered");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    wait(PATIENCE, || state_of(&scene, &before), |state| state == "delivered");
     assert_eq!(scene.send(Request::get("/live")).unwrap().status, 200);
 }

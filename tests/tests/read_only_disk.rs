@@ -3,17 +3,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
-use std::{
-    fs,
-    os::unix::fs::symlink,
-    time::{Duration, Instant},
-};
+use std::{fs, os::unix::fs::symlink};
 
 use beamline_tests::{
     beamline::{Beamline, Options},
     client::Request,
     disk::LoopDisk,
     scene::{PATIENCE, Scene},
+    wait::wait,
 };
 use serde_json::json;
 
@@ -63,11 +60,7 @@ fn a_disk_that_turns_read_only_stops_queueing_and_changes_alone_and_keeps_what_w
     assert!(["store-unavailable", "store-unconfirmed"].contains(&refused.kind()), "{refused}");
 
     scene.origin.start_again().unwrap();
-    let until = Instant::now() + PATIENCE;
-    while scene.send(Request::get("/live")).unwrap().status != 200 {
-        assert!(Instant::now() < until, "proxying does not go on");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    wait(PATIENCE, || scene.send(Request::get("/live")).unwrap().status, |status| *status == 200);
     let live = Request::get("/livez").send(scene.node.admin_address()).unwrap();
     assert_eq!(live.status, 200, "{}", live.text());
     let ready = Request::get("/readyz").send(scene.node.admin_address()).unwrap();
@@ -76,11 +69,7 @@ fn a_disk_that_turns_read_only_stops_queueing_and_changes_alone_and_keeps_what_w
     scene.node.kill_nine().unwrap();
     disk.mend().unwrap();
     scene.node.launch().unwrap();
-    let until = Instant::now() + PATIENCE;
-    while state_of(&scene, &before) != "delivered" {
-        assert!(Instant::now() < until, "what was accepted before is not delivered");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    wait(PATIENCE, || state_of(&scene, &before), |state| state == "delivered");
     scene.origin.stop();
     scene.send(Request::post("/in", "after")).unwrap().expect(202).unwrap();
     let bodies: Vec<_> =

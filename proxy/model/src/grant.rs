@@ -8,7 +8,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{ConnectionName, HostName, NatsTarget, Subject, SubjectGrant};
@@ -197,17 +197,7 @@ impl fmt::Display for UpstreamRange {
     }
 }
 
-impl Serialize for UpstreamRange {
-    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for UpstreamRange {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
-    }
-}
+crate::text::as_text!(UpstreamRange);
 
 #[cfg(test)]
 mod tests {

@@ -12,6 +12,7 @@ mod name;
 mod nats;
 mod on_status;
 mod secret;
+mod text;
 mod token;
 mod units;
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::ConnectionName;
@@ -112,22 +112,7 @@ impl fmt::Display for SubjectGrant {
     }
 }
 
-macro_rules! as_text {
-    ($($t:ty),*) => {$(
-        impl Serialize for $t {
-            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-                s.collect_str(self)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $t {
-            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-                String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
-            }
-        }
-    )*};
-}
-as_text!(Subject, SubjectGrant);
+crate::text::as_text!(Subject, SubjectGrant);
 
 /// Where a `nats` upstream's requests go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

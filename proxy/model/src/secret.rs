@@ -39,17 +39,7 @@ impl fmt::Display for SecretRef {
     }
 }
 
-impl Serialize for SecretRef {
-    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for SecretRef {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
-    }
-}
+crate::text::as_text!(SecretRef);
 
 /// A secret's value: 1 to 8192 bytes that a header field can carry. Wiped from memory when it is dropped, and never printed.
 #[derive(Clone, PartialEq, Eq)]

@@ -8,11 +8,7 @@ mod outage;
 mod queueing;
 mod stream;
 
-use std::{
-    fmt::Debug,
-    fs,
-    time::{Duration, Instant},
-};
+use std::fs;
 
 use beamline_tests::{
     admin::{Admin, AdminError, Applied},
@@ -20,6 +16,7 @@ use beamline_tests::{
     client::{Request, Response},
     nats::NatsServer,
     scene::{HOST, PATIENCE, TENANT},
+    wait::wait,
 };
 use serde_json::{Value, json};
 
@@ -119,21 +116,4 @@ fn location(answer: &Response) -> String {
 
 fn on_failure() -> Value {
     json!({ "mode": "on-failure" })
-}
-
-/// Waits until something is so; the last look at it is in the message.
-#[track_caller]
-fn wait<T: Debug>(within: Duration, mut look: impl FnMut() -> T, so: impl Fn(&T) -> bool) -> T {
-    let until = Instant::now() + within;
-    loop {
-        let seen = look();
-        if so(&seen) {
-            return seen;
-        }
-        assert!(
-            Instant::now() < until,
-            "what was awaited did not come within {within:?}; last seen: {seen:?}"
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }

@@ -13,10 +13,7 @@ mod responses;
 mod room;
 mod storing;
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::fs;
 
 use beamline_tests::{
     beamline::Options,
@@ -25,6 +22,7 @@ use beamline_tests::{
     http1::Headers,
     origin::Recorded,
     scene::{PATIENCE, Scene},
+    wait::wait,
 };
 use serde_json::{Value, json};
 
@@ -79,23 +77,6 @@ fn receipt(scene: &Scene, location: &str) -> Value {
     let answer = scene.send(Request::get(location)).unwrap();
     assert_eq!(answer.status, 200, "{}", answer.text());
     answer.json().unwrap()
-}
-
-/// Waits until something is so; the last look at it is in the message.
-#[track_caller]
-fn wait<T: std::fmt::Debug>(within: Duration, mut look: impl FnMut() -> T, so: impl Fn(&T) -> bool) -> T {
-    let until = Instant::now() + within;
-    loop {
-        let seen = look();
-        if so(&seen) {
-            return seen;
-        }
-        assert!(
-            Instant::now() < until,
-            "what was awaited did not come within {within:?}; last seen: {seen:?}"
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// Waits until a receipt tells this state, and returns what it tells.
