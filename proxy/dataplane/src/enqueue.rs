@@ -126,6 +126,8 @@ pub(crate) enum Queueing {
 
 /// Decides that, by the policy, the request, its ordering key's backlog and the queue's room.
 ///
+/// `has_claim`: it has a client's key, claimed on this node.
+///
 /// # Errors
 /// Where it may only be stored and cannot be: its upstream's mode is `always`, or requests of its ordering key wait, past
 /// which it would break their order.
