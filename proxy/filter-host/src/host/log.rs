@@ -1,0 +1,74 @@
+//! `log`: messages of a guest, bounded.
+
+use super::CallState;
+use crate::bindings::beamline::edge::log;
+
+/// The severity of a guest's message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the usual four")]
+pub enum LogLevel {
+    Debug,
+    Info,
+    Warn,
+    Error,
+}
+
+/// What a guest logged in one call.
+#[derive(Debug, Default)]
+pub struct GuestLog {
+    /// The messages, in order.
+    pub lines: Vec<(LogLevel, String)>,
+    /// Bytes cut because the call's limit was reached.
+    pub cut: u64,
+    left: u64,
+}
+
+impl GuestLog {
+    pub(crate) fn with_limit(bytes: u64) -> Self {
+        Self { lines: Vec::new(), cut: 0, left: bytes }
+    }
+
+    fn write(&mut self, level: LogLevel, mut message: String) {
+        /// Empty messages would otherwise be free.
+        const LINE_COST: u64 = 32;
+        let room = usize::try_from(self.left.saturating_sub(LINE_COST)).unwrap_or(usize::MAX);
+        if room == 0 {
+            self.cut += message.len() as u64;
+            return;
+        }
+        if message.len() > room {
+            let end = (0..=room).rev().find(|i| message.is_char_boundary(*i)).unwrap_or(0);
+            self.cut += (message.len() - end) as u64;
+            message.truncate(end);
+        }
+        self.left = self.left.saturating_sub(message.len() as u64 + LINE_COST);
+        self.lines.push((level, message));
+    }
+}
+
+impl log::Host for CallState {
+    fn write(&mut self, level: log::Level, message: String) {
+        let level = match level {
+            log::Level::Debug => LogLevel::Debug,
+            log::Level::Info => LogLevel::Info,
+            log::Level::Warn => LogLevel::Warn,
+            log::Level::Error => LogLevel::Error,
+        };
+        self.log.write(level, message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_is_cut_at_its_limit_and_between_characters() {
+        let mut log = GuestLog::with_limit(100);
+        log.write(LogLevel::Info, "é".repeat(100));
+        log.write(LogLevel::Info, "more".into());
+        assert_eq!(log.lines.len(), 1);
+        assert_eq!(log.lines[0].1, "é".repeat(34));
+        assert_eq!(log.cut, 132 + 4);
+    }
+}

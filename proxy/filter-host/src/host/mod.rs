@@ -1,0 +1,113 @@
+//! The host's side of `beamline:edge`: what a guest can ask, and what it costs it. One interface is one file.
+
+mod config;
+mod http;
+mod log;
+mod random;
+mod upstreams;
+
+use std::{sync::Arc, time::Duration};
+
+use wasmtime::ResourceLimiter;
+
+pub use self::{
+    log::{GuestLog, LogLevel},
+    upstreams::{UpstreamState, UpstreamStatus},
+};
+use crate::{bindings::beamline::edge::verdicts, call::CpuClock, head::RequestHead};
+
+/// What a guest may learn of its tenant's surroundings. Implemented above, by the data plane.
+pub trait HostView: Send + Sync {
+    /// The status of an upstream of this tenant, or none where the manifest has no such upstream.
+    fn upstream(&self, name: &str) -> Option<UpstreamStatus>;
+}
+
+/// The state of one call: made for it, dropped with it.
+pub(crate) struct CallState {
+    pub(crate) head: RequestHead,
+    pub(crate) config: Arc<str>,
+    pub(crate) view: Arc<dyn HostView>,
+    pub(crate) log: GuestLog,
+    pub(crate) cpu: CpuClock,
+    pub(crate) memory: MemoryMeter,
+}
+
+/// Linear memory of one instance, all its memories together, and tables.
+pub(crate) struct MemoryMeter {
+    pub(crate) limit: usize,
+    pub(crate) used: usize,
+    /// Whether growth was refused: what a following trap is put down to.
+    pub(crate) refused: bool,
+}
+
+/// Elements of all tables of an instance.
+const MAX_TABLE_ELEMENTS: usize = 20_000;
+
+impl ResourceLimiter for MemoryMeter {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        _max: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let after = self.used.saturating_add(desired.saturating_sub(current));
+        if after > self.limit {
+            self.refused = true;
+            return Ok(false);
+        }
+        self.used = after;
+        Ok(true)
+    }
+
+    fn table_growing(
+        &mut self,
+        _current: usize,
+        desired: usize,
+        _max: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        Ok(desired <= MAX_TABLE_ELEMENTS)
+    }
+}
+
+impl CallState {
+    pub(crate) fn new(
+        head: RequestHead,
+        config: Arc<str>,
+        view: Arc<dyn HostView>,
+        limits: &beamline_model::FilterLimits,
+    ) -> Self {
+        Self {
+            head,
+            config,
+            view,
+            log: GuestLog::with_limit(limits.log.get()),
+            cpu: CpuClock::start(limits.cpu.get()),
+            memory: MemoryMeter {
+                limit: usize::try_from(limits.memory.get()).unwrap_or(usize::MAX),
+                used: 0,
+                refused: false,
+            },
+        }
+    }
+
+    /// CPU time of the call until now.
+    pub(crate) fn cpu_used(&self) -> Duration {
+        self.cpu.used()
+    }
+}
+
+impl verdicts::Host for CallState {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_memories_of_an_instance_count_together() {
+        let mut meter = MemoryMeter { limit: 100, used: 0, refused: false };
+        assert!(meter.memory_growing(0, 60, None).unwrap());
+        assert!(meter.memory_growing(0, 40, None).unwrap());
+        assert!(!meter.memory_growing(40, 41, None).unwrap());
+        assert!(meter.refused);
+    }
+}
