@@ -127,8 +127,7 @@ async fn filter(
     if tenant.chain.is_empty() {
         return Ok((parts, Decision::Next));
     }
-    let view: Arc<dyn HostView> =
-        Arc::new(TenantView { tenant: Arc::clone(tenant), queue: worker.queue.clone() });
+    let view: Arc<dyn HostView> = Arc::new(TenantView::new(worker, tenant, exchange.record()));
     let headers = std::mem::take(&mut parts.headers);
     let host = exchange.record().host.as_str().into();
     let head = RequestHead::new(parts.method.clone(), parts.uri.clone(), host, headers);

@@ -200,6 +200,7 @@ pub(crate) fn failure_kind(failure: &Failure) -> ErrorKind {
         Failure::Trap(_) => ErrorKind::FilterTrap,
         Failure::CpuTime(_) | Failure::WallTime(_) => ErrorKind::FilterTimeout,
         Failure::Memory(_) => ErrorKind::FilterMemory,
+        Failure::HostCalls(_) => ErrorKind::FilterHostCalls,
         Failure::Capacity => ErrorKind::FilterCapacity,
         Failure::Verdict(_) => ErrorKind::FilterVerdict,
         Failure::Unavailable => ErrorKind::FilterUnavailable,

@@ -12,7 +12,12 @@ use std::{
 use thiserror::Error;
 use wasmtime::{Store, Trap, UpdateDeadline, component::Resource};
 
-use crate::{bindings::beamline::edge::verdicts::Verdict, host::CallState, module::Module, ticker::TICK};
+use crate::{
+    bindings::beamline::edge::verdicts::Verdict,
+    host::{CallState, HostCallsExhausted},
+    module::Module,
+    ticker::TICK,
+};
 
 /// CPU time after which a guest is set aside, at the next epoch tick. A guest that spins holds a data worker for 1 to 2 ms:
 /// to the first tick, from which its CPU time is counted, and one tick more.
@@ -39,6 +44,9 @@ pub enum Failure {
         "the instance asked for more than its limit of {0} bytes of memory, then trapped: use less, or ask for more in limits.memory"
     )]
     Memory(usize),
+    /// The call called more host functions than its limit.
+    #[error("the call called more than {0} host functions: call fewer, or ask for more in limits.host_calls")]
+    HostCalls(u32),
     /// Too many calls of this tenant, or of the node, are under way.
     #[error("too many filter calls are under way")]
     Capacity,
@@ -177,6 +185,8 @@ pub(crate) async fn on_request(module: Arc<Module>, state: CallState) -> Finishe
 fn classify(error: &wasmtime::Error, state: &CallState) -> Failure {
     if error.downcast_ref::<CpuExhausted>().is_some() {
         Failure::CpuTime(state.cpu.limit)
+    } else if error.downcast_ref::<HostCallsExhausted>().is_some() {
+        Failure::HostCalls(state.calls.limit)
     } else if error.downcast_ref::<wasmtime::PoolConcurrencyLimitError>().is_some() {
         Failure::Capacity
     } else if state.memory.refused {

@@ -20,6 +20,7 @@ use crate::{
     host::{CallState, GuestLog, HostView},
     load::{LongCall, TenantLoad},
     module::Module,
+    shared::TenantState,
     slow_lane::Call,
 };
 
@@ -46,6 +47,7 @@ pub struct Chain {
     limits: FilterLimits,
     filters: Vec<(Arc<str>, FilterSetup)>,
     load: Arc<TenantLoad>,
+    state: Arc<TenantState>,
 }
 
 /// What the chain decided.
@@ -136,12 +138,19 @@ impl Chain {
     /// A chain of `filters` in their order; `limits` hold for each call of each of them.
     pub fn new(tenant: TenantName, limits: FilterLimits, filters: Vec<FilterSetup>) -> Self {
         let filters = filters.into_iter().map(|f| (Arc::from(f.name.as_str()), f)).collect();
-        Self { tenant, limits, filters, load: TenantLoad::new() }
+        Self { tenant, limits, filters, load: TenantLoad::new(), state: Arc::new(TenantState::new()) }
     }
 
-    /// Goes on counting the long calls of an earlier chain of the same tenant, so that a swap gives it no second limit.
+    /// Goes on counting the long calls of an earlier chain of the same tenant, so that a swap gives it no second limit; and
+    /// has what its filters kept.
     pub fn succeed(&mut self, earlier: &Self) {
         self.load = Arc::clone(&earlier.load);
+        self.state = Arc::clone(&earlier.state);
+    }
+
+    /// What the tenant's filters share.
+    pub fn state(&self) -> &TenantState {
+        &self.state
     }
 
     /// Whether there is nothing to run.
@@ -220,7 +229,7 @@ impl Chain {
         // A call that is refused or lost in the lane has the head with it. The request ends there, unless its filter
         // may fail.
         let spare = (filter.on_error == OnError::FailOpen).then(|| head.clone());
-        let state = CallState::new(head, Arc::clone(&filter.config), Arc::clone(view), &self.limits);
+        let state = CallState::new(head, Arc::clone(&filter.config), Arc::clone(view), &self.limits, started);
         let mut call: Call = Box::pin(on_request(Arc::clone(module), state));
         if self.load.may_begin_inline(long_calls, started) {
             engine.about_to_run();

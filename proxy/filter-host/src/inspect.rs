@@ -11,13 +11,17 @@ pub const MAX_MODULE_BYTES: usize = 4 << 20;
 const PACKAGE: &str = "beamline:edge/";
 
 /// The interfaces that a module may import.
-pub(crate) const IMPORTS: [&str; 6] = [
+pub(crate) const IMPORTS: [&str; 10] = [
     "beamline:edge/http@0.1.0",
     "beamline:edge/verdicts@0.1.0",
     "beamline:edge/config@0.1.0",
     "beamline:edge/log@0.1.0",
     "beamline:edge/random@0.1.0",
     "beamline:edge/upstreams@0.1.0",
+    "beamline:edge/clock@0.1.0",
+    "beamline:edge/properties@0.1.0",
+    "beamline:edge/kv@0.1.0",
+    "beamline:edge/buckets@0.1.0",
 ];
 
 /// The interfaces that are phases when a module exports them.

@@ -20,6 +20,7 @@ mod host;
 mod inspect;
 mod load;
 mod module;
+mod shared;
 mod signature;
 mod slow_lane;
 #[cfg(test)]
@@ -32,6 +33,7 @@ pub use compile::{CompileError, Compiled, Compiler, CompilerSettings};
 pub use compile_worker::run as compile_worker;
 pub use engine::{Engine, EngineSettings};
 pub use head::RequestHead;
-pub use host::{GuestLog, HostView, LogLevel, UpstreamState, UpstreamStatus};
+pub use host::{GuestLog, HostView, LogLevel, Properties, UpstreamState, UpstreamStatus};
 pub use inspect::{MAX_MODULE_BYTES, ModuleInfo, ModuleKind, Rejection};
 pub use module::Module;
+pub use shared::TenantState;

@@ -8,10 +8,12 @@ use std::{
 
 use beamline_model::{ByteSize, FilterLimits, OnError};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use serde_json::json;
 
 use crate::{
     Chain, ChainOutcome, Decision, Engine, EngineSettings, Failure, FilterSetup, HostView, Module,
-    ModuleKind, Rejection, RequestHead, UpstreamState, UpstreamStatus, compile_worker,
+    ModuleKind, Properties, Rejection, RequestHead, TenantState, UpstreamState, UpstreamStatus,
+    compile_worker,
 };
 
 fn guest(name: &str) -> Vec<u8> {
@@ -52,11 +54,40 @@ fn probe() -> Arc<Module> {
     Arc::clone(PROBE.get_or_init(load))
 }
 
-struct View;
+struct View {
+    state: TenantState,
+    limits: FilterLimits,
+}
+
+impl View {
+    fn shared(limits: FilterLimits) -> Arc<dyn HostView> {
+        Arc::new(Self { state: TenantState::new(), limits })
+    }
+}
 
 impl HostView for View {
     fn upstream(&self, name: &str) -> Option<UpstreamStatus> {
         (name == "api").then_some(UpstreamStatus { state: UpstreamState::Down, queue_depth: 7 })
+    }
+
+    fn properties(&self) -> Properties {
+        Properties {
+            client: "[::ffff:192.0.2.7]:4000".parse().unwrap(),
+            request_id: "id".into(),
+            trace_id: "trace".into(),
+            tenant: "acme".into(),
+            revision: 3,
+            scheme: "http",
+            tls_server_name: None,
+        }
+    }
+
+    fn state(&self) -> &TenantState {
+        &self.state
+    }
+
+    fn limits(&self) -> &FilterLimits {
+        &self.limits
     }
 }
 
@@ -77,7 +108,7 @@ fn head(fields: &[(&'static str, &'static str)]) -> RequestHead {
 }
 
 async fn run(chain: &Chain, head: RequestHead) -> ChainOutcome {
-    let view: Arc<dyn HostView> = Arc::new(View);
+    let view = View::shared(FilterLimits::default());
     chain.on_request(engine(), &view, head).await
 }
 
@@ -241,6 +272,101 @@ async fn too_many_long_calls_of_one_tenant_are_refused() {
     assert_eq!(c.head.headers["x-kept"], "1");
 }
 
+fn answer(outcome: &ChainOutcome) -> serde_json::Value {
+    match &outcome.decision {
+        Decision::Respond { body, .. } => serde_json::from_slice(body).unwrap(),
+        other => panic!("expected an answer, found {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_calls_the_host_too_often_ends() {
+    let limits = FilterLimits { host_calls: 100, ..Default::default() };
+    // Two calls before the loop: the configuration and the header `x-probe`.
+    let within = chain(r#"{"do":"calls","n":98}"#, limits.clone(), OnError::FailClosed);
+    assert!(matches!(run(&within, head(&[])).await.decision, Decision::Next));
+    let beyond = chain(r#"{"do":"calls","n":99}"#, limits, OnError::FailClosed);
+    assert_eq!(*failure(&run(&beyond, head(&[])).await), Failure::HostCalls(100));
+}
+
+#[tokio::test]
+async fn a_call_has_a_clock() {
+    let now_ms = || u64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap();
+    let before = now_ms();
+    let answer = answer(&run_default(r#"{"do":"clock","n":1}"#).await);
+    let of = |name: &str| answer[name].as_u64().unwrap();
+    assert!((before..=now_ms()).contains(&of("now_ms")), "{answer}");
+    assert!(of("after_us") > of("before_us"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_guest_learns_what_is_known_of_its_request() {
+    let answer = answer(&run_default(r#"{"do":"properties"}"#).await);
+    let expected = json!({
+        "client_address": "192.0.2.7", "client_port": 4000, "request_id": "id", "trace_id": "trace",
+        "tenant": "acme", "revision": 3, "scheme": "http", "tls_server_name": null,
+    });
+    assert_eq!(answer, expected);
+}
+
+#[tokio::test]
+async fn keys_and_values_last_from_call_to_call_within_their_quota() {
+    let view = View::shared(FilterLimits { kv_entries: 2, ..Default::default() });
+    let told = async |config: &str| {
+        let chain = chain(config, FilterLimits::default(), OnError::FailClosed);
+        answer(&chain.on_request(engine(), &view, head(&[])).await)
+    };
+    assert_eq!(told(r#"{"do":"kv","call":"get","key":"a"}"#).await, json!(null));
+    assert_eq!(told(r#"{"do":"kv","call":"set","key":"a","body":"1"}"#).await, json!("ok"));
+    assert_eq!(told(r#"{"do":"kv","call":"get","key":"a"}"#).await, json!("1"));
+    assert_eq!(told(r#"{"do":"kv","call":"increment","key":"a","by":41}"#).await, json!(42));
+    let set = r#"{"do":"kv","call":"compare-and-set","key":"a","expected":"42","body":"x"}"#;
+    assert_eq!(told(set).await, json!(true));
+    assert_eq!(told(set).await, json!(false));
+    assert_eq!(told(r#"{"do":"kv","call":"increment","key":"a","by":1}"#).await, json!("not-a-number"));
+    assert_eq!(
+        told(r#"{"do":"kv","call":"increment","key":"b","by":9223372036854775807}"#).await,
+        json!(i64::MAX)
+    );
+    assert_eq!(told(r#"{"do":"kv","call":"increment","key":"b","by":1}"#).await, json!("overflow"));
+    assert_eq!(told(r#"{"do":"kv","call":"set","key":"c"}"#).await, json!("quota-exceeded"));
+    assert_eq!(told(r#"{"do":"kv","call":"set","key":""}"#).await, json!("invalid-key"));
+    assert_eq!(told(r#"{"do":"kv","call":"set","key":"a","bytes":65537}"#).await, json!("value-too-large"));
+    assert_eq!(told(r#"{"do":"kv","call":"delete","key":"a"}"#).await, json!(true));
+    assert_eq!(told(r#"{"do":"kv","call":"delete","key":"a"}"#).await, json!(false));
+    assert_eq!(told(r#"{"do":"kv","call":"set","key":"c","ttl_ms":1}"#).await, json!("ok"));
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    assert_eq!(told(r#"{"do":"kv","call":"get","key":"c"}"#).await, json!(null));
+}
+
+#[tokio::test]
+async fn a_token_bucket_is_shared_by_calls() {
+    let view = View::shared(FilterLimits { bucket_keys: 1, ..Default::default() });
+    let told = async |config: serde_json::Value| {
+        let chain = chain(&config.to_string(), FilterLimits::default(), OnError::FailClosed);
+        answer(&chain.on_request(engine(), &view, head(&[])).await)
+    };
+    let take = |key: &str, n: u32| json!({ "do": "take", "key": key, "n": n, "rate": [1, 3_600_000, 2] });
+    assert_eq!(told(take("a", 1)).await, json!({ "allowed": 1 }));
+    assert_eq!(told(take("a", 1)).await, json!({ "allowed": 0 }));
+    let wait = told(take("a", 1)).await["retry_after_ms"].as_u64().unwrap();
+    assert!((3_500_000..=3_600_000).contains(&wait), "{wait}");
+    assert_eq!(told(take("b", 1)).await, json!("too-many-keys"));
+    assert_eq!(told(take("a", 3)).await, json!("invalid-rate"));
+    assert_eq!(told(take(&"a".repeat(257), 1)).await, json!("invalid-key"));
+}
+
+#[tokio::test]
+async fn what_filters_keep_outlives_a_change_of_the_chain() {
+    let first = chain("null", FilterLimits::default(), OnError::FailClosed);
+    let quota = crate::shared::Quota { bytes: 1000, entries: 1 };
+    first.state().kv().set("k", b"v".to_vec(), None, Duration::ZERO, quota).unwrap();
+    let mut second = chain("null", FilterLimits::default(), OnError::FailClosed);
+    assert_eq!(second.state().kv().get("k", Duration::ZERO), None);
+    second.succeed(&first);
+    assert_eq!(second.state().kv().get("k", Duration::ZERO).unwrap(), "v");
+}
+
 /// Keeps the lane's thread busy until it is told to go on, like a processor that others hold.
 fn hold_up_the_lane(engine: &Engine) -> (std::sync::mpsc::Sender<()>, impl Sized) {
     let (go_on, told) = std::sync::mpsc::channel::<()>();
@@ -274,7 +400,7 @@ async fn a_call_in_a_starved_lane_is_given_up_and_answered() {
     open.succeed(&closed);
     let mut short = chain(r#"{"do":"next"}"#, OnError::FailClosed);
     short.succeed(&closed);
-    let view: Arc<dyn HostView> = Arc::new(View);
+    let view = View::shared(FilterLimits::default());
     let (go_on, _verdict) = hold_up_the_lane(&engine);
 
     let began = Instant::now();

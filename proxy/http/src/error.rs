@@ -20,6 +20,7 @@ pub enum ErrorKind {
     FilterTrap,
     FilterTimeout,
     FilterMemory,
+    FilterHostCalls,
     FilterCapacity,
     FilterVerdict,
     FilterUnavailable,
@@ -65,7 +66,7 @@ const fn row(
 }
 
 /// Every error, in the order of [`ErrorKind`].
-pub const ERRORS: [ErrorRow; 30] = [
+pub const ERRORS: [ErrorRow; 31] = [
     row(
         ErrorKind::BadRequest,
         "bad-request",
@@ -133,6 +134,13 @@ pub const ERRORS: [ErrorRow; 30] = [
         "A filter did not end in time",
     ),
     row(ErrorKind::FilterMemory, "filter-memory", 503, "proxy_internal_error", "A filter used up its memory"),
+    row(
+        ErrorKind::FilterHostCalls,
+        "filter-host-calls",
+        503,
+        "proxy_internal_error",
+        "A filter used up its host calls",
+    ),
     row(
         ErrorKind::FilterCapacity,
         "filter-capacity",

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ByteSize, Duration};
 
-/// What one filter call may use. Crossing a limit ends the call as the filter's `on_error` says.
+/// What one filter call may use, and what a tenant's filters may keep together. Crossing a limit ends the call as the filter's `on_error` says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FilterLimits {
@@ -16,11 +16,28 @@ pub struct FilterLimits {
     pub log: ByteSize,
     /// Calls of the tenant on this node that outlived their first slice; further ones are answered `503`.
     pub concurrency: u32,
+    /// Host functions that one call may call, all together.
+    pub host_calls: u32,
+    /// What the tenant's keys and values may take on a node, each entry with its key and 128 bytes more.
+    pub kv_bytes: ByteSize,
+    /// Keys that the tenant may have on a node.
+    pub kv_entries: u32,
+    /// Token buckets of the tenant on a node that are not full.
+    pub bucket_keys: u32,
 }
 
 impl Default for FilterLimits {
     fn default() -> Self {
-        Self { cpu: Duration::millis(50), memory: ByteSize::mib(16), log: ByteSize::kib(8), concurrency: 256 }
+        Self {
+            cpu: Duration::millis(50),
+            memory: ByteSize::mib(16),
+            log: ByteSize::kib(8),
+            concurrency: 256,
+            host_calls: 10_000,
+            kv_bytes: ByteSize::mib(4),
+            kv_entries: 10_000,
+            bucket_keys: 10_000,
+        }
     }
 }
 
@@ -37,7 +54,7 @@ pub struct LimitRow {
 }
 
 /// The limits a manifest can set, in the order of the reference page.
-pub const LIMITS: [LimitRow; 4] = [
+pub const LIMITS: [LimitRow; 8] = [
     LimitRow { key: "cpu", default: "50ms", ceiling: "1s", crossed: "503 filter-timeout" },
     LimitRow {
         key: "memory",
@@ -47,6 +64,10 @@ pub const LIMITS: [LimitRow; 4] = [
     },
     LimitRow { key: "log", default: "8KiB", ceiling: "64KiB", crossed: "the rest is cut and counted" },
     LimitRow { key: "concurrency", default: "256", ceiling: "4096", crossed: "503 filter-capacity" },
+    LimitRow { key: "host_calls", default: "10000", ceiling: "1000000", crossed: "503 filter-host-calls" },
+    LimitRow { key: "kv_bytes", default: "4MiB", ceiling: "64MiB", crossed: "the write is refused" },
+    LimitRow { key: "kv_entries", default: "10000", ceiling: "1000000", crossed: "the write is refused" },
+    LimitRow { key: "bucket_keys", default: "10000", ceiling: "1000000", crossed: "the take is refused" },
 ];
 
 impl FilterLimits {
@@ -66,6 +87,18 @@ impl FilterLimits {
         }
         if self.concurrency > 4096 || self.concurrency == 0 {
             return too_much("concurrency", self.concurrency.to_string(), "4096 (and at least 1)");
+        }
+        if self.kv_bytes > ByteSize::mib(64) {
+            return too_much("kv_bytes", self.kv_bytes.to_string(), "64MiB");
+        }
+        for (key, found) in [
+            ("host_calls", self.host_calls),
+            ("kv_entries", self.kv_entries),
+            ("bucket_keys", self.bucket_keys),
+        ] {
+            if found > 1_000_000 {
+                return too_much(key, found.to_string(), "1000000");
+            }
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! A filter is a WebAssembly module that decides what happens to a request. BeamLine runs it in a fresh sandbox for
 //! every request: nothing a filter keeps in memory is there for the next one, and nothing it does reaches another
 //! tenant. This crate holds what a filter says ([`Verdict`]), what it sees ([`Request`]) and what it may ask its
-//! host ([`log`], [`random`], [`upstream`]).
+//! host ([`log`], [`random`], [`clock`], [`properties`], [`upstream`], [`kv`], [`buckets`]).
 //!
 //! ```
 //! use beamline_sdk::{Filter, Request, Verdict};
@@ -27,13 +27,17 @@
 //! Built for `wasm32-unknown-unknown` as a `cdylib`, that is a module which `beamline push` takes as it is.
 //! Built for the machine at hand, the same code runs in `cargo test`: see [`testing`].
 
+pub mod buckets;
+pub mod clock;
 mod config;
 #[cfg(all(target_family = "wasm", feature = "heap"))]
 mod heap;
 mod host;
+pub mod kv;
 pub mod log;
 pub mod path;
 mod phase;
+pub mod properties;
 pub mod random;
 pub mod raw;
 mod request;

@@ -23,13 +23,17 @@
 mod cases;
 mod head;
 pub(crate) mod host;
+mod kept;
+
+use std::time::Duration;
 
 use serde_json::Value;
 
-pub use self::{cases::run_cases, head::Head};
+pub use self::{cases::run_cases, head::Head, kept::Kept};
 use crate::{
     Filter, Request, Verdict, config,
     log::Level,
+    properties::Properties,
     upstream::{State, Status},
 };
 
@@ -92,6 +96,32 @@ impl Call {
         self
     }
 
+    /// The wall clock during the call, in milliseconds since 1970. 0 if this is not called.
+    pub fn now_ms(mut self, now_ms: u64) -> Self {
+        self.host.now_ms = now_ms;
+        self
+    }
+
+    /// How long the call has lasted whenever the filter asks. Nothing if this is not called.
+    pub fn elapsed(mut self, elapsed: Duration) -> Self {
+        self.host.elapsed_ns = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+        self
+    }
+
+    /// What the tenant's filters keep, shared with every call that is given the same. Nothing if this is not called. Time goes
+    /// by [`now_ms`](Self::now_ms).
+    pub fn kept(mut self, kept: &Kept) -> Self {
+        self.host.kept = kept.clone();
+        self
+    }
+
+    /// Changes what is known of the request beside its head: by default it comes from `203.0.113.7:40000`, for revision 1 of
+    /// the tenant `example`, over `http`.
+    pub fn properties(mut self, change: impl FnOnce(&mut Properties)) -> Self {
+        change(&mut self.host.properties);
+        self
+    }
+
     /// Runs the filter.
     ///
     /// # Panics
@@ -113,5 +143,85 @@ impl Call {
         let config = config::read::<F::Config>(&host.config.to_string())?;
         let (verdict, log) = host.during(|| F::on_request(&config, &mut Request::new(&head)));
         Ok(Outcome { verdict, head, log })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        buckets::{self, BucketError, Rate, Taken},
+        clock,
+        kv::{self, KvError},
+        properties,
+    };
+
+    struct Late;
+
+    impl Filter for Late {
+        type Config = ();
+
+        fn on_request(_: &(), _: &mut Request) -> Verdict {
+            let known = properties::snapshot();
+            let told = format!("{} {} {:?}", known.client_address, clock::now_ms(), clock::elapsed());
+            Verdict::respond(200).body(told).into()
+        }
+    }
+
+    #[test]
+    fn time_and_sender_are_what_the_call_says() {
+        let call = Call::get("/")
+            .now_ms(1_700_000_000_000)
+            .elapsed(Duration::from_millis(3))
+            .properties(|known| known.client_address = "192.0.2.1".into());
+        let expected = Verdict::respond(200).body("192.0.2.1 1700000000000 3ms").into();
+        assert_eq!(call.run::<Late>().verdict, expected);
+        let default = Verdict::respond(200).body("203.0.113.7 0 0ns").into();
+        assert_eq!(Call::get("/").run::<Late>().verdict, default);
+    }
+
+    /// Counts requests of a minute, and takes a token for each.
+    struct Counts;
+
+    impl Filter for Counts {
+        type Config = ();
+
+        fn on_request(_: &(), _: &mut Request) -> Verdict {
+            let seen = kv::increment("seen", 1, Some(Duration::from_secs(60)));
+            let taken = buckets::take("b", "k", 1, Rate::per_minute(2));
+            Verdict::respond(200).body(format!("{seen:?} {taken:?}")).into()
+        }
+    }
+
+    #[test]
+    fn calls_share_what_is_kept() {
+        let kept = Kept::new();
+        let told = |now_ms| Call::get("/").kept(&kept).now_ms(now_ms).run::<Counts>().verdict;
+        let expected = |seen: i64, taken: Taken| {
+            let body = format!("{:?} {:?}", Ok::<_, KvError>(seen), Ok::<_, BucketError>(taken));
+            Verdict::respond(200).body(body).into()
+        };
+        assert_eq!(told(0), expected(1, Taken::Allowed(1)));
+        assert_eq!(told(0), expected(2, Taken::Allowed(0)));
+        assert_eq!(told(10_000), expected(3, Taken::RetryAfterMs(20_000)));
+        assert_eq!(told(30_000), expected(4, Taken::Allowed(0)));
+        assert_eq!(told(60_000), expected(1, Taken::Allowed(0)), "the first minute is over");
+        assert_eq!(kept.get("seen", 60_000).as_deref(), Some(&b"1"[..]));
+    }
+
+    #[test]
+    fn a_full_tenant_is_refused_new_keys() {
+        let call = Call::get("/").kept(&Kept::new().full());
+        let expected = "Err(KvError::QuotaExceeded) Err(BucketError::TooManyKeys)";
+        let Verdict::Respond(found) = call.run::<Counts>().verdict else { panic!("an answer") };
+        assert_eq!(String::from_utf8_lossy(&found.as_raw().body), expected);
+        let kept = Kept::new().with("k", "old").full();
+        assert!(
+            kept.compare_and_set("k", Some(b"old"), b"new", None, 0).unwrap(),
+            "what is there may change"
+        );
+        assert!(!kept.compare_and_set("k", Some(b"old"), b"newer", None, 0).unwrap());
+        assert_eq!(kept.set("", b"", None, 0), Err(KvError::InvalidKey));
+        assert!(kept.delete("k", 0) && !kept.delete("k", 0));
     }
 }

@@ -4,7 +4,8 @@ use super::CallState;
 use crate::bindings::beamline::edge::config;
 
 impl config::Host for CallState {
-    fn get(&mut self) -> String {
-        self.config.to_string()
+    fn get(&mut self) -> wasmtime::Result<String> {
+        self.count_call()?;
+        Ok(self.config.to_string())
     }
 }

@@ -23,47 +23,59 @@ impl CallState {
 
 // Every handle stands for the one head of the call, so its number carries no information.
 impl wit_http::HostRequestHead for CallState {
-    fn method(&mut self, _: Resource<RequestHead>) -> String {
-        self.head.method.as_str().to_owned()
+    fn method(&mut self, _: Resource<RequestHead>) -> wasmtime::Result<String> {
+        self.count_call()?;
+        Ok(self.head.method.as_str().to_owned())
     }
 
-    fn path(&mut self, _: Resource<RequestHead>) -> String {
-        self.head.uri.path().to_owned()
+    fn path(&mut self, _: Resource<RequestHead>) -> wasmtime::Result<String> {
+        self.count_call()?;
+        Ok(self.head.uri.path().to_owned())
     }
 
-    fn query(&mut self, _: Resource<RequestHead>) -> Option<String> {
-        self.head.uri.query().map(str::to_owned)
+    fn query(&mut self, _: Resource<RequestHead>) -> wasmtime::Result<Option<String>> {
+        self.count_call()?;
+        Ok(self.head.uri.query().map(str::to_owned))
     }
 
-    fn host(&mut self, _: Resource<RequestHead>) -> String {
-        self.head.host.to_string()
+    fn host(&mut self, _: Resource<RequestHead>) -> wasmtime::Result<String> {
+        self.count_call()?;
+        Ok(self.head.host.to_string())
     }
 
-    fn get(&mut self, _: Resource<RequestHead>, name: String) -> Option<Vec<u8>> {
-        self.first(&name)
+    fn get(&mut self, _: Resource<RequestHead>, name: String) -> wasmtime::Result<Option<Vec<u8>>> {
+        self.count_call()?;
+        Ok(self.first(&name))
     }
 
-    fn get_all(&mut self, _: Resource<RequestHead>, name: String) -> Vec<Vec<u8>> {
-        self.head.headers.get_all(name).iter().map(|v| v.as_bytes().to_vec()).collect()
+    fn get_all(&mut self, _: Resource<RequestHead>, name: String) -> wasmtime::Result<Vec<Vec<u8>>> {
+        self.count_call()?;
+        Ok(self.head.headers.get_all(name).iter().map(|v| v.as_bytes().to_vec()).collect())
     }
 
-    fn get_many(&mut self, _: Resource<RequestHead>, names: Vec<String>) -> Vec<Option<Vec<u8>>> {
-        names.iter().map(|name| self.first(name)).collect()
+    fn get_many(
+        &mut self,
+        _: Resource<RequestHead>,
+        names: Vec<String>,
+    ) -> wasmtime::Result<Vec<Option<Vec<u8>>>> {
+        self.count_call()?;
+        Ok(names.iter().map(|name| self.first(name)).collect())
     }
 
-    fn snapshot(&mut self, _: Resource<RequestHead>) -> wit_http::HeadSnapshot {
+    fn snapshot(&mut self, _: Resource<RequestHead>) -> wasmtime::Result<wit_http::HeadSnapshot> {
+        self.count_call()?;
         let head = &self.head;
         let field = |(name, value): (&::http::HeaderName, &::http::HeaderValue)| wit_http::Field {
             name: name.as_str().to_owned(),
             value: value.as_bytes().to_vec(),
         };
-        wit_http::HeadSnapshot {
+        Ok(wit_http::HeadSnapshot {
             method: head.method.as_str().to_owned(),
             path: head.uri.path().to_owned(),
             query: head.uri.query().map(str::to_owned),
             host: head.host.to_string(),
             fields: head.headers.iter().map(field).collect(),
-        }
+        })
     }
 
     fn set(
@@ -71,8 +83,9 @@ impl wit_http::HostRequestHead for CallState {
         _: Resource<RequestHead>,
         name: String,
         value: Vec<u8>,
-    ) -> Result<(), wit_http::HeaderError> {
-        beamline_http::set(self.head.headers_mut(), &name, &value).map_err(refusal)
+    ) -> wasmtime::Result<Result<(), wit_http::HeaderError>> {
+        self.count_call()?;
+        Ok(beamline_http::set(self.head.headers_mut(), &name, &value).map_err(refusal))
     }
 
     fn append(
@@ -80,12 +93,18 @@ impl wit_http::HostRequestHead for CallState {
         _: Resource<RequestHead>,
         name: String,
         value: Vec<u8>,
-    ) -> Result<(), wit_http::HeaderError> {
-        beamline_http::append(self.head.headers_mut(), &name, &value).map_err(refusal)
+    ) -> wasmtime::Result<Result<(), wit_http::HeaderError>> {
+        self.count_call()?;
+        Ok(beamline_http::append(self.head.headers_mut(), &name, &value).map_err(refusal))
     }
 
-    fn remove(&mut self, _: Resource<RequestHead>, name: String) -> Result<(), wit_http::HeaderError> {
-        beamline_http::remove(self.head.headers_mut(), &name).map_err(refusal)
+    fn remove(
+        &mut self,
+        _: Resource<RequestHead>,
+        name: String,
+    ) -> wasmtime::Result<Result<(), wit_http::HeaderError>> {
+        self.count_call()?;
+        Ok(beamline_http::remove(self.head.headers_mut(), &name).map_err(refusal))
     }
 
     fn drop(&mut self, _: Resource<RequestHead>) -> wasmtime::Result<()> {

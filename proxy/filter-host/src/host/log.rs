@@ -47,7 +47,8 @@ impl GuestLog {
 }
 
 impl log::Host for CallState {
-    fn write(&mut self, level: log::Level, message: String) {
+    fn write(&mut self, level: log::Level, message: String) -> wasmtime::Result<()> {
+        self.count_call()?;
         let level = match level {
             log::Level::Debug => LogLevel::Debug,
             log::Level::Info => LogLevel::Info,
@@ -55,6 +56,7 @@ impl log::Host for CallState {
             log::Level::Error => LogLevel::Error,
         };
         self.log.write(level, message);
+        Ok(())
     }
 }
 

@@ -1,26 +1,50 @@
 //! The host's side of `beamline:edge`: what a guest can ask, and what it costs it. One interface is one file.
 
+mod buckets;
+mod clock;
 mod config;
 mod http;
+mod kv;
 mod log;
+mod properties;
 mod random;
 mod upstreams;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use beamline_model::FilterLimits;
+use thiserror::Error;
 use wasmtime::ResourceLimiter;
 
 pub use self::{
     log::{GuestLog, LogLevel},
+    properties::Properties,
     upstreams::{UpstreamState, UpstreamStatus},
 };
-use crate::{bindings::beamline::edge::verdicts, call::CpuClock, head::RequestHead};
+use crate::{bindings::beamline::edge::verdicts, call::CpuClock, head::RequestHead, shared::TenantState};
 
 /// What a guest may learn of its tenant's surroundings. Implemented above, by the data plane.
 pub trait HostView: Send + Sync {
     /// The status of an upstream of this tenant, or none where the manifest has no such upstream.
     fn upstream(&self, name: &str) -> Option<UpstreamStatus>;
+
+    /// What is known of the request beside its head.
+    fn properties(&self) -> Properties;
+
+    /// What the tenant's filters share.
+    fn state(&self) -> &TenantState;
+
+    /// What they may use and keep.
+    fn limits(&self) -> &FilterLimits;
 }
+
+/// The call used up its host calls.
+#[derive(Debug, Error)]
+#[error("host calls exhausted")]
+pub(crate) struct HostCallsExhausted;
 
 /// The state of one call: made for it, dropped with it.
 pub(crate) struct CallState {
@@ -28,8 +52,16 @@ pub(crate) struct CallState {
     pub(crate) config: Arc<str>,
     pub(crate) view: Arc<dyn HostView>,
     pub(crate) log: GuestLog,
+    pub(crate) started: Instant,
     pub(crate) cpu: CpuClock,
     pub(crate) memory: MemoryMeter,
+    pub(crate) calls: CallMeter,
+}
+
+/// Host functions that one call may still call, all together.
+pub(crate) struct CallMeter {
+    pub(crate) limit: u32,
+    left: u32,
 }
 
 /// Linear memory of one instance, all its memories together, and tables.
@@ -74,20 +106,29 @@ impl CallState {
         head: RequestHead,
         config: Arc<str>,
         view: Arc<dyn HostView>,
-        limits: &beamline_model::FilterLimits,
+        limits: &FilterLimits,
+        started: Instant,
     ) -> Self {
         Self {
             head,
             config,
             view,
             log: GuestLog::with_limit(limits.log.get()),
+            started,
             cpu: CpuClock::start(limits.cpu.get()),
             memory: MemoryMeter {
                 limit: usize::try_from(limits.memory.get()).unwrap_or(usize::MAX),
                 used: 0,
                 refused: false,
             },
+            calls: CallMeter { limit: limits.host_calls, left: limits.host_calls },
         }
+    }
+
+    /// Begins every host function: the call ends where it has used up what it may call.
+    fn count_call(&mut self) -> Result<(), HostCallsExhausted> {
+        self.calls.left = self.calls.left.checked_sub(1).ok_or(HostCallsExhausted)?;
+        Ok(())
     }
 
     /// CPU time of the call until now.

@@ -4,9 +4,10 @@ use super::CallState;
 use crate::bindings::beamline::edge::random;
 
 impl random::Host for CallState {
-    fn get_u64(&mut self) -> u64 {
+    fn get_u64(&mut self) -> wasmtime::Result<u64> {
+        self.count_call()?;
         let mut bytes = [0; 8];
         getrandom::fill(&mut bytes).expect("the operating system gives randomness");
-        u64::from_le_bytes(bytes)
+        Ok(u64::from_le_bytes(bytes))
     }
 }

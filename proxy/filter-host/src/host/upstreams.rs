@@ -24,15 +24,15 @@ pub enum UpstreamState {
 }
 
 impl upstreams::Host for CallState {
-    fn get(&mut self, name: String) -> Option<upstreams::Status> {
-        let status = self.view.upstream(&name)?;
-        Some(upstreams::Status {
+    fn get(&mut self, name: String) -> wasmtime::Result<Option<upstreams::Status>> {
+        self.count_call()?;
+        Ok(self.view.upstream(&name).map(|status| upstreams::Status {
             state: match status.state {
                 UpstreamState::Ready => upstreams::State::Ready,
                 UpstreamState::Degraded => upstreams::State::Degraded,
                 UpstreamState::Down => upstreams::State::Down,
             },
             queue_depth: status.queue_depth,
-        })
+        }))
     }
 }

@@ -6,10 +6,13 @@ use std::{
     time::Duration,
 };
 
-use beamline_sdk::{HeaderError, Request, Response, Verdict, log, random, upstream};
+use beamline_sdk::{HeaderError, Request, Response, Verdict, clock, log, properties, random, upstream};
 use serde_json::{Value, json};
 
-use crate::step::{Action, Step};
+use crate::{
+    kept,
+    step::{Action, Step},
+};
 
 /// How many turns of the busy loop take about a millisecond.
 const TURNS_PER_MS: u64 = 1_000_000;
@@ -52,6 +55,10 @@ pub(crate) fn run(step: &Step, request: &mut Request) -> Verdict {
         Action::Count => return count(request),
         Action::Random => return json_answer(&json!(random::u64())),
         Action::Upstream => return upstream_status(step),
+        Action::Clock => return time(step),
+        Action::Properties => return known(),
+        Action::Kv => return json_answer(&kept::call(step)),
+        Action::Take => return json_answer(&kept::take(step)),
     }
     match step.then() {
         Some(then) => run(&then, request),
@@ -158,6 +165,31 @@ fn upstream_status(step: &Step) -> Verdict {
     json_answer(&json!(status))
 }
 
+fn time(step: &Step) -> Verdict {
+    let (now_ms, before) = (clock::now_ms(), clock::elapsed());
+    (0..step.n).for_each(|_| turn(TURNS_PER_MS));
+    let after = clock::elapsed();
+    json_answer(&json!({
+        "now_ms": now_ms,
+        "before_us": u64::try_from(before.as_micros()).unwrap_or(u64::MAX),
+        "after_us": u64::try_from(after.as_micros()).unwrap_or(u64::MAX),
+    }))
+}
+
+fn known() -> Verdict {
+    let known = properties::snapshot();
+    json_answer(&json!({
+        "client_address": known.client_address,
+        "client_port": known.client_port,
+        "request_id": known.request_id,
+        "trace_id": known.trace_id,
+        "tenant": known.tenant,
+        "revision": known.revision,
+        "scheme": known.scheme,
+        "tls_server_name": known.tls_server_name,
+    }))
+}
+
 fn count(request: &mut Request) -> Verdict {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed) + 1;
@@ -179,7 +211,7 @@ fn texts(value: &Value) -> Vec<&str> {
     }
 }
 
-fn size(n: u64) -> usize {
+pub(crate) fn size(n: u64) -> usize {
     usize::try_from(n).expect("what a step asks for fits an address space")
 }
 

@@ -5,6 +5,7 @@
 //! configuration itself, such as `{ "do": "respond", "status": 418 }`. Without any of them it says `next`.
 
 mod act;
+mod kept;
 mod step;
 
 use beamline_sdk::{Filter, Request, Verdict};

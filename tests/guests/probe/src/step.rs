@@ -26,6 +26,13 @@ pub(crate) struct Step {
     pub(crate) ordering_key: Option<String>,
     pub(crate) delay_ms: Option<u64>,
     pub(crate) expiry_ms: Option<u64>,
+    pub(crate) call: String,
+    pub(crate) key: String,
+    pub(crate) by: i64,
+    pub(crate) expected: Option<String>,
+    pub(crate) ttl_ms: Option<u64>,
+    pub(crate) bucket: String,
+    pub(crate) rate: [u32; 3],
     /// The status of `respond`; 200 if it is 0.
     pub(crate) status: u16,
     /// Header fields: of the answer (`respond`), or changes of the head (`set-headers`), where `null` removes a
@@ -79,6 +86,15 @@ pub(crate) enum Action {
     Random,
     /// Answers with the status of `upstream` as JSON.
     Upstream,
+    /// Answers with the wall clock, and with how long the call took before and after about `n` busy milliseconds.
+    Clock,
+    /// Answers with what is known of the request beside its head.
+    Properties,
+    /// Makes `call` (`get`, `set`, `delete`, `increment`, `compare-and-set`) of keys and values, with `key`, `body` or `n` bytes
+    /// for a value, `by`, `expected` and `ttl_ms`; answers with what it gave, or with the name of the error.
+    Kv,
+    /// Takes `n` tokens from the bucket `bucket` of `key`, that fills by `rate`: tokens, period in ms, burst.
+    Take,
 }
 
 impl Step {

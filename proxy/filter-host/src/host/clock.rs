@@ -1,0 +1,19 @@
+//! `clock`: the node's time, and that of the call.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::CallState;
+use crate::bindings::beamline::edge::clock;
+
+impl clock::Host for CallState {
+    fn now_ms(&mut self) -> wasmtime::Result<u64> {
+        self.count_call()?;
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Ok(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    fn elapsed_ns(&mut self) -> wasmtime::Result<u64> {
+        self.count_call()?;
+        Ok(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+}

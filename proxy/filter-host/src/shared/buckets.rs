@@ -1,0 +1,237 @@
+//! Token buckets of one tenant.
+//!
+//! A bucket that is full is as good as none, so it is forgotten: what counts against the tenant's bound are buckets that
+//! something was taken from lately.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use super::expiring::Expiring;
+
+/// The most bytes of a bucket's name and key together.
+const MAX_KEY: usize = 256;
+const MAX_TOKENS: u32 = 1_000_000;
+const MAX_PERIOD_MS: u32 = 86_400_000;
+
+/// How a bucket fills.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rate {
+    pub(crate) tokens: u32,
+    pub(crate) period_ms: u32,
+    pub(crate) burst: u32,
+}
+
+/// What became of a take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// So many whole tokens are left.
+    Allowed(u32),
+    /// They will be there after so long.
+    RetryAfter(Duration),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BucketError {
+    InvalidKey,
+    InvalidRate,
+    TooManyKeys,
+}
+
+/// What was in a bucket, and when.
+#[derive(Clone, Copy)]
+struct Level {
+    tokens: f64,
+    at: Duration,
+}
+
+pub(crate) struct Buckets {
+    levels: Expiring<Level>,
+    count: AtomicU64,
+}
+
+impl Rate {
+    fn is_valid(self) -> bool {
+        (1..=MAX_TOKENS).contains(&self.tokens)
+            && (1..=MAX_PERIOD_MS).contains(&self.period_ms)
+            && (1..=MAX_TOKENS).contains(&self.burst)
+    }
+
+    /// Until so many tokens have come.
+    fn time_for(self, tokens: f64) -> Duration {
+        Duration::from_secs_f64(tokens * f64::from(self.period_ms) / f64::from(self.tokens) / 1000.0)
+    }
+
+    /// What a bucket has now that had `level`.
+    fn filled(self, level: Level, now: Duration) -> f64 {
+        let passed = now.saturating_sub(level.at).as_secs_f64() * 1000.0;
+        let came = passed * f64::from(self.tokens) / f64::from(self.period_ms);
+        (level.tokens + came).min(self.burst.into())
+    }
+}
+
+impl Buckets {
+    pub(crate) fn new() -> Self {
+        Self { levels: Expiring::new(), count: AtomicU64::new(0) }
+    }
+
+    /// Takes `tokens` from a key's bucket, where the tenant may have `most` buckets that are not full.
+    pub(crate) fn take(
+        &self,
+        (bucket, key): (&str, &str),
+        tokens: u32,
+        rate: Rate,
+        now: Duration,
+        most: u64,
+    ) -> Result<Taken, BucketError> {
+        /// What rounding may lose of a token.
+        const GRAIN: f64 = 1e-6;
+        if bucket.len() + key.len() > MAX_KEY {
+            return Err(BucketError::InvalidKey);
+        }
+        if !rate.is_valid() || tokens > rate.burst {
+            return Err(BucketError::InvalidRate);
+        }
+        // By length, so that no two pairs are one name.
+        let name = format!("{}:{bucket}{key}", bucket.len());
+        loop {
+            let mut shard = self.levels.shard(&name);
+            shard.drop_expired(now, &mut |_, _| self.forget());
+            let held = shard.get(&name, now).map(|(level, _)| *level);
+            let filled = held.map_or_else(|| f64::from(rate.burst), |level| rate.filled(level, now));
+            let left = filled - f64::from(tokens) + GRAIN;
+            if left < 0.0 {
+                let wait = rate.time_for(-left);
+                return Ok(Taken::RetryAfter(Duration::from_millis(ceil_ms(wait))));
+            }
+            let left = (left - GRAIN).max(0.0);
+            if held.is_none() {
+                // What is taken from counts; what is full does not.
+                if self.count.fetch_add(1, Ordering::Relaxed) >= most {
+                    self.forget();
+                    drop(shard);
+                    if self.levels.drop_expired(now, |_, _| self.forget()) {
+                        continue;
+                    }
+                    return Err(BucketError::TooManyKeys);
+                }
+            }
+            let full_at = now + rate.time_for(f64::from(rate.burst) - left);
+            let before = shard.insert(&name, Level { tokens: left, at: now }, Some(full_at));
+            if held.is_none() && before.is_some() {
+                // It was full again, and not forgotten yet.
+                self.forget();
+            }
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "from 0 to a million"
+            )]
+            return Ok(Taken::Allowed((left + GRAIN) as u32));
+        }
+    }
+
+    fn forget(&self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn ceil_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RATE: Rate = Rate { tokens: 10, period_ms: 1000, burst: 5 };
+
+    fn at(ms: u64) -> Duration {
+        Duration::from_secs(1000) + Duration::from_millis(ms)
+    }
+
+    fn take(buckets: &Buckets, key: &str, tokens: u32, now: u64) -> Result<Taken, BucketError> {
+        buckets.take(("b", key), tokens, RATE, at(now), 3)
+    }
+
+    fn retry(ms: u64) -> Result<Taken, BucketError> {
+        Ok(Taken::RetryAfter(Duration::from_millis(ms)))
+    }
+
+    #[test]
+    fn a_burst_goes_through_then_the_rate_counts() {
+        let buckets = Buckets::new();
+        for left in (0..5).rev() {
+            assert_eq!(take(&buckets, "k", 1, 0), Ok(Taken::Allowed(left)));
+        }
+        assert_eq!(take(&buckets, "k", 1, 0), retry(100));
+        assert_eq!(take(&buckets, "k", 3, 50), retry(250), "all or none");
+        assert_eq!(take(&buckets, "k", 1, 99), retry(1));
+        assert_eq!(take(&buckets, "k", 1, 100), Ok(Taken::Allowed(0)));
+        assert_eq!(take(&buckets, "k", 0, 100), Ok(Taken::Allowed(0)));
+        assert_eq!(take(&buckets, "k", 5, 100 + 500), Ok(Taken::Allowed(0)), "what came by then, never more");
+        assert_eq!(take(&buckets, "other", 5, 600), Ok(Taken::Allowed(0)), "a key of its own");
+    }
+
+    #[test]
+    fn in_the_long_run_no_more_than_the_rate_goes_through() {
+        let (buckets, mut allowed) = (Buckets::new(), 0);
+        for now in 0..10_000 {
+            allowed += u32::from(matches!(take(&buckets, "k", 1, now), Ok(Taken::Allowed(_))));
+        }
+        assert!((103..=105).contains(&allowed), "{allowed} of a burst of 5 and 100 in ten seconds");
+    }
+
+    #[test]
+    fn a_rate_may_change_and_what_is_in_the_bucket_stays() {
+        let buckets = Buckets::new();
+        assert_eq!(take(&buckets, "k", 5, 0), Ok(Taken::Allowed(0)));
+        let faster = Rate { tokens: 1000, period_ms: 1000, burst: 50 };
+        let fast = |now| buckets.take(("b", "k"), 20, faster, at(now), 3);
+        assert_eq!((fast(0), fast(20)), (retry(20), Ok(Taken::Allowed(0))));
+    }
+
+    #[test]
+    fn what_never_fits_is_refused() {
+        let buckets = Buckets::new();
+        assert_eq!(take(&buckets, "k", 6, 0), Err(BucketError::InvalidRate));
+        assert_eq!(take(&buckets, &"k".repeat(256), 1, 0), Err(BucketError::InvalidKey));
+        for rate in [
+            Rate { tokens: 0, ..RATE },
+            Rate { period_ms: 0, ..RATE },
+            Rate { burst: 0, ..RATE },
+            Rate { burst: 1_000_001, ..RATE },
+            Rate { period_ms: 86_400_001, ..RATE },
+        ] {
+            assert_eq!(
+                buckets.take(("b", "k"), 0, rate, at(0), 3),
+                Err(BucketError::InvalidRate),
+                "{rate:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn keys_are_bounded_and_full_buckets_are_forgotten() {
+        let buckets = Buckets::new();
+        for key in ["1", "2", "3"] {
+            assert_eq!(take(&buckets, key, 1, 0), Ok(Taken::Allowed(4)));
+        }
+        assert_eq!(take(&buckets, "4", 1, 99), Err(BucketError::TooManyKeys));
+        assert_eq!(take(&buckets, "3", 1, 99), Ok(Taken::Allowed(3)), "those that are there go on");
+        assert_eq!(take(&buckets, "4", 1, 100), Ok(Taken::Allowed(4)), "1 and 2 are full again");
+        assert_eq!(take(&buckets, "5", 1, 100), Ok(Taken::Allowed(4)));
+        assert_eq!(take(&buckets, "6", 1, 100), Err(BucketError::TooManyKeys));
+        assert_eq!(buckets.count.load(Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    fn a_pair_of_names_is_not_another_pair() {
+        let buckets = Buckets::new();
+        let take = |bucket, key| buckets.take((bucket, key), 5, RATE, at(0), 3);
+        assert_eq!(take("ab", "c"), Ok(Taken::Allowed(0)));
+        assert_eq!(take("a", "bc"), Ok(Taken::Allowed(0)));
+        assert_eq!(take("ab", "c"), retry(500));
+    }
+}

@@ -1,0 +1,350 @@
+//! Keys and values of one tenant.
+//!
+//! Nothing is evicted: where the quota is used up and nothing has expired, a write is refused, so that what a filter relies on
+//! does not go because of what another writes. Everything counts: each entry with its key, its value and a fixed share.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+
+use super::expiring::{Expiring, Shard};
+
+/// The most bytes of a key.
+const MAX_KEY: usize = 256;
+/// The most bytes of a value.
+const MAX_VALUE: usize = 64 << 10;
+/// What an entry counts beside its key and value.
+const ENTRY_COST: u64 = 128;
+/// The most that the entries of all tenants count together, so that no number of tenants fills a node's memory.
+const NODE_BYTES: u64 = 1 << 30;
+
+/// What all tenants have kept: one budget for the process, as its memory is one.
+static NODE_USED: AtomicU64 = AtomicU64::new(0);
+
+/// What one tenant may keep.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Quota {
+    pub(crate) bytes: u64,
+    pub(crate) entries: u64,
+}
+
+/// Why something was not stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KvError {
+    InvalidKey,
+    ValueTooLarge,
+    QuotaExceeded,
+    NotANumber,
+    Overflow,
+}
+
+/// Until when a value counts.
+#[derive(Clone, Copy)]
+enum Lifetime {
+    /// From now on.
+    New(Option<Duration>),
+    /// As what was there before.
+    Kept(Option<Duration>),
+}
+
+/// What a look at a key leads to.
+enum Change {
+    Nothing,
+    Store(Bytes, Lifetime),
+}
+
+pub(crate) struct Kv {
+    entries: Expiring<Bytes>,
+    used: AtomicU64,
+    count: AtomicU64,
+}
+
+impl Kv {
+    pub(crate) fn new() -> Self {
+        Self { entries: Expiring::new(), used: AtomicU64::new(0), count: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn get(&self, key: &str, now: Duration) -> Option<Bytes> {
+        self.entries.shard(key).get(key, now).map(|(value, _)| value.clone())
+    }
+
+    pub(crate) fn set(
+        &self,
+        key: &str,
+        value: Vec<u8>,
+        ttl: Option<Duration>,
+        now: Duration,
+        quota: Quota,
+    ) -> Result<(), KvError> {
+        let value = checked(value)?;
+        self.change(key, now, quota, |_| Ok((Change::Store(value.clone(), Lifetime::New(ttl)), ())))
+    }
+
+    pub(crate) fn delete(&self, key: &str, now: Duration) -> bool {
+        let mut shard = self.entries.shard(key);
+        let was_there = shard.get(key, now).is_some();
+        if let Some(value) = shard.remove(key) {
+            self.give_back(key, &value);
+        }
+        was_there
+    }
+
+    pub(crate) fn increment(
+        &self,
+        key: &str,
+        by: i64,
+        ttl: Option<Duration>,
+        now: Duration,
+        quota: Quota,
+    ) -> Result<i64, KvError> {
+        self.change(key, now, quota, |held| {
+            let (before, lifetime) = match held {
+                Some((value, expires)) => (number(value)?, Lifetime::Kept(expires)),
+                None => (0, Lifetime::New(ttl)),
+            };
+            let sum = before.checked_add(by).ok_or(KvError::Overflow)?;
+            Ok((Change::Store(sum.to_string().into(), lifetime), sum))
+        })
+    }
+
+    pub(crate) fn compare_and_set(
+        &self,
+        key: &str,
+        expected: Option<&[u8]>,
+        value: Vec<u8>,
+        ttl: Option<Duration>,
+        now: Duration,
+        quota: Quota,
+    ) -> Result<bool, KvError> {
+        let value = checked(value)?;
+        self.change(key, now, quota, |held| {
+            Ok(if held.map(|(value, _)| &**value) == expected {
+                (Change::Store(value.clone(), Lifetime::New(ttl)), true)
+            } else {
+                (Change::Nothing, false)
+            })
+        })
+    }
+
+    /// Does what `decide` makes of what a key holds. Where there is no room, what has expired goes and it is asked again.
+    fn change<T>(
+        &self,
+        key: &str,
+        now: Duration,
+        quota: Quota,
+        mut decide: impl FnMut(Option<(&Bytes, Option<Duration>)>) -> Result<(Change, T), KvError>,
+    ) -> Result<T, KvError> {
+        /// Enough for the largest value in place of the smallest ones.
+        const TRIES: usize = 16;
+        if key.is_empty() || key.len() > MAX_KEY {
+            return Err(KvError::InvalidKey);
+        }
+        for _ in 0..TRIES {
+            let mut shard = self.entries.shard(key);
+            shard.drop_expired(now, &mut |key, value| self.give_back(key, &value));
+            let (change, outcome) = decide(shard.get(key, now))?;
+            let Change::Store(value, lifetime) = change else { return Ok(outcome) };
+            if self.store(&mut shard, key, value, lifetime, now, quota) {
+                return Ok(outcome);
+            }
+            drop(shard);
+            if !self.entries.drop_expired(now, |key, value| self.give_back(key, &value)) {
+                break;
+            }
+        }
+        Err(KvError::QuotaExceeded)
+    }
+
+    /// Stores a value where the quotas have room for it.
+    fn store(
+        &self,
+        shard: &mut Shard<Bytes>,
+        key: &str,
+        value: Bytes,
+        lifetime: Lifetime,
+        now: Duration,
+        quota: Quota,
+    ) -> bool {
+        let expires = match lifetime {
+            Lifetime::New(ttl) => ttl.and_then(|ttl| now.checked_add(ttl)),
+            Lifetime::Kept(expires) => expires,
+        };
+        let cost = cost(key, &value);
+        // Room is taken before what was there gives its own back: never more than the quota is held at any moment.
+        let freed = shard.get(key, now).map_or(0, |(before, _)| self::cost(key, before));
+        let new = u64::from(freed == 0);
+        if !take(&self.count, new, 0, quota.entries) {
+            return false;
+        }
+        if !take(&self.used, cost, freed, quota.bytes) {
+            self.count.fetch_sub(new, Ordering::Relaxed);
+            return false;
+        }
+        if !take(&NODE_USED, cost, freed, NODE_BYTES) {
+            self.count.fetch_sub(new, Ordering::Relaxed);
+            self.used.fetch_add(freed, Ordering::Relaxed);
+            self.used.fetch_sub(cost, Ordering::Relaxed);
+            return false;
+        }
+        if let Some(before) = shard.insert(key, value, expires)
+            && freed == 0
+        {
+            // It had expired, and was not dropped yet.
+            self.give_back(key, &before);
+        }
+        true
+    }
+
+    fn give_back(&self, key: &str, value: &Bytes) {
+        let cost = cost(key, value);
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        self.used.fetch_sub(cost, Ordering::Relaxed);
+        NODE_USED.fetch_sub(cost, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Kv {
+    fn drop(&mut self) {
+        NODE_USED.fetch_sub(*self.used.get_mut(), Ordering::Relaxed);
+    }
+}
+
+fn cost(key: &str, value: &Bytes) -> u64 {
+    (key.len() + value.len()) as u64 + ENTRY_COST
+}
+
+fn checked(value: Vec<u8>) -> Result<Bytes, KvError> {
+    if value.len() > MAX_VALUE { Err(KvError::ValueTooLarge) } else { Ok(value.into()) }
+}
+
+fn number(value: &Bytes) -> Result<i64, KvError> {
+    let text = std::str::from_utf8(value).map_err(|_| KvError::NotANumber)?;
+    text.parse().map_err(|_| KvError::NotANumber)
+}
+
+/// Adds `more` to a balance and takes `less` from it, unless it would grow beyond `limit`.
+fn take(balance: &AtomicU64, more: u64, less: u64, limit: u64) -> bool {
+    let after = |held: u64| {
+        let after = held + more - less;
+        (after <= limit || after <= held).then_some(after)
+    };
+    balance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, after).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QUOTA: Quota = Quota { bytes: 4096, entries: 10 };
+    const NOW: Duration = Duration::from_secs(100);
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn set(kv: &Kv, key: &str, value: &[u8], ttl: Option<Duration>, now: Duration) -> Result<(), KvError> {
+        kv.set(key, value.to_vec(), ttl, now, QUOTA)
+    }
+
+    #[test]
+    fn a_value_is_there_until_it_expires_or_is_deleted() {
+        let kv = Kv::new();
+        set(&kv, "a", b"1", None, NOW).unwrap();
+        set(&kv, "b", b"2", Some(ms(50)), NOW).unwrap();
+        assert_eq!(kv.get("a", NOW).unwrap(), "1");
+        assert_eq!(kv.get("b", NOW + ms(49)).unwrap(), "2");
+        assert_eq!(kv.get("b", NOW + ms(50)), None);
+        assert!(!kv.delete("b", NOW + ms(50)), "what has expired was not there");
+        assert!(kv.delete("a", NOW) && !kv.delete("a", NOW));
+        assert_eq!((kv.used.load(Ordering::Relaxed), kv.count.load(Ordering::Relaxed)), (0, 0));
+    }
+
+    #[test]
+    fn keys_and_values_are_bounded() {
+        let kv = Kv::new();
+        assert_eq!(set(&kv, "", b"", None, NOW), Err(KvError::InvalidKey));
+        assert_eq!(set(&kv, &"k".repeat(257), b"", None, NOW), Err(KvError::InvalidKey));
+        assert_eq!(set(&kv, "a", &[0; (64 << 10) + 1], None, NOW), Err(KvError::ValueTooLarge));
+        let roomy = Quota { bytes: 1 << 20, entries: 1 };
+        kv.set(&"k".repeat(256), vec![0; 64 << 10], None, NOW, roomy).unwrap();
+    }
+
+    #[test]
+    fn numbers_add_up_and_keep_the_time_of_the_first() {
+        let kv = Kv::new();
+        let add = |by, now| kv.increment("n", by, Some(ms(100)), now, QUOTA);
+        assert_eq!(add(5, NOW), Ok(5));
+        assert_eq!(add(-7, NOW + ms(60)), Ok(-2));
+        assert_eq!(kv.get("n", NOW + ms(99)).unwrap(), "-2");
+        assert_eq!(add(1, NOW + ms(100)), Ok(1), "a new window");
+        assert_eq!(add(i64::MAX, NOW + ms(101)), Err(KvError::Overflow));
+        set(&kv, "n", b"many", None, NOW).unwrap();
+        assert_eq!(add(1, NOW), Err(KvError::NotANumber));
+        set(&kv, "n", b"41", None, NOW).unwrap();
+        assert_eq!(add(1, NOW), Ok(42));
+    }
+
+    #[test]
+    fn a_value_is_set_only_in_place_of_what_was_expected() {
+        let kv = Kv::new();
+        let cas = |expected: Option<&[u8]>, value: &[u8], now| {
+            kv.compare_and_set("k", expected, value.to_vec(), Some(ms(10)), now, QUOTA)
+        };
+        assert_eq!(cas(Some(b"1"), b"2", NOW), Ok(false));
+        assert_eq!(cas(None, b"1", NOW), Ok(true));
+        assert_eq!(cas(None, b"2", NOW), Ok(false));
+        assert_eq!(cas(Some(b"1"), b"2", NOW), Ok(true));
+        assert_eq!(kv.get("k", NOW).unwrap(), "2");
+        assert_eq!(cas(None, b"3", NOW + ms(10)), Ok(true), "what has expired is not there");
+    }
+
+    #[test]
+    fn a_full_quota_refuses_and_what_has_expired_goes_first() {
+        let kv = Kv::new();
+        for i in 0..10 {
+            set(&kv, &format!("k{i}"), b"x", (i < 3).then(|| ms(10)), NOW).unwrap();
+        }
+        assert_eq!(set(&kv, "more", b"x", None, NOW), Err(KvError::QuotaExceeded));
+        assert_eq!(set(&kv, "k9", b"y", None, NOW), Ok(()), "in place of what is there");
+        assert_eq!(kv.increment("more", 1, None, NOW, QUOTA), Err(KvError::QuotaExceeded));
+        let later = NOW + ms(10);
+        for i in 0..3 {
+            set(&kv, &format!("new{i}"), b"x", None, later).unwrap();
+        }
+        assert_eq!(set(&kv, "more", b"x", None, later), Err(KvError::QuotaExceeded));
+        assert_eq!(kv.get("k5", later).unwrap(), "x", "nothing that counts was evicted");
+        // By bytes: 10 entries of about 131 each are there; none can grow to the whole quota.
+        assert_eq!(set(&kv, "k9", &[0; 3000], None, later), Err(KvError::QuotaExceeded));
+        assert_eq!(kv.get("k9", later).unwrap(), "y");
+        // A quota that was lowered below what is held lets things shrink.
+        let lower = Quota { bytes: 100, entries: 1 };
+        assert_eq!(kv.set("k9", vec![], None, later, lower), Ok(()));
+        assert_eq!(kv.set("k9", vec![1], None, later, lower), Err(KvError::QuotaExceeded));
+    }
+
+    #[test]
+    fn many_threads_count_right() {
+        let kv = Kv::new();
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let kv = &kv;
+                scope.spawn(move || {
+                    for i in 0..1000 {
+                        kv.increment("n", 1, None, NOW, QUOTA).unwrap();
+                        let _ =
+                            kv.set(&format!("{thread}-{i}"), vec![0; 10], Some(ms(i)), NOW + ms(i), QUOTA);
+                    }
+                });
+            }
+        });
+        assert_eq!(kv.get("n", NOW).unwrap(), "4000");
+        while kv.entries.drop_expired(NOW + ms(10_000), |key, value| kv.give_back(key, &value)) {}
+        assert_eq!(
+            (kv.used.load(Ordering::Relaxed), kv.count.load(Ordering::Relaxed)),
+            (1 + 4 + ENTRY_COST, 1)
+        );
+    }
+}

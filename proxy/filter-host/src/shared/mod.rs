@@ -1,0 +1,49 @@
+//! What the filters of one tenant share on this node: kept from request to request and over changes of its revision, gone
+//! with the tenant. No other tenant's calls can reach it, for they have no reference to it.
+
+mod buckets;
+mod expiring;
+mod kv;
+
+use std::{
+    fmt,
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+pub(crate) use self::{
+    buckets::{BucketError, Buckets, Rate, Taken},
+    kv::{Kv, KvError, Quota},
+};
+
+/// One tenant's keys and values, and its token buckets. Costs next to nothing before something is kept.
+pub struct TenantState {
+    since: Instant,
+    kv: OnceLock<Kv>,
+    buckets: OnceLock<Buckets>,
+}
+
+impl TenantState {
+    pub(crate) fn new() -> Self {
+        Self { since: Instant::now(), kv: OnceLock::new(), buckets: OnceLock::new() }
+    }
+
+    /// The time by which everything of the tenant expires.
+    pub(crate) fn now(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    pub(crate) fn kv(&self) -> &Kv {
+        self.kv.get_or_init(Kv::new)
+    }
+
+    pub(crate) fn buckets(&self) -> &Buckets {
+        self.buckets.get_or_init(Buckets::new)
+    }
+}
+
+impl fmt::Debug for TenantState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TenantState")
+    }
+}
