@@ -210,6 +210,25 @@ impl Admin {
         self.call("POST", path, Body::Json(document))
     }
 
+    /// What `/metrics` answers: text.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub fn metrics(&self) -> Result<String, AdminError> {
+        let unknown = |error: ureq::Error| AdminError::Unknown(error.to_string());
+        let answer = self
+            .agent
+            .get(format!("{}/metrics", self.base))
+            .header("authorization", format!("Bearer {}", self.token))
+            .call();
+        let mut answer = answer.map_err(unknown)?;
+        let text = answer.body_mut().read_to_string().map_err(unknown)?;
+        match answer.status().as_u16() {
+            200 => Ok(text),
+            status => Err(AdminError::Refused { status, problem: text.into() }),
+        }
+    }
+
     /// Sets a secret of a tenant.
     ///
     /// # Errors

@@ -2,17 +2,26 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
+use std::time::{Duration, Instant};
+
 use beamline_tests::{
     admin::manifest,
     beamline::Options,
     client::Request,
     guests,
-    scene::{Scene, command},
+    origin::Origin,
+    scene::{PATIENCE, Scene, command},
 };
 use serde_json::{Value, json};
 
 fn probed() -> Scene {
     Scene::probed(Options::default()).unwrap()
+}
+
+/// The values of a field of the request that the origin got last.
+fn last_seen(origin: &Origin, name: &str) -> Vec<String> {
+    let log = origin.requests();
+    log.last().unwrap().headers.all(name).map(str::to_owned).collect()
 }
 
 /// What the probe answers to a step.
@@ -140,4 +149,171 @@ fn a_token_bucket_lets_its_burst_through_on_all_workers_together() {
     let other =
         json!({ "do": "take", "bucket": "api", "key": "customer-2", "n": 1, "rate": [1, 3_600_000, 20] });
     assert_eq!(told(&scene, other), json!({ "allowed": 19 }));
+}
+
+#[test]
+fn what_filters_count_is_on_the_nodes_metrics() {
+    let scene = probed();
+    let count = |key: &str, plan: &str| {
+        told(&scene, json!({ "do": "metric", "key": key, "by": 2, "headers": { "plan": plan } }))
+    };
+    for plan in ["pro", "pro", "free"] {
+        assert_eq!(count("orders", plan), "ok");
+    }
+    assert_eq!(told(&scene, json!({ "do": "metric", "key": "size", "value": 0.3 })), "ok");
+    assert_eq!(count("orders_total", "pro"), "invalid-name");
+    assert_eq!(
+        told(&scene, json!({ "do": "metric", "key": "x", "headers": { "tenant": "other" } })),
+        "invalid-label"
+    );
+    assert_eq!(told(&scene, json!({ "do": "metric", "key": "orders", "value": 1.0 })), "other-kind");
+    assert_eq!(told(&scene, json!({ "do": "metric", "key": "size", "value": -1.0 })), "invalid-value");
+    let shows = |line: &str| {
+        let text = scene.admin.metrics().unwrap();
+        assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+    };
+    shows("beamline_guest_orders_total{tenant=\"acme\",filter=\"probe\",plan=\"pro\"} 4");
+    shows("beamline_guest_orders_total{tenant=\"acme\",filter=\"probe\",plan=\"free\"} 2");
+    shows("beamline_guest_size_bucket{tenant=\"acme\",filter=\"probe\",le=\"0.25\"} 0");
+    shows("beamline_guest_size_count{tenant=\"acme\",filter=\"probe\"} 1");
+    shows("beamline_node_phase{phase=\"healthy\"} 1");
+
+    let probe = scene.filter("probe").unwrap();
+    scene.apply(|m| (m["filters"], m["limits"]) = (json!([probe]), json!({ "cpu": "60ms" }))).unwrap();
+    assert_eq!(count("orders", "pro"), "ok");
+    shows("beamline_guest_orders_total{tenant=\"acme\",filter=\"probe\",plan=\"pro\"} 6");
+    let deleted = command(&scene.node, &scene.node.data_dir(), &["tenant", "delete", "acme"]).unwrap();
+    assert!(deleted.status.success());
+    let until = Instant::now() + PATIENCE;
+    while scene.admin.metrics().unwrap().contains("beamline_guest_orders") {
+        assert!(Instant::now() < until, "they go with the tenant");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let tenants = scene.admin.with_token(&scene.token).metrics().unwrap_err();
+    assert_eq!(tenants.status(), Some(401), "the tenant's token is gone too");
+}
+
+/// A probe that may send requests to these.
+fn sending(allow: &[String]) -> Scene {
+    let scene = probed();
+    let probe = scene.filter("probe").unwrap();
+    scene
+        .apply(|m| {
+            m["filters"] = json!([probe]);
+            m["egress"] = json!({ "allow": allow });
+        })
+        .unwrap();
+    scene
+}
+
+#[test]
+fn a_filter_sends_requests_to_what_its_manifest_allows() {
+    let mut other = Origin::start("other").unwrap();
+    let (at, port) = (other.address(), other.address().port());
+    let scene = sending(&[format!("http://{at}"), format!("http://localhost:{port}")]);
+    let send = |url: String, more: Value| {
+        let mut step = json!({ "do": "send", "url": url });
+        step.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        told(&scene, step)
+    };
+    let posted = send(
+        format!("http://{at}/inspect?a=1"),
+        json!({ "call": "POST", "body": "hello", "headers": { "x-key": "7" } }),
+    );
+    assert_eq!((&posted["status"], &posted["origin"]), (&json!(200), &json!("other")));
+    let seen: Value = serde_json::from_str(posted["body"].as_str().unwrap()).unwrap();
+    assert_eq!(
+        (&seen["method"], &seen["target"], &seen["body"]),
+        (&json!("POST"), &json!("/inspect?a=1"), &json!("hello"))
+    );
+    assert_eq!(last_seen(&other, "x-key"), ["7"]);
+    assert_eq!(last_seen(&other, "host"), [at.to_string()]);
+    assert_eq!(send(format!("http://localhost:{port}/"), json!({}))["status"], 200);
+    assert_eq!(send(format!("http://{at}/status/503"), json!({}))["status"], 503);
+    assert_eq!(send(format!("http://{at}/bytes?n=1048576"), json!({}))["bytes"], 1 << 20);
+
+    assert_eq!(send(format!("http://{at}/bytes?n=1048577&chunked"), json!({})), "too-large");
+    assert_eq!(send(format!("http://{at}/hang"), json!({ "timeout_ms": 200 })), "timeout");
+    assert_eq!(send(format!("http://{at}/reset"), json!({})), "broken");
+    assert_eq!(send(format!("http://{at}/cut?after=10"), json!({})), "broken");
+    assert_eq!(send(format!("http://{}/", scene.origin.address()), json!({})), "not-allowed");
+    assert_eq!(send(format!("http://{at}/"), json!({ "n": 5 })), "too-many");
+    for url in [format!("https://{at}/"), "/relative".into(), format!("http://user@{at}/")] {
+        let answer = send(url.clone(), json!({}));
+        assert!(answer.as_str().unwrap().starts_with("invalid-request: "), "{url}: {answer}");
+    }
+    other.stop();
+    // A kept connection breaks first.
+    let until = Instant::now() + PATIENCE;
+    while send(format!("http://{at}/"), json!({})) != "connect" {
+        assert!(Instant::now() < until, "nobody is there any more");
+    }
+}
+
+#[test]
+fn a_filter_reaches_no_address_beyond_its_tenants_grant() {
+    let scene = probed();
+    scene.admin.create_tenant("second", &["second.test"], &["192.0.2.0/24"]).unwrap();
+    scene.admin.push("second", &guests::module("probe").unwrap()).unwrap();
+    let (admin, port) = (scene.node.admin_address(), scene.origin.address().port());
+    let probe = scene.filter("probe").unwrap();
+    let apply = |allow: &[String]| {
+        let manifest = json!({
+            "version": 1, "hosts": ["second.test"], "filters": [probe], "egress": { "allow": allow },
+        });
+        scene.admin.apply("second", &manifest)
+    };
+    for rule in
+        [format!("http://{admin}"), format!("http://127.0.0.1:{port}"), "http://169.254.169.254".into()]
+    {
+        let refused = apply(std::slice::from_ref(&rule)).unwrap_err();
+        assert_eq!(refused.kind(), "outside-grant", "{rule}: {refused}");
+        assert!(refused.to_string().contains("egress.allow[0]"), "{refused}");
+    }
+    // A name is nobody's address before it is resolved, and may be another's each time.
+    apply(&[format!("http://localhost:{port}"), format!("http://localhost:{}", admin.port())]).unwrap();
+    for port in [port, admin.port()] {
+        let step = json!({ "do": "send", "url": format!("http://localhost:{port}/") }).to_string();
+        let request = Request::get("/").host("second.test").header("x-probe", &step);
+        assert_eq!(request.send(scene.node.address()).unwrap().json().unwrap(), "denied");
+    }
+    assert!(scene.origin.requests().is_empty(), "nothing was sent");
+
+    // With loopback granted the admin address is still nobody's.
+    let admins = sending(&[format!("http://localhost:{}", admin.port())]);
+    let own = admins.node.admin_address().port();
+    let probe = admins.filter("probe").unwrap();
+    admins
+        .apply(|m| {
+            (m["filters"], m["egress"]) =
+                (json!([probe]), json!({ "allow": [format!("http://localhost:{own}")] }))
+        })
+        .unwrap();
+    assert_eq!(
+        told(&admins, json!({ "do": "send", "url": format!("http://localhost:{own}/livez") })),
+        "denied"
+    );
+}
+
+#[test]
+fn requests_go_on_while_filters_wait_for_their_answers() {
+    let other = Origin::start("other").unwrap();
+    let scene = sending(&[format!("http://{}", other.address())]);
+    let hang = json!({ "do": "send", "url": format!("http://{}/hang", other.address()), "timeout_ms": 2500 });
+    // Where others hold the processor for as long, the round says nothing.
+    let went_on = (1..=3).any(|round| {
+        std::thread::scope(|scope| {
+            let waiting: Vec<_> = (0..16).map(|_| scope.spawn(|| told(&scene, hang.clone()))).collect();
+            other.wait_for(PATIENCE, |log| log.len() == 16 * round).unwrap();
+            for _ in 0..50 {
+                assert_eq!(scene.probe("/", "next").unwrap().status, 200);
+            }
+            let all_wait = waiting.iter().all(|waiting| !waiting.is_finished());
+            for waiting in waiting {
+                assert_eq!(waiting.join().unwrap(), "timeout");
+            }
+            all_wait
+        })
+    });
+    assert!(went_on, "50 requests ended before one of 16 that wait");
 }

@@ -468,3 +468,50 @@ fn no_value_is_in_any_output() {
     assert!(!receiver.spans().is_empty() && !spans.contains(CANARY));
     assert_eq!(files_with(scene.node.folder(), CANARY), [] as [String; 0]);
 }
+
+#[test]
+fn a_filter_reads_the_secrets_that_its_manifest_lists_and_none_is_told() {
+    let keys = Keys::with(&["k1"]);
+    let scene = Scene::probed(keys.options()).unwrap();
+    let probe = scene.filter("probe").unwrap();
+    let listing = |names: &[&str]| {
+        let mut probe = probe.clone();
+        probe["secrets"] = json!(names);
+        scene.apply(|m| m["filters"] = json!([probe]))
+    };
+    let read = |name: &str| {
+        scene.probe("/", json!({ "do": "secret", "key": name })).unwrap().expect(200).unwrap().json().unwrap()
+    };
+    let refused = listing(&["signing-key"]).unwrap_err();
+    assert_eq!((refused.status(), refused.kind()), (Some(422), "secret-not-set"), "{refused}");
+    assert!(refused.to_string().contains("filters[probe].secrets"), "{refused}");
+
+    scene.admin.set_secret(TENANT, "signing-key", CANARY).unwrap();
+    scene.admin.set_secret(TENANT, "other", "another").unwrap();
+    assert_eq!(read("signing-key"), Value::Null, "set is not listed");
+    listing(&["signing-key"]).unwrap();
+    assert_eq!((read("signing-key"), read("other")), (json!(CANARY), Value::Null));
+
+    let log = json!({ "do": "secret", "key": "signing-key", "then": "next" });
+    scene.probe("/", log).unwrap().expect(200).unwrap();
+    let told = scene.node.wait_log(PATIENCE, |log| log.iter().any(|r| r["kind"] == "guest")).unwrap();
+    let guest = told.iter().find(|record| record["kind"] == "guest").unwrap();
+    assert!(guest.to_string().contains("the secret is Some(\\\"[redacted]\\\")"), "{guest}");
+    let shown = [
+        scene.admin.manifest(TENANT).unwrap().to_string(),
+        scene.admin.show(TENANT).unwrap().to_string(),
+        scene.admin.get("/v1/audit").unwrap().to_string(),
+        serde_json::to_string(&told).unwrap(),
+    ];
+    assert!(shown.iter().all(|text| !text.contains(CANARY)), "{shown:?}");
+    assert!(files_with(&scene.node.data_dir(), CANARY).is_empty());
+
+    let in_use = scene.admin.delete("/v1/tenants/acme/secrets/signing-key").unwrap_err();
+    assert_eq!(in_use.kind(), "secret-in-use");
+    let revision = scene.admin.show(TENANT).unwrap()["revision"].clone();
+    scene.admin.set_secret(TENANT, "signing-key", "a new one").unwrap();
+    assert_eq!(read("signing-key"), "a new one");
+    assert_eq!(scene.admin.show(TENANT).unwrap()["revision"], revision, "without a new revision");
+    listing(&[]).unwrap();
+    assert_eq!(read("signing-key"), Value::Null);
+}

@@ -7,13 +7,14 @@
 //! Invariants, each with a test of its name:
 //!
 //! - *No body is read before its sender is known*: a token comes first, then at most the route's number of bytes.
-//! - *Every answer is JSON, every error a problem document* (RFC 9457), unknown paths and methods included.
+//! - *Every answer is JSON* (but for `/metrics`), *every error a problem document* (RFC 9457), unknown paths and methods included.
 //! - *No answer is kept by a cache.*
 
 mod answer;
 mod audit;
 mod auth;
 mod manifests;
+mod metrics;
 mod modules;
 mod node;
 mod problem;
@@ -29,6 +30,7 @@ use axum::{Router, extract::DefaultBodyLimit, middleware};
 use beamline_control::Control;
 use beamline_node_state::NodeState;
 use beamline_queue::Queue;
+use beamline_telemetry::Telemetry;
 
 pub use problem::{PROBLEMS, ProblemRow};
 pub use request::BODY_TIME;
@@ -44,6 +46,8 @@ pub struct AdminState {
     pub control: Control,
     /// The durable queue: its depths, and what is done to it by hand.
     pub queue: Queue,
+    /// What `/metrics` shows beside them.
+    pub telemetry: Telemetry,
     /// What `/readyz` answers.
     pub node: NodeState,
     /// What `/livez` answers.

@@ -93,7 +93,7 @@ pub(crate) async fn ready(State(state): State<AdminState>) -> Result<Answer<Read
 }
 
 /// A reason as its serialised form names it.
-const fn kind(reason: &Reason) -> &'static str {
+pub(crate) const fn kind(reason: &Reason) -> &'static str {
     match reason {
         Reason::UpstreamDown(_) => "upstream-down",
         Reason::QueueUnavailable => "queue-unavailable",

@@ -3,7 +3,7 @@
 use axum::routing::{MethodFilter, MethodRouter, on};
 use http::Method;
 
-use crate::{AdminState, audit, manifests, modules, node, queue, secrets, tenants};
+use crate::{AdminState, audit, manifests, metrics, modules, node, queue, secrets, tenants};
 
 /// Who may use a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +56,7 @@ pub struct RouteRow {
 enum Operation {
     Ready,
     Live,
+    Metrics,
     Status,
     CreateTenant,
     ListTenants,
@@ -116,6 +117,16 @@ pub const ROUTES: &[RouteRow] = &[
         success: 200,
         problems: &["not-live"],
         operation: Operation::Live,
+    },
+    RouteRow {
+        method: Method::GET,
+        path: "/metrics",
+        who: Who::Operator,
+        does: "see what the node counts",
+        max_body: 0,
+        success: 200,
+        problems: &["operator-only"],
+        operation: Operation::Metrics,
     },
     RouteRow {
         method: Method::GET,
@@ -501,6 +512,7 @@ pub(crate) fn endpoint(row: &RouteRow) -> MethodRouter<AdminState> {
     match row.operation {
         Operation::Ready => on(method, node::ready),
         Operation::Live => on(method, node::live),
+        Operation::Metrics => on(method, metrics::metrics),
         Operation::Status => on(method, node::status),
         Operation::CreateTenant => on(method, tenants::create),
         Operation::ListTenants => on(method, tenants::list),

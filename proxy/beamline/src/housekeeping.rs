@@ -102,7 +102,11 @@ fn report_tenants(node: &NodeState, snapshot: &Snapshot) {
     let modules = modules.map(Reason::ModuleUnavailable);
     let secrets = upstreams().filter(|upstream| upstream.headers.problem().is_some());
     let secrets = secrets.map(|upstream| Reason::SecretUnavailable(upstream.cluster.key().to_string()));
-    let lacking: Vec<_> = modules.chain(secrets).collect();
+    let of_filters = snapshot.tenants().flat_map(|tenant| {
+        let lacking = tenant.chain.filters().filter(|filter| filter.config.problem().is_some());
+        lacking.map(|filter| Reason::SecretUnavailable(format!("{}/{}", tenant.name, filter.name)))
+    });
+    let lacking: Vec<_> = modules.chain(secrets).chain(of_filters).collect();
     for reason in node.current().reasons {
         let is_over = match &reason {
             // Whether one that is there is well again, its own breaker tells.

@@ -110,6 +110,7 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
         admin_addresses: vec![admin.local_addr()],
         nats: nats.clone(),
         seal_keys: seal_keys.clone(),
+        metrics: telemetry.metrics().clone(),
         ..ControlSettings::default()
     };
     let control = Control::open(Arc::new(store), queue.clone(), settings, compiler, telemetry.clone())
@@ -158,6 +159,7 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
     let state = AdminState {
         control: control.clone(),
         queue: queue.clone(),
+        telemetry: telemetry.clone(),
         node: node.clone(),
         liveness: Arc::new(move || heartbeats.check()),
     };

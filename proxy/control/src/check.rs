@@ -32,8 +32,12 @@ pub(crate) fn within_grant(
         let defined = nats.get(&target.connection).map(drop).ok_or_else(undefined);
         Some((format!("upstreams.{name}.nats"), grant.permits_subject(target).and(defined)))
     });
+    let egress = manifest.egress.allow.iter().enumerate().filter_map(|(i, rule)| {
+        Some((format!("egress.allow[{i}]"), grant.permits_address(rule.address()?, admin)))
+    });
     let uncovered: Vec<_> = hosts
         .chain(endpoints)
+        .chain(egress)
         .chain(subjects)
         .filter_map(|(key, asked)| asked.err().map(|refusal| Uncovered { key, refusal }))
         .collect();

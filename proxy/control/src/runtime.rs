@@ -6,14 +6,16 @@ use std::{
     sync::Arc,
 };
 
-use beamline_filter_host::{Chain, FilterSetup};
+use beamline_filter_host::{Chain, FilterConfig, FilterSetup};
 use beamline_model::{
     ByteSize, FilterLimits, FilterName, Grant, GrantRefusal, HostName, Manifest, NatsTarget, OnError,
     QueuePolicy, RevisionId, TenantName, UpstreamName, UpstreamSpec,
 };
 use beamline_nats::Connections;
-use beamline_upstream::{AddressPolicy, Cluster, ClusterKey};
+use beamline_telemetry::GuestMetrics;
+use beamline_upstream::{AddressPolicy, Cluster, ClusterKey, EgressClient};
 use serde::Serialize;
+use tokio::runtime::Handle;
 
 use crate::InjectedHeaders;
 
@@ -35,6 +37,10 @@ pub struct TenantRuntime {
     pub upstreams: HashMap<UpstreamName, UpstreamRuntime>,
     /// Where a request goes that no filter routes; a key of `upstreams`.
     pub default_upstream: Option<UpstreamName>,
+    /// How its filters send requests of their own.
+    pub egress: Arc<EgressClient>,
+    /// What its filters count on this node. Kept across revisions.
+    pub metrics: Arc<GuestMetrics>,
     /// The filters whose module could not be loaded. Empty where all is well.
     pub unloaded: Vec<Unloaded>,
     /// Whether it is being deleted: it takes no request any more, and what it accepted is still delivered.
@@ -72,14 +78,14 @@ impl TenantRuntime {
 
     /// Whether every filter is loaded and every secret is to be had.
     pub(crate) fn is_whole(&self) -> bool {
-        self.unloaded.is_empty() && without_secrets(&self.upstreams).next().is_none()
+        self.unloaded.is_empty() && without_secrets(&self.upstreams, &self.chain).next().is_none()
     }
 
     /// Whether the same is missing here and in `other`, for the same reasons.
     pub(crate) fn lacks_the_same(&self, other: &Self) -> bool {
-        let secrets = |runtime: &Self| -> BTreeMap<UpstreamName, String> {
-            let missing = without_secrets(&runtime.upstreams);
-            missing.map(|(upstream, problem)| (upstream.clone(), problem.to_owned())).collect()
+        let secrets = |runtime: &Self| -> BTreeMap<String, String> {
+            let missing = without_secrets(&runtime.upstreams, &runtime.chain);
+            missing.map(|(key, problem)| (key, problem.to_owned())).collect()
         };
         self.unloaded == other.unloaded && secrets(self) == secrets(other)
     }
@@ -90,11 +96,19 @@ impl TenantRuntime {
     }
 }
 
-/// The upstreams whose requests cannot be sent for lack of a secret, and why.
-fn without_secrets(
-    upstreams: &HashMap<UpstreamName, UpstreamRuntime>,
-) -> impl Iterator<Item = (&UpstreamName, &str)> {
-    upstreams.iter().filter_map(|(name, upstream)| Some((name, upstream.headers.problem()?)))
+/// The keys of the manifest that name a secret which is not to be had, and why: of upstreams, whose requests cannot be sent,
+/// and of filters, which run without it.
+fn without_secrets<'a>(
+    upstreams: &'a HashMap<UpstreamName, UpstreamRuntime>,
+    chain: &'a Chain,
+) -> impl Iterator<Item = (String, &'a str)> {
+    let upstreams = upstreams.iter().filter_map(|(name, upstream)| {
+        Some((format!("upstreams.{name}.headers"), upstream.headers.problem()?))
+    });
+    let filters = chain
+        .filters()
+        .filter_map(|filter| Some((format!("filters[{}].secrets", filter.name), filter.config.problem()?)));
+    upstreams.chain(filters)
 }
 
 /// A tenant's grant as it is asked at each connect.
@@ -113,6 +127,11 @@ impl AddressPolicy for Granted {
     }
 }
 
+/// For tenants whose filters send nothing.
+fn no_egress() -> Arc<EgressClient> {
+    Arc::new(EgressClient::closed())
+}
+
 /// Everything of a runtime but its revision, which the store gives out when the change is committed.
 pub(crate) struct Prepared {
     name: TenantName,
@@ -121,6 +140,8 @@ pub(crate) struct Prepared {
     limits: FilterLimits,
     upstreams: HashMap<UpstreamName, UpstreamRuntime>,
     default_upstream: Option<UpstreamName>,
+    egress: Arc<EgressClient>,
+    metrics: Arc<GuestMetrics>,
     pub(crate) unloaded: Vec<Unloaded>,
     pub(crate) leaving: bool,
 }
@@ -131,6 +152,7 @@ pub(crate) struct Ready {
     pub(crate) unloaded: Vec<Unloaded>,
     /// Of upstreams that are not named here nothing is set.
     pub(crate) headers: HashMap<UpstreamName, InjectedHeaders>,
+    pub(crate) metrics: Arc<GuestMetrics>,
 }
 
 impl Prepared {
@@ -140,7 +162,7 @@ impl Prepared {
         grant: &Grant,
         (admin, nats): (&Arc<[SocketAddr]>, &Connections),
         manifest: &Manifest,
-        Ready { filters, unloaded, mut headers }: Ready,
+        Ready { filters, unloaded, mut headers, metrics }: Ready,
         current: Option<&TenantRuntime>,
     ) -> Self {
         let policy: Arc<dyn AddressPolicy> =
@@ -175,23 +197,30 @@ impl Prepared {
             limits: manifest.limits.clone(),
             upstreams,
             default_upstream: manifest.default_upstream.clone(),
+            egress: Arc::new(EgressClient::new(manifest.egress.clone(), policy, Handle::current())),
+            metrics,
             unloaded,
             leaving: false,
         }
     }
 
-    /// The upstreams whose requests could not be sent for lack of a secret, and why.
-    pub(crate) fn without_secrets(&self) -> impl Iterator<Item = (&UpstreamName, &str)> {
-        without_secrets(&self.upstreams)
+    /// The keys of the manifest that name a secret which is not to be had, and why.
+    pub(crate) fn without_secrets(&self) -> impl Iterator<Item = (String, &str)> {
+        without_secrets(&self.upstreams, &self.chain)
     }
 
     /// For a tenant whose active revision cannot be read: its granted hosts answer that a filter is unavailable.
-    pub(crate) fn unreadable(name: &TenantName, grant: &Grant, problem: String) -> Self {
+    pub(crate) fn unreadable(
+        name: &TenantName,
+        grant: &Grant,
+        problem: String,
+        metrics: Arc<GuestMetrics>,
+    ) -> Self {
         let filter: FilterName = "manifest".parse().expect("\"manifest\" is a valid filter name");
         let setup = FilterSetup {
             name: filter.clone(),
             module: None,
-            config: "null".into(),
+            config: FilterConfig::new(&filter, "null"),
             on_error: OnError::FailClosed,
         };
         let limits = FilterLimits::default();
@@ -202,6 +231,8 @@ impl Prepared {
             limits,
             upstreams: HashMap::new(),
             default_upstream: None,
+            egress: no_egress(),
+            metrics,
             unloaded: vec![Unloaded { filter, problem }],
             leaving: false,
         }
@@ -218,6 +249,8 @@ impl Prepared {
             limits: self.limits,
             upstreams: self.upstreams,
             default_upstream: self.default_upstream,
+            egress: self.egress,
+            metrics: self.metrics,
             unloaded: self.unloaded,
             leaving: self.leaving,
         })
@@ -244,6 +277,7 @@ fn dials_alike(a: &UpstreamSpec, b: &UpstreamSpec) -> bool {
 pub(crate) mod testing {
     use std::sync::mpsc::Sender;
 
+    use beamline_telemetry::Metrics;
     use beamline_upstream::{AddressPolicy, Cluster, ClusterKey};
 
     use super::*;
@@ -259,6 +293,8 @@ pub(crate) mod testing {
             limits: FilterLimits::default(),
             upstreams: HashMap::new(),
             default_upstream: None,
+            egress: no_egress(),
+            metrics: Metrics::default().tenant(name.as_str()),
             unloaded: vec![],
             leaving: false,
             name,

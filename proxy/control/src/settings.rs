@@ -8,6 +8,7 @@ use std::{
 
 use beamline_nats::Connections;
 use beamline_seal::SealKeys;
+use beamline_telemetry::Metrics;
 
 /// Settings of [`crate::Control`].
 #[derive(Clone, Debug)]
@@ -27,6 +28,8 @@ pub struct ControlSettings {
     pub tenant_module_bytes: u64,
     /// What secrets are sealed and opened by. Default: none, and no secret can be set or used.
     pub seal_keys: Option<Arc<SealKeys>>,
+    /// Where what tenants' filters count is shown. Default: nowhere.
+    pub metrics: Metrics,
     /// The wall clock, for what is recorded; nothing is decided by it. Default [`SystemTime::now`].
     pub now: fn() -> SystemTime,
 }
@@ -41,6 +44,7 @@ impl Default for ControlSettings {
             tenant_modules: 4096,
             tenant_module_bytes: 1 << 30,
             seal_keys: None,
+            metrics: Metrics::default(),
             now: SystemTime::now,
         }
     }

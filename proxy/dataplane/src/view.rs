@@ -3,10 +3,14 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use beamline_control::TenantRuntime;
-use beamline_filter_host::{HostView, Properties, TenantState, UpstreamState, UpstreamStatus};
+use beamline_filter_host::{
+    Exchange, HostView, Metric, MetricRefusal, MetricUpdate, OutboundError, OutboundRequest,
+    OutboundResponse, Properties, TenantState, UpstreamState, UpstreamStatus,
+};
 use beamline_model::FilterLimits;
 use beamline_queue::Queue;
-use beamline_telemetry::{RequestId, TraceId, Transaction};
+use beamline_telemetry::{RequestId, TraceId, Transaction, Update};
+use beamline_upstream::{EgressError, EgressRequest, EgressResponse};
 
 use crate::worker::Shared;
 
@@ -63,5 +67,42 @@ impl HostView for TenantView {
 
     fn limits(&self) -> &FilterLimits {
         &self.tenant.limits
+    }
+
+    fn send(&self, request: OutboundRequest) -> Exchange {
+        let OutboundRequest { method, url, headers, body, timeout } = request;
+        let sent = self.tenant.egress.send(EgressRequest { method, url, headers, body, timeout });
+        Box::pin(async move {
+            match sent.await {
+                Ok(EgressResponse { status, headers, body }) => {
+                    Ok(OutboundResponse { status, headers, body })
+                }
+                Err(error) => Err(match error {
+                    EgressError::Invalid(problem) => OutboundError::Invalid(problem.to_owned()),
+                    EgressError::NotAllowed => OutboundError::NotAllowed,
+                    EgressError::Denied => OutboundError::Denied,
+                    EgressError::Connect => OutboundError::Connect,
+                    EgressError::Timeout => OutboundError::Timeout,
+                    EgressError::TooLarge => OutboundError::TooLarge,
+                    EgressError::Broken => OutboundError::Broken,
+                }),
+            }
+        })
+    }
+
+    fn count(&self, filter: &str, metric: Metric<'_>) -> Result<(), MetricRefusal> {
+        use beamline_telemetry::MetricRefusal as R;
+        let update = match metric.update {
+            MetricUpdate::Count(by) => Update::Count(by),
+            MetricUpdate::Observe(value) => Update::Observe(value),
+        };
+        let counted = self.tenant.metrics.update(filter, metric.name, metric.labels, update);
+        counted.map_err(|refusal| match refusal {
+            R::InvalidName => MetricRefusal::InvalidName,
+            R::InvalidLabel => MetricRefusal::InvalidLabel,
+            R::InvalidValue => MetricRefusal::InvalidValue,
+            R::OtherKind => MetricRefusal::OtherKind,
+            R::TooManyNames => MetricRefusal::TooManyNames,
+        })
     }
 }

@@ -149,6 +149,11 @@ impl Shared {
         self.snapshots.borrow_mut().load().by_host(host).cloned()
     }
 
+    /// Lets go of a snapshot that was replaced: without requests a worker would keep what a deleted tenant had.
+    fn let_go(&self) {
+        self.snapshots.borrow_mut().load();
+    }
+
     /// Whether the newest snapshot still takes requests for this upstream into the queue: a request may have begun before its
     /// tenant or upstream was deleted.
     pub(crate) fn still_has(&self, key: &ClusterKey) -> bool {
@@ -297,6 +302,7 @@ async fn tick(shared: Rc<Shared>, heartbeats: Heartbeats, index: usize) {
         interval.tick().await;
         heartbeats.beat(index);
         shared.telemetry.flush();
+        shared.let_go();
     }
 }
 

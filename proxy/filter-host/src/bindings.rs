@@ -4,7 +4,10 @@
 wasmtime::component::bindgen!({
     path: "../../wit",
     world: "request-filter",
-    imports: { default: trappable },
+    imports: {
+        "beamline:edge/outbound.send": async | trappable,
+        default: trappable,
+    },
     exports: { default: async },
     with: { "beamline:edge/http.request-head": crate::head::RequestHead },
 });

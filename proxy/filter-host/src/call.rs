@@ -68,6 +68,8 @@ enum SliceClock {
 
 thread_local! {
     static SLICE_CLOCK: Cell<Option<SliceClock>> = const { Cell::new(None) };
+    /// Whether the call that was polled last on this thread waits for an answer from outside.
+    static WAITING: Cell<bool> = const { Cell::new(false) };
 }
 
 fn thread_cpu() -> Duration {
@@ -77,11 +79,13 @@ fn thread_cpu() -> Duration {
 
 /// Begins a slice on a data worker.
 pub(crate) fn begin_inline_slice(now: Instant) {
+    WAITING.set(false);
     SLICE_CLOCK.set(Some(SliceClock::Wall(now)));
 }
 
 /// Begins a slice on a slow-lane thread; returns the thread's CPU time.
 pub(crate) fn begin_lane_slice() -> Duration {
+    WAITING.set(false);
     let now = thread_cpu();
     SLICE_CLOCK.set(Some(SliceClock::Cpu(now)));
     now
@@ -90,6 +94,24 @@ pub(crate) fn begin_lane_slice() -> Duration {
 /// Ends a slice on a slow-lane thread that began at `start`; returns the CPU time that it took.
 pub(crate) fn end_lane_slice(start: Duration) -> Duration {
     thread_cpu().saturating_sub(start)
+}
+
+/// Ends a call's slice, for it waits for an answer from outside: its CPU time stands still until the next slice begins.
+pub(crate) fn begin_waiting(cpu: &mut CpuClock) {
+    // By the wall only until the first tick: see `at_tick`.
+    let slice = match SLICE_CLOCK.get() {
+        Some(SliceClock::Wall(start)) => start.elapsed().min(TICK),
+        _ => slice_elapsed(),
+    };
+    cpu.before += slice;
+    SLICE_CLOCK.set(None);
+    WAITING.set(true);
+}
+
+/// Whether the call whose slice began last on this thread, and that is pending, waits for an answer from outside rather than for
+/// its next slice.
+pub(crate) fn is_waiting() -> bool {
+    WAITING.get()
 }
 
 fn slice_elapsed() -> Duration {

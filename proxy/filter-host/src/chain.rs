@@ -14,11 +14,11 @@ use tokio::time::timeout_at;
 
 use crate::{
     bindings::beamline::edge::verdicts::Verdict,
-    call::{Failure, Finished, begin_inline_slice, on_request},
+    call::{Failure, Finished, begin_inline_slice, is_waiting, on_request},
     engine::Engine,
     head::RequestHead,
-    host::{CallState, GuestLog, HostView},
-    load::{LongCall, TenantLoad},
+    host::{CallState, FilterConfig, GuestLog, HostView},
+    load::{LongCall, TenantLoad, Waiting},
     module::Module,
     shared::TenantState,
     slow_lane::Call,
@@ -34,8 +34,8 @@ pub struct FilterSetup {
     pub name: FilterName,
     /// Its module; none where this node could not load it: each call then fails as [`Failure::Unavailable`].
     pub module: Option<Arc<Module>>,
-    /// Its configuration as JSON text.
-    pub config: Arc<str>,
+    /// What of its manifest it may see.
+    pub config: Arc<FilterConfig>,
     /// What a failure leads to.
     pub on_error: OnError,
 }
@@ -223,7 +223,7 @@ impl Chain {
         let refused = |head, failure| (head, Err(failure), Duration::ZERO, GuestLog::default());
         let Some(module) = &filter.module else { return refused(head, Failure::Unavailable) };
         let long_calls = self.load.long_calls();
-        if long_calls >= self.limits.concurrency {
+        if self.load.under_way(long_calls) >= self.limits.concurrency {
             return refused(head, Failure::Capacity);
         }
         // A call that is refused or lost in the lane has the head with it. The request ends there, unless its filter
@@ -238,6 +238,18 @@ impl Chain {
             if let Poll::Ready(finished) = first {
                 return taken_apart(finished);
             }
+            if is_waiting() {
+                let waited = self.wait_on_worker(engine, &mut call);
+                match timeout_at((started + engine.longest_call).into(), waited).await {
+                    Ok(Ok(Some(finished))) => return taken_apart(finished),
+                    Ok(Ok(None)) => {}
+                    Ok(Err(failure)) => return refused(spare.unwrap_or_else(RequestHead::gone), failure),
+                    Err(_) => {
+                        let failure = Failure::WallTime(engine.longest_call);
+                        return refused(spare.unwrap_or_else(RequestHead::gone), failure);
+                    }
+                }
+            }
             self.load.used_up_a_slice(started);
         }
         let failure = match engine.lane.take(self.tenant.clone(), call, LongCall::of(&self.load)) {
@@ -250,6 +262,25 @@ impl Chain {
             },
         };
         refused(spare.unwrap_or_else(RequestHead::gone), failure)
+    }
+}
+
+impl Chain {
+    /// Goes on with a call that waits for an answer from outside, on this thread, which serves others meanwhile. None where the
+    /// call has used up a slice since: it is one for the lane then.
+    async fn wait_on_worker(&self, engine: &Engine, call: &mut Call) -> Result<Option<Finished>, Failure> {
+        let _waiting =
+            Waiting::begin(&self.load, &engine.waiting, engine.most_waiting).ok_or(Failure::Capacity)?;
+        std::future::poll_fn(|cx| {
+            engine.about_to_run();
+            begin_inline_slice(Instant::now());
+            match Pin::as_mut(call).poll(cx) {
+                Poll::Ready(finished) => Poll::Ready(Ok(Some(finished))),
+                Poll::Pending if is_waiting() => Poll::Pending,
+                Poll::Pending => Poll::Ready(Ok(None)),
+            }
+        })
+        .await
     }
 }
 

@@ -1,6 +1,9 @@
 //! wasmtime as BeamLine uses it: one engine, one instance pool, one tick, one slow lane.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicU32},
+    time::Duration,
+};
 
 use wasmtime::{
     Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig,
@@ -45,6 +48,9 @@ pub struct Engine {
     linker: Linker<CallState>,
     pub(crate) lane: SlowLane,
     pub(crate) longest_call: Duration,
+    /// Calls that wait on data workers for an answer from outside; each holds an instance. And how many may.
+    pub(crate) waiting: AtomicU32,
+    pub(crate) most_waiting: u32,
 }
 
 /// What must be the same wherever a module is compiled or run.
@@ -112,7 +118,15 @@ impl Engine {
             ticker.clone(),
         )
         .map_err(|e| CompileError::Host(format!("no thread for the slow lane: {e}")))?;
-        Ok(Arc::new(Self { ticker, wasmtime, linker, lane, longest_call: settings.longest_call }))
+        Ok(Arc::new(Self {
+            ticker,
+            wasmtime,
+            linker,
+            lane,
+            longest_call: settings.longest_call,
+            waiting: AtomicU32::new(0),
+            most_waiting: settings.pool_instances / 2,
+        }))
     }
 
     /// A guest is about to run on this thread: the tick must be on.

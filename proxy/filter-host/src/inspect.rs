@@ -11,7 +11,7 @@ pub const MAX_MODULE_BYTES: usize = 4 << 20;
 const PACKAGE: &str = "beamline:edge/";
 
 /// The interfaces that a module may import.
-pub(crate) const IMPORTS: [&str; 10] = [
+pub(crate) const IMPORTS: [&str; 13] = [
     "beamline:edge/http@0.1.0",
     "beamline:edge/verdicts@0.1.0",
     "beamline:edge/config@0.1.0",
@@ -22,6 +22,9 @@ pub(crate) const IMPORTS: [&str; 10] = [
     "beamline:edge/properties@0.1.0",
     "beamline:edge/kv@0.1.0",
     "beamline:edge/buckets@0.1.0",
+    "beamline:edge/metrics@0.1.0",
+    "beamline:edge/secrets@0.1.0",
+    "beamline:edge/outbound@0.1.0",
 ];
 
 /// The interfaces that are phases when a module exports them.

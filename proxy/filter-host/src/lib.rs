@@ -33,7 +33,10 @@ pub use compile::{CompileError, Compiled, Compiler, CompilerSettings};
 pub use compile_worker::run as compile_worker;
 pub use engine::{Engine, EngineSettings};
 pub use head::RequestHead;
-pub use host::{GuestLog, HostView, LogLevel, Properties, UpstreamState, UpstreamStatus};
+pub use host::{
+    Exchange, FilterConfig, GuestLog, HostView, LogLevel, Metric, MetricRefusal, MetricUpdate, OutboundError,
+    OutboundRequest, OutboundResponse, Properties, UpstreamState, UpstreamStatus,
+};
 pub use inspect::{MAX_MODULE_BYTES, ModuleInfo, ModuleKind, Rejection};
 pub use module::Module;
 pub use shared::TenantState;

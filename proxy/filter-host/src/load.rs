@@ -19,6 +19,8 @@ pub(crate) struct TenantLoad {
     since: Instant,
     /// Its calls in the slow lane.
     long_calls: AtomicU32,
+    /// Its calls that wait on data workers for an answer from outside.
+    waiting: AtomicU32,
     /// The second (since `since`) in the upper half, and in the lower the slices that were used up in it.
     long_slices: AtomicU64,
 }
@@ -28,6 +30,7 @@ impl TenantLoad {
         Arc::new(Self {
             since: Instant::now(),
             long_calls: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
             long_slices: AtomicU64::new(0),
         })
     }
@@ -39,6 +42,11 @@ impl TenantLoad {
     /// Its calls in the slow lane.
     pub(crate) fn long_calls(&self) -> u32 {
         self.long_calls.load(Ordering::Acquire)
+    }
+
+    /// Its calls under way that are not short: in the slow lane, or waiting on data workers.
+    pub(crate) fn under_way(&self, long_calls: u32) -> u32 {
+        long_calls.saturating_add(self.waiting.load(Ordering::Acquire))
     }
 
     /// Whether a call may begin on a data worker.
@@ -73,5 +81,28 @@ impl LongCall {
 impl Drop for LongCall {
     fn drop(&mut self) {
         self.0.long_calls.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// The mark that a call waits on a data worker for an answer from outside: of the tenant's calls, and of the node's.
+pub(crate) struct Waiting<'a> {
+    load: &'a TenantLoad,
+    node: &'a AtomicU32,
+}
+
+impl<'a> Waiting<'a> {
+    /// None where `most` calls of the node wait already.
+    pub(crate) fn begin(load: &'a TenantLoad, node: &'a AtomicU32, most: u32) -> Option<Self> {
+        load.waiting.fetch_add(1, Ordering::AcqRel);
+        let before = node.fetch_add(1, Ordering::AcqRel);
+        let waiting = Self { load, node };
+        (before < most).then_some(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.load.waiting.fetch_sub(1, Ordering::AcqRel);
+        self.node.fetch_sub(1, Ordering::AcqRel);
     }
 }

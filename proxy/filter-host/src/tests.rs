@@ -2,17 +2,18 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
 use beamline_model::{ByteSize, FilterLimits, OnError};
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use serde_json::json;
 
 use crate::{
-    Chain, ChainOutcome, Decision, Engine, EngineSettings, Failure, FilterSetup, HostView, Module,
-    ModuleKind, Properties, Rejection, RequestHead, TenantState, UpstreamState, UpstreamStatus,
+    Chain, ChainOutcome, Decision, Engine, EngineSettings, Exchange, Failure, FilterConfig, FilterSetup,
+    HostView, Metric, MetricRefusal, MetricUpdate, Module, ModuleKind, OutboundError, OutboundRequest,
+    OutboundResponse, Properties, Rejection, RequestHead, TenantState, UpstreamState, UpstreamStatus,
     compile_worker,
 };
 
@@ -57,11 +58,16 @@ fn probe() -> Arc<Module> {
 struct View {
     state: TenantState,
     limits: FilterLimits,
+    counted: Mutex<Vec<String>>,
 }
 
 impl View {
     fn shared(limits: FilterLimits) -> Arc<dyn HostView> {
-        Arc::new(Self { state: TenantState::new(), limits })
+        Arc::new(Self::new(limits))
+    }
+
+    fn new(limits: FilterLimits) -> Self {
+        Self { state: TenantState::new(), limits, counted: Mutex::default() }
     }
 }
 
@@ -89,13 +95,42 @@ impl HostView for View {
     fn limits(&self) -> &FilterLimits {
         &self.limits
     }
+
+    fn send(&self, request: OutboundRequest) -> Exchange {
+        let url = request.url.to_string();
+        Box::pin(async move {
+            match url.strip_prefix("http://wait.test/").map(|ms| Duration::from_millis(ms.parse().unwrap())) {
+                Some(wait) => {
+                    // Not by a timer of tokio's: the call may be polled in the slow lane.
+                    let (done, over) = tokio::sync::oneshot::channel();
+                    std::thread::spawn(move || {
+                        std::thread::sleep(wait);
+                        let _ = done.send(());
+                    });
+                    over.await.unwrap();
+                    let body = format!("{} {}", request.method, request.timeout.as_millis()).into();
+                    Ok(OutboundResponse { status: StatusCode::OK, headers: request.headers, body })
+                }
+                None => Err(OutboundError::NotAllowed),
+            }
+        })
+    }
+
+    fn count(&self, filter: &str, metric: Metric<'_>) -> Result<(), MetricRefusal> {
+        let what = match metric.update {
+            MetricUpdate::Count(by) => format!("{filter} {} +{by} {:?}", metric.name, metric.labels),
+            MetricUpdate::Observe(value) => format!("{filter} {} {value} {:?}", metric.name, metric.labels),
+        };
+        self.counted.lock().unwrap().push(what);
+        if metric.name == "refused" { Err(MetricRefusal::TooManyNames) } else { Ok(()) }
+    }
 }
 
 fn chain(config: &str, limits: FilterLimits, on_error: OnError) -> Chain {
     let filter = FilterSetup {
         name: "probe".parse().unwrap(),
         module: Some(probe()),
-        config: config.into(),
+        config: FilterConfig::new(&"probe".parse().unwrap(), config),
         on_error,
     };
     Chain::new("acme".parse().unwrap(), limits, vec![filter])
@@ -207,7 +242,7 @@ async fn a_module_that_is_not_loaded_fails_its_filter() {
     let filter = FilterSetup {
         name: "gone".parse().unwrap(),
         module: None,
-        config: "null".into(),
+        config: FilterConfig::new(&"gone".parse().unwrap(), "null"),
         on_error: OnError::FailClosed,
     };
     let chain = Chain::new("acme".parse().unwrap(), FilterLimits::default(), vec![filter]);
@@ -367,6 +402,119 @@ async fn what_filters_keep_outlives_a_change_of_the_chain() {
     assert_eq!(second.state().kv().get("k", Duration::ZERO).unwrap(), "v");
 }
 
+#[tokio::test]
+async fn what_a_filter_counts_is_told_with_its_name() {
+    let told = Arc::new(View::new(FilterLimits::default()));
+    let view: Arc<dyn HostView> = told.clone();
+    let counted = async |step: serde_json::Value| {
+        let chain = chain(&step.to_string(), FilterLimits::default(), OnError::FailClosed);
+        answer(&chain.on_request(engine(), &view, head(&[])).await)
+    };
+    let count = json!({ "do": "metric", "key": "hits", "by": 2, "headers": { "plan": "pro" } });
+    assert_eq!(counted(count).await, json!("ok"));
+    assert_eq!(counted(json!({ "do": "metric", "key": "size", "value": 2.5 })).await, json!("ok"));
+    assert_eq!(counted(json!({ "do": "metric", "key": "refused" })).await, json!("too-many-names"));
+    let expected = [r#"probe hits +2 [("plan", "pro")]"#, "probe size 2.5 []", "probe refused +0 []"];
+    assert_eq!(*told.counted.lock().unwrap(), expected);
+}
+
+fn sends(url: &str, more: &str) -> String {
+    format!(r#"{{"do":"send","url":"{url}"{more}}}"#)
+}
+
+#[tokio::test]
+async fn a_call_waits_for_its_answer_and_its_cpu_time_stands_still() {
+    let limits = FilterLimits { cpu: beamline_model::Duration::millis(20), ..Default::default() };
+    let chain = chain(&sends("http://wait.test/300", r#","timeout_ms":900"#), limits, OnError::FailClosed);
+    let outcome = run(&chain, head(&[])).await;
+    let answer = answer(&outcome);
+    assert_eq!((&answer["status"], &answer["body"]), (&json!(200), &json!("GET 900")));
+    let run = &outcome.runs[0];
+    assert!(run.duration >= Duration::from_millis(300) && run.cpu < Duration::from_millis(20), "{run:?}");
+}
+
+#[tokio::test]
+async fn a_call_that_waits_holds_up_nobody() {
+    let waits = chain(&sends("http://wait.test/500", ""), FilterLimits::default(), OnError::FailClosed);
+    let quiet = chain(r#"{"do":"next"}"#, FilterLimits::default(), OnError::FailClosed);
+    let waiting = futures_util::future::join_all((0..20).map(|_| run(&waits, head(&[]))));
+    let others = async {
+        let began = Instant::now();
+        let mut calls = 0;
+        while began.elapsed() < Duration::from_millis(300) {
+            assert!(matches!(run(&quiet, head(&[])).await.decision, Decision::Next));
+            calls += 1;
+            tokio::task::yield_now().await;
+        }
+        calls
+    };
+    let (waited, calls) = tokio::join!(waiting, others);
+    assert!(calls > 20, "only {calls} beside those that wait");
+    assert!(waited.iter().all(|outcome| answer(outcome)["status"] == 200));
+}
+
+#[tokio::test]
+async fn a_call_that_spins_after_its_answer_is_stopped_too() {
+    let limits = FilterLimits { cpu: beamline_model::Duration::millis(20), ..Default::default() };
+    let step = r#"{"do":"spin-ms","n":2,"then":{"do":"send","url":"http://wait.test/50"}}"#;
+    let in_lane = chain(step, limits.clone(), OnError::FailClosed);
+    assert_eq!(answer(&run(&in_lane, head(&[])).await)["status"], 200, "it waits in the lane as well");
+    let step = sends("http://wait.test/50", r#","then":"spin""#);
+    let spins = chain(&step, limits, OnError::FailClosed);
+    let outcome = run(&spins, head(&[])).await;
+    assert_eq!(*failure(&outcome), Failure::CpuTime(Duration::from_millis(20)));
+}
+
+#[tokio::test]
+async fn what_waits_too_long_or_too_often_ends() {
+    let longest_call = Duration::from_millis(300);
+    let engine =
+        Engine::new(EngineSettings { pool_instances: 16, longest_call, ..Default::default() }).unwrap();
+    let (info, artifact) = taken(&guest("probe.wasm"));
+    let module = engine.load(&artifact, info).unwrap();
+    let limits = FilterLimits { concurrency: 2, ..Default::default() };
+    let filter = |config: &str| FilterSetup {
+        name: "probe".parse().unwrap(),
+        module: Some(Arc::clone(&module)),
+        config: FilterConfig::new(&"probe".parse().unwrap(), config),
+        on_error: OnError::FailClosed,
+    };
+    let chain = |config: &str| Chain::new("acme".parse().unwrap(), limits.clone(), vec![filter(config)]);
+    let view = View::shared(FilterLimits::default());
+    let waits = chain(&sends("http://wait.test/4000", ""));
+    let (a, b, c) = tokio::join!(
+        waits.on_request(&engine, &view, head(&[])),
+        waits.on_request(&engine, &view, head(&[])),
+        waits.on_request(&engine, &view, head(&[])),
+    );
+    assert_eq!(*failure(&a), Failure::WallTime(longest_call));
+    assert_eq!(*failure(&b), Failure::WallTime(longest_call));
+    assert_eq!(*failure(&c), Failure::Capacity, "two wait already");
+    let often = chain(&sends("http://wait.test/0", r#","n":5"#));
+    assert_eq!(answer(&often.on_request(&engine, &view, head(&[])).await), json!("too-many"), "beyond four");
+}
+
+#[tokio::test]
+async fn a_request_that_is_none_is_not_sent() {
+    let told = async |more: &str| {
+        let step = sends("http://wait.test/0", more);
+        let outcome = run_default(&step).await;
+        answer(&outcome)
+    };
+    for (more, problem) in [
+        (r#","call":"G T""#, "method: expected a token"),
+        (r#","headers":{"host":"x"}"#, "headers: \"host\""),
+        (r#","headers":{"x":"a\r\nb: c"}"#, "headers: \"x\""),
+    ] {
+        let answer = told(more).await;
+        let answer = answer.as_str().unwrap();
+        assert!(answer.starts_with("invalid-request: ") && answer.contains(problem), "{answer}");
+    }
+    assert_eq!(answer(&run_default(&sends("http://other.test/", "")).await), json!("not-allowed"));
+    let url = answer(&run_default(&sends("http://a b/", "")).await);
+    assert!(url.as_str().unwrap().starts_with("invalid-request: url"), "{url}");
+}
+
 /// Keeps the lane's thread busy until it is told to go on, like a processor that others hold.
 fn hold_up_the_lane(engine: &Engine) -> (std::sync::mpsc::Sender<()>, impl Sized) {
     let (go_on, told) = std::sync::mpsc::channel::<()>();
@@ -390,7 +538,7 @@ async fn a_call_in_a_starved_lane_is_given_up_and_answered() {
         let filter = FilterSetup {
             name: "probe".parse().unwrap(),
             module: Some(Arc::clone(&module)),
-            config: do_what.into(),
+            config: FilterConfig::new(&"probe".parse().unwrap(), do_what),
             on_error,
         };
         Chain::new("acme".parse().unwrap(), limits.clone(), vec![filter])

@@ -4,6 +4,7 @@
 //! No I/O, no clocks, nothing async.
 
 mod digest;
+mod egress;
 mod grant;
 mod limits;
 mod manifest;
@@ -17,6 +18,7 @@ mod token;
 mod units;
 
 pub use digest::{Digest, InvalidDigest};
+pub use egress::{Egress, EgressRule};
 pub use grant::{Grant, GrantRefusal, UpstreamRange, is_special};
 pub use limits::{FilterLimits, LIMITS, LimitRow};
 pub use manifest::{

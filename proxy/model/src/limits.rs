@@ -18,6 +18,8 @@ pub struct FilterLimits {
     pub concurrency: u32,
     /// Host functions that one call may call, all together.
     pub host_calls: u32,
+    /// Requests that one call may send by itself.
+    pub outbound_calls: u32,
     /// What the tenant's keys and values may take on a node, each entry with its key and 128 bytes more.
     pub kv_bytes: ByteSize,
     /// Keys that the tenant may have on a node.
@@ -34,6 +36,7 @@ impl Default for FilterLimits {
             log: ByteSize::kib(8),
             concurrency: 256,
             host_calls: 10_000,
+            outbound_calls: 4,
             kv_bytes: ByteSize::mib(4),
             kv_entries: 10_000,
             bucket_keys: 10_000,
@@ -54,7 +57,7 @@ pub struct LimitRow {
 }
 
 /// The limits a manifest can set, in the order of the reference page.
-pub const LIMITS: [LimitRow; 8] = [
+pub const LIMITS: [LimitRow; 9] = [
     LimitRow { key: "cpu", default: "50ms", ceiling: "1s", crossed: "503 filter-timeout" },
     LimitRow {
         key: "memory",
@@ -65,6 +68,7 @@ pub const LIMITS: [LimitRow; 8] = [
     LimitRow { key: "log", default: "8KiB", ceiling: "64KiB", crossed: "the rest is cut and counted" },
     LimitRow { key: "concurrency", default: "256", ceiling: "4096", crossed: "503 filter-capacity" },
     LimitRow { key: "host_calls", default: "10000", ceiling: "1000000", crossed: "503 filter-host-calls" },
+    LimitRow { key: "outbound_calls", default: "4", ceiling: "32", crossed: "the request is refused" },
     LimitRow { key: "kv_bytes", default: "4MiB", ceiling: "64MiB", crossed: "the write is refused" },
     LimitRow { key: "kv_entries", default: "10000", ceiling: "1000000", crossed: "the write is refused" },
     LimitRow { key: "bucket_keys", default: "10000", ceiling: "1000000", crossed: "the take is refused" },
@@ -90,6 +94,9 @@ impl FilterLimits {
         }
         if self.kv_bytes > ByteSize::mib(64) {
             return too_much("kv_bytes", self.kv_bytes.to_string(), "64MiB");
+        }
+        if self.outbound_calls > 32 {
+            return too_much("outbound_calls", self.outbound_calls.to_string(), "32");
         }
         for (key, found) in [
             ("host_calls", self.host_calls),

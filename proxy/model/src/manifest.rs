@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    ByteSize, Digest, Duration, FilterLimits, FilterName, HostName, InjectedHeader, NatsTarget, OnStatus,
-    SecretRef, UpstreamName,
+    ByteSize, Digest, Duration, Egress, FilterLimits, FilterName, HostName, InjectedHeader, NatsTarget,
+    OnStatus, SecretName, SecretRef, UpstreamName,
     misread::{misread, without_text},
 };
 
@@ -53,6 +53,9 @@ pub struct Manifest {
     /// The filter chain, in the order in which it runs for requests.
     #[serde(default)]
     pub filters: Vec<FilterSpec>,
+    /// Where filters may send requests of their own. By default nowhere.
+    #[serde(default, skip_serializing_if = "Egress::is_empty")]
+    pub egress: Egress,
     /// What each filter call may use.
     #[serde(default)]
     pub limits: FilterLimits,
@@ -268,6 +271,14 @@ pub struct FilterSpec {
     /// What a trap, time-out or exhausted limit leads to.
     #[serde(default)]
     pub on_error: OnError,
+    /// The secrets that the filter may read, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretName>,
+}
+
+impl FilterSpec {
+    /// The most secrets that one filter may read.
+    pub const SECRETS_MAX: usize = 16;
 }
 
 /// What a failing filter leads to.
@@ -404,7 +415,14 @@ impl Manifest {
                     format!("filter {} is named twice: choose another name", filter.name),
                 );
             }
+            if filter.secrets.len() > FilterSpec::SECRETS_MAX {
+                return wrong(
+                    format!("filters[{i}].secrets"),
+                    format!("expected at most {}; found {}", FilterSpec::SECRETS_MAX, filter.secrets.len()),
+                );
+            }
         }
+        self.egress.check().or_else(|problem| wrong("egress.allow".into(), problem))?;
         self.limits.check().or_else(|problem| wrong("limits".into(), problem))
     }
 

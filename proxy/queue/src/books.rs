@@ -189,6 +189,10 @@ struct LaneBook {
     /// Open records and dead letters; their bytes, and those of kept answers.
     kept: AtomicU64,
     kept_bytes: AtomicU64,
+    /// These three count since the queue was opened.
+    accepted: AtomicU64,
+    delivered: AtomicU64,
+    died: AtomicU64,
 }
 
 /// A [`LaneBook`] at one moment.
@@ -197,6 +201,9 @@ pub(crate) struct LaneFigures {
     pub(crate) open: u64,
     pub(crate) dead: u64,
     pub(crate) bytes: u64,
+    pub(crate) accepted: u64,
+    pub(crate) delivered: u64,
+    pub(crate) died: u64,
 }
 
 impl LaneBook {
@@ -213,7 +220,15 @@ impl LaneBook {
     fn figures(&self) -> LaneFigures {
         let open = self.open.load(Ordering::Relaxed);
         let dead = self.kept.load(Ordering::Relaxed).saturating_sub(open);
-        LaneFigures { open, dead, bytes: self.kept_bytes.load(Ordering::Relaxed) }
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        LaneFigures {
+            open,
+            dead,
+            bytes: get(&self.kept_bytes),
+            accepted: get(&self.accepted),
+            delivered: get(&self.delivered),
+            died: get(&self.died),
+        }
     }
 }
 
@@ -445,6 +460,7 @@ impl Books {
         let lane = self.tenant(&append.lane.tenant).lane(&append.lane.upstream);
         lane.keep(1, append.size);
         lane.open.fetch_add(1, Ordering::Relaxed);
+        lane.accepted.fetch_add(1, Ordering::Relaxed);
         self.counters.open.fetch_add(1, Ordering::Relaxed);
         self.counters.accepted.fetch_add(1, Ordering::Relaxed);
     }
@@ -466,8 +482,13 @@ impl Books {
             self.claims.released(scope);
         }
         self.waiters.ended(ended.id);
-        let counter = if ended.delivered { &self.counters.delivered } else { &self.counters.dead };
-        counter.fetch_add(1, Ordering::Relaxed);
+        let (all, of_lane) = if ended.delivered {
+            (&self.counters.delivered, &lane.delivered)
+        } else {
+            (&self.counters.dead, &lane.died)
+        };
+        all.fetch_add(1, Ordering::Relaxed);
+        of_lane.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A dead letter's content was erased.

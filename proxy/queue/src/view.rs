@@ -186,6 +186,12 @@ pub struct LaneStatus {
     pub dead: u64,
     /// Bytes of both, and of answers that are kept for receipts.
     pub bytes: u64,
+    /// Records accepted since the queue was opened, by this process.
+    pub accepted: u64,
+    /// Records delivered since then.
+    pub delivered: u64,
+    /// Records that became dead since then.
+    pub died: u64,
     /// When the first of the open records was accepted, in milliseconds since the Unix epoch.
     pub oldest_ms: Option<u64>,
     /// Whether deliveries are paused.

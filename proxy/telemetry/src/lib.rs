@@ -1,5 +1,5 @@
 //! What the node tells about itself: one [`Transaction`] per request, written as a JSON Lines record and, where
-//! the sampler took it, as an OpenTelemetry trace.
+//! the sampler took it, as an OpenTelemetry trace; and what it counts, as `/metrics`.
 //!
 //! It owns the log's writer thread and the exporter task. It never makes a request wait: whatever cannot be
 //! written or exported in time is dropped, counted ([`Telemetry::dropped`]) and told as an event. Every queue is
@@ -10,8 +10,8 @@
 //! the worker's own buffer → full, or on [`WorkerTelemetry::flush`], the buffer goes to the writer thread. A sampled
 //! transaction moves on to the exporter task as it is; spans are built there, off the worker.
 //!
-//! What is written stands in two tables, [`FIELDS`] for the log and [`SPANS`] for traces;
-//! `docs/reference/logs.md` and `docs/reference/traces.md` are held against them by tests.
+//! What is written stands in three tables, [`FIELDS`] for the log, [`SPANS`] for traces and [`METRICS`];
+//! `docs/reference/logs.md`, `traces.md` and `metrics.md` are held against them by tests.
 
 pub mod bounds;
 mod context;
@@ -21,6 +21,7 @@ mod fields;
 mod id;
 mod json;
 mod log;
+mod metrics;
 mod record;
 mod redact;
 #[cfg(test)]
@@ -37,6 +38,7 @@ pub use endpoint::{InvalidEndpoint, OtlpEndpoint};
 pub use export::ExportTuning;
 pub use fields::{FIELDS, FieldRow, FieldType, RecordKind};
 pub use id::{RequestId, SpanId, TraceId};
+pub use metrics::{Exposition, GuestMetrics, METRICS, MetricKind, MetricRefusal, MetricRow, Metrics, Update};
 pub use sampler::{InvalidRatio, Sampler};
 pub use spans::{AttributeRow, RESOURCE, SPANS, SpanRow};
 pub use telemetry::{Drops, LogTarget, OpenError, Settings, Telemetry, WorkerTelemetry};

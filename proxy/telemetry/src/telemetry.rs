@@ -16,7 +16,7 @@ use thiserror::Error;
 use tokio::runtime::Handle;
 
 use crate::{
-    DeliverySpan, ExportTuning, GuestLog, OtlpEndpoint, Sampler, Transaction, bounds,
+    DeliverySpan, ExportTuning, GuestLog, Metrics, OtlpEndpoint, Sampler, Transaction, bounds,
     export::SpanQueue,
     log::{self, Counters, LogBuffer, LogQueue},
     record::Records,
@@ -139,6 +139,7 @@ pub struct Telemetry {
     spans: Option<SpanQueue>,
     sampler: Sampler,
     counters: Arc<Counters>,
+    metrics: Metrics,
 }
 
 impl Telemetry {
@@ -173,12 +174,18 @@ impl Telemetry {
             let (events, counters) = (events.clone(), Arc::clone(&counters));
             SpanQueue::start(endpoint, service_name, node_id, export, events, counters, runtime)
         });
-        Ok(Self { events, spans, sampler, counters })
+        Ok(Self { events, spans, sampler, counters, metrics: Metrics::default() })
     }
 
     /// Telemetry that tells nobody anything: for tests and tools.
     pub fn off() -> Self {
-        Self { events: Events(None), spans: None, sampler: Sampler::NEVER, counters: Arc::default() }
+        Self {
+            events: Events(None),
+            spans: None,
+            sampler: Sampler::NEVER,
+            counters: Arc::default(),
+            metrics: Metrics::default(),
+        }
     }
 
     /// The sampler for [`TraceContext::start`](crate::TraceContext::start): the one set, or none where nothing is exported.
@@ -218,6 +225,11 @@ impl Telemetry {
     /// Whether the exporter is failing: its last batch was dropped, and none was taken since. False without an endpoint.
     pub fn export_failing(&self) -> bool {
         self.spans.as_ref().is_some_and(SpanQueue::is_failing)
+    }
+
+    /// What tenants' filters count.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// What was lost since the start.

@@ -1,7 +1,6 @@
 //! From an endpoint to a TCP connection: resolve, hold against the address policy, dial.
 
 use std::{
-    cell::Cell,
     error::Error,
     io,
     net::{SocketAddr, ToSocketAddrs},
@@ -13,7 +12,7 @@ use beamline_model::{Endpoint, HostName};
 use smallvec::SmallVec;
 use tokio::{net::TcpStream, time};
 
-use crate::{BoxError, Cluster, ErrorKind};
+use crate::{AddressPolicy, BoxError, Cluster, ErrorKind};
 
 /// Names that the process resolves at once. The resolver's threads are shared by every tenant, and a name server
 /// that does not answer holds one of them for many seconds.
@@ -37,43 +36,53 @@ pub(crate) async fn connect(
     cluster: &Cluster,
     endpoint: &Endpoint,
 ) -> Result<(TcpStream, SocketAddr), Unconnected> {
-    let limit = cluster.spec().connect_timeout.get();
-    let peer = Cell::new(None);
-    let failed = |kind, source| Unconnected { kind, peer: peer.get(), source };
+    connect_to(endpoint, cluster.policy(), cluster.spec().connect_timeout.get()).await
+}
+
+/// Connects to an endpoint, as far as `policy` permits its addresses, within `limit`, resolution included.
+pub(crate) async fn connect_to(
+    endpoint: &Endpoint,
+    policy: &dyn AddressPolicy,
+    limit: Duration,
+) -> Result<(TcpStream, SocketAddr), Unconnected> {
+    let mut peer = None;
+    let failed = |peer, kind, source| Unconnected { kind, peer, source };
     let deadline = Instant::now() + limit;
 
     let candidates = match endpoint {
         Endpoint::Address(addr) => Addresses::from_elem(*addr, 1),
         Endpoint::Named(host, port) => match time::timeout(limit, resolve(host, *port)).await {
             Ok(Ok(found)) => found,
-            Ok(Err(error)) => return Err(failed(ErrorKind::Dns, Some(error))),
-            Err(_) => return Err(failed(ErrorKind::Dns, Some("no answer within connect_timeout".into()))),
+            Ok(Err(error)) => return Err(failed(peer, ErrorKind::Dns, Some(error))),
+            Err(_) => {
+                return Err(failed(peer, ErrorKind::Dns, Some("no answer within connect_timeout".into())));
+            }
         },
     };
 
     let mut last = None;
     let mut permitted = Addresses::new();
     for addr in candidates {
-        match cluster.policy().permits(addr) {
+        match policy.permits(addr) {
             Ok(()) => permitted.push(addr),
             Err(refusal) => {
-                peer.set(Some(addr));
-                last = Some(failed(ErrorKind::Denied(refusal), None));
+                peer = Some(addr);
+                last = Some(failed(peer, ErrorKind::Denied(refusal), None));
             }
         }
     }
     permitted.truncate(ADDRESSES);
     for (i, addr) in permitted.iter().enumerate() {
-        peer.set(Some(*addr));
+        peer = Some(*addr);
         // One address that swallows packets must not cost the others their chance.
         let left = deadline.saturating_duration_since(Instant::now());
         let share = left / u32::try_from(permitted.len() - i).unwrap_or(u32::MAX);
         match dial(*addr, share).await {
             Ok(stream) => return Ok((stream, *addr)),
-            Err((kind, source)) => last = Some(failed(kind, source)),
+            Err((kind, source)) => last = Some(failed(peer, kind, source)),
         }
     }
-    Err(last.unwrap_or_else(|| failed(ErrorKind::Dns, Some("the name has no addresses".into()))))
+    Err(last.unwrap_or_else(|| failed(peer, ErrorKind::Dns, Some("the name has no addresses".into()))))
 }
 
 async fn dial(addr: SocketAddr, limit: Duration) -> Result<TcpStream, (ErrorKind, Option<BoxError>)> {

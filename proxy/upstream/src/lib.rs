@@ -6,6 +6,8 @@
 //! another thread lies on a request's way. [`Pools::send`] takes a request to a response head and says, where it
 //! fails, whether a byte of the request can have left: what may be queued or tried elsewhere hangs on that.
 //!
+//! [`EgressClient`] sends the requests that filters make by themselves.
+//!
 //! Never here: which upstream a request goes to, what is queued, which header fields are passed on. The request
 //! comes with its `Host` and its target in origin form, free of hop-by-hop fields.
 
@@ -16,6 +18,7 @@ mod clock;
 mod cluster;
 mod connect;
 mod connection;
+mod egress;
 mod error;
 mod exchange;
 mod head;
@@ -29,6 +32,7 @@ pub use body::{BoxError, BrokenBody, UpstreamBody};
 pub use breaker::BreakerSettings;
 pub use clock::Clock;
 pub use cluster::{AddressPolicy, Cluster, ClusterKey, ClusterSettings, UpstreamState};
+pub use egress::{EgressClient, EgressError, EgressRequest, EgressResponse};
 pub use error::{ErrorKind, SendError, Sentness};
 pub use nats::OwnKey;
 pub use pool::{PoolSettings, Pools};

@@ -4,6 +4,22 @@
 mod imported {
     use crate::raw::beamline::edge;
     pub(crate) use edge::http::RequestHead as Head;
+    use edge::{metrics, outbound};
+
+    use crate::outbound::OutgoingRequest;
+
+    pub(crate) fn send(
+        request: OutgoingRequest,
+    ) -> Result<outbound::IncomingResponse, outbound::OutboundError> {
+        let headers: Vec<_> = request.headers.iter().collect();
+        outbound::send(outbound::OutgoingRequest {
+            method: &request.method,
+            url: &request.url,
+            headers: &headers,
+            body: &request.body,
+            timeout_ms: request.timeout_ms,
+        })
+    }
     pub(crate) use edge::{
         buckets::take,
         clock::{elapsed_ns, now_ms},
@@ -15,8 +31,21 @@ mod imported {
         log::write as log,
         properties::snapshot as properties,
         random::get_u64 as random,
+        secrets::get as secret,
         upstreams::get as upstream,
     };
+
+    fn labels<'a>(labels: &[(&'a str, &'a str)]) -> Vec<metrics::Label<'a>> {
+        labels.iter().map(|&(name, value)| metrics::Label { name, value }).collect()
+    }
+
+    pub(crate) fn count(name: &str, by: u64, with: &[(&str, &str)]) -> Result<(), metrics::MetricError> {
+        metrics::count(name, by, &labels(with))
+    }
+
+    pub(crate) fn observe(name: &str, value: f64, with: &[(&str, &str)]) -> Result<(), metrics::MetricError> {
+        metrics::observe(name, value, &labels(with))
+    }
 }
 
 #[cfg(target_family = "wasm")]

@@ -3,7 +3,8 @@
 //! A filter is a WebAssembly module that decides what happens to a request. BeamLine runs it in a fresh sandbox for
 //! every request: nothing a filter keeps in memory is there for the next one, and nothing it does reaches another
 //! tenant. This crate holds what a filter says ([`Verdict`]), what it sees ([`Request`]) and what it may ask its
-//! host ([`log`], [`random`], [`clock`], [`properties`], [`upstream`], [`kv`], [`buckets`]).
+//! host ([`log`], [`random`], [`clock`], [`properties`], [`upstream`], [`kv`], [`buckets`],
+//! [`metrics`], [`secrets`], [`outbound`]).
 //!
 //! ```
 //! use beamline_sdk::{Filter, Request, Verdict};
@@ -35,12 +36,15 @@ mod heap;
 mod host;
 pub mod kv;
 pub mod log;
+pub mod metrics;
+pub mod outbound;
 pub mod path;
 mod phase;
 pub mod properties;
 pub mod random;
 pub mod raw;
 mod request;
+pub mod secrets;
 #[cfg(not(target_family = "wasm"))]
 pub mod testing;
 pub mod upstream;

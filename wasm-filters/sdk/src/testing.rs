@@ -33,6 +33,7 @@ pub use self::{cases::run_cases, head::Head, kept::Kept};
 use crate::{
     Filter, Request, Verdict, config,
     log::Level,
+    outbound::{IncomingResponse, OutboundError, OutgoingRequest},
     properties::Properties,
     upstream::{State, Status},
 };
@@ -53,6 +54,21 @@ pub struct Outcome {
     pub head: Head,
     /// What the filter logged, in order.
     pub log: Vec<(Level, String)>,
+    /// What the filter counted, in order.
+    pub metrics: Vec<Metric>,
+    /// The requests that the filter sent, in order.
+    pub sent: Vec<OutgoingRequest>,
+}
+
+/// One update of a metric by a filter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Metric {
+    /// The metric's name.
+    pub name: String,
+    /// What was added to the counter, or what the histogram observed.
+    pub value: f64,
+    /// Its labels.
+    pub labels: Vec<(String, String)>,
 }
 
 impl Call {
@@ -108,6 +124,26 @@ impl Call {
         self
     }
 
+    /// What a request of the filter to this URL is answered with: a status and a body. One to a URL that no call of this names
+    /// is not allowed.
+    pub fn answer(mut self, url: &str, status: u16, body: impl AsRef<[u8]>) -> Self {
+        let body = body.as_ref().to_vec();
+        self.host.answers.insert(url.to_owned(), Ok(IncomingResponse { status, headers: vec![], body }));
+        self
+    }
+
+    /// How a request of the filter to this URL fails.
+    pub fn no_answer(mut self, url: &str, error: OutboundError) -> Self {
+        self.host.answers.insert(url.to_owned(), Err(error));
+        self
+    }
+
+    /// A secret that the filter may read. None if this is not called.
+    pub fn secret(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
+        self.host.secrets.insert(name.to_owned(), value.as_ref().to_vec());
+        self
+    }
+
     /// What the tenant's filters keep, shared with every call that is given the same. Nothing if this is not called. Time goes
     /// by [`now_ms`](Self::now_ms).
     pub fn kept(mut self, kept: &Kept) -> Self {
@@ -141,8 +177,8 @@ impl Call {
     pub fn try_run<F: Filter>(self) -> Result<Outcome, String> {
         let Self { head, host } = self;
         let config = config::read::<F::Config>(&host.config.to_string())?;
-        let (verdict, log) = host.during(|| F::on_request(&config, &mut Request::new(&head)));
-        Ok(Outcome { verdict, head, log })
+        let (verdict, host) = host.during(|| F::on_request(&config, &mut Request::new(&head)));
+        Ok(Outcome { verdict, head, log: host.log, metrics: host.metrics, sent: host.sent })
     }
 }
 
@@ -153,7 +189,7 @@ mod tests {
         buckets::{self, BucketError, Rate, Taken},
         clock,
         kv::{self, KvError},
-        properties,
+        metrics, outbound, properties, secrets,
     };
 
     struct Late;
@@ -207,6 +243,70 @@ mod tests {
         assert_eq!(told(30_000), expected(4, Taken::Allowed(0)));
         assert_eq!(told(60_000), expected(1, Taken::Allowed(0)), "the first minute is over");
         assert_eq!(kept.get("seen", 60_000).as_deref(), Some(&b"1"[..]));
+    }
+
+    struct Counting;
+
+    impl Filter for Counting {
+        type Config = ();
+
+        fn on_request(_: &(), _: &mut Request) -> Verdict {
+            metrics::count("hits", 2, &[("plan", "pro")]).unwrap();
+            metrics::observe("size", 0.5, &[]).unwrap();
+            Verdict::next()
+        }
+    }
+
+    #[test]
+    fn an_outcome_has_what_was_counted() {
+        let counted = Call::get("/").run::<Counting>().metrics;
+        let hits = Metric { name: "hits".into(), value: 2.0, labels: vec![("plan".into(), "pro".into())] };
+        assert_eq!(counted, [hits, Metric { name: "size".into(), value: 0.5, labels: vec![] }]);
+    }
+
+    struct Asks;
+
+    impl Filter for Asks {
+        type Config = ();
+
+        fn on_request(_: &(), _: &mut Request) -> Verdict {
+            match outbound::get("http://auth.test/").header("x-a", "1").send() {
+                Ok(answer) => Verdict::respond(answer.status).body(answer.body).into(),
+                Err(error) => Verdict::respond(503).body(format!("{error:?}")).into(),
+            }
+        }
+    }
+
+    #[test]
+    fn requests_of_a_filter_get_what_the_call_says() {
+        let url = "http://auth.test/";
+        let outcome = Call::get("/").answer(url, 204, "yes").run::<Asks>();
+        assert_eq!(outcome.verdict, Verdict::respond(204).body("yes").into());
+        assert_eq!((outcome.sent[0].method(), outcome.sent[0].url()), ("GET", url));
+        let outcome = Call::get("/").no_answer(url, OutboundError::Timeout).run::<Asks>();
+        assert_eq!(outcome.verdict, Verdict::respond(503).body("OutboundError::Timeout").into());
+        let outcome = Call::get("/").run::<Asks>();
+        assert_eq!(outcome.verdict, Verdict::respond(503).body("OutboundError::NotAllowed").into());
+    }
+
+    struct Keyed;
+
+    impl Filter for Keyed {
+        type Config = ();
+
+        fn on_request(_: &(), _: &mut Request) -> Verdict {
+            match secrets::get("key") {
+                Some(key) => Verdict::respond(200).body(key).into(),
+                None => Verdict::respond(503).into(),
+            }
+        }
+    }
+
+    #[test]
+    fn a_secret_is_there_where_the_call_has_it() {
+        let verdict = Call::get("/").secret("key", "s3cret").run::<Keyed>().verdict;
+        assert_eq!(verdict, Verdict::respond(200).body("s3cret").into());
+        assert_eq!(Call::get("/").secret("other", "").run::<Keyed>().verdict, Verdict::respond(503).into());
     }
 
     #[test]

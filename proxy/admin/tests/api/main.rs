@@ -24,6 +24,7 @@ use std::{
 use axum::body::{Body, Bytes, HttpBody};
 use beamline_admin::{PROBLEMS, ROUTES, RouteRow, Who};
 use beamline_node_state::Reason;
+use beamline_telemetry::METRICS;
 use http_body::Frame;
 use node::Node;
 use page::{Page, same_shape};
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
         probes_need_no_token_and_tell_nothing_of_tenants,
         what_is_done_to_the_queue_is_refused_by_name_or_told_in_the_audit,
         a_secret_goes_in_and_never_out,
+        metrics_are_those_of_their_page_and_for_the_operator,
     ];
     println!("test result: ok. {ran} passed");
     ExitCode::SUCCESS
@@ -298,8 +300,11 @@ async fn every_answer_is_json_and_kept_by_no_cache(node: &Node, _: &Page) {
         assert!(answer.detail().contains(row.method.as_str()) && answer.detail().contains("found PATCH"));
 
         let answer = node.ask(&for_acme(row), &node.operator, Body::empty()).await;
-        let expected =
-            if answer.status.is_success() { "application/json" } else { "application/problem+json" };
+        let expected = match row.path {
+            _ if !answer.status.is_success() => "application/problem+json",
+            "/metrics" => "text/plain; version=0.0.4; charset=utf-8",
+            _ => "application/json",
+        };
         assert_eq!(answer.headers["content-type"], expected, "{}", line(row));
         assert_eq!(answer.headers["cache-control"], "no-store", "{}", line(row));
         assert_eq!(answer.headers["x-content-type-options"], "nosniff", "{}", line(row));
@@ -435,6 +440,37 @@ async fn a_dry_run_changes_nothing(node: &Node, page: &Page) {
     assert_eq!((&did["revision"], &did["changed"], &did["diff"]), (&json!(1), &json!(true), &would["diff"]));
     let again = node.ask(dry, &node.acme, manifest).await.ok();
     assert_eq!(again, json!({ "revision": 1, "changed": false, "diff": [], "discarded": 0 }));
+}
+
+async fn metrics_are_those_of_their_page_and_for_the_operator(node: &Node, page: &Page) {
+    let mut plain = page.request("PUT /v1/tenants/{tenant}/manifest").clone();
+    plain["filters"] = json!([]);
+    apply(node, &plain).await.ok();
+    node.dead_letter().await;
+    node.state.failed(Reason::UpstreamDown("acme/api".into()));
+    let refused = node.acme("GET /metrics").await;
+    assert_eq!((refused.status.as_u16(), refused.problem()), (403, "operator-only"));
+    let text = node.ask("GET /metrics", &node.operator, Body::empty()).await.ok();
+    let text = text.as_str().unwrap();
+    for line in [
+        "beamline_node_ready 1",
+        "beamline_queue_readable 1",
+        "beamline_queue_records{tenant=\"acme\",upstream=\"api\"} 0",
+        "beamline_queue_dead_letters{tenant=\"acme\",upstream=\"api\"} 1",
+        "beamline_queue_accepted_total{tenant=\"acme\",upstream=\"api\"} 1",
+        "beamline_queue_delivered_total{tenant=\"acme\",upstream=\"api\"} 0",
+        "beamline_queue_died_total{tenant=\"acme\",upstream=\"api\"} 1",
+        "beamline_queue_in_flight 0",
+        "beamline_guest_series{tenant=\"acme\"} 0",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+    }
+    let mut shown: Vec<_> =
+        text.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    let mut known: Vec<_> = METRICS.iter().map(|row| row.name).collect();
+    shown.sort_unstable();
+    known.sort_unstable();
+    assert_eq!(shown, known, "what is exported is what the page has");
 }
 
 async fn probes_need_no_token_and_tell_nothing_of_tenants(node: &Node, _: &Page) {

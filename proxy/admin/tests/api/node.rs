@@ -81,8 +81,10 @@ impl Node {
         let (queue, delivery) = Queue::open(beamline_queue::Settings::new(dir.path().join("queue"))).unwrap();
         let key = KeyLine::generate(&"k1".parse().unwrap());
         let seal_keys = Some(Arc::new(SealKeys::parse(key.reveal()).unwrap()));
-        let settings = ControlSettings { seal_keys, ..ControlSettings::default() };
-        let control = Control::open(store, queue.clone(), settings, compiler, telemetry).await.unwrap();
+        let metrics = telemetry.metrics().clone();
+        let settings = ControlSettings { seal_keys, metrics, ..ControlSettings::default() };
+        let control =
+            Control::open(store, queue.clone(), settings, compiler, telemetry.clone()).await.unwrap();
         let mut operator = String::new();
         let keep = |token: &beamline_model::Token| {
             operator = token.reveal().to_owned();
@@ -104,6 +106,7 @@ impl Node {
         let router = router(AdminState {
             control,
             queue: queue.clone(),
+            telemetry,
             node: state.clone(),
             liveness: Arc::new(liveness),
         });
@@ -173,8 +176,12 @@ impl Node {
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (head, body) = response.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
+        let is_text =
+            head.headers.get(header::CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"text/plain"));
         let document = if method == "HEAD" {
             Value::Null
+        } else if is_text {
+            String::from_utf8(body.to_vec()).unwrap().into()
         } else {
             serde_json::from_slice(&body).unwrap_or_else(|e| panic!("{line}: {e}: {body:?}"))
         };

@@ -43,7 +43,10 @@ impl Page {
                 current = None;
             }
             let Some(section) = current.as_ref().and_then(|name| sections.get_mut(name)) else { continue };
-            if line == "```json" {
+            if line == "```text" {
+                let text: Vec<_> = lines.by_ref().take_while(|l| *l != "```").collect();
+                section.answer = Some(text.join("\n").into());
+            } else if line == "```json" {
                 let json: Vec<_> = lines.by_ref().take_while(|l| *l != "```").collect();
                 let document = serde_json::from_str(&json.join("\n"))
                     .unwrap_or_else(|e| panic!("{current:?}: an example is no JSON: {e}"));

@@ -255,10 +255,10 @@ impl Inner {
             });
         }
         // The secrets were read a second time for it.
-        let missing = prepared.without_secrets().next().map(|(upstream, problem)| {
-            let key = format!("upstreams.{upstream}.headers");
-            ControlError::SecretUnavailable { key, problem: problem.to_owned() }
-        });
+        let missing = prepared
+            .without_secrets()
+            .next()
+            .map(|(key, problem)| ControlError::SecretUnavailable { key, problem: problem.to_owned() });
         missing.map_or(Ok(prepared), Err)
     }
 

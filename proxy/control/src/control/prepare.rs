@@ -2,14 +2,15 @@
 
 use std::sync::{Arc, Weak};
 
-use beamline_filter_host::{FilterSetup, Module};
+use beamline_filter_host::{FilterConfig, FilterSetup, Module};
 use beamline_model::{FilterSpec, Manifest, ModuleRef, RevisionId, TenantName};
 use beamline_store::TenantRecord;
+use beamline_telemetry::GuestMetrics;
 use bytes::Bytes;
 use serde_json::json;
 use tokio::{sync::Semaphore, task::JoinSet};
 
-use super::{Control, Inner};
+use super::{Control, Inner, secrets::Secrets};
 use crate::{
     ControlError, Snapshot, TenantRuntime, Unloaded,
     runtime::{Prepared, Ready},
@@ -79,7 +80,7 @@ impl Inner {
             Ok(manifest) => self.prepare(tenant, &manifest).await,
             Err(problem) => {
                 let problem = format!("revision {revision} cannot be read: {problem}");
-                Prepared::unreadable(&tenant.name, &tenant.grant, problem)
+                Prepared::unreadable(&tenant.name, &tenant.grant, problem, self.guest_metrics(&tenant.name))
             }
         };
         prepared.leaving = tenant.deletion.is_some();
@@ -90,7 +91,7 @@ impl Inner {
     pub(super) async fn prepare(&self, tenant: &TenantRecord, manifest: &Manifest) -> Prepared {
         let snapshot = self.snapshots.load_full();
         let current = snapshot.by_name(&tenant.name).map(Arc::as_ref);
-        let (mut filters, mut unloaded) = (Vec::with_capacity(manifest.filters.len()), Vec::new());
+        let (mut modules, mut unloaded) = (Vec::with_capacity(manifest.filters.len()), Vec::new());
         for filter in &manifest.filters {
             let module = match self.module(&filter.module, current).await {
                 Ok(module) => module,
@@ -99,11 +100,25 @@ impl Inner {
                     None
                 }
             };
-            filters.push(setup(filter, module));
+            modules.push(module);
         }
-        let ready = Ready { filters, unloaded, headers: self.injected(&tenant.name, manifest).await };
+        let secrets = self.opened_secrets(&tenant.name, manifest).await;
+        let filters = manifest.filters.iter().zip(modules);
+        let filters = filters.map(|(filter, module)| setup(filter, module, &secrets)).collect();
+        let headers = secrets.injected(manifest);
+        let metrics = self.guest_metrics(&tenant.name);
+        let ready = Ready { filters, unloaded, headers, metrics };
         let node = (&self.admin, &self.settings.nats);
         Prepared::new(&tenant.name, &tenant.grant, node, manifest, ready, current)
+    }
+
+    /// What the tenant's filters count: goes on over changes of its revision.
+    fn guest_metrics(&self, tenant: &TenantName) -> Arc<GuestMetrics> {
+        let snapshot = self.snapshots.load();
+        match snapshot.by_name(tenant) {
+            Some(current) => Arc::clone(&current.metrics),
+            None => self.settings.metrics.tenant(tenant.as_str()),
+        }
     }
 
     /// A filter's module: the one that already runs in `current`, or the store's, made ready.
@@ -161,8 +176,20 @@ impl Inner {
         self.event("tenant.recovered", json!({ "tenant.id": tenant, "beamline.revision": revision }));
     }
 
-    /// Tells of each upstream whose requests cannot be sent, for lack of a secret.
+    /// Tells of each upstream whose requests cannot be sent, and of each filter that runs, without a secret.
     fn tell_unavailable(&self, tenant: &TenantRuntime) {
+        for filter in tenant.chain.filters() {
+            if let Some(problem) = filter.config.problem() {
+                tracing::warn!(tenant = %tenant.name, filter = %filter.name, problem, "a filter lacks a secret");
+                let fields = json!({
+                    "tenant.id": tenant.name,
+                    "beamline.revision": tenant.revision,
+                    "filter": filter.name,
+                    "problem": problem,
+                });
+                self.event("secret.unavailable", fields);
+            }
+        }
         for upstream in tenant.upstreams.values() {
             if let Some(problem) = upstream.headers.problem() {
                 tracing::warn!(tenant = %tenant.name, upstream = %upstream.label, problem, "an upstream lacks a secret");
@@ -187,7 +214,8 @@ impl Inner {
     }
 }
 
-fn setup(filter: &FilterSpec, module: Option<Arc<Module>>) -> FilterSetup {
+fn setup(filter: &FilterSpec, module: Option<Arc<Module>>, secrets: &Secrets) -> FilterSetup {
     let config = filter.config.as_ref().map_or_else(|| "null".to_owned(), serde_json::Value::to_string);
-    FilterSetup { name: filter.name.clone(), module, config: config.into(), on_error: filter.on_error }
+    let config = FilterConfig::with_secrets(&filter.name, &config, secrets.of_filter(filter));
+    FilterSetup { name: filter.name.clone(), module, config, on_error: filter.on_error }
 }

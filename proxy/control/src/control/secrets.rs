@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use beamline_model::{
-    Credentials, Manifest, SecretName, SecretRef, SecretValue, TenantName, TokenScope, UpstreamName,
+    Credentials, FilterSpec, Manifest, SecretName, SecretValue, TenantName, TokenScope, UpstreamName,
+    UpstreamSpec,
 };
 use beamline_seal::{Context, SealKeys, key_of};
 use beamline_store::{SecretRecord, Stamp, TenantRecord};
@@ -95,12 +96,16 @@ fn context<'a>(of: &'a [&'a str; 2]) -> Context<'a> {
 }
 
 /// Each secret that a manifest names, with the key that names it.
-fn references(manifest: &Manifest) -> impl Iterator<Item = (String, &SecretRef)> {
-    manifest.upstreams.iter().flat_map(|(upstream, spec)| {
+fn references(manifest: &Manifest) -> impl Iterator<Item = (String, &SecretName)> {
+    let of_upstreams = manifest.upstreams.iter().flat_map(|(upstream, spec)| {
         spec.headers
             .iter()
-            .map(move |(header, secret)| (format!("upstreams.{upstream}.headers.{header}"), secret))
-    })
+            .map(move |(header, secret)| (format!("upstreams.{upstream}.headers.{header}"), secret.name()))
+    });
+    let of_filters = manifest.filters.iter().flat_map(|filter| {
+        filter.secrets.iter().map(|secret| (format!("filters[{}].secrets", filter.name), secret))
+    });
+    of_upstreams.chain(of_filters)
 }
 
 impl Inner {
@@ -141,8 +146,8 @@ impl Inner {
         let mut used = HashMap::<_, Vec<_>>::new();
         if let Some(revision) = tenant.active {
             let manifest = readable(&tenant.name, &self.revision_record(&tenant.name, revision).await?)?;
-            for (key, reference) in references(&manifest) {
-                used.entry(reference.name().clone()).or_default().push(key);
+            for (key, name) in references(&manifest) {
+                used.entry(name.clone()).or_default().push(key);
             }
         }
         Ok(used)
@@ -213,13 +218,9 @@ impl Inner {
             return Ok(());
         }
         let held = self.secret_records(tenant).await?;
-        for (key, reference) in references(manifest) {
-            let Some(record) = held.iter().find(|s| s.name == *reference.name()) else {
-                return Err(ControlError::SecretNotSet {
-                    key,
-                    tenant: tenant.clone(),
-                    name: reference.name().clone(),
-                });
+        for (key, name) in references(manifest) {
+            let Some(record) = held.iter().find(|s| s.name == *name) else {
+                return Err(ControlError::SecretNotSet { key, tenant: tenant.clone(), name: name.clone() });
             };
             self.opened(tenant, record)
                 .map_err(|problem| ControlError::SecretUnavailable { key, problem })?;
@@ -240,14 +241,10 @@ impl Inner {
         SecretValue::new(plain.reveal()).map_err(|error| format!("secret {name} cannot be used: {error}"))
     }
 
-    /// What is to be set on requests to each upstream. Never fails: what is not to be had is told by each.
-    pub(super) async fn injected(
-        &self,
-        tenant: &TenantName,
-        manifest: &Manifest,
-    ) -> HashMap<UpstreamName, InjectedHeaders> {
+    /// The secrets that a manifest names. Never fails: what is not to be had says why.
+    pub(super) async fn opened_secrets(&self, tenant: &TenantName, manifest: &Manifest) -> Secrets {
         if references(manifest).next().is_none() {
-            return HashMap::new();
+            return Secrets::default();
         }
         let held = self.secret_records(tenant).await.map_err(|error| error.to_string());
         let value = |name: &SecretName| {
@@ -255,9 +252,29 @@ impl Inner {
             let record = held.iter().find(|secret| secret.name == *name);
             self.opened(tenant, record.ok_or_else(|| format!("secret {name} is not set"))?)
         };
-        let of_each = |(upstream, spec): (&UpstreamName, &beamline_model::UpstreamSpec)| {
-            (upstream.clone(), InjectedHeaders::new(&spec.headers, value))
+        Secrets(references(manifest).map(|(_, name)| (name.clone(), value(name))).collect())
+    }
+}
+
+/// Secrets by name, opened as far as this node can.
+#[derive(Default)]
+pub(super) struct Secrets(HashMap<SecretName, Result<SecretValue, String>>);
+
+impl Secrets {
+    fn value(&self, name: &SecretName) -> Result<SecretValue, String> {
+        self.0.get(name).cloned().unwrap_or_else(|| Err(format!("secret {name} is not set")))
+    }
+
+    /// What is to be set on requests to each upstream.
+    pub(super) fn injected(&self, manifest: &Manifest) -> HashMap<UpstreamName, InjectedHeaders> {
+        let of_each = |(upstream, spec): (&UpstreamName, &UpstreamSpec)| {
+            (upstream.clone(), InjectedHeaders::new(&spec.headers, |name| self.value(name)))
         };
         manifest.upstreams.iter().map(of_each).collect()
+    }
+
+    /// What a filter may read.
+    pub(super) fn of_filter(&self, filter: &FilterSpec) -> Vec<(SecretName, Result<SecretValue, String>)> {
+        filter.secrets.iter().map(|name| (name.clone(), self.value(name))).collect()
     }
 }

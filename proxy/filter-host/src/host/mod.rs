@@ -6,8 +6,11 @@ mod config;
 mod http;
 mod kv;
 mod log;
+mod metrics;
+mod outbound;
 mod properties;
 mod random;
+mod secrets;
 mod upstreams;
 
 use std::{
@@ -20,7 +23,10 @@ use thiserror::Error;
 use wasmtime::ResourceLimiter;
 
 pub use self::{
+    config::FilterConfig,
     log::{GuestLog, LogLevel},
+    metrics::{Metric, MetricRefusal, MetricUpdate},
+    outbound::{Exchange, OutboundError, OutboundRequest, OutboundResponse},
     properties::Properties,
     upstreams::{UpstreamState, UpstreamStatus},
 };
@@ -39,6 +45,15 @@ pub trait HostView: Send + Sync {
 
     /// What they may use and keep.
     fn limits(&self) -> &FilterLimits;
+
+    /// Counts for a filter, or says why not.
+    ///
+    /// # Errors
+    /// [`MetricRefusal`].
+    fn count(&self, filter: &str, metric: Metric<'_>) -> Result<(), MetricRefusal>;
+
+    /// Sends a request of a filter, as far as its tenant may.
+    fn send(&self, request: OutboundRequest) -> Exchange;
 }
 
 /// The call used up its host calls.
@@ -49,13 +64,15 @@ pub(crate) struct HostCallsExhausted;
 /// The state of one call: made for it, dropped with it.
 pub(crate) struct CallState {
     pub(crate) head: RequestHead,
-    pub(crate) config: Arc<str>,
+    pub(crate) config: Arc<FilterConfig>,
     pub(crate) view: Arc<dyn HostView>,
     pub(crate) log: GuestLog,
     pub(crate) started: Instant,
     pub(crate) cpu: CpuClock,
     pub(crate) memory: MemoryMeter,
     pub(crate) calls: CallMeter,
+    /// Requests that the call may still send.
+    outbound_left: u32,
 }
 
 /// Host functions that one call may still call, all together.
@@ -104,7 +121,7 @@ impl ResourceLimiter for MemoryMeter {
 impl CallState {
     pub(crate) fn new(
         head: RequestHead,
-        config: Arc<str>,
+        config: Arc<FilterConfig>,
         view: Arc<dyn HostView>,
         limits: &FilterLimits,
         started: Instant,
@@ -121,6 +138,7 @@ impl CallState {
                 used: 0,
                 refused: false,
             },
+            outbound_left: limits.outbound_calls,
             calls: CallMeter { limit: limits.host_calls, left: limits.host_calls },
         }
     }

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use beamline_sdk::{HeaderError, Request, Response, Verdict, clock, log, properties, random, upstream};
+use beamline_sdk::{
+    HeaderError, Request, Response, Verdict, clock, log, metrics, outbound, properties, random, secrets,
+    upstream,
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -58,6 +61,21 @@ pub(crate) fn run(step: &Step, request: &mut Request) -> Verdict {
         Action::Clock => return time(step),
         Action::Properties => return known(),
         Action::Kv => return json_answer(&kept::call(step)),
+        Action::Send => {
+            let mut answer = send(step);
+            (1..step.n).for_each(|_| answer = send(step));
+            if step.then.is_null() {
+                return json_answer(&answer);
+            }
+        }
+        Action::Secret => {
+            let secret = secrets::get(&step.key).map(|value| String::from_utf8_lossy(&value).into_owned());
+            if step.then.is_null() {
+                return json_answer(&json!(secret));
+            }
+            log::info!("the secret is {secret:?}");
+        }
+        Action::Metric => return json_answer(&metric(step)),
         Action::Take => return json_answer(&kept::take(step)),
     }
     match step.then() {
@@ -188,6 +206,59 @@ fn known() -> Verdict {
         "scheme": known.scheme,
         "tls_server_name": known.tls_server_name,
     }))
+}
+
+fn send(step: &Step) -> Value {
+    use outbound::OutboundError;
+    let method = if step.call.is_empty() { "GET" } else { &step.call };
+    let mut request = outbound::request(method, &step.url).body(step.body.as_str());
+    for (name, value) in &step.headers {
+        for value in texts(value) {
+            request = request.header(name, value);
+        }
+    }
+    if let Some(ms) = step.timeout_ms {
+        request = request.timeout_ms(ms);
+    }
+    match request.send() {
+        Ok(answer) => json!({
+            "status": answer.status,
+            "origin": answer.header("x-origin").map(String::from_utf8_lossy),
+            "bytes": answer.body.len(),
+            "body": String::from_utf8_lossy(&answer.body[..answer.body.len().min(4096)]),
+        }),
+        Err(error) => json!(match error {
+            OutboundError::InvalidRequest(problem) => return json!(format!("invalid-request: {problem}")),
+            OutboundError::NotAllowed => "not-allowed",
+            OutboundError::Denied => "denied",
+            OutboundError::TooMany => "too-many",
+            OutboundError::Connect => "connect",
+            OutboundError::Timeout => "timeout",
+            OutboundError::TooLarge => "too-large",
+            OutboundError::Broken => "broken",
+        }),
+    }
+}
+
+fn metric(step: &Step) -> Value {
+    use metrics::MetricError;
+    let labels: Vec<_> = step
+        .headers
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str().unwrap_or_default()))
+        .collect();
+    let counted = match step.value {
+        Some(value) => metrics::observe(&step.key, value, &labels),
+        None => metrics::count(&step.key, step.by.unsigned_abs(), &labels),
+    };
+    json!(match counted {
+        Ok(()) => "ok",
+        Err(MetricError::InvalidName) => "invalid-name",
+        Err(MetricError::InvalidLabel) => "invalid-label",
+        Err(MetricError::InvalidValue) => "invalid-value",
+        Err(MetricError::OtherKind) => "other-kind",
+        Err(MetricError::TooManyNames) => "too-many-names",
+    })
 }
 
 fn count(request: &mut Request) -> Verdict {

@@ -33,6 +33,8 @@ pub(crate) struct Step {
     pub(crate) ttl_ms: Option<u64>,
     pub(crate) bucket: String,
     pub(crate) rate: [u32; 3],
+    pub(crate) value: Option<f64>,
+    pub(crate) url: String,
     /// The status of `respond`; 200 if it is 0.
     pub(crate) status: u16,
     /// Header fields: of the answer (`respond`), or changes of the head (`set-headers`), where `null` removes a
@@ -95,6 +97,14 @@ pub(crate) enum Action {
     Kv,
     /// Takes `n` tokens from the bucket `bucket` of `key`, that fills by `rate`: tokens, period in ms, burst.
     Take,
+    /// Sends a request with the method `call` (`GET` without it) to `url`, with `headers` and `body`, within `timeout_ms`; `n` times,
+    /// at least once. Answers with the status and body of the last answer, or with the name of the error; with a
+    /// `then` it goes on.
+    Send,
+    /// Answers with the secret `key`, or `null`. With a `then` it logs it, and goes on.
+    Secret,
+    /// Adds `by` to the counter `key`, or lets the histogram `key` observe `value`, with `headers` for labels.
+    Metric,
 }
 
 impl Step {

@@ -5,11 +5,13 @@ use std::{cell::RefCell, collections::BTreeMap};
 use serde_json::Value;
 
 pub(crate) use super::Head;
-use super::Kept;
+use super::{Kept, Metric};
 use crate::{
     buckets::{BucketError, Rate, Taken},
     kv::KvError,
     log::Level,
+    metrics::MetricError,
+    outbound::{IncomingResponse, OutboundError, OutgoingRequest},
     properties::Properties,
     upstream::Status,
 };
@@ -24,7 +26,11 @@ pub(crate) struct Host {
     pub(crate) elapsed_ns: u64,
     pub(crate) properties: Properties,
     pub(crate) kept: Kept,
+    pub(crate) secrets: BTreeMap<String, Vec<u8>>,
+    pub(crate) answers: BTreeMap<String, Result<IncomingResponse, OutboundError>>,
+    pub(crate) sent: Vec<OutgoingRequest>,
     pub(crate) log: Vec<(Level, String)>,
+    pub(crate) metrics: Vec<Metric>,
 }
 
 thread_local! {
@@ -51,17 +57,21 @@ impl Default for Host {
                 tls_server_name: None,
             },
             kept: Kept::new(),
+            secrets: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            sent: Vec::new(),
             log: Vec::new(),
+            metrics: Vec::new(),
         }
     }
 }
 
 impl Host {
-    /// Makes this the host of the calling thread while `call` runs; gives what was logged.
-    pub(crate) fn during<T>(self, call: impl FnOnce() -> T) -> (T, Vec<(Level, String)>) {
+    /// Makes this the host of the calling thread while `call` runs; gives it back with what was told to it.
+    pub(crate) fn during<T>(self, call: impl FnOnce() -> T) -> (T, Self) {
         HOST.set(self);
         let result = call();
-        (result, HOST.take().log)
+        (result, HOST.take())
     }
 }
 
@@ -127,4 +137,31 @@ pub(crate) fn kv_compare_and_set(
 pub(crate) fn take(bucket: &str, key: &str, tokens: u32, rate: Rate) -> Result<Taken, BucketError> {
     let (kept, now_ms) = kept();
     kept.take(bucket, key, tokens, rate, now_ms)
+}
+
+fn counted(name: &str, value: f64, labels: &[(&str, &str)]) -> Result<(), MetricError> {
+    let labels = labels.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+    HOST.with_borrow_mut(|host| host.metrics.push(Metric { name: name.to_owned(), value, labels }));
+    Ok(())
+}
+
+pub(crate) fn count(name: &str, by: u64, labels: &[(&str, &str)]) -> Result<(), MetricError> {
+    #[expect(clippy::cast_precision_loss, reason = "a test counts no further")]
+    counted(name, by as f64, labels)
+}
+
+pub(crate) fn observe(name: &str, value: f64, labels: &[(&str, &str)]) -> Result<(), MetricError> {
+    counted(name, value, labels)
+}
+
+pub(crate) fn secret(name: &str) -> Option<Vec<u8>> {
+    HOST.with_borrow(|host| host.secrets.get(name).cloned())
+}
+
+pub(crate) fn send(request: OutgoingRequest) -> Result<IncomingResponse, OutboundError> {
+    HOST.with_borrow_mut(|host| {
+        let answer = host.answers.get(&request.url).cloned().unwrap_or(Err(OutboundError::NotAllowed));
+        host.sent.push(request);
+        answer
+    })
 }

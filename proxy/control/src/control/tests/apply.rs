@@ -20,7 +20,7 @@ async fn an_applied_manifest_serves_when_apply_returns() {
     assert_eq!((tenant.name.as_str(), &*tenant.label, tenant.revision), ("acme", "acme", RevisionId(1)));
     assert_eq!(tenant.default_upstream().unwrap().label.as_ref(), "api");
     assert!(tenant.upstream("api").is_some() && tenant.upstream("other").is_none());
-    let chain: Vec<_> = tenant.chain.filters().map(|f| (f.name.as_str(), &*f.config)).collect();
+    let chain: Vec<_> = tenant.chain.filters().map(|f| (f.name.as_str(), f.config.json())).collect();
     assert_eq!(chain, [("f", "null")]);
     assert_eq!(
         bench.told("revision.activated"),

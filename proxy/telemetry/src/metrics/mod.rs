@@ -1,0 +1,81 @@
+//! What the node counts, as `/metrics` shows it: text of Prometheus' exposition format 0.0.4.
+//!
+//! [`METRICS`] is the table of the node's own families; who has the figures writes them with [`Exposition`]. What tenants'
+//! filters count is kept here, in [`GuestMetrics`], and bounded here: a module is free in what it names.
+
+mod exposition;
+mod guest;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+pub use self::{
+    exposition::{Exposition, METRICS, MetricKind, MetricRow},
+    guest::{GuestMetrics, MetricRefusal, Update},
+};
+
+/// The metrics of a node. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Metrics {
+    /// By tenant, for as long as somebody holds them. A mutex: taken by changes of tenants and by `/metrics`, never by a request.
+    guests: Arc<Mutex<BTreeMap<Box<str>, Weak<GuestMetrics>>>>,
+}
+
+impl Metrics {
+    /// A tenant's metrics, new and empty, in place of what was of its name. They are shown until the last holder lets go.
+    pub fn tenant(&self, name: &str) -> Arc<GuestMetrics> {
+        let metrics = Arc::new(GuestMetrics::new(name));
+        let mut guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
+        guests.retain(|_, metrics| metrics.strong_count() > 0);
+        guests.insert(name.into(), Arc::downgrade(&metrics));
+        metrics
+    }
+
+    /// Writes what the tenants' filters counted.
+    pub fn write_guests(&self, out: &mut Exposition) {
+        let guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
+        let guests: Vec<_> = guests.values().filter_map(Weak::upgrade).collect();
+        guest::write(&guests, out);
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenants_metrics_are_shown_until_nobody_holds_them() {
+        let metrics = Metrics::default();
+        let shown = || {
+            let mut out = Exposition::new();
+            metrics.write_guests(&mut out);
+            out.finish()
+        };
+        let count = |of: &GuestMetrics, by| of.update("f", "hits", &[], Update::Count(by)).unwrap();
+        let (acme, other) = (metrics.tenant("acme"), metrics.tenant("other"));
+        count(&acme, 2);
+        count(&other, 3);
+        assert!(
+            shown().contains("beamline_guest_hits_total{tenant=\"acme\",filter=\"f\"} 2\n"),
+            "{}",
+            shown()
+        );
+        drop(other);
+        assert!(!shown().contains("other"), "{}", shown());
+        let again = metrics.tenant("acme");
+        count(&again, 1);
+        assert!(
+            shown().contains("{tenant=\"acme\",filter=\"f\"} 1\n"),
+            "whoever gets the name begins at nothing"
+        );
+    }
+}
