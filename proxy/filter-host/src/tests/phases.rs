@@ -13,7 +13,7 @@ use crate::{
 };
 
 fn module(name: &str) -> Arc<Module> {
-    let (info, artifact) = taken(&guest(name));
+    let (info, artifact) = taken(&guest(&format!("{name}.wasm")));
     engine().load(&artifact, info).unwrap()
 }
 
