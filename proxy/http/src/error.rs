@@ -21,6 +21,8 @@ pub enum ErrorKind {
     FilterTimeout,
     FilterMemory,
     FilterCapacity,
+    FilterRequestBody,
+    FilterResponseBody,
     FilterVerdict,
     FilterUnavailable,
     UpstreamUnavailable,
@@ -65,7 +67,7 @@ const fn row(
 }
 
 /// Every error, in the order of [`ErrorKind`].
-pub const ERRORS: [ErrorRow; 30] = [
+pub const ERRORS: [ErrorRow; 32] = [
     row(
         ErrorKind::BadRequest,
         "bad-request",
@@ -139,6 +141,20 @@ pub const ERRORS: [ErrorRow; 30] = [
         503,
         "proxy_internal_error",
         "Too many filter calls are under way",
+    ),
+    row(
+        ErrorKind::FilterRequestBody,
+        "filter-request-body",
+        413,
+        "http_request_error",
+        "The request's body is longer than a filter may keep",
+    ),
+    row(
+        ErrorKind::FilterResponseBody,
+        "filter-response-body",
+        502,
+        "http_response_body_size",
+        "The response's body is longer than a filter may keep",
     ),
     row(
         ErrorKind::FilterVerdict,
