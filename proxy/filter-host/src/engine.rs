@@ -11,14 +11,8 @@ use wasmtime::{
 };
 
 use crate::{
-    bindings::{RequestFilter, RequestFilterPre},
-    chain::LONGEST_CALL,
-    compile::CompileError,
-    host::CallState,
-    inspect::ModuleInfo,
-    module::Module,
-    slow_lane::SlowLane,
-    ticker::Ticker,
+    bindings::EveryPhase, chain::LONGEST_CALL, compile::CompileError, host::CallState, inspect::ModuleInfo,
+    module::Module, slow_lane::SlowLane, ticker::Ticker,
 };
 
 /// The largest linear memory that any limit can grant; the pool's slots are this large.
@@ -72,7 +66,7 @@ pub(crate) fn compiling_engine() -> wasmtime::Result<wasmtime::Engine> {
 
 pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<CallState>> {
     let mut linker = Linker::new(engine);
-    RequestFilter::add_to_linker::<_, HasSelf<_>>(&mut linker, |state: &mut CallState| state)?;
+    EveryPhase::add_to_linker::<_, HasSelf<_>>(&mut linker, |state: &mut CallState| state)?;
     Ok(linker)
 }
 
@@ -149,12 +143,11 @@ impl Engine {
         // that a changed or foreign file is never handed here.
         let component = unsafe { Component::deserialize(&self.wasmtime, artifact) }
             .map_err(|e| CompileError::Host(format!("a compiled module could not be loaded: {e:#}")))?;
-        let pre = self
-            .linker
+        self.linker
             .instantiate_pre(&component)
-            .and_then(RequestFilterPre::new)
-            .map_err(|e| CompileError::Host(format!("a compiled module could not be linked: {e:#}")))?;
-        Ok(Arc::new(Module::new(self.wasmtime.clone(), pre, info)))
+            .and_then(|pre| Module::new(self.wasmtime.clone(), pre, info))
+            .map(Arc::new)
+            .map_err(|e| CompileError::Host(format!("a compiled module could not be linked: {e:#}")))
     }
 }
 

@@ -1,5 +1,7 @@
 //! The host against real guests: those of `tests/guests`, which `scripts/build-guests.sh` builds.
 
+mod phases;
+
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex, OnceLock},
@@ -309,7 +311,7 @@ async fn too_many_long_calls_of_one_tenant_are_refused() {
 
 fn answer(outcome: &ChainOutcome) -> serde_json::Value {
     match &outcome.decision {
-        Decision::Respond { body, .. } => serde_json::from_slice(body).unwrap(),
+        Decision::Respond(answer) => serde_json::from_slice(&answer.body).unwrap(),
         other => panic!("expected an answer, found {other:?}"),
     }
 }

@@ -3,7 +3,7 @@
 #[cfg(target_family = "wasm")]
 mod imported {
     use crate::raw::beamline::edge;
-    pub(crate) use edge::http::RequestHead as Head;
+    pub(crate) use edge::http::{RequestHead as Head, ResponseHead};
     use edge::{metrics, outbound};
 
     use crate::outbound::OutgoingRequest;
@@ -24,6 +24,7 @@ mod imported {
         buckets::take,
         clock::{elapsed_ns, now_ms},
         config::get as config,
+        context::get as context,
         kv::{
             compare_and_set as kv_compare_and_set, delete as kv_delete, get as kv_get,
             increment as kv_increment, set as kv_set,
@@ -45,6 +46,10 @@ mod imported {
 
     pub(crate) fn observe(name: &str, value: f64, with: &[(&str, &str)]) -> Result<(), metrics::MetricError> {
         metrics::observe(name, value, &labels(with))
+    }
+
+    pub(crate) fn set_context(value: &[u8]) -> Result<(), crate::context::TooLarge> {
+        edge::context::set(value).map_err(|_| crate::context::TooLarge)
     }
 }
 

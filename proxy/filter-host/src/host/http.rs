@@ -1,9 +1,13 @@
-//! `http`: the head of the request.
+//! `http`: the heads of the request and its response.
 
+use ::http::{HeaderMap, StatusCode};
 use wasmtime::component::Resource;
 
 use super::CallState;
-use crate::{bindings::beamline::edge::http as wit_http, head::RequestHead};
+use crate::{
+    bindings::beamline::edge::http as wit_http,
+    head::{RequestHead, ResponseHead},
+};
 
 fn refusal(error: beamline_http::HeadEditError) -> wit_http::HeaderError {
     use beamline_http::HeadEditError as E;
@@ -15,13 +19,28 @@ fn refusal(error: beamline_http::HeadEditError) -> wit_http::HeaderError {
     }
 }
 
-impl CallState {
-    fn first(&self, name: &str) -> Option<Vec<u8>> {
-        self.head.headers.get(name).map(|v| v.as_bytes().to_vec())
-    }
+fn first(headers: &HeaderMap, name: &str) -> Option<Vec<u8>> {
+    headers.get(name).map(|v| v.as_bytes().to_vec())
 }
 
-// Every handle stands for the one head of the call, so its number carries no information.
+fn all(headers: &HeaderMap, name: &str) -> Vec<Vec<u8>> {
+    headers.get_all(name).iter().map(|v| v.as_bytes().to_vec()).collect()
+}
+
+pub(super) fn fields(headers: &HeaderMap) -> Vec<wit_http::Field> {
+    let field = |(name, value): (&::http::HeaderName, &::http::HeaderValue)| wit_http::Field {
+        name: name.as_str().to_owned(),
+        value: value.as_bytes().to_vec(),
+    };
+    headers.iter().map(field).collect()
+}
+
+/// A status that ends an exchange: 200 to 599.
+pub(crate) fn final_status(status: u16) -> Option<StatusCode> {
+    StatusCode::from_u16(status).ok().filter(|s| (200..600).contains(&s.as_u16()))
+}
+
+// Every handle stands for the one head of its kind that the call has, so its number carries no information.
 impl wit_http::HostRequestHead for CallState {
     fn method(&mut self, _: Resource<RequestHead>) -> wasmtime::Result<String> {
         self.count_call()?;
@@ -45,12 +64,12 @@ impl wit_http::HostRequestHead for CallState {
 
     fn get(&mut self, _: Resource<RequestHead>, name: String) -> wasmtime::Result<Option<Vec<u8>>> {
         self.count_call()?;
-        Ok(self.first(&name))
+        Ok(first(&self.head.headers, &name))
     }
 
     fn get_all(&mut self, _: Resource<RequestHead>, name: String) -> wasmtime::Result<Vec<Vec<u8>>> {
         self.count_call()?;
-        Ok(self.head.headers.get_all(name).iter().map(|v| v.as_bytes().to_vec()).collect())
+        Ok(all(&self.head.headers, &name))
     }
 
     fn get_many(
@@ -59,22 +78,18 @@ impl wit_http::HostRequestHead for CallState {
         names: Vec<String>,
     ) -> wasmtime::Result<Vec<Option<Vec<u8>>>> {
         self.count_call()?;
-        Ok(names.iter().map(|name| self.first(name)).collect())
+        Ok(names.iter().map(|name| first(&self.head.headers, name)).collect())
     }
 
     fn snapshot(&mut self, _: Resource<RequestHead>) -> wasmtime::Result<wit_http::HeadSnapshot> {
         self.count_call()?;
         let head = &self.head;
-        let field = |(name, value): (&::http::HeaderName, &::http::HeaderValue)| wit_http::Field {
-            name: name.as_str().to_owned(),
-            value: value.as_bytes().to_vec(),
-        };
         Ok(wit_http::HeadSnapshot {
             method: head.method.as_str().to_owned(),
             path: head.uri.path().to_owned(),
             query: head.uri.query().map(str::to_owned),
             host: head.host.to_string(),
-            fields: head.headers.iter().map(field).collect(),
+            fields: fields(&head.headers),
         })
     }
 
@@ -85,7 +100,7 @@ impl wit_http::HostRequestHead for CallState {
         value: Vec<u8>,
     ) -> wasmtime::Result<Result<(), wit_http::HeaderError>> {
         self.count_call()?;
-        Ok(beamline_http::set(self.head.headers_mut(), &name, &value).map_err(refusal))
+        Ok(self.head.fields_mut().and_then(|h| beamline_http::set(h, &name, &value)).map_err(refusal))
     }
 
     fn append(
@@ -95,7 +110,7 @@ impl wit_http::HostRequestHead for CallState {
         value: Vec<u8>,
     ) -> wasmtime::Result<Result<(), wit_http::HeaderError>> {
         self.count_call()?;
-        Ok(beamline_http::append(self.head.headers_mut(), &name, &value).map_err(refusal))
+        Ok(self.head.fields_mut().and_then(|h| beamline_http::append(h, &name, &value)).map_err(refusal))
     }
 
     fn remove(
@@ -104,10 +119,92 @@ impl wit_http::HostRequestHead for CallState {
         name: String,
     ) -> wasmtime::Result<Result<(), wit_http::HeaderError>> {
         self.count_call()?;
-        Ok(beamline_http::remove(self.head.headers_mut(), &name).map_err(refusal))
+        Ok(self.head.fields_mut().and_then(|h| beamline_http::remove(h, &name)).map_err(refusal))
     }
 
     fn drop(&mut self, _: Resource<RequestHead>) -> wasmtime::Result<()> {
+        Ok(())
+    }
+}
+
+impl wit_http::HostResponseHead for CallState {
+    fn status(&mut self, _: Resource<ResponseHead>) -> wasmtime::Result<u16> {
+        self.count_call()?;
+        Ok(self.response.status.as_u16())
+    }
+
+    fn get(&mut self, _: Resource<ResponseHead>, name: String) -> wasmtime::Result<Option<Vec<u8>>> {
+        self.count_call()?;
+        Ok(first(&self.response.headers, &name))
+    }
+
+    fn get_all(&mut self, _: Resource<ResponseHead>, name: String) -> wasmtime::Result<Vec<Vec<u8>>> {
+        self.count_call()?;
+        Ok(all(&self.response.headers, &name))
+    }
+
+    fn get_many(
+        &mut self,
+        _: Resource<ResponseHead>,
+        names: Vec<String>,
+    ) -> wasmtime::Result<Vec<Option<Vec<u8>>>> {
+        self.count_call()?;
+        Ok(names.iter().map(|name| first(&self.response.headers, name)).collect())
+    }
+
+    fn snapshot(&mut self, _: Resource<ResponseHead>) -> wasmtime::Result<wit_http::ResponseSnapshot> {
+        self.count_call()?;
+        Ok(wit_http::ResponseSnapshot {
+            status: self.response.status.as_u16(),
+            fields: fields(&self.response.headers),
+        })
+    }
+
+    fn set_status(
+        &mut self,
+        _: Resource<ResponseHead>,
+        status: u16,
+    ) -> wasmtime::Result<Result<(), wit_http::HeaderError>> {
+        self.count_call()?;
+        let head = match self.response.open() {
+            Ok(head) => head,
+            Err(error) => return Ok(Err(refusal(error))),
+        };
+        let Some(status) = final_status(status) else { return Ok(Err(wit_http::HeaderError::InvalidValue)) };
+        head.status = status;
+        Ok(Ok(()))
+    }
+
+    fn set(
+        &mut self,
+        _: Resource<ResponseHead>,
+        name: String,
+        value: Vec<u8>,
+    ) -> wasmtime::Result<Result<(), wit_http::HeaderError>> {
+        self.count_call()?;
+        Ok(self.response.fields_mut().and_then(|h| beamline_http::set(h, &name, &value)).map_err(refusal))
+    }
+
+    fn append(
+        &mut self,
+        _: Resource<ResponseHead>,
+        name: String,
+        value: Vec<u8>,
+    ) -> wasmtime::Result<Result<(), wit_http::HeaderError>> {
+        self.count_call()?;
+        Ok(self.response.fields_mut().and_then(|h| beamline_http::append(h, &name, &value)).map_err(refusal))
+    }
+
+    fn remove(
+        &mut self,
+        _: Resource<ResponseHead>,
+        name: String,
+    ) -> wasmtime::Result<Result<(), wit_http::HeaderError>> {
+        self.count_call()?;
+        Ok(self.response.fields_mut().and_then(|h| beamline_http::remove(h, &name)).map_err(refusal))
+    }
+
+    fn drop(&mut self, _: Resource<ResponseHead>) -> wasmtime::Result<()> {
         Ok(())
     }
 }

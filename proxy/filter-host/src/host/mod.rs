@@ -3,6 +3,7 @@
 mod buckets;
 mod clock;
 mod config;
+mod context;
 mod http;
 mod kv;
 mod log;
@@ -19,18 +20,26 @@ use std::{
 };
 
 use beamline_model::FilterLimits;
+use bytes::Bytes;
 use thiserror::Error;
 use wasmtime::ResourceLimiter;
 
+pub(crate) use self::http::final_status;
 pub use self::{
     config::FilterConfig,
+    context::MAX_CONTEXT,
     log::{GuestLog, LogLevel},
     metrics::{Metric, MetricRefusal, MetricUpdate},
     outbound::{Exchange, OutboundError, OutboundRequest, OutboundResponse},
     properties::Properties,
     upstreams::{UpstreamState, UpstreamStatus},
 };
-use crate::{bindings::beamline::edge::verdicts, call::CpuClock, head::RequestHead, shared::TenantState};
+use crate::{
+    bindings::beamline::edge::{bodies, verdicts},
+    call::CpuClock,
+    head::{RequestHead, ResponseHead, Seen},
+    shared::TenantState,
+};
 
 /// What a guest may learn of its tenant's surroundings. Implemented above, by the data plane.
 pub trait HostView: Send + Sync {
@@ -61,9 +70,22 @@ pub trait HostView: Send + Sync {
 #[error("host calls exhausted")]
 pub(crate) struct HostCallsExhausted;
 
+/// What a call is about. It goes into the call, and comes back out of it as the guest left it.
+#[derive(Debug, Default)]
+pub(crate) struct Subject {
+    pub(crate) request: Seen<RequestHead>,
+    pub(crate) response: Seen<ResponseHead>,
+    pub(crate) context: Option<Bytes>,
+    pub(crate) log: GuestLog,
+}
+
 /// The state of one call: made for it, dropped with it.
 pub(crate) struct CallState {
-    pub(crate) head: RequestHead,
+    pub(crate) head: Seen<RequestHead>,
+    /// Nothing in the phases before there is a response.
+    pub(crate) response: Seen<ResponseHead>,
+    /// What the filter remembers of the request.
+    pub(crate) context: Option<Bytes>,
     pub(crate) config: Arc<FilterConfig>,
     pub(crate) view: Arc<dyn HostView>,
     pub(crate) log: GuestLog,
@@ -120,17 +142,20 @@ impl ResourceLimiter for MemoryMeter {
 
 impl CallState {
     pub(crate) fn new(
-        head: RequestHead,
+        subject: Subject,
         config: Arc<FilterConfig>,
         view: Arc<dyn HostView>,
         limits: &FilterLimits,
         started: Instant,
     ) -> Self {
+        let Subject { request, response, context, log } = subject;
         Self {
-            head,
+            head: request,
+            response,
+            context,
             config,
             view,
-            log: GuestLog::with_limit(limits.log.get()),
+            log,
             started,
             cpu: CpuClock::start(limits.cpu.get()),
             memory: MemoryMeter {
@@ -141,6 +166,11 @@ impl CallState {
             outbound_left: limits.outbound_calls,
             calls: CallMeter { limit: limits.host_calls, left: limits.host_calls },
         }
+    }
+
+    /// What is left of a call when it has ended.
+    pub(crate) fn into_subject(self) -> Subject {
+        Subject { request: self.head, response: self.response, context: self.context, log: self.log }
     }
 
     /// Begins every host function: the call ends where it has used up what it may call.
@@ -156,6 +186,8 @@ impl CallState {
 }
 
 impl verdicts::Host for CallState {}
+
+impl bodies::Host for CallState {}
 
 #[cfg(test)]
 mod tests {

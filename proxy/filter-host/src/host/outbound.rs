@@ -5,11 +5,8 @@ use std::{future::Future, pin::Pin, time::Duration};
 use ::http::{HeaderMap, Method, StatusCode, Uri};
 use bytes::Bytes;
 
-use super::CallState;
-use crate::{
-    bindings::beamline::edge::{http as wit_http, outbound},
-    call,
-};
+use super::{CallState, http::fields};
+use crate::{bindings::beamline::edge::outbound, call};
 
 /// How long a request may take that does not say so.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -85,14 +82,6 @@ fn told(error: OutboundError) -> outbound::OutboundError {
         OutboundError::TooLarge => outbound::OutboundError::TooLarge,
         OutboundError::Broken => outbound::OutboundError::Broken,
     }
-}
-
-fn fields(headers: &HeaderMap) -> Vec<wit_http::Field> {
-    let field = |(name, value): (&::http::HeaderName, &::http::HeaderValue)| wit_http::Field {
-        name: name.as_str().to_owned(),
-        value: value.as_bytes().to_vec(),
-    };
-    headers.iter().map(field).collect()
 }
 
 impl outbound::Host for CallState {

@@ -4,10 +4,11 @@ use std::{cell::RefCell, collections::BTreeMap};
 
 use serde_json::Value;
 
-pub(crate) use super::Head;
+pub(crate) use super::{Head, ResponseHead};
 use super::{Kept, Metric};
 use crate::{
     buckets::{BucketError, Rate, Taken},
+    context,
     kv::KvError,
     log::Level,
     metrics::MetricError,
@@ -29,6 +30,7 @@ pub(crate) struct Host {
     pub(crate) secrets: BTreeMap<String, Vec<u8>>,
     pub(crate) answers: BTreeMap<String, Result<IncomingResponse, OutboundError>>,
     pub(crate) sent: Vec<OutgoingRequest>,
+    pub(crate) context: Option<Vec<u8>>,
     pub(crate) log: Vec<(Level, String)>,
     pub(crate) metrics: Vec<Metric>,
 }
@@ -60,6 +62,7 @@ impl Default for Host {
             secrets: BTreeMap::new(),
             answers: BTreeMap::new(),
             sent: Vec::new(),
+            context: None,
             log: Vec::new(),
             metrics: Vec::new(),
         }
@@ -67,7 +70,7 @@ impl Default for Host {
 }
 
 impl Host {
-    /// Makes this the host of the calling thread while `call` runs; gives it back with what was told to it.
+    /// Makes this the host of the calling thread while `call` runs; gives the host as it is afterwards.
     pub(crate) fn during<T>(self, call: impl FnOnce() -> T) -> (T, Self) {
         HOST.set(self);
         let result = call();
@@ -164,4 +167,16 @@ pub(crate) fn send(request: OutgoingRequest) -> Result<IncomingResponse, Outboun
         host.sent.push(request);
         answer
     })
+}
+
+pub(crate) fn context() -> Option<Vec<u8>> {
+    HOST.with_borrow(|host| host.context.clone())
+}
+
+pub(crate) fn set_context(value: &[u8]) -> Result<(), context::TooLarge> {
+    if value.len() > context::MAX {
+        return Err(context::TooLarge);
+    }
+    HOST.with_borrow_mut(|host| host.context = Some(value.to_vec()));
+    Ok(())
 }
