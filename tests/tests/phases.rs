@@ -6,6 +6,7 @@ use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
     thread,
+    time::Duration,
 };
 
 use beamline_tests::{
@@ -566,6 +567,25 @@ fn a_body_that_is_stated_to_be_too_long_is_not_asked_for() {
     stream.write_all(head(65_536).as_bytes()).unwrap();
     stream.read_exact(&mut line).unwrap();
     assert_eq!(line, *b"HTTP/1.1 100");
+}
+
+#[test]
+fn a_body_that_is_read_whole_is_not_waited_for_for_ever() {
+    let reads = json!({ "request": { "read_body": true }, "response": { "read_body": true, "mark": "2" } });
+    let scene = chained(&[("one", marks("1")), ("two", reads)]);
+    let (to, patience) = (scene.node.address(), Duration::from_secs(50));
+    let client = thread::spawn(move || {
+        let mut connection = Connection::open(to, patience).unwrap();
+        let head = format!("POST /echo HTTP/1.1\r\nhost: {HOST}\r\ncontent-length: 100\r\n\r\nthe beginning");
+        connection.send_raw(head.as_bytes()).unwrap();
+        connection.read_response("POST").unwrap()
+    });
+    let upstream = Request::get("/bytes?n=48000&chunked&pause_ms=60000").host(HOST).timeout(patience);
+    let answer = upstream.send(to).unwrap();
+    assert_eq!((problem(&answer), way(&answer).as_str()), ((504, "upstream-timeout".into()), "1"));
+    let answer = client.join().unwrap();
+    assert_eq!((problem(&answer), way(&answer).as_str()), ((408, "request-timeout".into()), "1"));
+    assert_eq!(scene.record(&answer).unwrap()["error.type"], "request-timeout");
 }
 
 #[test]
