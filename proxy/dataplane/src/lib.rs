@@ -21,6 +21,7 @@ mod prefer;
 mod receipts;
 mod respond;
 mod retry_after;
+mod room;
 mod transaction;
 mod view;
 mod worker;

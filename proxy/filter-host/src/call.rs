@@ -55,8 +55,8 @@ pub enum Failure {
         "the instance asked for more than its limit of {0} bytes of memory, then trapped: use less, or ask for more in limits.memory"
     )]
     Memory(usize),
-    /// Too many calls of this tenant, or of the node, are under way.
-    #[error("too many filter calls are under way")]
+    /// Too many calls of this tenant, or of the node, are under way, or bodies kept for them.
+    #[error("too many filter calls are under way, or bodies kept for them")]
     Capacity,
     /// More of a body would have to be kept than `limits.body`.
     #[error("more than limits.body = {limit} bytes of the {} would have to be kept", if *.response { "response's body" } else { "request's body" })]

@@ -266,7 +266,9 @@ impl Chain {
                 let subject = self.subject(Seen::Open(head), outcome.contexts.get(at));
                 let call = |module, state| -> Call { Box::pin(on_request(module, state)) };
                 let ended = self.call(engine, view, at, subject, call).await.checked(|given| match given {
-                    Given::Request(verdict) => carried_out(verdict, filter.has(Phase::WholeRequest)),
+                    Given::Request(verdict) => {
+                        carried_out(verdict, filter.has(Phase::WholeRequest), self.body_limit())
+                    }
                     _ => Err(misplaced()),
                 });
                 self.decided(at, &mut outcome, ended)
@@ -429,8 +431,9 @@ fn wrong(what: String) -> Failure {
 
 /// Turns a verdict into a decision whose parts are valid, or says which part is not.
 ///
-/// `may_read`: the filter has a phase that the whole body could be shown to, and has not seen it.
-pub(crate) fn carried_out(verdict: Verdict, may_read: bool) -> Result<Decision, Failure> {
+/// `may_read`: the filter has a phase that the whole body could be shown to, and has not seen it. `limit`: of a body that it
+/// gives.
+pub(crate) fn carried_out(verdict: Verdict, may_read: bool, limit: u64) -> Result<Decision, Failure> {
     Ok(match verdict {
         Verdict::Next => Decision::Next,
         Verdict::ReadBody if may_read => Decision::ReadBody,
@@ -453,7 +456,7 @@ pub(crate) fn carried_out(verdict: Verdict, may_read: bool) -> Result<Decision, 
                 .map_err(|e| wrong(format!("route.host: {e}")))?,
             timeout: route.timeout_ms.map(|ms| Duration::from_millis(ms.into())),
         },
-        Verdict::Respond(response) => Decision::Respond(answer(response)?),
+        Verdict::Respond(response) => Decision::Respond(answer(response, limit)?),
         Verdict::Enqueue(enqueue) => {
             if enqueue.ordering_key.as_ref().is_some_and(|k| k.is_empty() || k.len() > 256) {
                 return Err(wrong("enqueue.ordering-key: expected 1 to 256 bytes".into()));
@@ -475,8 +478,19 @@ pub(crate) fn cannot_read(which: &str) -> Failure {
     ))
 }
 
+/// Bytes that a filter gave to be sent as the part of a verdict that `what` names.
+pub(crate) fn given_body(what: &str, body: Vec<u8>, limit: u64) -> Result<Bytes, Failure> {
+    if body.len() as u64 > limit {
+        return Err(wrong(format!(
+            "{what}: expected at most the {limit} bytes of limits.body; found {}",
+            body.len()
+        )));
+    }
+    Ok(body.into())
+}
+
 /// A filter's own answer, its parts checked.
-pub(crate) fn answer(response: verdicts::Response) -> Result<Answer, Failure> {
+pub(crate) fn answer(response: verdicts::Response, limit: u64) -> Result<Answer, Failure> {
     let status = final_status(response.status)
         .ok_or_else(|| wrong(format!("respond.status: expected 200 to 599; found {}", response.status)))?;
     let mut headers = HeaderMap::with_capacity(response.headers.len());
@@ -484,5 +498,5 @@ pub(crate) fn answer(response: verdicts::Response) -> Result<Answer, Failure> {
         beamline_http::append(&mut headers, &field.name, &field.value)
             .map_err(|e| wrong(format!("respond.headers: {:?}: {e}", field.name)))?;
     }
-    Ok(Answer { status, headers, body: response.body.into() })
+    Ok(Answer { status, headers, body: given_body("respond.body", response.body, limit)? })
 }

@@ -24,6 +24,7 @@ use crate::{
     engine::Engine,
     inspect::{MAX_MODULE_BYTES, ModuleInfo, Rejection},
     module::Module,
+    signature,
 };
 
 /// Wall time of one compilation, beside the worker's own limit of CPU time.
@@ -89,16 +90,26 @@ struct Shared {
     loaded: Mutex<HashMap<Digest, Weak<Module>>>,
 }
 
+/// Names what a cached artifact depends on: the engine, this version, and the interface, against which a module is checked
+/// only when it is compiled.
+fn cache_name<'a>(engine: &Engine, interface: impl Iterator<Item = &'a str>) -> String {
+    let mut hasher = std::hash::DefaultHasher::new();
+    engine.wasmtime().precompile_compatibility_hash().hash(&mut hasher);
+    env!("CARGO_PKG_VERSION").hash(&mut hasher);
+    for part in interface {
+        part.hash(&mut hasher);
+    }
+    format!("{:016x}", hasher.finish())
+}
+
 impl Compiler {
     /// A compiler for `engine`.
     ///
     /// # Errors
     /// Where the cache's folder or key cannot be made or read.
     pub fn new(engine: Arc<Engine>, settings: CompilerSettings) -> Result<Self, CompileError> {
-        let mut hasher = std::hash::DefaultHasher::new();
-        engine.wasmtime().precompile_compatibility_hash().hash(&mut hasher);
-        env!("CARGO_PKG_VERSION").hash(&mut hasher);
-        let cache = Cache::open(&settings.cache_dir, format!("{:016x}", hasher.finish())).map_err(|e| {
+        let name = cache_name(&engine, signature::interface());
+        let cache = Cache::open(&settings.cache_dir, name).map_err(|e| {
             CompileError::Host(format!("artifact cache {}: {e}", settings.cache_dir.display()))
         })?;
         Ok(Self {
@@ -231,5 +242,21 @@ impl Compiler {
 impl std::fmt::Debug for Compiler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Compiler")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_artifact_of_another_interface_is_not_this_ones() {
+        let engine = crate::tests::engine();
+        let here: Vec<_> = signature::interface().collect();
+        assert_eq!(cache_name(engine, here.iter().copied()), cache_name(engine, signature::interface()));
+        for changed in 0..here.len() {
+            let other = here.iter().enumerate().map(|(i, part)| if i == changed { "other" } else { part });
+            assert_ne!(cache_name(engine, other), cache_name(engine, here.iter().copied()));
+        }
     }
 }

@@ -26,7 +26,7 @@ fn guest(name: &str) -> Vec<u8> {
         .unwrap_or_else(|e| panic!("{}: {e}: run scripts/build-guests.sh first", path.display()))
 }
 
-fn engine() -> &'static Arc<Engine> {
+pub(crate) fn engine() -> &'static Arc<Engine> {
     static ENGINE: OnceLock<Arc<Engine>> = OnceLock::new();
     ENGINE.get_or_init(|| Engine::new(EngineSettings { pool_instances: 128, ..Default::default() }).unwrap())
 }

@@ -13,6 +13,7 @@ pub enum ErrorKind {
     UnknownReceipt,
     ResponseNotKept,
     MethodNotAllowed,
+    RequestTimeout,
     TooLateToCancel,
     IdempotencyKeyInUse,
     IdempotencyKeyReused,
@@ -67,7 +68,7 @@ const fn row(
 }
 
 /// Every error, in the order of [`ErrorKind`].
-pub const ERRORS: [ErrorRow; 32] = [
+pub const ERRORS: [ErrorRow; 33] = [
     row(
         ErrorKind::BadRequest,
         "bad-request",
@@ -97,6 +98,13 @@ pub const ERRORS: [ErrorRow; 32] = [
         405,
         "http_request_denied",
         "The method is not allowed here",
+    ),
+    row(
+        ErrorKind::RequestTimeout,
+        "request-timeout",
+        408,
+        "http_request_error",
+        "The request's body did not come in time",
     ),
     row(
         ErrorKind::TooLateToCancel,
@@ -140,7 +148,7 @@ pub const ERRORS: [ErrorRow; 32] = [
         "filter-capacity",
         503,
         "proxy_internal_error",
-        "Too many filter calls are under way",
+        "Too many filter calls are under way, or bodies kept for them",
     ),
     row(
         ErrorKind::FilterRequestBody,
