@@ -10,6 +10,7 @@ mod connection;
 mod credentials;
 mod delivery;
 mod enqueue;
+mod failures;
 mod forward;
 mod heartbeat;
 mod idempotency;

@@ -13,7 +13,7 @@ use beamline_telemetry::{
 use beamline_upstream::{AttemptInfo, Attempts};
 use http::{HeaderName, HeaderValue, Version, request::Parts, uri::PathAndQuery};
 
-use crate::worker::Shared;
+use crate::{failures, worker::Shared};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
@@ -106,6 +106,7 @@ impl Finishing {
                     cut_bytes: run.log.cut,
                 });
             }
+            failures::tell(worker.telemetry.telemetry(), record, &run, tenant, revision);
             record.filters.push(FilterRecord {
                 name: run.filter,
                 module: run.module.unwrap_or_else(|| "".into()),
@@ -203,5 +204,6 @@ pub(crate) fn failure_kind(failure: &Failure) -> ErrorKind {
         Failure::Capacity => ErrorKind::FilterCapacity,
         Failure::Verdict(_) => ErrorKind::FilterVerdict,
         Failure::Unavailable => ErrorKind::FilterUnavailable,
+        Failure::LeftOut(_) => ErrorKind::FilterSuspended,
     }
 }

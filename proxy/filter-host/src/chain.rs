@@ -14,11 +14,12 @@ use tokio::time::timeout_at;
 
 use crate::{
     bindings::beamline::edge::verdicts::Verdict,
+    breaker::{self, Breaker, BreakerChange, BreakerState, Leave},
     call::{Failure, Finished, begin_inline_slice, on_request},
     engine::Engine,
     head::RequestHead,
     host::{CallState, GuestLog, HostView},
-    load::{LongCall, TenantLoad},
+    load::TenantLoad,
     module::Module,
     slow_lane::Call,
 };
@@ -39,12 +40,20 @@ pub struct FilterSetup {
     pub on_error: OnError,
 }
 
+/// One filter in its place.
+#[derive(Debug)]
+struct Link {
+    label: Arc<str>,
+    setup: FilterSetup,
+    breaker: Arc<Breaker>,
+}
+
 /// A tenant's filter chain.
 #[derive(Debug)]
 pub struct Chain {
     tenant: TenantName,
     limits: FilterLimits,
-    filters: Vec<(Arc<str>, FilterSetup)>,
+    filters: Vec<Link>,
     load: Arc<TenantLoad>,
 }
 
@@ -119,6 +128,12 @@ pub struct FilterRun {
     pub failure: Option<Failure>,
     /// What it logged.
     pub log: GuestLog,
+    /// The functions that were running where it trapped, innermost first, a line each: for logs, not for clients.
+    pub backtrace: Option<Box<str>>,
+    /// Whether the failure is to be told by itself: where a module fails often, only the first are.
+    pub told: bool,
+    /// What it changed for the calls that come.
+    pub breaker: Option<BreakerChange>,
 }
 
 /// What a chain's run leaves.
@@ -135,13 +150,35 @@ pub struct ChainOutcome {
 impl Chain {
     /// A chain of `filters` in their order; `limits` hold for each call of each of them.
     pub fn new(tenant: TenantName, limits: FilterLimits, filters: Vec<FilterSetup>) -> Self {
-        let filters = filters.into_iter().map(|f| (Arc::from(f.name.as_str()), f)).collect();
+        let link = |setup: FilterSetup| Link {
+            label: setup.name.as_str().into(),
+            setup,
+            breaker: Arc::new(Breaker::new(breaker::SETTINGS)),
+        };
+        let filters = filters.into_iter().map(link).collect();
         Self { tenant, limits, filters, load: TenantLoad::new() }
     }
 
     /// Goes on counting the long calls of an earlier chain of the same tenant, so that a swap gives it no second limit.
+    /// Filters that did not change keep their breakers; what was changed gets a fresh chance.
     pub fn succeed(&mut self, earlier: &Self) {
         self.load = Arc::clone(&earlier.load);
+        for link in &mut self.filters {
+            let digest = |setup: &FilterSetup| setup.module.as_ref().map(|m| m.digest());
+            let same = earlier.filters.iter().find(|before| {
+                before.label == link.label
+                    && digest(&before.setup) == digest(&link.setup)
+                    && before.setup.config == link.setup.config
+            });
+            if let Some(before) = same.filter(|_| earlier.limits == self.limits) {
+                link.breaker = Arc::clone(&before.breaker);
+            }
+        }
+    }
+
+    /// Where each filter's breaker stands.
+    pub fn breakers(&self) -> impl Iterator<Item = (&FilterName, BreakerState)> {
+        self.filters.iter().map(|link| (&link.setup.name, link.breaker.state()))
     }
 
     /// Whether there is nothing to run.
@@ -151,7 +188,7 @@ impl Chain {
 
     /// The filters and their modules.
     pub fn filters(&self) -> impl Iterator<Item = &FilterSetup> {
-        self.filters.iter().map(|(_, f)| f)
+        self.filters.iter().map(|link| &link.setup)
     }
 
     /// Runs the request phase. Always answers, within the limits of its filters and their number.
@@ -165,11 +202,16 @@ impl Chain {
         mut head: RequestHead,
     ) -> ChainOutcome {
         let mut runs = Vec::with_capacity(self.filters.len());
-        for (label, filter) in &self.filters {
+        for Link { label, setup: filter, breaker } in &self.filters {
             let started = Instant::now();
-            let (returned, verdict, cpu, log) = self.call(engine, filter, view, head, started).await;
+            let leave = breaker.admit();
+            let Called { head: returned, verdict, cpu, log, backtrace } = match &leave {
+                Ok(_) => self.call(engine, filter, view, head, started).await,
+                Err(left) => Called::refused(head, Failure::LeftOut(*left)),
+            };
             head = returned;
             let outcome = verdict.and_then(carried_out);
+            let (told, change) = leave.map_or((false, None), |leave| counted(leave, outcome.as_ref().err()));
             let failed = outcome.is_err();
             head.settle(!failed);
             let mut run = FilterRun {
@@ -181,6 +223,9 @@ impl Chain {
                 verdict: "failed",
                 failure: None,
                 log,
+                backtrace,
+                told,
+                breaker: change,
             };
             match outcome {
                 Ok(decision) => {
@@ -210,43 +255,84 @@ impl Chain {
         view: &Arc<dyn HostView>,
         head: RequestHead,
         started: Instant,
-    ) -> (RequestHead, Result<Verdict, Failure>, Duration, GuestLog) {
-        let refused = |head, failure| (head, Err(failure), Duration::ZERO, GuestLog::default());
-        let Some(module) = &filter.module else { return refused(head, Failure::Unavailable) };
+    ) -> Called {
+        let Some(module) = &filter.module else { return Called::refused(head, Failure::Unavailable) };
         let long_calls = self.load.long_calls();
+        let a_seat = || engine.seats.take(&self.tenant, self.limits.concurrency, &self.load.long_calls);
+        // A tenant that has all of its seats: no instance is made before one of them is free.
+        let mut seat = None;
         if long_calls >= self.limits.concurrency {
-            return refused(head, Failure::Capacity);
+            seat = a_seat().await;
+            if seat.is_none() {
+                return Called::refused(head, Failure::Capacity);
+            }
         }
         // A call that is refused or lost in the lane has the head with it. The request ends there, unless its filter
         // may fail.
         let spare = (filter.on_error == OnError::FailOpen).then(|| head.clone());
         let state = CallState::new(head, Arc::clone(&filter.config), Arc::clone(view), &self.limits);
         let mut call: Call = Box::pin(on_request(Arc::clone(module), state));
-        if self.load.may_begin_inline(long_calls, started) {
+        if seat.is_none() && self.load.may_begin_inline(long_calls, started) {
             engine.about_to_run();
             begin_inline_slice(started);
             let first = std::future::poll_fn(|cx| Poll::Ready(Pin::as_mut(&mut call).poll(cx))).await;
             if let Poll::Ready(finished) = first {
-                return taken_apart(finished);
+                return finished.into();
             }
             self.load.used_up_a_slice(started);
         }
-        let failure = match engine.lane.take(self.tenant.clone(), call, LongCall::of(&self.load)) {
-            None => Failure::Capacity,
+        if seat.is_none() {
+            seat = a_seat().await;
+        }
+        let failure = if let Some(seat) = seat {
+            let verdict = engine.lane.take(self.tenant.clone(), call, seat);
             // The receiver goes with the time-out: the lane drops the call at what would be its next slice.
-            Some(verdict) => match timeout_at((started + engine.longest_call).into(), verdict).await {
-                Ok(Ok(finished)) => return taken_apart(finished),
+            match timeout_at((started + engine.longest_call).into(), verdict).await {
+                Ok(Ok(finished)) => return finished.into(),
                 Ok(Err(_)) => Failure::Trap("the host's side of the call failed".into()),
                 Err(_) => Failure::WallTime(engine.longest_call),
-            },
+            }
+        } else {
+            Failure::Capacity
         };
-        refused(spare.unwrap_or_else(RequestHead::gone), failure)
+        Called::refused(spare.unwrap_or_else(RequestHead::gone), failure)
     }
 }
 
-fn taken_apart(finished: Finished) -> (RequestHead, Result<Verdict, Failure>, Duration, GuestLog) {
-    let Finished { state, verdict, cpu } = finished;
-    (state.head, verdict, cpu, state.log)
+/// What a call left.
+struct Called {
+    head: RequestHead,
+    verdict: Result<Verdict, Failure>,
+    cpu: Duration,
+    log: GuestLog,
+    backtrace: Option<Box<str>>,
+}
+
+impl Called {
+    /// A call that gave nothing.
+    fn refused(head: RequestHead, failure: Failure) -> Self {
+        let (cpu, log) = (Duration::ZERO, GuestLog::default());
+        Self { head, verdict: Err(failure), cpu, log, backtrace: None }
+    }
+}
+
+impl From<Finished> for Called {
+    fn from(Finished { state, verdict, cpu, backtrace }: Finished) -> Self {
+        Self { head: state.head, verdict, cpu, log: state.log, backtrace }
+    }
+}
+
+/// Tells the breaker how a call ended: whether its failure is to be told, and what changed.
+fn counted(leave: Leave<'_>, failure: Option<&Failure>) -> (bool, Option<BreakerChange>) {
+    match failure {
+        None => (false, leave.succeeded()),
+        Some(failure) if failure.is_the_modules() => {
+            let counted = leave.failed();
+            (counted.told, counted.change)
+        }
+        // Neither for nor against the module: the leave is dropped undecided.
+        Some(_) => (false, None),
+    }
 }
 
 fn name_of(decision: &Decision) -> &'static str {
@@ -289,7 +375,8 @@ fn carried_out(verdict: Verdict) -> Result<Decision, Failure> {
                 .ok_or_else(|| {
                     wrong(format!("respond.status: expected 200 to 599; found {}", response.status))
                 })?;
-            let mut headers = HeaderMap::with_capacity(response.headers.len());
+            // However many there are: beyond what a head may hold the loop ends.
+            let mut headers = HeaderMap::with_capacity(response.headers.len().min(beamline_http::MAX_FIELDS));
             for field in &response.headers {
                 beamline_http::append(&mut headers, &field.name, &field.value)
                     .map_err(|e| wrong(format!("respond.headers: {:?}: {e}", field.name)))?;

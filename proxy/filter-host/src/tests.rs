@@ -248,8 +248,11 @@ fn hold_up_the_lane(engine: &Engine) -> (std::sync::mpsc::Sender<()>, impl Sized
         let _ = told.recv();
         panic!("a call that ends without a verdict")
     });
-    let mark = crate::load::LongCall::of(&crate::load::TenantLoad::new());
-    (go_on, engine.lane.take("other".parse().unwrap(), Box::pin(block), mark).unwrap())
+    let other: beamline_model::TenantName = "other".parse().unwrap();
+    let long_calls = Arc::default();
+    let seat = engine.seats.take(&other, 1, &long_calls);
+    let seat = futures_util::FutureExt::now_or_never(seat).flatten().unwrap();
+    (go_on, engine.lane.take(other, Box::pin(block), seat))
 }
 
 #[tokio::test]

@@ -23,6 +23,7 @@ pub enum ErrorKind {
     FilterCapacity,
     FilterVerdict,
     FilterUnavailable,
+    FilterSuspended,
     UpstreamUnavailable,
     UpstreamConnect,
     UpstreamTimeout,
@@ -65,7 +66,7 @@ const fn row(
 }
 
 /// Every error, in the order of [`ErrorKind`].
-pub const ERRORS: [ErrorRow; 30] = [
+pub const ERRORS: [ErrorRow; 31] = [
     row(
         ErrorKind::BadRequest,
         "bad-request",
@@ -153,6 +154,13 @@ pub const ERRORS: [ErrorRow; 30] = [
         503,
         "proxy_configuration_error",
         "A filter's module cannot be loaded",
+    ),
+    row(
+        ErrorKind::FilterSuspended,
+        "filter-suspended",
+        503,
+        "proxy_internal_error",
+        "A filter failed too often and is left out for a while",
     ),
     row(
         ErrorKind::UpstreamUnavailable,
