@@ -64,9 +64,9 @@ impl Failure {
 
 /// Bytes that a guest may hand to the host at once: a verdict with its body, or the arguments of a host function.
 /// They are copied, and a guest can name the same bytes many times over in one list.
-const MAX_HANDED_OVER: usize = 8 << 20;
+pub(crate) const MAX_HANDED_OVER: usize = 8 << 20;
 /// Handles of resources that an instance may hold at once.
-const MAX_HANDLES: usize = 1_000;
+pub(crate) const MAX_HANDLES: usize = 1_000;
 /// Bytes of a backtrace that are kept.
 const MAX_BACKTRACE: usize = 2_048;
 /// Bytes of one of its lines: names are the guest's, and as long as it likes.

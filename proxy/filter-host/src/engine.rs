@@ -12,7 +12,7 @@ use crate::{
     bindings::{RequestFilter, RequestFilterPre},
     chain::LONGEST_CALL,
     compile::CompileError,
-    host::CallState,
+    host::{CallState, MAX_TABLE_ELEMENTS},
     inspect::{ModuleInfo, Rejection},
     module::Module,
     slow_lane::SlowLane,
@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The largest linear memory that any limit can grant; the pool's slots are this large.
-const MAX_MEMORY: usize = 64 << 20;
+pub(crate) const MAX_MEMORY: usize = 64 << 20;
 
 /// What the engine is given.
 #[derive(Clone, Copy, Debug)]
@@ -88,7 +88,7 @@ fn pool(settings: &EngineSettings) -> PoolingAllocationConfig {
         .max_memories_per_component(1)
         .max_tables_per_component(8)
         .max_memory_size(MAX_MEMORY)
-        .table_elements(20_000)
+        .table_elements(MAX_TABLE_ELEMENTS)
         .max_unused_warm_slots(n)
         .linear_memory_keep_resident(256 << 10)
         .table_keep_resident(64 << 10)

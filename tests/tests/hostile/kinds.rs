@@ -231,22 +231,6 @@ fn realloc() -> Vec<Kind> {
 /// One that abuses handles.
 fn handles() -> Vec<Kind> {
     let own = |handle: &str| Guest::new(&format!("{handle} (i32.const {AREA})"));
-    let resources = r#"package hostile:guest;
-interface things { resource thing { constructor(); } }
-world hostile { include beamline:edge/request-filter@0.1.0; export things; }"#;
-    let makes = |handle: &str| {
-        Guest::new(&format!("{handle} {NEXT}"))
-            .items(
-                r#"(func (export "hostile:guest/things#[constructor]thing") (result i32) (call $new (i32.const 7)))
-                   (func (export "hostile:guest/things#[dtor]thing") (param i32))"#,
-            )
-            .memory(
-                r#"(import "[export]hostile:guest/things" "[resource-new]thing" (func $new (param i32) (result i32)))
-                   (import "[export]hostile:guest/things" "[resource-drop]thing" (func $let-go (param i32)))
-                   (memory (export "memory") 1)"#,
-            )
-            .build_in(resources)
-    };
     vec![
         kind("a head that is kept", TRAP, &own("")),
         kind(
@@ -271,24 +255,44 @@ world hostile { include beamline:edge/request-filter@0.1.0; export things; }"#;
         ),
         Kind {
             name: "handles without end",
-            module: makes("(loop $l (drop (call $new (i32.const 1))) (br $l))"),
+            module: with_resources("(loop $l (drop (call $new (i32.const 1))) (br $l))"),
             end: End::Fails(&["filter-trap"]),
         },
-        Kind {
-            name: "handles that are never let go",
-            module: makes(
-                "(loop $l (drop (call $new (i32.const 1))) (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 500))))",
-            ),
-            end: End::Harmless,
-        },
+        Kind { name: "handles that are never let go", module: handles_of_its_own(500), end: End::Harmless },
         Kind {
             name: "a handle of its own that is dropped twice",
-            module: makes(
+            module: with_resources(
                 "(local.set $i (call $new (i32.const 1))) (call $let-go (local.get $i)) (call $let-go (local.get $i))",
             ),
             end: TRAP,
         },
     ]
+}
+
+/// A module that has resources of its own, whose `handle` does this before it says `next`.
+fn with_resources(handle: &str) -> Vec<u8> {
+    let world = r#"package hostile:guest;
+interface things { resource thing { constructor(); } }
+world hostile { include beamline:edge/request-filter@0.1.0; export things; }"#;
+    Guest::new(&format!("{handle} {NEXT}"))
+        .items(
+            r#"(func (export "hostile:guest/things#[constructor]thing") (result i32) (call $new (i32.const 7)))
+               (func (export "hostile:guest/things#[dtor]thing") (param i32))"#,
+        )
+        .memory(
+            r#"(import "[export]hostile:guest/things" "[resource-new]thing" (func $new (param i32) (result i32)))
+               (import "[export]hostile:guest/things" "[resource-drop]thing" (func $let-go (param i32)))
+               (memory (export "memory") 1)"#,
+        )
+        .build_in(world)
+}
+
+/// A module that makes so many handles and never lets go of them.
+pub(crate) fn handles_of_its_own(n: u32) -> Vec<u8> {
+    with_resources(&format!(
+        "(loop $l (drop (call $new (i32.const 1)))
+           (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const {n}))))"
+    ))
 }
 
 /// One that hands over what is no text or list.

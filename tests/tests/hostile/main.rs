@@ -7,6 +7,7 @@
 
 mod guest;
 mod kinds;
+mod limits;
 mod loading;
 mod repeated;
 mod scene;
