@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use beamline_filter_host::Answer;
 use beamline_http::{ErrorKind, Problem, proxy_status};
 use beamline_node_state::Phase;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderValue, Response, StatusCode, header};
 
 use crate::{body::ClientBody, transaction::Finishing, worker::Shared};
 
@@ -67,7 +68,8 @@ pub(crate) fn problem(worker: &Shared, exchange: &mut Finishing, refusal: Refusa
 }
 
 /// A filter's own response.
-pub(crate) fn from_filter(status: StatusCode, headers: HeaderMap, body: Bytes) -> Response<ClientBody> {
+pub(crate) fn from_filter(answer: Answer) -> Response<ClientBody> {
+    let Answer { status, headers, body } = answer;
     let bodiless = status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
     let mut response = Response::new(ClientBody::full(if bodiless { Bytes::new() } else { body }));
     *response.status_mut() = status;

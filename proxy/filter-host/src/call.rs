@@ -9,10 +9,26 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use thiserror::Error;
 use wasmtime::{Store, Trap, UpdateDeadline, WasmBacktrace, component::Resource};
 
-use crate::{bindings::beamline::edge::verdicts::Verdict, host::CallState, module::Module, ticker::TICK};
+use crate::{
+    bindings::{
+        beamline::edge::{
+            bodies::ChunkVerdict,
+            verdicts::{ResponseVerdict, Verdict},
+        },
+        exports::beamline::edge::{
+            finish_handler::Outcome, whole_request_handler::Decision as WholeRequestDecision,
+            whole_response_handler::Decision as WholeResponseDecision,
+        },
+    },
+    host::CallState,
+    module::Module,
+    phases::Phase,
+    ticker::TICK,
+};
 
 /// CPU time after which a guest is set aside, at the next epoch tick. A guest that spins holds a data worker for 1 to 2 ms:
 /// to the first tick, from which its CPU time is counted, and one tick more.
@@ -42,6 +58,14 @@ pub enum Failure {
     /// Too many calls of this tenant, or of the node, are under way.
     #[error("too many filter calls are under way")]
     Capacity,
+    /// More of a body would have to be kept than `limits.body`.
+    #[error("more than limits.body = {limit} bytes of the {} would have to be kept", if *.response { "response's body" } else { "request's body" })]
+    Body {
+        /// The limit in bytes.
+        limit: u64,
+        /// Whose body it is: the response's, or the request's.
+        response: bool,
+    },
     /// The verdict has a part that cannot be carried out.
     #[error("the verdict cannot be carried out: {0}")]
     Verdict(String),
@@ -63,8 +87,9 @@ impl Failure {
 }
 
 /// Bytes that a guest may hand to the host at once: a verdict with its body, or the arguments of a host function.
-/// They are copied, and a guest can name the same bytes many times over in one list.
-pub(crate) const MAX_HANDED_OVER: usize = 8 << 20;
+/// They are copied, and a guest can name the same bytes many times over in one list. The largest body of a filter, and a
+/// head.
+pub(crate) const MAX_HANDED_OVER: usize = 17 << 20;
 /// Handles of resources that an instance may hold at once.
 pub(crate) const MAX_HANDLES: usize = 1_000;
 /// Bytes of a backtrace that are kept.
@@ -171,34 +196,117 @@ fn at_tick(state: &mut CallState) -> wasmtime::Result<UpdateDeadline> {
     Ok(UpdateDeadline::YieldCustom(1, Box::pin(SetAside(false))))
 }
 
-/// What a finished call leaves: the state that went in, and a verdict or why there is none.
+/// What a finished call leaves: the state that went in, and what the guest gave or why it gave nothing.
 pub(crate) struct Finished {
     pub(crate) state: CallState,
-    pub(crate) verdict: Result<Verdict, Failure>,
+    pub(crate) given: Result<Given, Failure>,
     pub(crate) cpu: Duration,
     /// The functions that were running where it trapped, innermost first; by name where the module has names.
     pub(crate) backtrace: Option<Box<str>>,
 }
 
-/// Runs the request phase of `module` in a fresh instance. The future is `Send`: it may move between threads
-/// whenever it is pending.
-pub(crate) async fn on_request(module: Arc<Module>, state: CallState) -> Finished {
+/// What a guest gives, by its phase.
+pub(crate) enum Given {
+    Request(Verdict),
+    WholeRequest(WholeRequestDecision),
+    Response(ResponseVerdict),
+    WholeResponse(WholeResponseDecision),
+    Chunk(ChunkVerdict),
+    Nothing,
+}
+
+/// What a phase after the request's head is given beside the heads.
+pub(crate) enum Input {
+    WholeRequest(Bytes),
+    RequestBody(Bytes, bool),
+    Response,
+    WholeResponse(Bytes),
+    ResponseBody(Bytes, bool),
+    Finish(Outcome),
+}
+
+impl Input {
+    pub(crate) fn phase(&self) -> Phase {
+        match self {
+            Self::WholeRequest(_) => Phase::WholeRequest,
+            Self::RequestBody(..) => Phase::RequestBody,
+            Self::Response => Phase::Response,
+            Self::WholeResponse(_) => Phase::WholeResponse,
+            Self::ResponseBody(..) => Phase::ResponseBody,
+            Self::Finish(_) => Phase::Finish,
+        }
+    }
+}
+
+fn store(module: &Module, state: CallState) -> Store<CallState> {
     let mut store = Store::new(module.engine(), state);
     store.limiter(|state| &mut state.memory);
     store.set_hostcall_fuel(MAX_HANDED_OVER);
     store.set_max_component_handles(MAX_HANDLES);
     store.epoch_deadline_callback(|mut cx| at_tick(cx.data_mut()));
     store.set_epoch_deadline(1);
-    let outcome = async {
-        let filter = module.pre().instantiate_async(&mut store).await?;
-        filter.beamline_edge_request_handler().call_handle(&mut store, Resource::new_borrow(0)).await
-    }
-    .await;
+    store
+}
+
+fn finished(store: Store<CallState>, outcome: wasmtime::Result<Given>) -> Finished {
     let state = store.into_data();
     let backtrace = outcome.as_ref().err().and_then(backtrace);
-    let verdict = outcome.map_err(|error| classify(&error, &state));
+    let given = outcome.map_err(|error| classify(&error, &state));
     let cpu = state.cpu_used();
-    Finished { state, verdict, cpu, backtrace }
+    Finished { state, given, cpu, backtrace }
+}
+
+/// Runs the request phase of `module` in a fresh instance. The future is `Send`: it may move between threads
+/// whenever it is pending.
+pub(crate) async fn on_request(module: Arc<Module>, state: CallState) -> Finished {
+    let mut store = store(&module, state);
+    let outcome = async {
+        let instance = module.pre().instantiate_async(&mut store).await?;
+        let guest = module.exports().request(&mut store, &instance)?;
+        guest.call_handle(&mut store, Resource::new_borrow(0)).await.map(Given::Request)
+    }
+    .await;
+    finished(store, outcome)
+}
+
+/// The same for a later phase. Apart from the request phase, whose future stays as small as it can be.
+pub(crate) async fn on_later(module: Arc<Module>, input: Input, state: CallState) -> Finished {
+    let mut store = store(&module, state);
+    let outcome = async {
+        let instance = module.pre().instantiate_async(&mut store).await?;
+        let (exports, store) = (module.exports(), &mut store);
+        // Their numbers mean nothing: see `host.rs`.
+        let (request, response) = (Resource::new_borrow(0), Resource::new_borrow(0));
+        Ok(match input {
+            Input::WholeRequest(body) => {
+                let guest = exports.whole_request(&mut *store, &instance)?;
+                Given::WholeRequest(guest.call_handle(store, request, &body).await?)
+            }
+            Input::RequestBody(chunk, last) => {
+                let guest = exports.request_body(&mut *store, &instance)?;
+                Given::Chunk(guest.call_handle(store, request, &chunk, last).await?)
+            }
+            Input::Response => {
+                let guest = exports.response(&mut *store, &instance)?;
+                Given::Response(guest.call_handle(store, request, response).await?)
+            }
+            Input::WholeResponse(body) => {
+                let guest = exports.whole_response(&mut *store, &instance)?;
+                Given::WholeResponse(guest.call_handle(store, request, response, &body).await?)
+            }
+            Input::ResponseBody(chunk, last) => {
+                let guest = exports.response_body(&mut *store, &instance)?;
+                Given::Chunk(guest.call_handle(store, request, response, &chunk, last).await?)
+            }
+            Input::Finish(outcome) => {
+                let guest = exports.finish(&mut *store, &instance)?;
+                guest.call_handle(store, request, &outcome).await?;
+                Given::Nothing
+            }
+        })
+    }
+    .await;
+    finished(store, outcome)
 }
 
 /// The backtrace of a failure, bounded in lines and bytes.

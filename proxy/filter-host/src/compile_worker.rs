@@ -14,7 +14,6 @@ use rustix::process::{Resource, Rlimit};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    bindings::RequestFilterPre,
     engine::{compiling_engine, linker},
     inspect::{MAX_MODULE_BYTES, ModuleInfo, Rejection, inspect},
     signature,
@@ -98,11 +97,12 @@ pub(crate) fn compile(bytes: &[u8]) -> Result<(Answer, Vec<u8>), String> {
         return Ok((Answer::Rejected(Rejection::TooDemanding { problem }), Vec::new()));
     }
     let linker = linker(&engine).map_err(|e| format!("{e:#}"))?;
-    if let Err(error) = linker.instantiate_pre(&component).and_then(RequestFilterPre::new) {
-        return Ok((mismatch(error), Vec::new()));
-    }
-    if let Err(rejection) = signature::check(&engine, &component) {
-        return Ok((Answer::Rejected(rejection), Vec::new()));
+    let linked =
+        linker.instantiate_pre(&component).and_then(|_| linker.substituted_component_type(&component));
+    match linked.map(|ty| signature::check(&engine, &ty)) {
+        Ok(Ok(())) => {}
+        Ok(Err(rejection)) => return Ok((Answer::Rejected(rejection), Vec::new())),
+        Err(error) => return Ok((mismatch(error), Vec::new())),
     }
     let artifact = component.serialize().map_err(|e| format!("{e:#}"))?;
     let info = ModuleInfo {

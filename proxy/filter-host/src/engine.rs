@@ -9,7 +9,7 @@ use wasmtime::{
 
 use crate::{
     admission::Seats,
-    bindings::{RequestFilter, RequestFilterPre},
+    bindings::EveryPhase,
     chain::LONGEST_CALL,
     compile::CompileError,
     host::{CallState, MAX_TABLE_ELEMENTS},
@@ -70,7 +70,7 @@ pub(crate) fn compiling_engine() -> wasmtime::Result<wasmtime::Engine> {
 
 pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<CallState>> {
     let mut linker = Linker::new(engine);
-    RequestFilter::add_to_linker::<_, HasSelf<_>>(&mut linker, |state: &mut CallState| state)?;
+    EveryPhase::add_to_linker::<_, HasSelf<_>>(&mut linker, |state: &mut CallState| state)?;
     Ok(linker)
 }
 
@@ -137,12 +137,11 @@ impl Engine {
         // What is whole and of this engine, and yet does not load, is too large for the pool.
         let component = unsafe { Component::deserialize(&self.wasmtime, artifact) }
             .map_err(|e| Rejection::TooDemanding { problem: format!("{e:#}") })?;
-        let pre = self
-            .linker
+        self.linker
             .instantiate_pre(&component)
-            .and_then(RequestFilterPre::new)
-            .map_err(|e| CompileError::Host(format!("a compiled module could not be linked: {e:#}")))?;
-        Ok(Arc::new(Module::new(self.wasmtime.clone(), pre, info)))
+            .and_then(|pre| Module::new(self.wasmtime.clone(), pre, info))
+            .map(Arc::new)
+            .map_err(|e| CompileError::Host(format!("a compiled module could not be linked: {e:#}")))
     }
 }
 

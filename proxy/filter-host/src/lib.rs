@@ -2,7 +2,8 @@
 //!
 //! * [`Compiler`] validates and compiles in a child process and keeps artifacts in a cache.
 //! * [`Engine`] owns wasmtime, its instance pool, the 1 ms epoch tick and the slow lane.
-//! * [`Chain`] runs a tenant's filters over a request head, each in a fresh instance, and always answers.
+//! * [`Chain`] runs a tenant's filters over a request head and backward over its response, each call in a fresh
+//!   instance, and always answers. A [`Passage`] is what its later phases know of the request.
 //!
 //! Guests are untrusted: whatever a module does ends as a verdict or as a [`Failure`], within its limits, and
 //! without delaying another tenant's requests for longer than one slice of [`SLICE`].
@@ -22,6 +23,8 @@ mod host;
 mod inspect;
 mod load;
 mod module;
+mod passage;
+mod phases;
 mod signature;
 mod slow_lane;
 #[cfg(test)]
@@ -30,11 +33,15 @@ mod ticker;
 
 pub use breaker::{BreakerChange, BreakerState};
 pub use call::{Failure, SLICE};
-pub use chain::{Chain, ChainOutcome, Decision, EnqueueOptions, FilterRun, FilterSetup, LONGEST_CALL};
+pub use chain::{
+    Answer, Chain, ChainOutcome, Decision, EnqueueOptions, FilterRun, FilterSetup, LONGEST_CALL,
+};
 pub use compile::{CompileError, Compiled, Compiler, CompilerSettings};
 pub use compile_worker::run as compile_worker;
 pub use engine::{Engine, EngineSettings};
-pub use head::RequestHead;
-pub use host::{GuestLog, HostView, LogLevel, UpstreamState, UpstreamStatus};
+pub use head::{RequestHead, ResponseHead};
+pub use host::{GuestLog, HostView, LogLevel, MAX_CONTEXT, UpstreamState, UpstreamStatus};
 pub use inspect::{MAX_MODULE_BYTES, ModuleInfo, ModuleKind, Rejection};
 pub use module::Module;
+pub use passage::{BodyStage, FinishOutcome, Passage, ResponseDecision, ResponseStep};
+pub use phases::{Phase, PhaseSet};

@@ -4,28 +4,51 @@ use std::sync::Arc;
 
 use beamline_model::Digest;
 
-use crate::{bindings::RequestFilterPre, host::CallState, inspect::ModuleInfo};
+use wasmtime::component::InstancePre;
+
+use crate::{
+    host::CallState,
+    inspect::ModuleInfo,
+    phases::{PhaseExports, PhaseSet},
+};
 
 /// A compiled module, linked as far as it can be before an instance exists. Shared by every tenant that uses it.
 pub struct Module {
     engine: wasmtime::Engine,
-    pre: RequestFilterPre<CallState>,
+    pre: InstancePre<CallState>,
+    exports: PhaseExports,
+    phases: PhaseSet,
     info: ModuleInfo,
     label: Arc<str>,
 }
 
 impl Module {
-    pub(crate) fn new(engine: wasmtime::Engine, pre: RequestFilterPre<CallState>, info: ModuleInfo) -> Self {
+    pub(crate) fn new(
+        engine: wasmtime::Engine,
+        pre: InstancePre<CallState>,
+        info: ModuleInfo,
+    ) -> wasmtime::Result<Self> {
         let label = info.digest.to_string().into();
-        Self { engine, pre, info, label }
+        let exports = PhaseExports::find(&pre, &info)?;
+        Ok(Self { engine, pre, exports, phases: PhaseSet::of(&info), info, label })
     }
 
     pub(crate) fn engine(&self) -> &wasmtime::Engine {
         &self.engine
     }
 
-    pub(crate) fn pre(&self) -> &RequestFilterPre<CallState> {
+    pub(crate) fn pre(&self) -> &InstancePre<CallState> {
         &self.pre
+    }
+
+    /// Where its phases' functions are.
+    pub(crate) fn exports(&self) -> &PhaseExports {
+        &self.exports
+    }
+
+    /// The phases that it takes part in.
+    pub fn phases(&self) -> PhaseSet {
+        self.phases
     }
 
     /// What was found out about it when it was compiled.

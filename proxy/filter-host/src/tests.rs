@@ -1,5 +1,7 @@
 //! The host against real guests: those of `tests/guests`, which `scripts/build-guests.sh` builds.
 
+mod phases;
+
 use std::{
     path::PathBuf,
     sync::{Arc, OnceLock},

@@ -21,6 +21,8 @@ pub enum ErrorKind {
     FilterTimeout,
     FilterMemory,
     FilterCapacity,
+    FilterRequestBody,
+    FilterResponseBody,
     FilterVerdict,
     FilterUnavailable,
     FilterSuspended,
@@ -66,7 +68,7 @@ const fn row(
 }
 
 /// Every error, in the order of [`ErrorKind`].
-pub const ERRORS: [ErrorRow; 31] = [
+pub const ERRORS: [ErrorRow; 33] = [
     row(
         ErrorKind::BadRequest,
         "bad-request",
@@ -140,6 +142,20 @@ pub const ERRORS: [ErrorRow; 31] = [
         503,
         "proxy_internal_error",
         "Too many filter calls are under way",
+    ),
+    row(
+        ErrorKind::FilterRequestBody,
+        "filter-request-body",
+        413,
+        "http_request_error",
+        "The request's body is longer than a filter may keep",
+    ),
+    row(
+        ErrorKind::FilterResponseBody,
+        "filter-response-body",
+        502,
+        "http_response_body_size",
+        "The response's body is longer than a filter may keep",
     ),
     row(
         ErrorKind::FilterVerdict,

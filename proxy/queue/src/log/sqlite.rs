@@ -11,7 +11,7 @@ mod reader;
 mod rows;
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     collections::HashMap,
     path::{Path, PathBuf},
     sync::{
@@ -24,7 +24,7 @@ use std::{
 use beamline_model::{OnDead, TenantName};
 use rusqlite::{
     CachedStatement, Connection, ErrorCode, OptionalExtension as _, Transaction, TransactionBehavior,
-    hooks::Wal, named_params, params, wal::CheckpointMode,
+    config::DbConfig, hooks::Wal, named_params, params, wal::CheckpointMode,
 };
 
 use self::{checkpoint::Checkpointer, reader::SqliteReader, rows::*};
@@ -41,15 +41,16 @@ use crate::{
 };
 
 /// From nothing to version 1, from there to 2, and so on: a new log takes the same steps as an old one.
-const SCHEMAS: [&str; 6] = [
+const SCHEMAS: [&str; 7] = [
     include_str!("schema.sql"),
     include_str!("interventions.sql"),
     include_str!("keys.sql"),
     include_str!("responses.sql"),
     include_str!("holding.sql"),
     include_str!("credentials.sql"),
+    include_str!("open.sql"),
 ];
-const SCHEMA_VERSION: i64 = 6;
+const SCHEMA_VERSION: i64 = 7;
 const _: () = assert!(SCHEMAS.len() == SCHEMA_VERSION as usize, "each version has its step");
 /// "BLMQ": so that `file` and a person can tell what this database is.
 const APPLICATION_ID: i64 = 0x424c_4d51;
@@ -62,6 +63,8 @@ const WAL_FILE_KEPT: i64 = 16 << 20;
 /// How long after a content was erased the WAL, which may hold it, is copied back and emptied.
 const ERASE_AFTER: Duration = Duration::from_secs(5);
 const BUSY: Duration = Duration::from_secs(5);
+/// Of the writing connection: KiB of the database in memory. A group's pages, with those that the next ones will want.
+const CACHE_KIB: i64 = 16 << 10;
 
 /// The log in one SQLite database.
 pub(crate) struct SqliteLog {
@@ -70,10 +73,17 @@ pub(crate) struct SqliteLog {
     open: Option<Open>,
 }
 
+/// Lanes that were met: their rows are never changed nor deleted.
+#[derive(Default)]
+struct Lanes {
+    ids: HashMap<Lane, i64>,
+    names: RefCell<HashMap<i64, Lane>>,
+}
+
 /// What a failed commit makes useless, all of it.
 struct Open {
     connection: Connection,
-    lanes: HashMap<Lane, i64>,
+    lanes: Lanes,
     /// Pages in the WAL after the last commit.
     wal_pages: Arc<AtomicI32>,
     /// When to wake the checkpointer next.
@@ -112,6 +122,8 @@ fn connect(path: &Path) -> Result<Connection, LogError> {
     connection.pragma_update(None, "cell_size_check", true)?;
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.pragma_update(None, "foreign_keys", false)?;
+    // Plans don't depend on what is bound. Else SQLite prepares many of these statements anew each time that they are used.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.set_prepared_statement_cache_capacity(64);
     Ok(connection)
 }
@@ -120,6 +132,7 @@ impl SqliteLog {
     /// Opens or makes the log at `path`. Until [`Log::take_over`] it is not the owner's.
     pub(crate) fn open(path: &Path) -> Result<Self, LogError> {
         let mut connection = connect(path)?;
+        connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
         let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let version = tx.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))?;
         let Some(steps) = usize::try_from(version).ok().and_then(|version| SCHEMAS.get(version..)) else {
@@ -151,7 +164,7 @@ impl Open {
             Ok(())
         }))?;
         let checkpointer = Checkpointer::start(path)?;
-        Ok(Self { connection, lanes: HashMap::new(), wal_pages, wake_at: WAL_PAGES, checkpointer })
+        Ok(Self { connection, lanes: Lanes::default(), wal_pages, wake_at: WAL_PAGES, checkpointer })
     }
 }
 
@@ -178,6 +191,7 @@ impl Log for SqliteLog {
     fn reopen(&mut self) -> Result<(), LogError> {
         self.open = None;
         let connection = connect(&self.path)?;
+        connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
         // What is in the WAL goes to the database and both are fsynced, however far earlier attempts came.
         connection.wal_checkpoint_v2(None::<&str>, CheckpointMode::TRUNCATE)?;
         let check: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
@@ -275,7 +289,7 @@ fn must_reopen() -> LogError {
 /// One transaction's hands.
 struct Writer<'a> {
     tx: &'a Transaction<'a>,
-    lanes: &'a mut HashMap<Lane, i64>,
+    lanes: &'a mut Lanes,
     /// Whether any content was.
     erased: Cell<bool>,
 }
@@ -315,7 +329,7 @@ impl Writer<'_> {
     }
 
     fn lane_id(&mut self, lane: &Lane) -> Result<i64, LogError> {
-        if let Some(id) = self.lanes.get(lane) {
+        if let Some(id) = self.lanes.ids.get(lane) {
             return Ok(*id);
         }
         let names = params![lane.tenant.as_str(), lane.upstream.as_str()];
@@ -324,12 +338,18 @@ impl Writer<'_> {
         let id = self
             .sql("SELECT id FROM lane WHERE tenant = ?1 AND upstream = ?2")?
             .query_row(names, |row| row.get(0))?;
-        self.lanes.insert(lane.clone(), id);
+        self.lanes.ids.insert(lane.clone(), id);
         Ok(id)
     }
 
     fn lane_of(&self, id: i64) -> Result<Lane, LogError> {
-        lane_by_id(self.tx, id)
+        let mut names = self.lanes.names.borrow_mut();
+        if let Some(lane) = names.get(&id) {
+            return Ok(lane.clone());
+        }
+        let lane = lane_by_id(self.tx, id)?;
+        names.insert(id, lane.clone());
+        Ok(lane)
     }
 
     fn append(&mut self, append: &Append) -> Result<Effect, LogError> {
@@ -399,7 +419,7 @@ impl Writer<'_> {
         let Some(key) = key else { return Ok(true) };
         let before = params![lane, key, place];
         let open = self
-            .sql("SELECT 1 FROM record WHERE lane = ?1 AND okey = ?2 AND okey IS NOT NULL AND state < 3 AND seq < ?3 LIMIT 1")?
+            .sql("SELECT 1 FROM record WHERE lane = ?1 AND okey = ?2 AND okey IS NOT NULL AND open = 1 AND seq < ?3 LIMIT 1")?
             .exists(before)?;
         let paused = || {
             self.sql(
@@ -473,13 +493,9 @@ impl Writer<'_> {
         note: &Note,
         response: Option<&NewResponse>,
     ) -> Result<Effect, LogError> {
-        let current = self
-            .sql("SELECT 1 FROM record WHERE seq = ?1 AND state = 1 AND attempts = ?2 AND epoch = ?3")?
-            .exists(params![attempt.seq.0, attempt.attempts, to_db(attempt.epoch)])?;
-        if !current {
+        let Some(mut ended) = self.end_if(attempt.seq.0, Some(attempt), end, at_ms, Some(note))? else {
             return Ok(Effect::Stale);
-        }
-        let mut ended = self.end(attempt.seq.0, end, at_ms, Some(note))?;
+        };
         if let Some(response) = response {
             ended.response = self.keep(attempt.seq.0, response)?;
         }
@@ -536,20 +552,34 @@ impl Writer<'_> {
 
     /// Ends a record that is open, and brings the next one of its key to the front.
     fn end(&self, seq: i64, end: End, at_ms: u64, note: Option<&Note>) -> Result<Ended, LogError> {
+        self.end_if(seq, None, end, at_ms, note)?
+            .ok_or_else(|| LogError::Corrupt(format!("record {seq} is not there any more")))
+    }
+
+    /// The same, where an attempt is given only if that is the one under way.
+    fn end_if(
+        &self,
+        seq: i64,
+        attempt: Option<&AttemptRef>,
+        end: End,
+        at_ms: u64,
+        note: Option<&Note>,
+    ) -> Result<Option<Ended>, LogError> {
         let (state, reason, complete) = match end {
             End::Delivered { response_complete } => (DELIVERED, None, Some(response_complete)),
             End::Dead(reason) if reason.is_erased() => (ERASED, Some(reason_to_db(reason)), None),
             End::Dead(reason) => (DEAD, Some(reason_to_db(reason)), None),
         };
         let by_itself = matches!(end, End::Dead(reason) if reason.is_by_itself());
-        let (lane, key, size, id, scope, pauses, accepted_ms) = self
+        let row = self
             .sql(
-                "UPDATE record SET state = :state, reason = :reason, complete = :complete, finished_ms = :at_ms, epoch = NULL,
+                "UPDATE record SET state = :state, open = 0, reason = :reason, complete = :complete, finished_ms = :at_ms, epoch = NULL,
                         front = 0,
                         pauses = CASE WHEN :by_itself AND okey IS NOT NULL THEN on_dead ELSE 0 END,
                         last_status = CASE WHEN :noted THEN :status ELSE last_status END,
                         last_error = CASE WHEN :noted THEN :error ELSE last_error END
-                 WHERE seq = :seq RETURNING lane, okey, size, id, scope, pauses, accepted_ms",
+                 WHERE seq = :seq AND (:attempts IS NULL OR (state = 1 AND attempts = :attempts AND epoch = :epoch))
+                 RETURNING lane, okey, size, id, scope, pauses, accepted_ms",
             )?
             .query_row(
                 named_params! {
@@ -562,6 +592,8 @@ impl Writer<'_> {
                     ":noted": note.is_some(),
                     ":status": note.and_then(|n| n.status),
                     ":error": note.and_then(|n| n.error.as_deref()),
+                    ":attempts": attempt.map(|attempt| attempt.attempts),
+                    ":epoch": attempt.map(|attempt| to_db(attempt.epoch)),
                 },
                 |row| {
                     let id = RecordId::from_bytes(row.get(3)?);
@@ -569,7 +601,9 @@ impl Writer<'_> {
                     let (lane, size) = (row.get::<_, i64>(0)?, from_db(row.get(2)?));
                     Ok((lane, key, size, id, scope(row, 4)?, row.get(5)?, from_db(row.get(6)?)))
                 },
-            )?;
+            )
+            .optional()?;
+        let Some((lane, key, size, id, scope, pauses, accepted_ms)) = row else { return Ok(None) };
         let delivered = matches!(end, End::Delivered { .. });
         let erased = state != DEAD;
         let freed = if erased { self.erase(seq)? } else { None };
@@ -579,7 +613,7 @@ impl Writer<'_> {
             None => None,
         };
         let released = scope.filter(|_| !has_key(end.state()));
-        Ok(Ended {
+        Ok(Some(Ended {
             id,
             lane: lane_name,
             key,
@@ -592,7 +626,7 @@ impl Writer<'_> {
             released,
             response: 0,
             pauses,
-        })
+        }))
     }
 
     /// Deletes a record's content; returns the file that held its body.
@@ -611,7 +645,7 @@ impl Writer<'_> {
         let sql = format!(
             "UPDATE record SET front = 1
              WHERE front = 0 AND seq = (SELECT min(seq) FROM record
-                                        WHERE lane = ?1 AND okey = ?2 AND okey IS NOT NULL AND state < 3)
+                                        WHERE lane = ?1 AND okey = ?2 AND okey IS NOT NULL AND open = 1)
                AND NOT EXISTS (SELECT 1 FROM record AS dead
                                WHERE dead.lane = ?1 AND dead.okey = ?2 AND dead.pauses = 1 AND dead.seq < record.seq)
              RETURNING {CANDIDATE}"
@@ -628,7 +662,7 @@ impl Writer<'_> {
 
     fn expire(&self, now_ms: u64, limit: usize) -> Result<Effect, LogError> {
         let due = self.seqs(
-            "SELECT seq FROM record WHERE state < 3 AND state <> 1 AND expires_ms <= ?1 ORDER BY expires_ms LIMIT ?2",
+            "SELECT seq FROM record WHERE open = 1 AND state <> 1 AND expires_ms <= ?1 ORDER BY expires_ms LIMIT ?2",
             params![to_db(now_ms), limit_to_db(limit)],
         )?;
         let end = End::Dead(DeadReason::Expired);
@@ -636,7 +670,7 @@ impl Writer<'_> {
             due.into_iter().map(|seq| self.end(seq, end, now_ms, None)).collect::<Result<_, _>>()?;
         self.note_deeds(&deed::expired(&ended), now_ms)?;
         let next: Option<i64> = self
-            .sql("SELECT expires_ms FROM record WHERE state < 3 AND state <> 1 ORDER BY expires_ms LIMIT 1")?
+            .sql("SELECT expires_ms FROM record WHERE open = 1 AND state <> 1 ORDER BY expires_ms LIMIT 1")?
             .query_row([], |row| row.get(0))
             .optional()?;
         Ok(Effect::Expired { ended, next_ms: next.map(from_db) })
@@ -801,6 +835,7 @@ mod tests {
         assert_eq!(pragma("wal_autocheckpoint"), 0);
         assert_eq!(pragma("secure_delete"), 1, "ON");
         assert_eq!(pragma("application_id"), APPLICATION_ID);
+        assert!(connection.db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG).unwrap());
     }
 
     #[test]

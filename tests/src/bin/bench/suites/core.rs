@@ -92,6 +92,10 @@ impl Case {
     }
 }
 
+fn rounds(settings: &Settings) -> usize {
+    settings.rounds.unwrap_or(15)
+}
+
 /// Runs the suite; gives how many bars were missed.
 pub(crate) fn run(settings: &Settings) -> Result<usize> {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
@@ -167,14 +171,14 @@ fn costs(settings: &Settings) -> Result<(Vec<Bar>, Value)> {
         touch_all(case, proxy.as_ref(), &mut stage, settings)?;
         proxy.freeze(true)?;
     }
-    for round in 1..=settings.rounds {
+    for round in 1..=rounds(settings) {
         for case in &mut cases {
             let proxy = &proxies[case.proxy];
             proxy.freeze(false)?;
             measure(case, proxy.as_ref(), &mut stage, settings)?;
             proxy.freeze(true)?;
         }
-        println!("round {round} of {}", settings.rounds);
+        println!("round {round} of {}", rounds(settings));
     }
     let memory: Vec<_> = proxies.iter().map(|p| p.pid().map(cpu::resident_mib)).collect::<Result<_>>()?;
     proxies.iter().try_for_each(|p| p.freeze(false))?;
@@ -260,7 +264,9 @@ fn measure(case: &mut Case, proxy: &dyn Proxy, stage: &mut Stage, settings: &Set
 fn print(cases: &[Case], memory: &[f64], settings: &Settings) {
     println!(
         "\nCPU per request of the proxy's processes: medians of {} rounds of {} ms, {} kept connections, GET, {ANSWER}-byte answers, access log on and buffered\n",
-        settings.rounds, settings.round_ms, settings.connections
+        rounds(settings),
+        settings.round_ms,
+        settings.connections
     );
     let mut table = Table::new(&[
         "",
@@ -354,7 +360,7 @@ fn figures(cases: &[Case], memory: &[f64], settings: &Settings) -> Value {
         })
         .collect();
     json!({
-        "rounds": settings.rounds,
+        "rounds": rounds(settings),
         "round_ms": settings.round_ms,
         "connections": settings.connections,
         "modules": settings.modules,
