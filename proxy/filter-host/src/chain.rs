@@ -16,8 +16,8 @@ use http::{HeaderMap, StatusCode, uri::PathAndQuery};
 use tokio::time::timeout_at;
 
 use crate::{
-    breaker::{self, Breaker, BreakerChange, BreakerState, Leave},
     bindings::beamline::edge::verdicts::{self, Verdict},
+    breaker::{self, Breaker, BreakerChange, BreakerState, Leave},
     call::{Failure, Finished, Given, begin_inline_slice, on_request},
     engine::Engine,
     head::{RequestHead, Seen},

@@ -1,10 +1,6 @@
 //! The phases after a request's head was decided on: what they know of the request, and each of their calls.
 
-use std::{
-    cell::RefCell,
-    rc::Rc,
-    sync::Arc,
-};
+use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 
@@ -12,7 +8,8 @@ use crate::{
     bindings::beamline::edge::{bodies::ChunkVerdict, verdicts::ResponseVerdict},
     call::{Failure, Given, Input, on_later},
     chain::{
-        Answer, Chain, ChainOutcome, Decision, Ended, FilterRun, Told, answer, cannot_read, carried_out, misplaced,
+        Answer, Chain, ChainOutcome, Decision, Ended, FilterRun, Told, answer, cannot_read, carried_out,
+        misplaced,
     },
     engine::Engine,
     head::{RequestHead, ResponseHead, Seen},
@@ -286,8 +283,7 @@ impl Chain {
             None => (Seen::default(), Input::RequestBody(shown.clone(), last)),
         };
         let log = stage.run.as_mut().map(|run| std::mem::take(&mut run.log));
-        let Ended { subject, given, told } =
-            self.later(engine, passage, at, response, log, input).await;
+        let Ended { subject, given, told } = self.later(engine, passage, at, response, log, input).await;
         let limit = self.limits.body.get();
         let given = given.and_then(|given| match given {
             Given::Chunk(ChunkVerdict::Pass) => Ok(shown.clone()),
