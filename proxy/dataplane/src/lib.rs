@@ -10,6 +10,7 @@ mod connection;
 mod credentials;
 mod delivery;
 mod enqueue;
+mod failures;
 mod filtered;
 mod forward;
 mod heartbeat;

@@ -20,6 +20,10 @@ wasmtime::component::bindgen!({
     ",
     world: "beamline:host/every-phase",
     exports: { default: async },
+    imports: {
+        "beamline:edge/http.[method]request-head.get-many": trappable,
+        "beamline:edge/http.[method]response-head.get-many": trappable,
+    },
     with: {
         "beamline:edge/http.request-head": crate::head::RequestHead,
         "beamline:edge/http.response-head": crate::head::ResponseHead,

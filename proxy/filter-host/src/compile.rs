@@ -145,21 +145,18 @@ impl Compiler {
         if let Some(compiled) = self.loaded(&digest) {
             return Ok(compiled);
         }
+        // What needs no compiling waits for no compilation.
+        if let Some(compiled) = self.cached(digest).await? {
+            return Ok(compiled);
+        }
         let _turn =
             self.shared.one_at_a_time.acquire().await.map_err(|e| CompileError::Host(e.to_string()))?;
         // Somebody before us in the queue may have brought the same module.
         if let Some(compiled) = self.loaded(&digest) {
             return Ok(compiled);
         }
-        let this = self.clone();
-        let cached = tokio::task::spawn_blocking(move || {
-            let (info, artifact) = this.shared.cache.get(&digest)?;
-            this.shared.engine.load(&artifact, info).ok()
-        })
-        .await
-        .map_err(|e| CompileError::Host(e.to_string()))?;
-        if let Some(module) = cached {
-            return Ok(self.keep(module, true));
+        if let Some(compiled) = self.cached(digest).await? {
+            return Ok(compiled);
         }
         let started = Instant::now();
         let (mut info, artifact) = self.in_worker(&bytes).await?;
@@ -176,6 +173,18 @@ impl Compiler {
         Ok(self.keep(module, false))
     }
 
+    /// The module of an artifact in the cache. One that does not load there is as good as none.
+    async fn cached(&self, digest: Digest) -> Result<Option<Compiled>, CompileError> {
+        let this = self.clone();
+        let module = tokio::task::spawn_blocking(move || {
+            let (info, artifact) = this.shared.cache.get(&digest)?;
+            this.shared.engine.load(&artifact, info).ok()
+        })
+        .await
+        .map_err(|e| CompileError::Host(e.to_string()))?;
+        Ok(module.map(|module| self.keep(module, true)))
+    }
+
     fn keep(&self, module: Arc<Module>, cached: bool) -> Compiled {
         let mut loaded = self.shared.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         loaded.retain(|_, module| module.strong_count() > 0);
@@ -185,6 +194,8 @@ impl Compiler {
 
     async fn in_worker(&self, bytes: &[u8]) -> Result<(ModuleInfo, Vec<u8>), CompileError> {
         let host = |e: std::io::Error| CompileError::Host(format!("compile worker: {e}"));
+        // What this process was started with and knows nothing of is not for the worker either.
+        close_fds::set_fds_cloexec_threadsafe(3, &[]);
         let mut child = Command::new(&self.shared.worker)
             .arg("compile-worker")
             .env_clear()

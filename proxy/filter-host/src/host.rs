@@ -115,8 +115,11 @@ pub(crate) struct MemoryMeter {
     pub(crate) refused: bool,
 }
 
+/// Bytes that a guest is given by one call of `get-many`: many times what a head may have.
+const MAX_GIVEN: usize = 1 << 20;
+
 /// Elements of all tables of an instance.
-const MAX_TABLE_ELEMENTS: usize = 20_000;
+pub(crate) const MAX_TABLE_ELEMENTS: usize = 20_000;
 
 impl ResourceLimiter for MemoryMeter {
     fn memory_growing(
@@ -189,6 +192,23 @@ fn refusal(error: beamline_http::HeadEditError) -> wit_http::HeaderError {
     }
 }
 
+/// The first value of each of several fields. A guest may name one field many times over: what it is given is bounded
+/// apart from what the head holds.
+fn many(headers: &HeaderMap, names: &[String]) -> wasmtime::Result<Vec<Option<Vec<u8>>>> {
+    let mut bytes = 0;
+    let values = names.iter().map(|name| {
+        let value = first(headers, name);
+        bytes += size_of::<Option<Vec<u8>>>() + value.as_ref().map_or(0, Vec::len);
+        (bytes <= MAX_GIVEN).then_some(value)
+    });
+    let values: Option<Vec<_>> = values.collect();
+    values.ok_or_else(|| {
+        wasmtime::Error::msg(format!(
+            "get-many was asked for more than {MAX_GIVEN} bytes of values: ask for fewer fields at once"
+        ))
+    })
+}
+
 fn first(headers: &HeaderMap, name: &str) -> Option<Vec<u8>> {
     headers.get(name).map(|v| v.as_bytes().to_vec())
 }
@@ -236,8 +256,12 @@ impl wit_http::HostRequestHead for CallState {
         all(&self.head.headers, &name)
     }
 
-    fn get_many(&mut self, _: Resource<RequestHead>, names: Vec<String>) -> Vec<Option<Vec<u8>>> {
-        names.iter().map(|name| first(&self.head.headers, name)).collect()
+    fn get_many(
+        &mut self,
+        _: Resource<RequestHead>,
+        names: Vec<String>,
+    ) -> wasmtime::Result<Vec<Option<Vec<u8>>>> {
+        many(&self.head.headers, &names)
     }
 
     fn snapshot(&mut self, _: Resource<RequestHead>) -> wit_http::HeadSnapshot {
@@ -291,8 +315,12 @@ impl wit_http::HostResponseHead for CallState {
         all(&self.response.headers, &name)
     }
 
-    fn get_many(&mut self, _: Resource<ResponseHead>, names: Vec<String>) -> Vec<Option<Vec<u8>>> {
-        names.iter().map(|name| first(&self.response.headers, name)).collect()
+    fn get_many(
+        &mut self,
+        _: Resource<ResponseHead>,
+        names: Vec<String>,
+    ) -> wasmtime::Result<Vec<Option<Vec<u8>>>> {
+        many(&self.response.headers, &names)
     }
 
     fn snapshot(&mut self, _: Resource<ResponseHead>) -> wit_http::ResponseSnapshot {
@@ -407,6 +435,16 @@ mod tests {
         assert_eq!(log.lines.len(), 1);
         assert_eq!(log.lines[0].1, "é".repeat(34));
         assert_eq!(log.cut, 132 + 4);
+    }
+
+    #[test]
+    fn what_a_guest_is_given_at_once_is_bounded_however_often_it_names_a_field() {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-large", "x".repeat(60_000).parse().unwrap());
+        let given = |times| many(&headers, &vec!["x-large".to_owned(); times]);
+        assert_eq!(given(17).unwrap().len(), 17);
+        assert!(given(18).unwrap_err().to_string().contains("get-many"));
+        assert!(many(&headers, &vec![String::new(); 100_000]).is_err(), "what is not there counts too");
     }
 
     #[test]

@@ -1,11 +1,6 @@
 //! The phases after a request's head was decided on: what they know of the request, and each of their calls.
 
-use std::{
-    cell::RefCell,
-    rc::Rc,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 
@@ -13,7 +8,7 @@ use crate::{
     bindings::beamline::edge::{bodies::ChunkVerdict, verdicts::ResponseVerdict},
     call::{Failure, Given, Input, on_later},
     chain::{
-        Answer, Chain, ChainOutcome, Decision, Ended, FilterRun, answer, cannot_read, carried_out,
+        Answer, Chain, ChainOutcome, Decision, Ended, FilterRun, Told, answer, cannot_read, carried_out,
         given_body, misplaced,
     },
     engine::Engine,
@@ -186,6 +181,9 @@ impl BodyStage {
                 so_far.duration += run.duration;
                 so_far.cpu += run.cpu;
                 so_far.log = run.log;
+                so_far.told |= run.told;
+                so_far.backtrace = run.backtrace.or(so_far.backtrace.take());
+                so_far.breaker = run.breaker.or(so_far.breaker);
                 (so_far.failure, so_far.verdict) = (run.failure, run.verdict);
             }
         }
@@ -201,7 +199,7 @@ impl Chain {
         at: usize,
         outcome: &mut ChainOutcome,
         body: Result<Bytes, Failure>,
-    ) -> Ended<Decision> {
+    ) -> Ended<'_, Decision> {
         let head = std::mem::replace(&mut outcome.head, RequestHead::gone());
         let subject = self.subject(Seen::Open(head), outcome.contexts.get(at));
         let body = match body {
@@ -300,8 +298,7 @@ impl Chain {
             None => (Seen::default(), Input::RequestBody(shown.clone(), last)),
         };
         let log = stage.run.as_mut().map(|run| std::mem::take(&mut run.log));
-        let Ended { subject, given, phase, started, cpu } =
-            self.later(engine, passage, at, response, log, input).await;
+        let Ended { subject, given, told } = self.later(engine, passage, at, response, log, input).await;
         let (limit, is_response) = (self.body_limit(), stage.response.is_some());
         let may_hold = stage.may_hold;
         let held = |bytes: usize| match () {
@@ -340,7 +337,7 @@ impl Chain {
             passage.contexts.set(at, subject.context);
         }
         let verdict = if given.is_ok() { "" } else { "failed" };
-        stage.add(self.run(at, phase, started, cpu, verdict, given.as_ref().err().cloned(), subject.log));
+        stage.add(self.run(at, told, verdict, given.as_ref().err().cloned(), subject.log));
         given.or_else(|failure| match self.failed(at, failure) {
             Some((_, failure)) if !stage.unbroken => Err(failure),
             _ => {
@@ -361,7 +358,7 @@ impl Chain {
         let ended = self.later(engine, passage, at, Seen::default(), None, Input::Finish(outcome)).await;
         let verdict = if ended.given.is_ok() { "" } else { "failed" };
         let failure = ended.given.err();
-        self.run(at, ended.phase, ended.started, ended.cpu, verdict, failure, ended.subject.log)
+        self.run(at, ended.told, verdict, failure, ended.subject.log)
     }
 
     /// One call of a later phase. `log`: what is left of the log of an earlier call of this phase.
@@ -373,7 +370,7 @@ impl Chain {
         response: Seen<ResponseHead>,
         log: Option<GuestLog>,
         input: Input,
-    ) -> Ended<Given> {
+    ) -> Ended<'_, Given> {
         let mut subject = self.subject(Seen::Sent(Arc::clone(&passage.request)), passage.contexts.get(at));
         subject.response = response;
         if let Some(log) = log {
@@ -388,16 +385,16 @@ impl Chain {
         &self,
         passage: &Passage,
         at: usize,
-        ended: Ended<(ResponseDecision, Option<Bytes>)>,
+        ended: Ended<'_, (ResponseDecision, Option<Bytes>)>,
     ) -> ResponseStep {
-        let Ended { mut subject, given, phase, started, cpu } = ended;
+        let Ended { mut subject, given, told } = ended;
         subject.response.settle(given.is_ok());
         if given.is_ok() {
             passage.contexts.set(at, subject.context);
         }
         let head = subject.response.into_open();
         let verdict = given.as_ref().map_or("failed", |(decision, _)| decision.name());
-        let run = self.run(at, phase, started, cpu, verdict, given.as_ref().err().cloned(), subject.log);
+        let run = self.run(at, told, verdict, given.as_ref().err().cloned(), subject.log);
         let (decision, body) = given.unwrap_or_else(|failure| {
             let failed = self.failed(at, failure);
             let decision = failed.map_or(ResponseDecision::Next, |(filter, failure)| {
@@ -421,8 +418,8 @@ impl ResponseDecision {
 }
 
 /// A call that was not made.
-fn not_called<T>(subject: crate::host::Subject, phase: Phase, failure: Failure) -> Ended<T> {
-    Ended { subject, given: Err(failure), phase, started: Instant::now(), cpu: Duration::ZERO }
+fn not_called<'c, T>(subject: crate::host::Subject, phase: Phase, failure: Failure) -> Ended<'c, T> {
+    Ended { subject, given: Err(failure), told: Told::of(phase) }
 }
 
 fn response_decision(

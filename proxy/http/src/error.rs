@@ -26,6 +26,7 @@ pub enum ErrorKind {
     FilterResponseBody,
     FilterVerdict,
     FilterUnavailable,
+    FilterSuspended,
     UpstreamUnavailable,
     UpstreamConnect,
     UpstreamTimeout,
@@ -68,7 +69,7 @@ const fn row(
 }
 
 /// Every error, in the order of [`ErrorKind`].
-pub const ERRORS: [ErrorRow; 33] = [
+pub const ERRORS: [ErrorRow; 34] = [
     row(
         ErrorKind::BadRequest,
         "bad-request",
@@ -177,6 +178,13 @@ pub const ERRORS: [ErrorRow; 33] = [
         503,
         "proxy_configuration_error",
         "A filter's module cannot be loaded",
+    ),
+    row(
+        ErrorKind::FilterSuspended,
+        "filter-suspended",
+        503,
+        "proxy_internal_error",
+        "A filter failed too often and is left out for a while",
     ),
     row(
         ErrorKind::UpstreamUnavailable,
