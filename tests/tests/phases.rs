@@ -5,6 +5,8 @@
 use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
+    thread,
+    time::Duration,
 };
 
 use beamline_tests::{
@@ -156,6 +158,11 @@ fn a_status_that_allows_no_body_takes_it_away_and_the_connection_stays_sound() {
         let answer = connection.exchange(&Request::post(path, "some").host(HOST)).unwrap();
         assert_eq!((answer.status, answer.text().as_str()), (status, body), "{path}");
     }
+    for phase in ["request", "response"] {
+        apply(&scene, &[("one", json!({ phase: { "respond": 205 } }))], |_| ());
+        let answer = connection.exchange(&Request::post("/echo", "some").host(HOST)).unwrap();
+        assert_eq!((answer.status, answer.text().as_str()), (205, ""), "{phase}");
+    }
     apply(&scene, &[], |_| ());
     let answer = connection.exchange(&Request::post("/echo", "whole").host(HOST)).unwrap();
     assert_eq!(answer.text(), "whole");
@@ -222,16 +229,26 @@ fn a_filter_hears_how_each_exchange_ended() {
     assert!(!answer.end.is_whole());
     assert_eq!((&told(&answer)["status"], &told(&answer)["error"]), (&json!(200), &json!("upstream-reset")));
 
-    // A filter that answered hears of it, and whatever it does then, the client has its answer.
+    // A filter that answered hears of it, and whatever it does then, the client has its answer. Its failing is told, but
+    // shaped nothing.
     for end in [json!({ "tell": true, "trap": true }), json!({ "spin": true })] {
-        apply(&scene, &[("one", json!({ "request": { "respond": 403 }, "finish": end }))], |_| ());
+        let two = json!({ "request": { "respond": 403 }, "finish": {} });
+        apply(&scene, &[("one", json!({ "finish": end })), ("two", two)], |_| ());
         let answer = scene.send(Request::get("/")).unwrap();
         assert_eq!(answer.status, 403);
+        let record = scene.record(&answer).unwrap();
+        assert_eq!(
+            (&record["beamline.filter.name"], &record["beamline.filter.outcome"]),
+            (&json!("two"), &Value::Null)
+        );
+        apply(&scene, &[("one", json!({ "finish": end }))], |_| ());
+        let answer = scene.send(Request::get("/")).unwrap();
+        assert_eq!(answer.status, 200);
         let record = scene.record(&answer).unwrap();
         let outcome = if end["spin"] == true { "filter-timeout" } else { "filter-trap" };
         assert_eq!(
             (&record["beamline.filter.outcome"], &record["http.response.status_code"], &record["error.type"]),
-            (&json!(outcome), &json!(403), &Value::Null)
+            (&json!(outcome), &json!(200), &Value::Null)
         );
     }
 }
@@ -280,6 +297,32 @@ fn an_accepted_request_stays_accepted_whatever_its_filters_do_to_the_answer() {
         assert_eq!(answer.json().unwrap()["status"], "accepted");
     }
     scene.origin.wait_for_count(3, PATIENCE).unwrap();
+
+    // Also where one filter answers in its place, and another fails then.
+    let (trap, respond) =
+        (json!({ "response": { "trap": true } }), json!({ "response": { "respond": 418 } }));
+    apply(&scene, &[("one", trap), ("two", respond)], queue);
+    let answer = scene.send(Request::post("/echo", "kept")).unwrap();
+    assert_eq!((answer.status, answer.text().as_str()), (418, "answered"));
+    scene.origin.wait_for_count(4, PATIENCE).unwrap();
+}
+
+#[test]
+fn what_a_drain_cuts_off_is_in_the_log() {
+    let arguments = ["--lame-duck", "100ms", "--drain-idle-grace", "100ms", "--drain-timeout", "1s"];
+    let options = Options { arguments: arguments.map(Into::into).into(), workers: 1, ..Options::default() };
+    let mut scene = Scene::with(options).unwrap();
+    apply(&scene, &[("one", json!({ "finish": { "tell": true } }))], |_| ());
+    let to = scene.node.address();
+    let cut = thread::spawn(move || Request::get("/hang").host(HOST).attempt(to).is_err());
+    scene.origin.wait_for_count(1, PATIENCE).unwrap();
+    scene.node.sigterm().unwrap();
+    assert_eq!(scene.node.wait_exit(PATIENCE).unwrap().code(), Some(4));
+    assert!(cut.join().unwrap());
+    let log = scene.node.log().unwrap();
+    let records: Vec<_> = log.iter().filter(|r| r["kind"] == "access" && r["url.path"] == "/hang").collect();
+    assert_eq!(records.len(), 1, "{log:?}");
+    assert_eq!(records[0]["error.type"], "client-gone");
 }
 
 #[test]
@@ -466,6 +509,86 @@ fn a_verdict_waits_for_the_whole_body() {
 }
 
 #[test]
+fn a_body_that_breaks_off_while_it_is_read_whole_is_told_as_what_it_is() {
+    let one = json!({
+        "request": { "log": "seen" }, "request_body": { "trap_at": "bang" }, "response": { "mark": "1" },
+    });
+    let two =
+        json!({ "request": { "read_body": true }, "response": { "mark": "2" }, "finish": { "tell": true } });
+    let scene = chained(&[("one", one), ("two", two)]);
+    let answer = scene.send(Request::post("/echo", "big bang")).unwrap();
+    assert_eq!((problem(&answer), way(&answer).as_str()), ((503, "filter-trap".into()), "1"));
+    let record = scene.record(&answer).unwrap();
+    assert_eq!(
+        (&record["error.type"], &record["beamline.filter.name"], &record["beamline.filter.outcome"]),
+        (&json!("filter-trap"), &json!("one"), &json!("filter-trap"))
+    );
+    let lines = logged(&scene, &answer, 2);
+    assert_eq!(
+        lines.iter().filter(|(filter, line)| filter == "one" && line == "seen").count(),
+        1,
+        "{lines:?}"
+    );
+    assert!(scene.origin.requests().is_empty());
+
+    // By the client: what the filters did until then is told all the same, and they hear of the end.
+    let mut connection = Connection::open(scene.node.address(), PATIENCE).unwrap();
+    let head = format!("POST /gone HTTP/1.1\r\nhost: {HOST}\r\ncontent-length: 100\r\n\r\nthe beginning");
+    connection.send_raw(head.as_bytes()).unwrap();
+    drop(connection);
+    let record = scene.access(|r| r["url.path"] == "/gone").unwrap();
+    assert_eq!(record["error.type"], "client-gone");
+    let id = record["request.id"].clone();
+    let is_it = |r: &&Value| r["kind"] == "guest" && r["request.id"] == id;
+    let log = scene.node.wait_log(PATIENCE, |log| log.iter().filter(is_it).count() >= 2).unwrap();
+    let told: Vec<_> = log.iter().filter(is_it).map(|r| r["body"].as_str().unwrap()).collect();
+    assert!(told.contains(&"seen") && told.iter().any(|line| line.contains("client-gone")), "{told:?}");
+}
+
+#[test]
+fn a_body_that_is_stated_to_be_too_long_is_not_asked_for() {
+    let scene = Scene::start().unwrap();
+    let reads = json!({ "request": { "read_body": true } });
+    apply(&scene, &[("one", reads)], |m| m["limits"] = json!({ "body": "64KiB" }));
+    let mut stream = TcpStream::connect(scene.node.address()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let head = |length| {
+        format!(
+            "POST /echo HTTP/1.1\r\nhost: {HOST}\r\nexpect: 100-continue\r\ncontent-length: {length}\r\n\r\n"
+        )
+    };
+    stream.write_all(head(65_537).as_bytes()).unwrap();
+    let mut line = [0; 12];
+    stream.read_exact(&mut line).unwrap();
+    assert_eq!(line, *b"HTTP/1.1 413");
+    // One that is not, is.
+    let mut stream = TcpStream::connect(scene.node.address()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(head(65_536).as_bytes()).unwrap();
+    stream.read_exact(&mut line).unwrap();
+    assert_eq!(line, *b"HTTP/1.1 100");
+}
+
+#[test]
+fn a_body_that_is_read_whole_is_not_waited_for_for_ever() {
+    let reads = json!({ "request": { "read_body": true }, "response": { "read_body": true, "mark": "2" } });
+    let scene = chained(&[("one", marks("1")), ("two", reads)]);
+    let (to, patience) = (scene.node.address(), Duration::from_secs(50));
+    let client = thread::spawn(move || {
+        let mut connection = Connection::open(to, patience).unwrap();
+        let head = format!("POST /echo HTTP/1.1\r\nhost: {HOST}\r\ncontent-length: 100\r\n\r\nthe beginning");
+        connection.send_raw(head.as_bytes()).unwrap();
+        connection.read_response("POST").unwrap()
+    });
+    let upstream = Request::get("/bytes?n=48000&chunked&pause_ms=60000").host(HOST).timeout(patience);
+    let answer = upstream.send(to).unwrap();
+    assert_eq!((problem(&answer), way(&answer).as_str()), ((504, "upstream-timeout".into()), "1"));
+    let answer = client.join().unwrap();
+    assert_eq!((problem(&answer), way(&answer).as_str()), ((408, "request-timeout".into()), "1"));
+    assert_eq!(scene.record(&answer).unwrap()["error.type"], "request-timeout");
+}
+
+#[test]
 fn a_response_waits_for_its_whole_body_before_its_head_is_sent() {
     let one = json!({
         "response": { "read_body": true },
@@ -479,6 +602,9 @@ fn a_response_waits_for_its_whole_body_before_its_head_is_sent() {
     }
     let answer = scene.send(Request::get("/trailers").header("te", "trailers")).unwrap();
     assert_eq!((answer.text().as_str(), answer.trailers.get("x-sum")), ("HELLO\n", Some("532")));
+    // What a GET would get, the length that came does not tell; and what is not sent is not stated.
+    let head = scene.send(Request::new("HEAD", "/bytes?n=100")).unwrap();
+    assert_eq!((head.status, head.header("x-seen"), head.header("content-length")), (203, Some("1"), None));
     // What breaks before its end can still be told honestly.
     assert_eq!(problem(&scene.send(Request::get("/cut")).unwrap()), (502, "upstream-reset".into()));
 

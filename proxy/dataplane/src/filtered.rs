@@ -8,6 +8,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
+    time::{Duration, Instant},
 };
 
 use beamline_filter_host::{BodyStage, Failure};
@@ -17,11 +18,21 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use thiserror::Error;
+use tokio::{task::yield_now, time::timeout};
 
-use crate::{phases::Later, transaction::failure_kind, worker::Shared};
+use crate::{
+    phases::Later,
+    room::{Kept, Room},
+    transaction::failure_kind,
+    worker::Shared,
+};
 
 /// The most bytes of a body that a filter is shown at once, beside what it kept.
 const CHUNK: usize = 64 << 10;
+/// How long what comes next of a body that is read whole may take.
+pub(crate) const NEXT_PIECE: Duration = Duration::from_secs(30);
+/// How long the chunks of a body that is here may keep a worker from its other work.
+const TURN: Duration = Duration::from_millis(1);
 
 /// A body, and what the filters make of it.
 pub(crate) enum Passed<B> {
@@ -38,6 +49,8 @@ pub(crate) struct Read<B> {
     ahead: Option<Bytes>,
     trailers: Option<HeaderMap>,
     rest: Option<Passed<B>>,
+    /// Its room, where it was kept for a filter.
+    kept: Option<Kept>,
 }
 
 /// A filter that may not fail did, in the middle of a body: the body is broken off.
@@ -61,6 +74,10 @@ pub(crate) enum Whole {
     Read(Bytes),
     /// It is longer than the limit; what was read of it is not lost.
     TooLong,
+    /// The worker has no room for it; what was read of it is not lost.
+    NoRoom,
+    /// Nothing more of it came in time.
+    Stalled,
 }
 
 impl<B> Passed<B>
@@ -70,7 +87,7 @@ where
     /// A body that is here.
     pub(crate) fn whole(data: Bytes, trailers: Option<HeaderMap>) -> Self {
         let ahead = (!data.is_empty()).then_some(data);
-        Self::Read(Box::new(Read { ahead, trailers, rest: None }))
+        Self::Read(Box::new(Read { ahead, trailers, rest: None, kept: None }))
     }
 
     /// Lets a filter see it chunk by chunk.
@@ -80,6 +97,8 @@ where
             rest: Bytes::new(),
             trailers: None,
             ended: false,
+            busy: Duration::ZERO,
+            kept: Kept::nothing(&worker.room),
             stage,
             later: Rc::clone(later),
             worker: Rc::clone(worker),
@@ -87,14 +106,33 @@ where
         Self::Filtered(Box::new(Filtered::Idle(Box::new(flow))))
     }
 
-    /// Reads it, at most `limit` bytes. It is then as if it had not been read.
+    /// Reads it, at most `limit` bytes, where there is `room` for them and each piece comes within `patience`. It is then as
+    /// if it had not been read.
     ///
     /// # Errors
     /// Where it breaks off.
-    pub(crate) async fn read_whole(&mut self, limit: u64) -> Result<Whole, BoxError> {
+    pub(crate) async fn read_whole(
+        &mut self,
+        limit: u64,
+        room: &Rc<Room>,
+        patience: Duration,
+    ) -> Result<Whole, BoxError> {
+        if let Self::Read(read) = self
+            && read.rest.is_none()
+        {
+            let here = read.ahead.clone().unwrap_or_default();
+            return Ok(if here.len() as u64 > limit { Whole::TooLong } else { Whole::Read(here) });
+        }
+        // Its sender may wait to hear that it is wanted.
+        if self.size_hint().lower() > limit {
+            return Ok(Whole::TooLong);
+        }
         let (mut first, mut data) = (Bytes::new(), BytesMut::new());
-        while !self.is_end_stream() {
-            let Some(frame) = self.frame().await else { break };
+        let (mut trailers, mut kept) = (None, Kept::nothing(room));
+        let mut refused = None;
+        while refused.is_none() && !self.is_end_stream() {
+            let Ok(frame) = timeout(patience, self.frame()).await else { return Ok(Whole::Stalled) };
+            let Some(frame) = frame else { break };
             match frame?.into_data() {
                 Ok(chunk) if first.is_empty() && data.is_empty() => first = chunk,
                 Ok(chunk) => {
@@ -104,21 +142,26 @@ where
                     data.extend_from_slice(&chunk);
                 }
                 Err(frame) => {
-                    let read = if data.is_empty() { first } else { data.freeze() };
-                    *self = Self::whole(read.clone(), frame.into_trailers().ok());
-                    return Ok(Whole::Read(read));
+                    trailers = frame.into_trailers().ok();
+                    break;
                 }
             }
-            if (first.len() + data.len()) as u64 > limit {
-                let ahead = Some(if data.is_empty() { first } else { data.freeze() });
-                let rest = std::mem::replace(self, Self::whole(Bytes::new(), None));
-                *self = Self::Read(Box::new(Read { ahead, trailers: None, rest: Some(rest) }));
-                return Ok(Whole::TooLong);
+            let length = (first.len() + data.len()) as u64;
+            if length > limit {
+                refused = Some(Whole::TooLong);
+            } else if !kept.grow(length) {
+                refused = Some(Whole::NoRoom);
             }
         }
         let read = if data.is_empty() { first } else { data.freeze() };
-        *self = Self::whole(read.clone(), None);
-        Ok(Whole::Read(read))
+        let rest = std::mem::replace(self, Self::whole(Bytes::new(), None));
+        *self = Self::Read(Box::new(Read {
+            ahead: (!read.is_empty()).then(|| read.clone()),
+            trailers,
+            rest: refused.is_some().then_some(rest),
+            kept: Some(kept),
+        }));
+        Ok(refused.unwrap_or(Whole::Read(read)))
     }
 
     /// Looks at its beginning, where that is here already. It is then as if it had not been looked at.
@@ -135,17 +178,21 @@ where
         let rest = std::mem::replace(self, Self::whole(Bytes::new(), None));
         // Nothing comes after trailers.
         let rest = trailers.is_none().then_some(rest);
-        *self = Self::Read(Box::new(Read { ahead, trailers, rest }));
+        *self = Self::Read(Box::new(Read { ahead, trailers, rest, kept: None }));
         Ok(())
     }
 
     /// Puts these bytes in the place of a body that was read whole; its trailers stay.
     pub(crate) fn replace(&mut self, data: Bytes) {
-        let trailers = match self {
-            Self::Read(read) => read.trailers.take(),
-            Self::Plain(_) | Self::Filtered(_) => None,
+        let (trailers, mut kept) = match self {
+            Self::Read(read) => (read.trailers.take(), read.kept.take()),
+            Self::Plain(_) | Self::Filtered(_) => (None, None),
         };
-        *self = Self::whole(data, trailers);
+        if let Some(kept) = &mut kept {
+            kept.set(data.len() as u64);
+        }
+        let ahead = (!data.is_empty()).then_some(data);
+        *self = Self::Read(Box::new(Read { ahead, trailers, rest: None, kept }));
     }
 
     /// Its length, where it is here whole and has no trailers, which only a body without a stated length can have.
@@ -232,6 +279,10 @@ pub(crate) struct Flow<B> {
     trailers: Option<HeaderMap>,
     /// The last chunk was shown.
     ended: bool,
+    /// How long chunks were shown since the worker last had its turn.
+    busy: Duration,
+    /// The room of what the filter holds back.
+    kept: Kept,
     stage: BodyStage,
     later: Rc<Later>,
     worker: Rc<Shared>,
@@ -273,10 +324,21 @@ where
                 Ok(chunk) => chunk,
                 Err(error) => return Some(Err(error)),
             };
+            // One after the other, the chunks of a body that is here would leave the worker no turn.
+            if self.busy > TURN {
+                yield_now().await;
+                self.busy = Duration::ZERO;
+            }
+            let began = Instant::now();
+            let most = self.stage.held() + chunk.len();
+            self.stage.may_hold(self.kept.grow(most as u64));
             let (tenant, passage) = (&self.later.tenant, &self.later.passage);
             let shown =
                 tenant.chain.on_chunk(&self.worker.engine, passage, &mut self.stage, chunk, self.ended);
-            match shown.await {
+            let shown = shown.await;
+            self.busy += began.elapsed();
+            self.kept.set(self.stage.held() as u64);
+            match shown {
                 Ok(data) if data.is_empty() => {}
                 Ok(data) => return Some(Ok(Frame::data(data))),
                 Err(failure) => {
@@ -313,5 +375,84 @@ where
 impl<B> Drop for Flow<B> {
     fn drop(&mut self) {
         self.later.told.ran(self.stage.take_run());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    /// A body of these pieces, and then of nothing for ever, where it does not end.
+    struct Pieces {
+        left: VecDeque<&'static str>,
+        ends: bool,
+        stated: u64,
+    }
+
+    impl Body for Pieces {
+        type Data = Bytes;
+        type Error = BoxError;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+            match self.left.pop_front() {
+                Some(piece) => Poll::Ready(Some(Ok(Frame::data(piece.into())))),
+                None if self.ends => Poll::Ready(None),
+                None => Poll::Pending,
+            }
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            let mut hint = SizeHint::new();
+            hint.set_lower(self.stated);
+            hint
+        }
+    }
+
+    fn body(ends: bool, stated: u64) -> Passed<Pieces> {
+        Passed::Plain(Pieces { left: ["one ", "two ", "three"].into(), ends, stated })
+    }
+
+    const SOON: Duration = Duration::from_millis(20);
+    const LATE: Duration = Duration::from_secs(600);
+
+    async fn text(body: Passed<Pieces>) -> String {
+        String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_read_whole_is_bounded_in_length_room_and_time() {
+        let room = Room::of(20);
+        let mut whole = body(true, 0);
+        for _ in 0..2 {
+            assert!(
+                matches!(whole.read_whole(13, &room, LATE).await, Ok(Whole::Read(data)) if data == "one two three")
+            );
+        }
+        // Its room is taken for as long as it is there.
+        let mut other = body(true, 0);
+        assert!(matches!(other.read_whole(13, &room, LATE).await, Ok(Whole::NoRoom)));
+        assert_eq!(text(other).await, "one two three", "nothing of it is lost");
+        drop(whole);
+        let mut other = body(true, 0);
+        assert!(matches!(other.read_whole(13, &room, LATE).await, Ok(Whole::Read(_))));
+        drop(other);
+
+        let mut long = body(true, 0);
+        assert!(matches!(long.read_whole(12, &room, LATE).await, Ok(Whole::TooLong)));
+        assert_eq!(text(long).await, "one two three");
+        let mut stated = body(true, 13);
+        assert!(matches!(stated.read_whole(12, &room, LATE).await, Ok(Whole::TooLong)));
+        assert!(
+            matches!(stated, Passed::Plain(pieces) if pieces.left.len() == 3),
+            "none of it was asked for"
+        );
+        let mut stalled = body(false, 0);
+        assert!(matches!(stalled.read_whole(100, &room, SOON).await, Ok(Whole::Stalled)));
+        assert!(Kept::nothing(&room).grow(20), "all of the room was given back");
     }
 }

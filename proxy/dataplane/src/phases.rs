@@ -22,7 +22,7 @@ use tokio::{sync::Notify, task::spawn_local};
 use crate::{
     body::{ClientBody, Counted},
     enqueue::{Accepted, client_gone},
-    filtered::{BrokenOff, Passed, Whole},
+    filtered::{BrokenOff, NEXT_PIECE, Passed, Whole},
     respond::{self, Refusal},
     transaction::{Finishing, failure_kind, filter_records},
     worker::Shared,
@@ -87,17 +87,19 @@ pub(crate) async fn of_request(
     let mut passed = 0;
     while matches!(outcome.decision, Decision::ReadBody) {
         let at = outcome.reached - 1;
-        if (passed..at).any(|filter| chain.has(filter, Phase::RequestBody)) {
-            stream(worker, &later(&outcome, 0), passed..at, &mut outcome, body);
-        }
+        // However the reading ends, also where the client goes away: what filters did until here is told.
+        exchange.filters(std::mem::take(&mut outcome.runs));
+        let reading = later(&outcome, at);
+        exchange.goes_on(Rc::clone(&reading));
+        stream(worker, &reading, passed..at, &mut outcome, body);
         passed = outcome.reached;
-        let whole = match body.read_whole(chain.body_limit()).await {
+        let whole = match body.read_whole(chain.body_limit(), &worker.room, NEXT_PIECE).await {
             Ok(Whole::Read(data)) => Ok(data),
             Ok(Whole::TooLong) => Err(Failure::Body { limit: chain.body_limit(), response: false }),
-            Err(_) => {
-                exchange.goes_on(later(&outcome, 0));
-                return Err(client_gone());
-            }
+            Ok(Whole::NoRoom) => Err(Failure::Capacity),
+            Ok(Whole::Stalled) => return Err(stalled_client()),
+            // By a filter before this one, or by the client.
+            Err(_) => return Err(told.take_broken().unwrap_or_else(client_gone)),
         };
         outcome = chain.on_whole_request(&worker.engine, view, outcome, whole).await;
         if let Some(data) = outcome.body.take() {
@@ -166,7 +168,14 @@ pub(crate) async fn of_response(
             decision = whole_response(worker, exchange, later, at, &mut response).await;
         }
         match decision {
-            ResponseDecision::Respond(answer) => response = respond::from_filter(answer),
+            ResponseDecision::Respond(answer) => {
+                let accepted = response.extensions().get::<Accepted>().copied();
+                response = respond::from_filter(answer);
+                // Whatever is answered, the request stays accepted.
+                if let Some(accepted) = accepted {
+                    response.extensions_mut().insert(accepted);
+                }
+            }
             // What was accepted is accepted: an error would be a lie.
             ResponseDecision::Failed { filter, failure }
                 if response.extensions().get::<Accepted>().is_none() =>
@@ -192,21 +201,32 @@ async fn whole_response(
     response: &mut Response<ClientBody>,
 ) -> ResponseDecision {
     let chain = &later.tenant.chain;
-    let whole = match response.body_mut().content().read_whole(chain.body_limit()).await {
-        Ok(Whole::Read(data)) => Ok(data),
-        Ok(Whole::TooLong) => Err(Failure::Body { limit: chain.body_limit(), response: true }),
-        // Nothing was sent yet: the client is told.
-        Err(error) => {
-            let refusal = later.told.take_broken().unwrap_or_else(|| broken_upstream(&error));
-            *response = respond::problem(worker, exchange, refusal);
-            return ResponseDecision::Next;
-        }
-    };
+    let not_sent = has_no_body(exchange, response);
+    let whole =
+        match response.body_mut().content().read_whole(chain.body_limit(), &worker.room, NEXT_PIECE).await {
+            Ok(Whole::Read(data)) => Ok(data),
+            Ok(Whole::TooLong) => Err(Failure::Body { limit: chain.body_limit(), response: true }),
+            Ok(Whole::NoRoom) => Err(Failure::Capacity),
+            // Nothing was sent yet: the client is told.
+            Ok(Whole::Stalled) => {
+                *response = respond::problem(worker, exchange, stalled_upstream());
+                return ResponseDecision::Next;
+            }
+            Err(error) => {
+                let refusal = later.told.take_broken().unwrap_or_else(|| broken_upstream(&error));
+                *response = respond::problem(worker, exchange, refusal);
+                return ResponseDecision::Next;
+            }
+        };
     let head = head_of(response);
     let step = chain.on_whole_response(&worker.engine, &later.passage, at, head, whole).await;
     put_back(response, step.head);
     exchange.filters(vec![step.run]);
-    if let Some(data) = step.body {
+    if not_sent {
+        // What its length would be with a body only the filter knows.
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+        *response.body_mut() = ClientBody::full(bytes::Bytes::new());
+    } else if let Some(data) = step.body {
         let body = response.body_mut().content();
         body.replace(data);
         let length = body.stated_length();
@@ -216,6 +236,20 @@ async fn whole_response(
         }
     }
     step.decision
+}
+
+fn stalled_client() -> Refusal {
+    let detail =
+        format!("nothing more of the request's body came within {} s: send it again", NEXT_PIECE.as_secs());
+    Refusal::new(beamline_http::ErrorKind::RequestTimeout, detail)
+}
+
+fn stalled_upstream() -> Refusal {
+    let detail = format!(
+        "nothing more of its body came within {} s, before anything of it was sent",
+        NEXT_PIECE.as_secs()
+    );
+    Refusal::new(beamline_http::ErrorKind::UpstreamTimeout, detail)
 }
 
 fn broken_upstream(error: &BoxError) -> Refusal {
@@ -232,8 +266,7 @@ async fn stream_response(
     at: usize,
     response: &mut Response<ClientBody>,
 ) {
-    // Where none is sent, the stated length is that of the body that a GET would get.
-    let not_sent = exchange.record().method == Method::HEAD || response.status() == StatusCode::NOT_MODIFIED;
+    let not_sent = has_no_body(exchange, response);
     let ends = response.body().is_end_stream();
     if not_sent || !ends {
         response.headers_mut().remove(header::CONTENT_LENGTH);
@@ -249,6 +282,11 @@ async fn stream_response(
             *response = respond::problem(worker, exchange, refusal);
         }
     }
+}
+
+/// Whether no body is sent with it: the stated length is then that of the body that a `GET` would get.
+fn has_no_body(exchange: &mut Finishing, response: &Response<ClientBody>) -> bool {
+    exchange.record().method == Method::HEAD || response.status() == StatusCode::NOT_MODIFIED
 }
 
 fn head_of(response: &mut Response<ClientBody>) -> ResponseHead {
@@ -273,8 +311,7 @@ fn bodiless(response: &mut Response<ClientBody>) {
     if response.extensions_mut().remove::<StatusChanged>().is_none() {
         return;
     }
-    let status = response.status();
-    if matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED) {
+    if !respond::allows_body(response.status()) {
         *response.body_mut() = ClientBody::full(bytes::Bytes::new());
         response.headers_mut().remove(header::CONTENT_LENGTH);
     } else if response.body().is_end_stream() {
@@ -288,6 +325,8 @@ pub(crate) struct Endings {
     waiting: RefCell<VecDeque<Ending>>,
     came: Notify,
     under_way: Cell<usize>,
+    /// Nobody takes them up any more.
+    closed: Cell<bool>,
 }
 
 /// One of them. Its record is told when it is dropped, at the latest.
@@ -306,8 +345,19 @@ impl Endings {
         self.under_way.get() > 0 || !self.waiting.borrow().is_empty()
     }
 
+    /// Nobody takes them up any more: those that wait, and those to come, are over without their filters being told.
+    pub(crate) fn close(&self) {
+        self.closed.set(true);
+        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
+        drop(waiting);
+    }
+
     /// The last of a request. Its filters are told, then its record is.
     pub(crate) fn add(worker: &Rc<Shared>, later: Rc<Later>, record: Transaction) {
+        // One that waits here holds the worker's state, and so its log's buffer, which would never be dropped.
+        if worker.endings.closed.get() {
+            return worker.telemetry.finish(record);
+        }
         let ending = Ending { worker: Rc::clone(worker), later, record: Some(record) };
         worker.endings.waiting.borrow_mut().push_back(ending);
         worker.endings.came.notify_one();

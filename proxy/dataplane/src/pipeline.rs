@@ -6,7 +6,7 @@
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use beamline_control::{TenantRuntime, UpstreamRuntime};
-use beamline_filter_host::{Decision, HostView, RequestHead};
+use beamline_filter_host::{Decision, Failure, HostView, RequestHead};
 use beamline_http::{ErrorKind, RESERVED_PATH, authority_of, is_loop};
 use beamline_telemetry::Verdict;
 use http::{HeaderValue, Request, Response, header, request::Parts};
@@ -117,7 +117,11 @@ async fn carry_out(
         // Read it was, before the chain came to its end.
         Decision::ReadBody => Err(Refusal::new(ErrorKind::Internal, "a body was to be read, and was not")),
         Decision::Failed { filter, failure } => {
-            Err(Refusal::new(failure_kind(&failure), format!("filter {filter}: {failure}")))
+            let refusal = Refusal::new(failure_kind(&failure), format!("filter {filter}: {failure}"));
+            Err(match failure {
+                Failure::LeftOut(left) => refusal.retry_after(left),
+                _ => refusal,
+            })
         }
     }
 }

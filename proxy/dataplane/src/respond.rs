@@ -67,11 +67,15 @@ pub(crate) fn problem(worker: &Shared, exchange: &mut Finishing, refusal: Refusa
     response
 }
 
+/// Whether a response of this status has a body (RFC 9110, sections 15.3.5, 15.3.6 and 15.4.5).
+pub(crate) fn allows_body(status: StatusCode) -> bool {
+    !matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED)
+}
+
 /// A filter's own response.
 pub(crate) fn from_filter(answer: Answer) -> Response<ClientBody> {
     let Answer { status, headers, body } = answer;
-    let bodiless = status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
-    let mut response = Response::new(ClientBody::full(if bodiless { Bytes::new() } else { body }));
+    let mut response = Response::new(ClientBody::full(if allows_body(status) { body } else { Bytes::new() }));
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     response

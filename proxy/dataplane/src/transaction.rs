@@ -14,6 +14,7 @@ use beamline_upstream::{AttemptInfo, Attempts};
 use http::{HeaderName, HeaderValue, Version, request::Parts, uri::PathAndQuery};
 
 use crate::{
+    failures,
     phases::{Endings, Later, wants_the_end},
     worker::Shared,
 };
@@ -171,6 +172,13 @@ pub(crate) fn filter_records(worker: &Shared, record: &mut Transaction, runs: Ve
                 cut_bytes: run.log.cut,
             });
         }
+        failures::tell(
+            worker.telemetry.telemetry(),
+            record,
+            &run,
+            &tenant,
+            record.revision.unwrap_or_default(),
+        );
         record.filters.push(FilterRecord {
             name: run.filter,
             module: run.module.unwrap_or_else(|| "".into()),
@@ -234,5 +242,6 @@ pub(crate) fn failure_kind(failure: &Failure) -> ErrorKind {
         Failure::Body { response: true, .. } => ErrorKind::FilterResponseBody,
         Failure::Verdict(_) => ErrorKind::FilterVerdict,
         Failure::Unavailable => ErrorKind::FilterUnavailable,
+        Failure::LeftOut(_) => ErrorKind::FilterSuspended,
     }
 }

@@ -29,7 +29,12 @@ use tokio::{
     time::{Instant, MissedTickBehavior},
 };
 
-use crate::{Heartbeats, Listener, connection, listener::refuse_new, phases::Endings};
+use crate::{
+    Heartbeats, Listener, connection,
+    listener::refuse_new,
+    phases::Endings,
+    room::{Room, WORKER_BODIES},
+};
 
 /// How often a worker shows that it turns, and hands over its telemetry.
 const TICK: Duration = Duration::from_millis(100);
@@ -119,6 +124,7 @@ pub(crate) struct Shared {
     pub(crate) settings: WorkerSettings,
     pub(crate) in_flight: Cell<u64>,
     pub(crate) endings: Endings,
+    pub(crate) room: Rc<Room>,
     draining: Cell<bool>,
     drain_begins: Notify,
     connections: Cell<usize>,
@@ -139,6 +145,7 @@ impl Shared {
             settings: parts.settings.clone(),
             in_flight: Cell::new(0),
             endings: Endings::default(),
+            room: Room::of(WORKER_BODIES),
             draining: Cell::new(false),
             drain_begins: Notify::new(),
             connections: Cell::new(0),
@@ -299,6 +306,8 @@ async fn run(
     }
     ticking.abort();
     ending.abort();
+    // What is cut off now ends when the runtime is dropped: nobody would take its ending up any more.
+    shared.endings.close();
     parts.heartbeats.ended(index);
     shared.telemetry.flush();
     DrainOutcome { cut: shared.in_flight.get() }

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use thiserror::Error;
-use wasmtime::{Store, Trap, UpdateDeadline, component::Resource};
+use wasmtime::{Store, Trap, UpdateDeadline, WasmBacktrace, component::Resource};
 
 use crate::{
     bindings::{
@@ -58,8 +58,8 @@ pub enum Failure {
     /// The call called more host functions than its limit.
     #[error("the call called more than {0} host functions: call fewer, or ask for more in limits.host_calls")]
     HostCalls(u32),
-    /// Too many calls of this tenant, or of the node, are under way.
-    #[error("too many filter calls are under way")]
+    /// Too many calls of this tenant, or of the node, are under way, or bodies kept for them.
+    #[error("too many filter calls are under way, or bodies kept for them")]
     Capacity,
     /// More of a body would have to be kept than `limits.body`.
     #[error("more than limits.body = {limit} bytes of the {} would have to be kept", if *.response { "response's body" } else { "request's body" })]
@@ -75,7 +75,30 @@ pub enum Failure {
     /// The module is not loaded on this node.
     #[error("the module is not loaded on this node")]
     Unavailable,
+    /// The module failed too often lately: it is left out for this long.
+    #[error(
+        "the filter failed too often lately and is left out for another {0:?}: see the log for why it failed"
+    )]
+    LeftOut(Duration),
 }
+
+impl Failure {
+    /// Whether the module is to blame, not the node or what else the tenant runs.
+    pub(crate) fn is_the_modules(&self) -> bool {
+        matches!(self, Self::Trap(_) | Self::CpuTime(_) | Self::Memory(_) | Self::Verdict(_))
+    }
+}
+
+/// Bytes that a guest may hand to the host at once: a verdict with its body, or the arguments of a host function.
+/// They are copied, and a guest can name the same bytes many times over in one list. The largest body of a filter, and a
+/// head.
+pub(crate) const MAX_HANDED_OVER: usize = 17 << 20;
+/// Handles of resources that an instance may hold at once.
+pub(crate) const MAX_HANDLES: usize = 1_000;
+/// Bytes of a backtrace that are kept.
+const MAX_BACKTRACE: usize = 2_048;
+/// Bytes of one of its lines: names are the guest's, and as long as it likes.
+const MAX_BACKTRACE_LINE: usize = 160;
 
 /// What a slice is measured by: wall time on a data worker, where it is short, or the thread's CPU time in the
 /// slow lane, whose niced thread may wait long between two instructions.
@@ -203,6 +226,8 @@ pub(crate) struct Finished {
     pub(crate) state: CallState,
     pub(crate) given: Result<Given, Failure>,
     pub(crate) cpu: Duration,
+    /// The functions that were running where it trapped, innermost first; by name where the module has names.
+    pub(crate) backtrace: Option<Box<str>>,
 }
 
 /// What a guest gives, by its phase.
@@ -241,6 +266,8 @@ impl Input {
 fn store(module: &Module, state: CallState) -> Store<CallState> {
     let mut store = Store::new(module.engine(), state);
     store.limiter(|state| &mut state.memory);
+    store.set_hostcall_fuel(MAX_HANDED_OVER);
+    store.set_max_component_handles(MAX_HANDLES);
     store.epoch_deadline_callback(|mut cx| at_tick(cx.data_mut()));
     store.set_epoch_deadline(1);
     store
@@ -248,9 +275,10 @@ fn store(module: &Module, state: CallState) -> Store<CallState> {
 
 fn finished(store: Store<CallState>, outcome: wasmtime::Result<Given>) -> Finished {
     let state = store.into_data();
+    let backtrace = outcome.as_ref().err().and_then(backtrace);
     let given = outcome.map_err(|error| classify(&error, &state));
     let cpu = state.cpu_used();
-    Finished { state, given, cpu }
+    Finished { state, given, cpu, backtrace }
 }
 
 /// Runs the request phase of `module` in a fresh instance. The future is `Send`: it may move between threads
@@ -306,6 +334,31 @@ pub(crate) async fn on_later(module: Arc<Module>, input: Input, state: CallState
     finished(store, outcome)
 }
 
+/// The backtrace of a failure, bounded in lines and bytes.
+fn backtrace(error: &wasmtime::Error) -> Option<Box<str>> {
+    let whole = error.downcast_ref::<WasmBacktrace>()?.to_string();
+    Some(bounded(&whole)).filter(|text| !text.is_empty()).map(Into::into)
+}
+
+/// The frames of a backtrace as wasmtime writes it: what stands before them and control characters left out.
+fn bounded(backtrace: &str) -> String {
+    let mut out = String::new();
+    // Each frame begins with its number and a colon.
+    let frames =
+        backtrace.lines().map(str::trim).filter(|line| line.starts_with(|c: char| c.is_ascii_digit()));
+    for line in frames {
+        let end = line.floor_char_boundary(MAX_BACKTRACE_LINE);
+        if out.len() + end + 1 > MAX_BACKTRACE {
+            break;
+        }
+        if !out.is_empty() {
+            out.push('\n');
+        }
+        out.extend(line[..end].chars().filter(|c| !c.is_control()));
+    }
+    out
+}
+
 fn classify(error: &wasmtime::Error, state: &CallState) -> Failure {
     if error.downcast_ref::<CpuExhausted>().is_some() {
         Failure::CpuTime(state.cpu.limit)
@@ -319,5 +372,20 @@ fn classify(error: &wasmtime::Error, state: &CallState) -> Failure {
         Failure::Trap(trap.to_string())
     } else {
         Failure::Trap(error.root_cause().to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backtrace_is_bounded_whatever_a_module_calls_its_functions() {
+        let long = "é".repeat(1000);
+        let frames: String = (0..20).map(|i| format!("    {i}:   0x1f - evil.wasm!{long}\u{7}\n")).collect();
+        let text = bounded(&format!("error while executing at wasm backtrace:\n{frames}"));
+        assert!(text.starts_with("0:   0x1f - evil.wasm!é") && text.len() <= MAX_BACKTRACE, "{text}");
+        assert!(text.lines().count() > 5 && text.lines().all(|l| l.len() <= MAX_BACKTRACE_LINE), "{text}");
+        assert_eq!(bounded("nothing of it"), "");
     }
 }

@@ -17,11 +17,12 @@ use tokio::time::timeout_at;
 
 use crate::{
     bindings::beamline::edge::verdicts::{self, Verdict},
+    breaker::{self, Breaker, BreakerChange, BreakerState, Leave},
     call::{Failure, Finished, Given, begin_inline_slice, is_waiting, on_request},
     engine::Engine,
     head::{RequestHead, Seen},
     host::{CallState, FilterConfig, GuestLog, HostView, Subject, final_status},
-    load::{LongCall, TenantLoad, Waiting},
+    load::{TenantLoad, Waiting},
     module::Module,
     passage::{Contexts, Passage},
     phases::{Phase, PhaseSet},
@@ -52,12 +53,20 @@ impl FilterSetup {
     }
 }
 
+/// One filter in its place.
+#[derive(Debug)]
+pub(crate) struct Link {
+    label: Arc<str>,
+    setup: FilterSetup,
+    breaker: Arc<Breaker>,
+}
+
 /// A tenant's filter chain.
 #[derive(Debug)]
 pub struct Chain {
     tenant: TenantName,
     pub(crate) limits: FilterLimits,
-    pub(crate) filters: Vec<(Arc<str>, FilterSetup)>,
+    filters: Vec<Link>,
     /// The phases that any of them takes part in.
     phases: PhaseSet,
     load: Arc<TenantLoad>,
@@ -143,6 +152,12 @@ pub struct FilterRun {
     pub failure: Option<Failure>,
     /// What it logged.
     pub log: GuestLog,
+    /// The functions that were running where it trapped, innermost first, a line each: for logs, not for clients.
+    pub backtrace: Option<Box<str>>,
+    /// Whether the failure is to be told by itself: where a module fails often, only the first are.
+    pub told: bool,
+    /// What it changed for the calls that come.
+    pub breaker: Option<BreakerChange>,
 }
 
 /// What a chain's run leaves.
@@ -171,24 +186,46 @@ impl ChainOutcome {
 impl Chain {
     /// A chain of `filters` in their order; `limits` hold for each call of each of them.
     pub fn new(tenant: TenantName, limits: FilterLimits, filters: Vec<FilterSetup>) -> Self {
-        let filters: Vec<_> = filters.into_iter().map(|f| (Arc::from(f.name.as_str()), f)).collect();
+        let link = |setup: FilterSetup| Link {
+            label: setup.name.as_str().into(),
+            setup,
+            breaker: Arc::new(Breaker::new(breaker::SETTINGS)),
+        };
+        let filters: Vec<_> = filters.into_iter().map(link).collect();
         let phases = filters
             .iter()
-            .filter_map(|(_, f): &(Arc<str>, FilterSetup)| f.module.as_ref())
+            .filter_map(|link: &Link| link.setup.module.as_ref())
             .fold(PhaseSet::default(), |all, module| all.and(module.phases()));
         Self { tenant, limits, filters, phases, load: TenantLoad::new(), state: Arc::new(TenantState::new()) }
-    }
-
-    /// Goes on counting the long calls of an earlier chain of the same tenant, so that a swap gives it no second limit; and
-    /// has what its filters kept.
-    pub fn succeed(&mut self, earlier: &Self) {
-        self.load = Arc::clone(&earlier.load);
-        self.state = Arc::clone(&earlier.state);
     }
 
     /// What the tenant's filters share.
     pub fn state(&self) -> &TenantState {
         &self.state
+    }
+
+    /// Goes on counting the long calls of an earlier chain of the same tenant, so that a swap gives it no second limit; and
+    /// has what its filters kept.
+    /// Filters that did not change keep their breakers; what was changed gets a fresh chance.
+    pub fn succeed(&mut self, earlier: &Self) {
+        self.load = Arc::clone(&earlier.load);
+        self.state = Arc::clone(&earlier.state);
+        for link in &mut self.filters {
+            let digest = |setup: &FilterSetup| setup.module.as_ref().map(|m| m.digest());
+            let same = earlier.filters.iter().find(|before| {
+                before.label == link.label
+                    && digest(&before.setup) == digest(&link.setup)
+                    && before.setup.config == link.setup.config
+            });
+            if let Some(before) = same.filter(|_| earlier.limits == self.limits) {
+                link.breaker = Arc::clone(&before.breaker);
+            }
+        }
+    }
+
+    /// Where each filter's breaker stands.
+    pub fn breakers(&self) -> impl Iterator<Item = (&FilterName, BreakerState)> {
+        self.filters.iter().map(|link| (&link.setup.name, link.breaker.state()))
     }
 
     /// Whether there is nothing to run.
@@ -198,7 +235,7 @@ impl Chain {
 
     /// The filters and their modules.
     pub fn filters(&self) -> impl Iterator<Item = &FilterSetup> {
-        self.filters.iter().map(|(_, f)| f)
+        self.filters.iter().map(|link| &link.setup)
     }
 
     /// Whether anything is to run after a request's head was decided on. Where not, nothing needs to be kept of it.
@@ -208,12 +245,12 @@ impl Chain {
 
     /// Whether the filter at this place takes part in `phase`.
     pub fn has(&self, filter: usize, phase: Phase) -> bool {
-        self.filters.get(filter).is_some_and(|(_, f)| f.has(phase))
+        self.filters.get(filter).is_some_and(|link| link.setup.has(phase))
     }
 
     /// The name of the filter at this place; empty where there is none.
     pub fn name(&self, filter: usize) -> &str {
-        self.filters.get(filter).map_or("", |(label, _)| label)
+        self.filters.get(filter).map_or("", |link| &link.label)
     }
 
     /// The most bytes of a body that are kept for a filter.
@@ -267,7 +304,7 @@ impl Chain {
         view: &Arc<dyn HostView>,
         mut outcome: ChainOutcome,
     ) -> ChainOutcome {
-        while let Some((_, filter)) = self.filters.get(outcome.reached) {
+        while let Some(Link { setup: filter, .. }) = self.filters.get(outcome.reached) {
             let at = outcome.reached;
             outcome.reached += 1;
             outcome.decision = if filter.has(Phase::Request) {
@@ -275,7 +312,9 @@ impl Chain {
                 let subject = self.subject(Seen::Open(head), outcome.contexts.get(at));
                 let call = |module, state| -> Call { Box::pin(on_request(module, state)) };
                 let ended = self.call(engine, view, at, subject, call).await.checked(|given| match given {
-                    Given::Request(verdict) => carried_out(verdict, filter.has(Phase::WholeRequest)),
+                    Given::Request(verdict) => {
+                        carried_out(verdict, filter.has(Phase::WholeRequest), self.body_limit())
+                    }
                     _ => Err(misplaced()),
                 });
                 self.decided(at, &mut outcome, ended)
@@ -293,8 +332,8 @@ impl Chain {
     }
 
     /// Takes a filter's call down, and what it leaves of the head; gives what the request's way goes on with.
-    fn decided(&self, at: usize, outcome: &mut ChainOutcome, ended: Ended<Decision>) -> Decision {
-        let Ended { mut subject, given, phase, started, cpu } = ended;
+    fn decided(&self, at: usize, outcome: &mut ChainOutcome, ended: Ended<'_, Decision>) -> Decision {
+        let Ended { mut subject, given, told } = ended;
         let failed = given.is_err();
         subject.request.settle(!failed);
         outcome.head = subject.request.into_open();
@@ -303,7 +342,7 @@ impl Chain {
         }
         let verdict = given.as_ref().map_or("failed", name_of);
         let failure = given.as_ref().err().cloned();
-        outcome.runs.push(self.run(at, phase, started, cpu, verdict, failure, subject.log));
+        outcome.runs.push(self.run(at, told, verdict, failure, subject.log));
         given.unwrap_or_else(|failure| {
             self.failed(at, failure)
                 .map_or(Decision::Next, |(filter, failure)| Decision::Failed { filter, failure })
@@ -312,25 +351,25 @@ impl Chain {
 
     /// What a failure of the filter at this place leads to: nothing where it may fail open.
     pub(crate) fn failed(&self, at: usize, failure: Failure) -> Option<(Arc<str>, Failure)> {
-        let (label, filter) = &self.filters[at];
-        (filter.on_error == OnError::FailClosed).then(|| (Arc::clone(label), failure))
+        let Link { label, setup, .. } = &self.filters[at];
+        (setup.on_error == OnError::FailClosed).then(|| (Arc::clone(label), failure))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one plain record")]
+    /// Takes a call down, and tells the filter's breaker how it ended.
     pub(crate) fn run(
         &self,
         at: usize,
-        phase: Phase,
-        started: Instant,
-        cpu: Duration,
+        told: Told<'_>,
         verdict: &'static str,
         failure: Option<Failure>,
         log: GuestLog,
     ) -> FilterRun {
-        let (label, filter) = &self.filters[at];
+        let Link { label, setup, .. } = &self.filters[at];
+        let Told { phase, started, cpu, backtrace, leave } = told;
+        let (told, breaker) = leave.map_or((false, None), |leave| counted(leave, failure.as_ref()));
         FilterRun {
             filter: Arc::clone(label),
-            module: filter.module.as_ref().map(|m| Arc::clone(m.label())),
+            module: setup.module.as_ref().map(|m| Arc::clone(m.label())),
             phase,
             started,
             duration: started.elapsed(),
@@ -338,6 +377,9 @@ impl Chain {
             verdict,
             failure,
             log,
+            backtrace,
+            told,
+            breaker,
         }
     }
 
@@ -355,61 +397,83 @@ impl Chain {
         at: usize,
         subject: Subject,
         begin: impl FnOnce(Arc<Module>, CallState) -> Call,
-    ) -> Ended<Given> {
-        let (_, filter) = &self.filters[at];
-        let started = Instant::now();
-        let ended = |subject, given, cpu| Ended { subject, given, phase: Phase::Request, started, cpu };
-        let refused = |subject, failure| ended(subject, Err(failure), Duration::ZERO);
-        let Some(module) = &filter.module else { return refused(subject, Failure::Unavailable) };
+    ) -> Ended<'_, Given> {
+        let Link { setup: filter, breaker, .. } = &self.filters[at];
+        let mut told = Told::of(Phase::Request);
+        let started = told.started;
+        let refused = |told, subject, failure| Ended { subject, given: Err(failure), told };
+        match breaker.admit() {
+            Ok(leave) => told.leave = Some(leave),
+            Err(left) => return refused(told, subject, Failure::LeftOut(left)),
+        }
+        let Some(module) = &filter.module else { return refused(told, subject, Failure::Unavailable) };
         let long_calls = self.load.long_calls();
-        if self.load.under_way(long_calls) >= self.limits.concurrency {
-            return refused(subject, Failure::Capacity);
+        let a_seat = || engine.seats.take(&self.tenant, self.limits.concurrency, &self.load.long_calls);
+        // A tenant that has all of its seats: no instance is made before one of them is free.
+        let mut seat = None;
+        if long_calls >= self.limits.concurrency {
+            seat = a_seat().await;
+            if seat.is_none() {
+                return refused(told, subject, Failure::Capacity);
+            }
         }
         // A call that is refused or lost in the lane has the heads with it. They are missed where its filter may fail, or
         // where others see them later.
         let spare = (filter.on_error == OnError::FailOpen || self.has_later_phases())
             .then(|| (subject.request.clone(), subject.response.clone()));
-        let lost = |failure| {
+        let lost = |told, failure| {
             let (request, response) = spare.unwrap_or_default();
-            refused(Subject { request, response, ..Subject::default() }, failure)
+            refused(told, Subject { request, response, ..Subject::default() }, failure)
         };
         let state =
             CallState::new(subject, Arc::clone(&filter.config), Arc::clone(view), &self.limits, started);
         let mut call = begin(Arc::clone(module), state);
-        let taken_apart = |Finished { state, given, cpu }: Finished| ended(state.into_subject(), given, cpu);
-        if self.load.may_begin_inline(long_calls, started) {
+        let taken_apart = |told, Finished { state, given, cpu, backtrace }: Finished| Ended {
+            subject: state.into_subject(),
+            given,
+            told: Told { cpu, backtrace, ..told },
+        };
+        if seat.is_none() && self.load.may_begin_inline(long_calls, started) {
             engine.about_to_run();
             begin_inline_slice(started);
             let first = std::future::poll_fn(|cx| Poll::Ready(Pin::as_mut(&mut call).poll(cx))).await;
             if let Poll::Ready(finished) = first {
-                return taken_apart(finished);
+                return taken_apart(told, finished);
             }
             if is_waiting() {
                 let waited = self.wait_on_worker(engine, &mut call);
                 match timeout_at((started + engine.longest_call).into(), waited).await {
-                    Ok(Ok(Some(finished))) => return taken_apart(finished),
+                    Ok(Ok(Some(finished))) => return taken_apart(told, finished),
                     Ok(Ok(None)) => {}
-                    Ok(Err(failure)) => return lost(failure),
-                    Err(_) => return lost(Failure::WallTime(engine.longest_call)),
+                    Ok(Err(failure)) => return lost(told, failure),
+                    Err(_) => return lost(told, Failure::WallTime(engine.longest_call)),
                 }
             }
             self.load.used_up_a_slice(started);
         }
-        let failure = match engine.lane.take(self.tenant.clone(), call, LongCall::of(&self.load)) {
-            None => Failure::Capacity,
+        if seat.is_none() {
+            seat = a_seat().await;
+        }
+        let failure = if let Some(seat) = seat {
+            let given = engine.lane.take(self.tenant.clone(), call, seat);
             // The receiver goes with the time-out: the lane drops the call at what would be its next slice.
-            Some(verdict) => match timeout_at((started + engine.longest_call).into(), verdict).await {
-                Ok(Ok(finished)) => return taken_apart(finished),
+            match timeout_at((started + engine.longest_call).into(), given).await {
+                Ok(Ok(finished)) => return taken_apart(told, finished),
                 Ok(Err(_)) => Failure::Trap("the host's side of the call failed".into()),
                 Err(_) => Failure::WallTime(engine.longest_call),
-            },
+            }
+        } else {
+            Failure::Capacity
         };
-        lost(failure)
+        lost(told, failure)
     }
 
     /// Goes on with a call that waits for an answer from outside, on this thread, which serves others meanwhile. None where the
     /// call has used up a slice since: it is one for the lane then.
     async fn wait_on_worker(&self, engine: &Engine, call: &mut Call) -> Result<Option<Finished>, Failure> {
+        if self.load.under_way() >= self.limits.concurrency {
+            return Err(Failure::Capacity);
+        }
         let _waiting =
             Waiting::begin(&self.load, &engine.waiting, engine.most_waiting).ok_or(Failure::Capacity)?;
         std::future::poll_fn(|cx| {
@@ -426,23 +490,51 @@ impl Chain {
 }
 
 /// A call that has ended, and what it gave.
-pub(crate) struct Ended<T> {
+pub(crate) struct Ended<'c, T> {
     pub(crate) subject: Subject,
     pub(crate) given: Result<T, Failure>,
-    pub(crate) phase: Phase,
-    pub(crate) started: Instant,
-    pub(crate) cpu: Duration,
+    pub(crate) told: Told<'c>,
 }
 
-impl<T> Ended<T> {
+/// What is to be told of a call beside what it gave.
+pub(crate) struct Told<'c> {
+    phase: Phase,
+    started: Instant,
+    cpu: Duration,
+    backtrace: Option<Box<str>>,
+    /// The breaker's leave to make it; none where it was not made.
+    leave: Option<Leave<'c>>,
+}
+
+impl Told<'_> {
+    /// A call that begins now.
+    pub(crate) fn of(phase: Phase) -> Self {
+        Self { phase, started: Instant::now(), cpu: Duration::ZERO, backtrace: None, leave: None }
+    }
+}
+
+impl<'c, T> Ended<'c, T> {
     /// Makes of what was given what can be carried out.
-    pub(crate) fn checked<U>(self, check: impl FnOnce(T) -> Result<U, Failure>) -> Ended<U> {
-        let Self { subject, given, phase, started, cpu } = self;
-        Ended { subject, given: given.and_then(check), phase, started, cpu }
+    pub(crate) fn checked<U>(self, check: impl FnOnce(T) -> Result<U, Failure>) -> Ended<'c, U> {
+        let Self { subject, given, told } = self;
+        Ended { subject, given: given.and_then(check), told }
     }
 
     pub(crate) fn of(self, phase: Phase) -> Self {
-        Self { phase, ..self }
+        Self { told: Told { phase, ..self.told }, ..self }
+    }
+}
+
+/// Tells the breaker how a call ended: whether its failure is to be told, and what changed.
+fn counted(leave: Leave<'_>, failure: Option<&Failure>) -> (bool, Option<BreakerChange>) {
+    match failure {
+        None => (false, leave.succeeded()),
+        Some(failure) if failure.is_the_modules() => {
+            let counted = leave.failed();
+            (counted.told, counted.change)
+        }
+        // Neither for nor against the module: the leave is dropped undecided.
+        Some(_) => (false, None),
     }
 }
 
@@ -468,8 +560,9 @@ fn wrong(what: String) -> Failure {
 
 /// Turns a verdict into a decision whose parts are valid, or says which part is not.
 ///
-/// `may_read`: the filter has a phase that the whole body could be shown to, and has not seen it.
-pub(crate) fn carried_out(verdict: Verdict, may_read: bool) -> Result<Decision, Failure> {
+/// `may_read`: the filter has a phase that the whole body could be shown to, and has not seen it. `limit`: of a body that it
+/// gives.
+pub(crate) fn carried_out(verdict: Verdict, may_read: bool, limit: u64) -> Result<Decision, Failure> {
     Ok(match verdict {
         Verdict::Next => Decision::Next,
         Verdict::ReadBody if may_read => Decision::ReadBody,
@@ -492,7 +585,7 @@ pub(crate) fn carried_out(verdict: Verdict, may_read: bool) -> Result<Decision, 
                 .map_err(|e| wrong(format!("route.host: {e}")))?,
             timeout: route.timeout_ms.map(|ms| Duration::from_millis(ms.into())),
         },
-        Verdict::Respond(response) => Decision::Respond(answer(response)?),
+        Verdict::Respond(response) => Decision::Respond(answer(response, limit)?),
         Verdict::Enqueue(enqueue) => {
             if enqueue.ordering_key.as_ref().is_some_and(|k| k.is_empty() || k.len() > 256) {
                 return Err(wrong("enqueue.ordering-key: expected 1 to 256 bytes".into()));
@@ -514,14 +607,25 @@ pub(crate) fn cannot_read(which: &str) -> Failure {
     ))
 }
 
+/// Bytes that a filter gave to be sent as the part of a verdict that `what` names.
+pub(crate) fn given_body(what: &str, body: Vec<u8>, limit: u64) -> Result<Bytes, Failure> {
+    if body.len() as u64 > limit {
+        return Err(wrong(format!(
+            "{what}: expected at most the {limit} bytes of limits.body; found {}",
+            body.len()
+        )));
+    }
+    Ok(body.into())
+}
+
 /// A filter's own answer, its parts checked.
-pub(crate) fn answer(response: verdicts::Response) -> Result<Answer, Failure> {
+pub(crate) fn answer(response: verdicts::Response, limit: u64) -> Result<Answer, Failure> {
     let status = final_status(response.status)
         .ok_or_else(|| wrong(format!("respond.status: expected 200 to 599; found {}", response.status)))?;
-    let mut headers = HeaderMap::with_capacity(response.headers.len());
+    let mut headers = HeaderMap::with_capacity(response.headers.len().min(beamline_http::MAX_FIELDS));
     for field in &response.headers {
         beamline_http::append(&mut headers, &field.name, &field.value)
             .map_err(|e| wrong(format!("respond.headers: {:?}: {e}", field.name)))?;
     }
-    Ok(Answer { status, headers, body: response.body.into() })
+    Ok(Answer { status, headers, body: given_body("respond.body", response.body, limit)? })
 }

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Address space of the worker.
-const MAX_ADDRESS_SPACE: u64 = 2 << 30;
+pub(crate) const MAX_ADDRESS_SPACE: u64 = 2 << 30;
 /// CPU seconds of the worker.
 pub(crate) const MAX_CPU_SECONDS: u64 = 20;
 

@@ -6,17 +6,24 @@ use std::{
 };
 
 use wasmtime::{
-    Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig,
+    Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails,
     component::{Component, HasSelf, Linker},
 };
 
 use crate::{
-    bindings::EveryPhase, chain::LONGEST_CALL, compile::CompileError, host::CallState, inspect::ModuleInfo,
-    module::Module, slow_lane::SlowLane, ticker::Ticker,
+    admission::Seats,
+    bindings::EveryPhase,
+    chain::LONGEST_CALL,
+    compile::CompileError,
+    host::{CallState, MAX_TABLE_ELEMENTS},
+    inspect::{ModuleInfo, Rejection},
+    module::Module,
+    slow_lane::SlowLane,
+    ticker::Ticker,
 };
 
 /// The largest linear memory that any limit can grant; the pool's slots are this large.
-const MAX_MEMORY: usize = 64 << 20;
+pub(crate) const MAX_MEMORY: usize = 64 << 20;
 
 /// What the engine is given.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +48,7 @@ pub struct Engine {
     wasmtime: wasmtime::Engine,
     linker: Linker<CallState>,
     pub(crate) lane: SlowLane,
+    pub(crate) seats: Arc<Seats>,
     pub(crate) longest_call: Duration,
     /// Calls that wait on data workers for an answer from outside; each holds an instance. And how many may.
     pub(crate) waiting: AtomicU32,
@@ -55,6 +63,8 @@ fn common_config() -> Config {
         .wasm_component_model(true)
         .max_wasm_stack(256 << 10)
         .async_stack_size(512 << 10)
+        // As the environment says otherwise, which the compile worker has not: both must be of one mind.
+        .wasm_backtrace_details(WasmBacktraceDetails::Disable)
         .parallel_compilation(false);
     config
 }
@@ -84,7 +94,7 @@ fn pool(settings: &EngineSettings) -> PoolingAllocationConfig {
         .max_memories_per_component(1)
         .max_tables_per_component(8)
         .max_memory_size(MAX_MEMORY)
-        .table_elements(20_000)
+        .table_elements(MAX_TABLE_ELEMENTS)
         .max_unused_warm_slots(n)
         .linear_memory_keep_resident(256 << 10)
         .table_keep_resident(64 << 10)
@@ -105,18 +115,15 @@ impl Engine {
         let linker = linker(&wasmtime).map_err(broken)?;
         let ticker = Ticker::start(&wasmtime)
             .map_err(|e| CompileError::Host(format!("no thread for the epoch tick: {e}")))?;
+        let lane = SlowLane::start(settings.slow_lane_threads, ticker.clone())
+            .map_err(|e| CompileError::Host(format!("no thread for the slow lane: {e}")))?;
         // A quarter of the pool stays free for calls that end within their slice.
-        let lane = SlowLane::start(
-            settings.slow_lane_threads,
-            settings.pool_instances as usize / 4 * 3,
-            ticker.clone(),
-        )
-        .map_err(|e| CompileError::Host(format!("no thread for the slow lane: {e}")))?;
         Ok(Arc::new(Self {
             ticker,
             wasmtime,
             linker,
             lane,
+            seats: Seats::new(settings.pool_instances / 4 * 3),
             longest_call: settings.longest_call,
             waiting: AtomicU32::new(0),
             most_waiting: settings.pool_instances / 2,
@@ -141,8 +148,9 @@ impl Engine {
         // worker: straight from its pipe, or from the cache, whose MAC was checked with a key that only this node's
         // user can read. wasmtime itself checks that version and settings are this engine's. The cache's tests show
         // that a changed or foreign file is never handed here.
+        // What is whole and of this engine, and yet does not load, is too large for the pool.
         let component = unsafe { Component::deserialize(&self.wasmtime, artifact) }
-            .map_err(|e| CompileError::Host(format!("a compiled module could not be loaded: {e:#}")))?;
+            .map_err(|e| Rejection::TooDemanding { problem: format!("{e:#}") })?;
         self.linker
             .instantiate_pre(&component)
             .and_then(|pre| Module::new(self.wasmtime.clone(), pre, info))

@@ -126,7 +126,7 @@ pub enum Rejection {
         /// Which import or export, and how it differs.
         problem: String,
     },
-    /// More memories than one instance may have.
+    /// More memories, tables or instances than one instance may have, or larger ones.
     #[error("the module needs more than one instance may have: {problem}")]
     TooDemanding {
         /// What it needs and what it may have.

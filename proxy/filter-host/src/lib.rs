@@ -9,7 +9,9 @@
 //! without delaying another tenant's requests for longer than one slice of [`SLICE`].
 //! Floor 2: knows nothing of upstreams, queue or store; what a guest may ask of them comes through [`HostView`].
 
+mod admission;
 mod bindings;
+mod breaker;
 mod cache;
 mod call;
 mod chain;
@@ -30,6 +32,7 @@ mod slow_lane;
 mod tests;
 mod ticker;
 
+pub use breaker::{BreakerChange, BreakerState};
 pub use call::{Failure, SLICE};
 pub use chain::{
     Answer, Chain, ChainOutcome, Decision, EnqueueOptions, FilterRun, FilterSetup, LONGEST_CALL,

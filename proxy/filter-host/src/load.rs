@@ -17,8 +17,8 @@ const LONG_SLICES_PER_SECOND: u32 = 16;
 #[derive(Debug)]
 pub(crate) struct TenantLoad {
     since: Instant,
-    /// Its calls in the slow lane.
-    long_calls: AtomicU32,
+    /// Its calls that have a seat in the slow lane. Counted by the seats themselves.
+    pub(crate) long_calls: Arc<AtomicU32>,
     /// Its calls that wait on data workers for an answer from outside.
     waiting: AtomicU32,
     /// The second (since `since`) in the upper half, and in the lower the slices that were used up in it.
@@ -29,7 +29,7 @@ impl TenantLoad {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
             since: Instant::now(),
-            long_calls: AtomicU32::new(0),
+            long_calls: Arc::default(),
             waiting: AtomicU32::new(0),
             long_slices: AtomicU64::new(0),
         })
@@ -39,14 +39,14 @@ impl TenantLoad {
         now.saturating_duration_since(self.since).as_secs() << 32
     }
 
-    /// Its calls in the slow lane.
+    /// Its calls that have a seat in the slow lane.
     pub(crate) fn long_calls(&self) -> u32 {
         self.long_calls.load(Ordering::Acquire)
     }
 
     /// Its calls under way that are not short: in the slow lane, or waiting on data workers.
-    pub(crate) fn under_way(&self, long_calls: u32) -> u32 {
-        long_calls.saturating_add(self.waiting.load(Ordering::Acquire))
+    pub(crate) fn under_way(&self) -> u32 {
+        self.long_calls().saturating_add(self.waiting.load(Ordering::Acquire))
     }
 
     /// Whether a call may begin on a data worker.
@@ -65,22 +65,6 @@ impl TenantLoad {
         let slices = self.long_slices.load(Ordering::Relaxed);
         let count = if slices & !0xffff_ffff == second { slices & 0xffff_ffff } else { 0 };
         self.long_slices.store(second | (count + 1), Ordering::Relaxed);
-    }
-}
-
-/// The mark that a call is in the slow lane, which keeps it for as long as it keeps the call.
-pub(crate) struct LongCall(Arc<TenantLoad>);
-
-impl LongCall {
-    pub(crate) fn of(load: &Arc<TenantLoad>) -> Self {
-        load.long_calls.fetch_add(1, Ordering::AcqRel);
-        Self(Arc::clone(load))
-    }
-}
-
-impl Drop for LongCall {
-    fn drop(&mut self) {
-        self.0.long_calls.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

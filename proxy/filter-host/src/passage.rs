@@ -1,11 +1,6 @@
 //! The phases after a request's head was decided on: what they know of the request, and each of their calls.
 
-use std::{
-    cell::RefCell,
-    rc::Rc,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 
@@ -13,7 +8,8 @@ use crate::{
     bindings::beamline::edge::{bodies::ChunkVerdict, verdicts::ResponseVerdict},
     call::{Failure, Given, Input, on_later},
     chain::{
-        Answer, Chain, ChainOutcome, Decision, Ended, FilterRun, answer, cannot_read, carried_out, misplaced,
+        Answer, Chain, ChainOutcome, Decision, Ended, FilterRun, Told, answer, cannot_read, carried_out,
+        given_body, misplaced,
     },
     engine::Engine,
     head::{RequestHead, ResponseHead, Seen},
@@ -99,6 +95,8 @@ pub struct BodyStage {
     held: BytesMut,
     /// So much must there be before it is.
     wanted: usize,
+    /// There is room for what is kept beside it.
+    may_hold: bool,
     /// Its failing does not break the body off, whatever its `on_error` says.
     unbroken: bool,
     /// The filter failed and may fail open: what is left of the body goes on as it is.
@@ -137,6 +135,7 @@ impl BodyStage {
             response,
             held: BytesMut::new(),
             wanted: 0,
+            may_hold: true,
             unbroken: false,
             gave_up: false,
             run: None,
@@ -146,6 +145,16 @@ impl BodyStage {
     /// Where `on`, its failing does not break the body off, whatever its `on_error` says.
     pub fn unbroken(self, on: bool) -> Self {
         Self { unbroken: on, ..self }
+    }
+
+    /// So many bytes are held back.
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Whether there is room to hold back what is shown next: where not, doing so fails as [`Failure::Capacity`].
+    pub fn may_hold(&mut self, may: bool) {
+        self.may_hold = may;
     }
 
     /// The filter's place in the chain.
@@ -172,6 +181,9 @@ impl BodyStage {
                 so_far.duration += run.duration;
                 so_far.cpu += run.cpu;
                 so_far.log = run.log;
+                so_far.told |= run.told;
+                so_far.backtrace = run.backtrace.or(so_far.backtrace.take());
+                so_far.breaker = run.breaker.or(so_far.breaker);
                 (so_far.failure, so_far.verdict) = (run.failure, run.verdict);
             }
         }
@@ -187,7 +199,7 @@ impl Chain {
         at: usize,
         outcome: &mut ChainOutcome,
         body: Result<Bytes, Failure>,
-    ) -> Ended<Decision> {
+    ) -> Ended<'_, Decision> {
         let head = std::mem::replace(&mut outcome.head, RequestHead::gone());
         let subject = self.subject(Seen::Open(head), outcome.contexts.get(at));
         let body = match body {
@@ -195,14 +207,14 @@ impl Chain {
             Err(failure) => return not_called(subject, Phase::WholeRequest, failure),
         };
         let begin = |module, state| -> Call { Box::pin(on_later(module, Input::WholeRequest(body), state)) };
-        let mut replaced = None;
+        let (mut replaced, limit) = (None, self.body_limit());
         let ended = self.call(engine, view, at, subject, begin).await.checked(|given| {
             let Given::WholeRequest(given) = given else { return Err(misplaced()) };
-            replaced = given.body;
-            carried_out(given.verdict, false)
+            replaced = given.body.map(|body| given_body("decision.body", body, limit)).transpose()?;
+            carried_out(given.verdict, false, limit)
         });
         if ended.given.is_ok() {
-            outcome.body = replaced.map(Bytes::from);
+            outcome.body = replaced;
         }
         ended.of(Phase::WholeRequest)
     }
@@ -215,10 +227,10 @@ impl Chain {
         at: usize,
         head: ResponseHead,
     ) -> ResponseStep {
-        let may_read = self.has(at, Phase::WholeResponse);
+        let (may_read, limit) = (self.has(at, Phase::WholeResponse), self.body_limit());
         let ended = self.later(engine, passage, at, Seen::Open(head), None, Input::Response).await;
         let ended = ended.checked(|given| match given {
-            Given::Response(verdict) => Ok((response_decision(verdict, may_read)?, None)),
+            Given::Response(verdict) => Ok((response_decision(verdict, may_read, limit)?, None)),
             _ => Err(misplaced()),
         });
         self.step(passage, at, ended)
@@ -234,6 +246,7 @@ impl Chain {
         head: ResponseHead,
         body: Result<Bytes, Failure>,
     ) -> ResponseStep {
+        let limit = self.body_limit();
         let ended = match body {
             Ok(body) => {
                 let input = Input::WholeResponse(body);
@@ -247,7 +260,8 @@ impl Chain {
         };
         let ended = ended.checked(|given| match given {
             Given::WholeResponse(given) => {
-                Ok((response_decision(given.verdict, false)?, given.body.map(Bytes::from)))
+                let body = given.body.map(|body| given_body("decision.body", body, limit)).transpose()?;
+                Ok((response_decision(given.verdict, false, limit)?, body))
             }
             _ => Err(misplaced()),
         });
@@ -284,16 +298,19 @@ impl Chain {
             None => (Seen::default(), Input::RequestBody(shown.clone(), last)),
         };
         let log = stage.run.as_mut().map(|run| std::mem::take(&mut run.log));
-        let Ended { subject, given, phase, started, cpu } =
-            self.later(engine, passage, at, response, log, input).await;
-        let limit = self.limits.body.get();
+        let Ended { subject, given, told } = self.later(engine, passage, at, response, log, input).await;
+        let (limit, is_response) = (self.body_limit(), stage.response.is_some());
+        let may_hold = stage.may_hold;
+        let held = |bytes: usize| match () {
+            () if bytes as u64 > limit => Err(Failure::Body { limit, response: is_response }),
+            () if !may_hold => Err(Failure::Capacity),
+            () => Ok(()),
+        };
         let given = given.and_then(|given| match given {
             Given::Chunk(ChunkVerdict::Pass) => Ok(shown.clone()),
             Given::Chunk(ChunkVerdict::Hold) if last => Ok(shown.clone()),
-            Given::Chunk(ChunkVerdict::Hold) if shown.len() as u64 > limit => {
-                Err(Failure::Body { limit, response: stage.response.is_some() })
-            }
             Given::Chunk(ChunkVerdict::Hold) => {
+                held(shown.len())?;
                 stage.keep(&shown);
                 Ok(Bytes::new())
             }
@@ -306,10 +323,13 @@ impl Chain {
                         with.again
                     )));
                 };
+                // Beside what it was shown, so that it can make something of any chunk.
+                let data = given_body("replace.data", with.data, limit.saturating_add(shown.len() as u64))?;
                 if !last && with.again > 0 {
+                    held(shown.len() - from)?;
                     stage.keep(&shown[from..]);
                 }
-                Ok(with.data.into())
+                Ok(data)
             }
             _ => Err(misplaced()),
         });
@@ -317,7 +337,7 @@ impl Chain {
             passage.contexts.set(at, subject.context);
         }
         let verdict = if given.is_ok() { "" } else { "failed" };
-        stage.add(self.run(at, phase, started, cpu, verdict, given.as_ref().err().cloned(), subject.log));
+        stage.add(self.run(at, told, verdict, given.as_ref().err().cloned(), subject.log));
         given.or_else(|failure| match self.failed(at, failure) {
             Some((_, failure)) if !stage.unbroken => Err(failure),
             _ => {
@@ -338,7 +358,7 @@ impl Chain {
         let ended = self.later(engine, passage, at, Seen::default(), None, Input::Finish(outcome)).await;
         let verdict = if ended.given.is_ok() { "" } else { "failed" };
         let failure = ended.given.err();
-        self.run(at, ended.phase, ended.started, ended.cpu, verdict, failure, ended.subject.log)
+        self.run(at, ended.told, verdict, failure, ended.subject.log)
     }
 
     /// One call of a later phase. `log`: what is left of the log of an earlier call of this phase.
@@ -350,7 +370,7 @@ impl Chain {
         response: Seen<ResponseHead>,
         log: Option<GuestLog>,
         input: Input,
-    ) -> Ended<Given> {
+    ) -> Ended<'_, Given> {
         let mut subject = self.subject(Seen::Sent(Arc::clone(&passage.request)), passage.contexts.get(at));
         subject.response = response;
         if let Some(log) = log {
@@ -365,16 +385,16 @@ impl Chain {
         &self,
         passage: &Passage,
         at: usize,
-        ended: Ended<(ResponseDecision, Option<Bytes>)>,
+        ended: Ended<'_, (ResponseDecision, Option<Bytes>)>,
     ) -> ResponseStep {
-        let Ended { mut subject, given, phase, started, cpu } = ended;
+        let Ended { mut subject, given, told } = ended;
         subject.response.settle(given.is_ok());
         if given.is_ok() {
             passage.contexts.set(at, subject.context);
         }
         let head = subject.response.into_open();
         let verdict = given.as_ref().map_or("failed", |(decision, _)| decision.name());
-        let run = self.run(at, phase, started, cpu, verdict, given.as_ref().err().cloned(), subject.log);
+        let run = self.run(at, told, verdict, given.as_ref().err().cloned(), subject.log);
         let (decision, body) = given.unwrap_or_else(|failure| {
             let failed = self.failed(at, failure);
             let decision = failed.map_or(ResponseDecision::Next, |(filter, failure)| {
@@ -398,14 +418,18 @@ impl ResponseDecision {
 }
 
 /// A call that was not made.
-fn not_called<T>(subject: crate::host::Subject, phase: Phase, failure: Failure) -> Ended<T> {
-    Ended { subject, given: Err(failure), phase, started: Instant::now(), cpu: Duration::ZERO }
+fn not_called<'c, T>(subject: crate::host::Subject, phase: Phase, failure: Failure) -> Ended<'c, T> {
+    Ended { subject, given: Err(failure), told: Told::of(phase) }
 }
 
-fn response_decision(verdict: ResponseVerdict, may_read: bool) -> Result<ResponseDecision, Failure> {
+fn response_decision(
+    verdict: ResponseVerdict,
+    may_read: bool,
+    limit: u64,
+) -> Result<ResponseDecision, Failure> {
     Ok(match verdict {
         ResponseVerdict::Next => ResponseDecision::Next,
-        ResponseVerdict::Respond(response) => ResponseDecision::Respond(answer(response)?),
+        ResponseVerdict::Respond(response) => ResponseDecision::Respond(answer(response, limit)?),
         ResponseVerdict::ReadBody if may_read => ResponseDecision::ReadBody,
         ResponseVerdict::ReadBody => return Err(cannot_read("response")),
     })

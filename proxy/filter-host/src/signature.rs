@@ -12,7 +12,7 @@ use wasmtime::component::{
 
 use crate::{
     head::{RequestHead, ResponseHead},
-    inspect::Rejection,
+    inspect::{IMPORTS, Rejection},
     phases::Phase,
 };
 
@@ -77,6 +77,12 @@ const fn handle(phase: Phase) -> &'static str {
              request-bytes: u64, response-bytes: u64, duration-us: u64, upstream-us: u64, error: option<string>})"
         }
     }
+}
+
+/// All that a module is checked against, as text: what it may import, and each phase with its type.
+pub(crate) fn interface() -> impl Iterator<Item = &'static str> {
+    let phases = Phase::ALL.into_iter().flat_map(|phase| [phase.interface(), handle(phase)]);
+    IMPORTS.iter().copied().chain(phases)
 }
 
 /// How deep a type is written out; deeper ones are none of ours.

@@ -29,7 +29,7 @@ fn guest(name: &str) -> Vec<u8> {
         .unwrap_or_else(|e| panic!("{}: {e}: run scripts/build-guests.sh first", path.display()))
 }
 
-fn engine() -> &'static Arc<Engine> {
+pub(crate) fn engine() -> &'static Arc<Engine> {
     static ENGINE: OnceLock<Arc<Engine>> = OnceLock::new();
     ENGINE.get_or_init(|| Engine::new(EngineSettings { pool_instances: 128, ..Default::default() }).unwrap())
 }
@@ -55,6 +55,29 @@ fn probe() -> Arc<Module> {
         engine().load(&artifact, info).unwrap()
     };
     Arc::clone(PROBE.get_or_init(load))
+}
+
+#[test]
+fn the_reference_page_tells_the_limits_that_are_the_same_for_all() {
+    let page = include_str!("../../../docs/reference/limits.md");
+    let mib = |bytes: usize| format!("{} MiB", bytes >> 20);
+    let row = |what: &str| page.lines().find(|line| line.starts_with(&format!("| {what}"))).unwrap();
+    for (what, figures) in [
+        ("a module's size", vec![mib(crate::MAX_MODULE_BYTES)]),
+        (
+            "compiling a module",
+            vec![
+                format!("{} s of CPU time", compile_worker::MAX_CPU_SECONDS),
+                format!("{} GiB", compile_worker::MAX_ADDRESS_SPACE >> 30),
+            ],
+        ),
+        ("memories and tables", vec![mib(crate::engine::MAX_MEMORY), "20,000".into()]),
+        ("what a guest hands over", vec![mib(crate::call::MAX_HANDED_OVER)]),
+        ("handles of resources", vec!["1,000".into()]),
+    ] {
+        assert!(figures.iter().all(|figure| row(what).contains(figure)), "{what}: {figures:?}");
+    }
+    assert_eq!((crate::host::MAX_TABLE_ELEMENTS, crate::call::MAX_HANDLES), (20_000, 1_000));
 }
 
 struct View {
@@ -129,13 +152,17 @@ impl HostView for View {
 }
 
 fn chain(config: &str, limits: FilterLimits, on_error: OnError) -> Chain {
+    chain_of("acme", config, limits, on_error)
+}
+
+fn chain_of(tenant: &str, config: &str, limits: FilterLimits, on_error: OnError) -> Chain {
     let filter = FilterSetup {
         name: "probe".parse().unwrap(),
         module: Some(probe()),
         config: FilterConfig::new(&"probe".parse().unwrap(), config),
         on_error,
     };
-    Chain::new("acme".parse().unwrap(), limits, vec![filter])
+    Chain::new(tenant.parse().unwrap(), limits, vec![filter])
 }
 
 fn head(fields: &[(&'static str, &'static str)]) -> RequestHead {
@@ -298,7 +325,8 @@ async fn spinners_wait_in_the_lane_while_short_calls_go_on() {
 async fn too_many_long_calls_of_one_tenant_are_refused() {
     let limits =
         FilterLimits { cpu: beamline_model::Duration::millis(200), concurrency: 2, ..Default::default() };
-    let chain = chain(r#"{"do":"spin"}"#, limits, OnError::FailClosed);
+    // A tenant of its own: the engine is shared with the other tests, and so are a tenant's seats.
+    let chain = chain_of("busy", r#"{"do":"spin"}"#, limits, OnError::FailClosed);
     let (a, b, c) =
         tokio::join!(run(&chain, head(&[])), run(&chain, head(&[])), run(&chain, head(&[("x-kept", "1")])));
     // On a starved processor the wall ends them.
@@ -524,8 +552,11 @@ fn hold_up_the_lane(engine: &Engine) -> (std::sync::mpsc::Sender<()>, impl Sized
         let _ = told.recv();
         panic!("a call that ends without a verdict")
     });
-    let mark = crate::load::LongCall::of(&crate::load::TenantLoad::new());
-    (go_on, engine.lane.take("other".parse().unwrap(), Box::pin(block), mark).unwrap())
+    let other: beamline_model::TenantName = "other".parse().unwrap();
+    let long_calls = Arc::default();
+    let seat = engine.seats.take(&other, 1, &long_calls);
+    let seat = futures_util::FutureExt::now_or_never(seat).flatten().unwrap();
+    (go_on, engine.lane.take(other, Box::pin(block), seat))
 }
 
 #[tokio::test]

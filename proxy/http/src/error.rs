@@ -13,6 +13,7 @@ pub enum ErrorKind {
     UnknownReceipt,
     ResponseNotKept,
     MethodNotAllowed,
+    RequestTimeout,
     TooLateToCancel,
     IdempotencyKeyInUse,
     IdempotencyKeyReused,
@@ -26,6 +27,7 @@ pub enum ErrorKind {
     FilterResponseBody,
     FilterVerdict,
     FilterUnavailable,
+    FilterSuspended,
     UpstreamUnavailable,
     UpstreamConnect,
     UpstreamTimeout,
@@ -68,7 +70,7 @@ const fn row(
 }
 
 /// Every error, in the order of [`ErrorKind`].
-pub const ERRORS: [ErrorRow; 33] = [
+pub const ERRORS: [ErrorRow; 35] = [
     row(
         ErrorKind::BadRequest,
         "bad-request",
@@ -98,6 +100,13 @@ pub const ERRORS: [ErrorRow; 33] = [
         405,
         "http_request_denied",
         "The method is not allowed here",
+    ),
+    row(
+        ErrorKind::RequestTimeout,
+        "request-timeout",
+        408,
+        "http_request_error",
+        "The request's body did not come in time",
     ),
     row(
         ErrorKind::TooLateToCancel,
@@ -148,7 +157,7 @@ pub const ERRORS: [ErrorRow; 33] = [
         "filter-capacity",
         503,
         "proxy_internal_error",
-        "Too many filter calls are under way",
+        "Too many filter calls are under way, or bodies kept for them",
     ),
     row(
         ErrorKind::FilterRequestBody,
@@ -177,6 +186,13 @@ pub const ERRORS: [ErrorRow; 33] = [
         503,
         "proxy_configuration_error",
         "A filter's module cannot be loaded",
+    ),
+    row(
+        ErrorKind::FilterSuspended,
+        "filter-suspended",
+        503,
+        "proxy_internal_error",
+        "A filter failed too often and is left out for a while",
     ),
     row(
         ErrorKind::UpstreamUnavailable,

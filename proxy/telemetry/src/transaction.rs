@@ -146,12 +146,16 @@ impl Transaction {
     }
 
     /// The filter that shaped the answer last: it failed or answered in a later phase, or ended the request's way through
-    /// the chain, where it decided something other than `next` or failed.
+    /// the chain, where it decided something other than `next` or failed. Where none did, one that failed when the answer
+    /// was out of the door.
     pub(crate) fn deciding_filter(&self) -> Option<&FilterRun> {
         let decided = |f: &&FilterRun| f.failed() || !matches!(f.verdict, None | Some(Verdict::Next));
         let on_request = |f: &&FilterRun| FilterRun::ON_REQUESTS.contains(&f.phase);
-        let later = self.filters.iter().rev().find(|f| !on_request(f) && decided(f));
-        later.or_else(|| self.filters.iter().rev().find(on_request).filter(decided))
+        let at_the_end = |f: &&FilterRun| f.phase == FilterRun::FINISH;
+        let later = self.filters.iter().rev().find(|f| !on_request(f) && !at_the_end(f) && decided(f));
+        later
+            .or_else(|| self.filters.iter().rev().find(on_request).filter(decided))
+            .or_else(|| self.filters.iter().rev().find(|f| at_the_end(f) && f.failed()))
     }
 
     /// The spans that it makes when sampled.
@@ -186,6 +190,9 @@ impl FilterRun {
     pub const OK: &'static str = "ok";
     /// The phase of the request's head.
     pub const REQUEST: &'static str = "request";
+
+    /// The phase after the last byte, which shapes no answer.
+    const FINISH: &'static str = "finish";
 
     /// The phases that decide on a request.
     const ON_REQUESTS: [&'static str; 2] = [Self::REQUEST, "whole-request"];
@@ -436,8 +443,12 @@ pub(crate) mod tests {
         tx.filters[0].outcome = FilterRun::OK;
         tx.filters.push(FilterRun { outcome: FilterRun::OK, verdict: Some(Verdict::Next), ..later.clone() });
         assert!(tx.deciding_filter().is_none());
+        let end = FilterRun { name: "end".into(), phase: "finish", ..later.clone() };
+        tx.filters.push(end.clone());
+        assert_eq!(&*tx.deciding_filter().unwrap().name, "end", "nothing else is to be told");
         tx.filters.push(later);
-        assert_eq!(&*tx.deciding_filter().unwrap().name, "late");
+        tx.filters.push(end);
+        assert_eq!(&*tx.deciding_filter().unwrap().name, "late", "the end shapes no answer");
         assert!(bare_transaction().deciding_filter().is_none());
     }
 }

@@ -19,6 +19,26 @@ fn refusal(error: beamline_http::HeadEditError) -> wit_http::HeaderError {
     }
 }
 
+/// Bytes that a guest is given by one call of `get-many`: many times what a head may have.
+const MAX_GIVEN: usize = 1 << 20;
+
+/// The first value of each of several fields. A guest may name one field many times over: what it is given is bounded
+/// apart from what the head holds.
+fn many(headers: &HeaderMap, names: &[String]) -> wasmtime::Result<Vec<Option<Vec<u8>>>> {
+    let mut bytes = 0;
+    let values = names.iter().map(|name| {
+        let value = first(headers, name);
+        bytes += size_of::<Option<Vec<u8>>>() + value.as_ref().map_or(0, Vec::len);
+        (bytes <= MAX_GIVEN).then_some(value)
+    });
+    let values: Option<Vec<_>> = values.collect();
+    values.ok_or_else(|| {
+        wasmtime::Error::msg(format!(
+            "get-many was asked for more than {MAX_GIVEN} bytes of values: ask for fewer fields at once"
+        ))
+    })
+}
+
 fn first(headers: &HeaderMap, name: &str) -> Option<Vec<u8>> {
     headers.get(name).map(|v| v.as_bytes().to_vec())
 }
@@ -78,7 +98,7 @@ impl wit_http::HostRequestHead for CallState {
         names: Vec<String>,
     ) -> wasmtime::Result<Vec<Option<Vec<u8>>>> {
         self.count_call()?;
-        Ok(names.iter().map(|name| first(&self.head.headers, name)).collect())
+        many(&self.head.headers, &names)
     }
 
     fn snapshot(&mut self, _: Resource<RequestHead>) -> wasmtime::Result<wit_http::HeadSnapshot> {
@@ -149,7 +169,7 @@ impl wit_http::HostResponseHead for CallState {
         names: Vec<String>,
     ) -> wasmtime::Result<Vec<Option<Vec<u8>>>> {
         self.count_call()?;
-        Ok(names.iter().map(|name| first(&self.response.headers, name)).collect())
+        many(&self.response.headers, &names)
     }
 
     fn snapshot(&mut self, _: Resource<ResponseHead>) -> wasmtime::Result<wit_http::ResponseSnapshot> {
@@ -210,3 +230,18 @@ impl wit_http::HostResponseHead for CallState {
 }
 
 impl wit_http::Host for CallState {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_guest_is_given_at_once_is_bounded_however_often_it_names_a_field() {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-large", "x".repeat(60_000).parse().unwrap());
+        let given = |times| many(&headers, &vec!["x-large".to_owned(); times]);
+        assert_eq!(given(17).unwrap().len(), 17);
+        assert!(given(18).unwrap_err().to_string().contains("get-many"));
+        assert!(many(&headers, &vec![String::new(); 100_000]).is_err(), "what is not there counts too");
+    }
+}

@@ -112,7 +112,7 @@ pub(crate) struct MemoryMeter {
 }
 
 /// Elements of all tables of an instance.
-const MAX_TABLE_ELEMENTS: usize = 20_000;
+pub(crate) const MAX_TABLE_ELEMENTS: usize = 20_000;
 
 impl ResourceLimiter for MemoryMeter {
     fn memory_growing(

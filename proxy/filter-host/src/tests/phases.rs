@@ -190,6 +190,76 @@ async fn what_is_held_comes_again_up_to_its_limit() {
 }
 
 #[tokio::test]
+async fn what_is_shown_again_has_the_limit_of_what_is_held() {
+    let limits = FilterLimits { body: ByteSize::kib(1), ..Default::default() };
+    let text = "x".repeat(2000);
+    let config = format!(r#"{{"request_body":{{"swap":["{text}","y"]}}}}"#);
+    let chain = chain(&module("phases"), &[&config], limits, OnError::FailClosed);
+    let (first, rest) = text.as_bytes().split_at(1024);
+    assert_eq!(
+        streamed(&chain, &[first, &rest[..975], b""]).await,
+        Err(Failure::Body { limit: 1024, response: false }),
+        "of the first two, 1999 bytes are to be shown again"
+    );
+    assert_eq!(streamed(&chain, &[first, b"z"]).await.unwrap()[0].len(), 0);
+}
+
+#[tokio::test]
+async fn what_a_filter_gives_to_be_sent_has_a_limit_too() {
+    let limits = FilterLimits { body: ByteSize::kib(1), ..Default::default() };
+    let of = |config: &str| chain(&module("phases"), &[config], limits.clone(), OnError::FailClosed);
+    // In the place of a chunk: as much more as the limit.
+    let grows = of(r#"{"request_body":{"swap":["x","yy"]}}"#);
+    assert_eq!(streamed(&grows, &[&[b'x'; 1024]]).await.unwrap()[0].len(), 2048);
+    let grows = of(r#"{"request_body":{"swap":["x","yyy"]}}"#);
+    let failed = streamed(&grows, &[&[b'x'; 1024]]).await;
+    assert!(matches!(&failed, Err(Failure::Verdict(why)) if why.starts_with("replace.data")), "{failed:?}");
+    // In the place of a whole body.
+    for (bytes, is_taken) in [(1024, true), (1025, false)] {
+        let text = "y".repeat(bytes);
+        let config = format!(
+            r#"{{"request":{{"read_body":true}},"whole_request":{{"body":"{text}"}},"whole_response":{{"body":"{text}"}}}}"#
+        );
+        let chain = of(&config);
+        let view: Arc<dyn HostView> = View::shared(FilterLimits::default());
+        let outcome = chain.on_request(engine(), &view, head(&[])).await;
+        let passage = outcome.passage(Arc::clone(&view));
+        let outcome = chain.on_whole_request(engine(), &view, outcome, Ok(Bytes::new())).await;
+        assert_eq!(matches!(outcome.decision, Decision::Next), is_taken, "{:?}", outcome.decision);
+        assert_eq!(outcome.body.is_some(), is_taken);
+        let step = chain.on_whole_response(engine(), &passage, 0, response(), Ok(Bytes::new())).await;
+        assert_eq!(
+            (matches!(step.decision, ResponseDecision::Next), step.body.is_some()),
+            (is_taken, is_taken)
+        );
+    }
+    // As an answer.
+    let limits = FilterLimits { body: ByteSize::bytes("answere".len() as u64), ..Default::default() };
+    let config = r#"{"request":{"respond":403}}"#;
+    let short = chain(&module("phases"), &[config], limits, OnError::FailClosed);
+    let outcome = run(&short, head(&[])).await;
+    assert!(
+        matches!(&outcome.decision, Decision::Failed { failure: Failure::Verdict(why), .. } if why.starts_with("respond.body")),
+        "{:?}",
+        outcome.decision
+    );
+}
+
+#[tokio::test]
+async fn where_there_is_no_room_holding_back_fails() {
+    let chain = closed(&[r#"{"request_body":{"hold":true}}"#]);
+    let passage = passage(&chain).await;
+    let mut stage = BodyStage::new(0, None);
+    stage.may_hold(false);
+    let chunk = Bytes::from_static(b"abc");
+    let failed = chain.on_chunk(engine(), &passage, &mut stage, chunk.clone(), false).await;
+    assert_eq!((failed, stage.held()), (Err(Failure::Capacity), 0));
+    stage.may_hold(true);
+    chain.on_chunk(engine(), &passage, &mut stage, chunk, false).await.unwrap();
+    assert_eq!(stage.held(), 3);
+}
+
+#[tokio::test]
 async fn of_much_that_is_held_the_host_gathers_more_before_it_shows_it_again() {
     let chain = closed(&[r#"{"request_body":{"hold":true,"remember":"."},"finish":{"tell":true}}"#]);
     let passage = passage(&chain).await;

@@ -380,19 +380,18 @@ impl Machine {
 
     /// Puts a candidate in its lane's window, unless it is flying, or must wait on disk for others that are due before it.
     fn wait(&mut self, now: Now, candidate: Candidate, from: From) {
-        // Whatever the wall clock did since: a record that was never tried waits no longer than it was to wait at first. And
-        // no other waits where that clock went back, of which nobody knows who was not there: it was accepted later than now,
-        // or seems to wait for longer than any back-off lasts.
+        // Whatever the wall clock did since: none waits longer than it was to wait. And one that was tried does not wait at all
+        // where that clock went back, of which nobody knows who was not there: it was accepted, or its wait began, later than
+        // now.
         let due = if candidate.attempts == 0 {
-            let due = self.guard.mono_at(candidate.due_ms, candidate.accepted_ms, now);
-            due.min(now.mono.saturating_add_unsigned(candidate.delay_ms))
+            self.guard.mono_at(candidate.due_ms, candidate.accepted_ms, now)
         } else {
-            let due = now.mono_at(candidate.due_ms);
-            let went_back = candidate.accepted_ms > now.wall
-                || due > now.mono.saturating_add_unsigned(millis(RETRY_AFTER.1));
-            if went_back { now.mono } else { due }
+            let began = candidate.due_ms.saturating_sub(candidate.delay_ms);
+            let went_back = candidate.accepted_ms.max(began) > now.wall;
+            if went_back { now.mono } else { now.mono_at(candidate.due_ms) }
         };
-        self.wait_until(due, candidate, from);
+        let longest = now.mono.saturating_add_unsigned(candidate.delay_ms);
+        self.wait_until(due.min(longest), candidate, from);
     }
 
     /// The same for one that is due at a time of the monotonic clock.
@@ -510,7 +509,7 @@ impl Machine {
             Decision::AgainWithUpstream => None,
             Decision::AgainUnblamed => {
                 let wait = millis(self.jitter.backoff(attempt.attempts, RECORD_CEILING));
-                candidate.due_ms = now.wall_in(wait);
+                (candidate.due_ms, candidate.delay_ms) = (now.wall_in(wait), wait);
                 due = due.saturating_add_unsigned(wait);
                 None
             }
@@ -527,7 +526,7 @@ impl Machine {
             if candidate.keyed && self.guard.is_past(blocked_until, now) {
                 return self.finish(now, attempt, End::Dead(DeadReason::Exhausted), note, response);
             }
-            candidate.due_ms = now.wall_in(millis(wait));
+            (candidate.due_ms, candidate.delay_ms) = (now.wall_in(millis(wait)), millis(wait));
             due = due.saturating_add_unsigned(millis(wait));
         }
         candidate.attempts = attempt.attempts;

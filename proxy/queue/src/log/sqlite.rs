@@ -452,7 +452,7 @@ impl Writer<'_> {
     fn retry(&self, attempt: &AttemptRef, again: &Candidate, note: &Note) -> Result<Effect, LogError> {
         let changed = self
             .sql(
-                "UPDATE record SET state = 0, epoch = NULL, due_ms = ?4, failures = ?5, failing_since_ms = ?6,
+                "UPDATE record SET state = 0, epoch = NULL, due_ms = ?4, delay_ms = ?9, failures = ?5, failing_since_ms = ?6,
                         last_status = ?7, last_error = ?8
                  WHERE seq = ?1 AND state = 1 AND attempts = ?2 AND epoch = ?3",
             )?
@@ -465,6 +465,7 @@ impl Writer<'_> {
                 again.blame.map(|b| to_db(b.since_ms)),
                 note.status,
                 note.error,
+                to_db(again.delay_ms),
             ])?;
         Ok(done_if(changed))
     }
