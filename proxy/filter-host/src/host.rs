@@ -116,7 +116,7 @@ pub(crate) struct MemoryMeter {
 }
 
 /// Bytes that a guest is given by one call of `get-many`: many times what a head may have.
-const MAX_GIVEN: usize = 1 << 20;
+pub(crate) const MAX_GIVEN: usize = 1 << 20;
 
 /// Elements of all tables of an instance.
 pub(crate) const MAX_TABLE_ELEMENTS: usize = 20_000;
