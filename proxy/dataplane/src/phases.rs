@@ -15,7 +15,7 @@ use beamline_filter_host::{
 };
 use beamline_telemetry::Transaction;
 use beamline_upstream::BoxError;
-use http::{Method, Response, StatusCode, header};
+use http::{HeaderMap, Method, Response, StatusCode, header};
 use http_body::Body as _;
 use tokio::{sync::Notify, task::spawn_local};
 
@@ -104,11 +104,7 @@ pub(crate) async fn of_request(
         outcome = chain.on_whole_request(&worker.engine, view, outcome, whole).await;
         if let Some(data) = outcome.body.take() {
             body.replace(data);
-            let headers = &mut outcome.head.headers;
-            headers.remove(header::CONTENT_LENGTH);
-            if let Some(length) = body.stated_length() {
-                headers.insert(header::CONTENT_LENGTH, length.into());
-            }
+            state_length(&mut outcome.head.headers, body.stated_length());
         }
     }
     let (back, sent) = match &outcome.decision {
@@ -230,12 +226,17 @@ async fn whole_response(
         let body = response.body_mut().content();
         body.replace(data);
         let length = body.stated_length();
-        response.headers_mut().remove(header::CONTENT_LENGTH);
-        if let Some(length) = length {
-            response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
-        }
+        state_length(response.headers_mut(), length);
     }
     step.decision
+}
+
+/// The length of a body that took another's place, where it is to be stated.
+fn state_length(headers: &mut HeaderMap, length: Option<usize>) {
+    headers.remove(header::CONTENT_LENGTH);
+    if let Some(length) = length {
+        headers.insert(header::CONTENT_LENGTH, length.into());
+    }
 }
 
 fn stalled_client() -> Refusal {
@@ -336,8 +337,30 @@ struct Ending {
     record: Option<Transaction>,
 }
 
-/// Endings of one worker whose filters are being asked; of further ones the filters do not hear.
+/// Endings of one worker whose filters are being asked; of further ones the filters do not hear, which their records say.
 const MOST_AT_ONCE: usize = 1024;
+
+/// One ending that is under way, until this is dropped.
+struct UnderWay(Rc<Shared>);
+
+impl UnderWay {
+    /// None where there are too many.
+    fn begin(worker: &Rc<Shared>) -> Option<Self> {
+        let count = &worker.endings.under_way;
+        (count.get() < MOST_AT_ONCE).then(|| {
+            count.set(count.get() + 1);
+            Self(Rc::clone(worker))
+        })
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let count = &self.0.endings.under_way;
+        count.set(count.get() - 1);
+        self.0.something_ended();
+    }
+}
 
 impl Endings {
     /// Whether any is not over.
@@ -369,19 +392,17 @@ impl Endings {
             worker.endings.came.notified().await;
             loop {
                 let next = worker.endings.waiting.borrow_mut().pop_front();
-                let Some(ending) = next else { break };
-                if worker.endings.under_way.get() < MOST_AT_ONCE {
-                    worker.endings.under_way.set(worker.endings.under_way.get() + 1);
-                    spawn_local(async move {
-                        let mut ending = ending;
-                        let worker = Rc::clone(&ending.worker);
-                        ending.tell().await;
-                        drop(ending);
-                        worker.endings.under_way.set(worker.endings.under_way.get() - 1);
-                        worker.something_ended();
-                    });
-                } else {
-                    drop(ending);
+                let Some(mut ending) = next else { break };
+                match UnderWay::begin(&worker) {
+                    Some(under_way) => {
+                        spawn_local(async move {
+                            ending.tell().await;
+                            // Its record is told before a drain hears that it is over.
+                            drop(ending);
+                            drop(under_way);
+                        });
+                    }
+                    None => ending.pass_over(),
                 }
             }
         }
@@ -401,13 +422,27 @@ impl Ending {
             error: record.error.map(str::to_owned),
         };
         let (chain, passage) = (&self.later.tenant.chain, &self.later.passage);
-        for at in (0..passage.reached()).rev().filter(|at| chain.has(*at, Phase::Finish)) {
+        for at in who_hears(&self.later) {
             let run = chain.on_finish(&self.worker.engine, passage, at, outcome.clone()).await;
             if let Some(record) = &mut self.record {
                 filter_records(&self.worker, record, vec![run]);
             }
         }
     }
+
+    /// Its filters are not told: too many are being told already.
+    fn pass_over(&mut self) {
+        let Some(record) = &mut self.record else { return };
+        let chain = &self.later.tenant.chain;
+        let runs = who_hears(&self.later).map(|at| chain.not_finished(at, Failure::Capacity)).collect();
+        filter_records(&self.worker, record, runs);
+    }
+}
+
+/// The filters that the request reached and that want to hear of its end, the last first.
+fn who_hears(later: &Later) -> impl Iterator<Item = usize> {
+    let chain = &later.tenant.chain;
+    (0..later.passage.reached()).rev().filter(|at| chain.has(*at, Phase::Finish))
 }
 
 impl Drop for Ending {
@@ -424,5 +459,5 @@ fn micros(time: Duration) -> u64 {
 
 /// Whether any filter that the request reached wants to hear of its end.
 pub(crate) fn wants_the_end(later: &Later) -> bool {
-    (0..later.passage.reached()).any(|at| later.tenant.chain.has(at, Phase::Finish))
+    who_hears(later).next().is_some()
 }

@@ -361,6 +361,11 @@ impl Chain {
         self.run(at, ended.told, verdict, failure, ended.subject.log)
     }
 
+    /// The same where the filter is not told, for this reason.
+    pub fn not_finished(&self, at: usize, why: Failure) -> FilterRun {
+        self.run(at, Told::of(Phase::Finish), "failed", Some(why), GuestLog::default())
+    }
+
     /// One call of a later phase. `log`: what is left of the log of an earlier call of this phase.
     async fn later(
         &self,

@@ -74,6 +74,7 @@ fn the_reference_page_tells_the_limits_that_are_the_same_for_all() {
         ("memories and tables", vec![mib(crate::engine::MAX_MEMORY), "20,000".into()]),
         ("what a guest hands over", vec![mib(crate::call::MAX_HANDED_OVER)]),
         ("handles of resources", vec!["1,000".into()]),
+        ("what `get-many` gives", vec![mib(crate::host::MAX_GIVEN)]),
     ] {
         assert!(figures.iter().all(|figure| row(what).contains(figure)), "{what}: {figures:?}");
     }

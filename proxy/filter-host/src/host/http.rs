@@ -19,9 +19,6 @@ fn refusal(error: beamline_http::HeadEditError) -> wit_http::HeaderError {
     }
 }
 
-/// Bytes that a guest is given by one call of `get-many`: many times what a head may have.
-const MAX_GIVEN: usize = 1 << 20;
-
 /// The first value of each of several fields. A guest may name one field many times over: what it is given is bounded
 /// apart from what the head holds.
 fn many(headers: &HeaderMap, names: &[String]) -> wasmtime::Result<Vec<Option<Vec<u8>>>> {

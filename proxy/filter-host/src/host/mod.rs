@@ -111,6 +111,9 @@ pub(crate) struct MemoryMeter {
     pub(crate) refused: bool,
 }
 
+/// Bytes that a guest is given by one call of `get-many`: many times what a head may have.
+pub(crate) const MAX_GIVEN: usize = 1 << 20;
+
 /// Elements of all tables of an instance.
 pub(crate) const MAX_TABLE_ELEMENTS: usize = 20_000;
 

@@ -108,6 +108,8 @@ pub(crate) trait Upstreams {
 #[derive(Debug)]
 pub(crate) struct Machine {
     policy: Policy,
+    /// By the monotonic clock.
+    started: i64,
     jitter: Jitter,
     guard: JumpGuard,
     lanes: HashMap<Lane, LaneState>,
@@ -182,6 +184,7 @@ impl Machine {
         Self {
             jitter: Jitter::new(policy.seed),
             policy,
+            started: now.mono,
             guard: JumpGuard::default(),
             lanes: HashMap::new(),
             paces: rates.into_iter().map(|(lane, rate)| (lane, Pace::new(rate, now.mono))).collect(),
@@ -522,8 +525,14 @@ impl Machine {
         if let Some(wait) = wait {
             let blame = candidate.blame.get_or_insert(Blame { failures: 0, since_ms: now.wall });
             blame.failures = blame.failures.saturating_add(1);
-            let blocked_until = blame.since_ms.saturating_add(millis(rules.key_block_max));
-            if candidate.keyed && self.guard.is_past(blocked_until, now) {
+            let longest = millis(rules.key_block_max);
+            let blocked_until = blame.since_ms.saturating_add(longest);
+            // Nobody knows what the clock did while nobody was there: from a start on a key has its time anew.
+            let there = now.mono.saturating_sub(self.started);
+            if candidate.keyed
+                && self.guard.is_past(blocked_until, now)
+                && there >= i64::try_from(longest).unwrap_or(i64::MAX)
+            {
                 return self.finish(now, attempt, End::Dead(DeadReason::Exhausted), note, response);
             }
             (candidate.due_ms, candidate.delay_ms) = (now.wall_in(millis(wait)), millis(wait));

@@ -49,6 +49,13 @@ struct Settings {
     strict: bool,
 }
 
+impl Settings {
+    /// As many rounds as were asked for.
+    fn rounds(&self, otherwise: usize) -> usize {
+        self.rounds.unwrap_or(otherwise)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Suite {
     /// CPU per request beside nginx, without a filter and with one.

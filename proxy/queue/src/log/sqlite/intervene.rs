@@ -7,8 +7,8 @@ use super::{
         deed::{Deed, NODE},
         *,
     },
-    Writer,
     rows::*,
+    writer::Writer,
 };
 use crate::record::{Lane, RecordId, Seq, State};
 

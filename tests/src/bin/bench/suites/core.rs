@@ -23,6 +23,8 @@ use crate::{
     report::{self, Bar, Bound, Table, median},
 };
 
+/// Rounds where nothing else is asked for.
+const ROUNDS: usize = 15;
 /// Bytes of each answer's body.
 const ANSWER: usize = 128;
 /// What runs before each measurement, for caches and connection pools.
@@ -90,10 +92,6 @@ impl Case {
     fn rate(&self) -> f64 {
         median(self.rounds.iter().map(|r| r.report.rate()).collect())
     }
-}
-
-fn rounds(settings: &Settings) -> usize {
-    settings.rounds.unwrap_or(15)
 }
 
 /// Runs the suite; gives how many bars were missed.
@@ -171,14 +169,14 @@ fn costs(settings: &Settings) -> Result<(Vec<Bar>, Value)> {
         touch_all(case, proxy.as_ref(), &mut stage, settings)?;
         proxy.freeze(true)?;
     }
-    for round in 1..=rounds(settings) {
+    for round in 1..=settings.rounds(ROUNDS) {
         for case in &mut cases {
             let proxy = &proxies[case.proxy];
             proxy.freeze(false)?;
             measure(case, proxy.as_ref(), &mut stage, settings)?;
             proxy.freeze(true)?;
         }
-        println!("round {round} of {}", rounds(settings));
+        println!("round {round} of {}", settings.rounds(ROUNDS));
     }
     let memory: Vec<_> = proxies.iter().map(|p| p.pid().map(cpu::resident_mib)).collect::<Result<_>>()?;
     proxies.iter().try_for_each(|p| p.freeze(false))?;
@@ -264,7 +262,7 @@ fn measure(case: &mut Case, proxy: &dyn Proxy, stage: &mut Stage, settings: &Set
 fn print(cases: &[Case], memory: &[f64], settings: &Settings) {
     println!(
         "\nCPU per request of the proxy's processes: medians of {} rounds of {} ms, {} kept connections, GET, {ANSWER}-byte answers, access log on and buffered\n",
-        rounds(settings),
+        settings.rounds(ROUNDS),
         settings.round_ms,
         settings.connections
     );
@@ -360,7 +358,7 @@ fn figures(cases: &[Case], memory: &[f64], settings: &Settings) -> Value {
         })
         .collect();
     json!({
-        "rounds": rounds(settings),
+        "rounds": settings.rounds(ROUNDS),
         "round_ms": settings.round_ms,
         "connections": settings.connections,
         "modules": settings.modules,

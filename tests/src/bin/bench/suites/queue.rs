@@ -74,7 +74,7 @@ pub(crate) enum Part {
 pub(crate) fn run(settings: &Settings) -> Result<usize> {
     process::pin_to(PROXY_CPU + 1)?;
     let (mut bars, mut figures) = (Vec::new(), json!({}));
-    let rounds = settings.rounds.unwrap_or(ROUNDS);
+    let rounds = settings.rounds(ROUNDS);
     let parts = if settings.part.is_empty() { Part::value_variants() } else { &settings.part };
     for part in parts {
         let (more, figure) = match part {
