@@ -90,6 +90,8 @@ struct View {
     limits: FilterLimits,
     counted: Mutex<Vec<String>>,
     sent: AtomicU32,
+    /// Kept, as the other side of a connection keeps who waits for it.
+    unanswered: Mutex<Vec<tokio::sync::oneshot::Sender<()>>>,
 }
 
 impl View {
@@ -98,7 +100,13 @@ impl View {
     }
 
     fn new(limits: FilterLimits) -> Self {
-        Self { state: TenantState::new(), limits, counted: Mutex::default(), sent: AtomicU32::new(0) }
+        Self {
+            state: TenantState::new(),
+            limits,
+            counted: Mutex::default(),
+            sent: AtomicU32::new(0),
+            unanswered: Mutex::default(),
+        }
     }
 }
 
@@ -130,9 +138,13 @@ impl HostView for View {
     fn send(&self, request: OutboundRequest) -> Exchange {
         let url = request.url.to_string();
         self.sent.fetch_add(1, Ordering::Relaxed);
+        let (unanswered, never) = tokio::sync::oneshot::channel::<()>();
+        self.unanswered.lock().unwrap().push(unanswered);
         Box::pin(async move {
             match url.as_str() {
-                "http://never.test/" => return std::future::pending().await,
+                "http://never.test/" => {
+                    never.await.unwrap();
+                }
                 "http://panics.test/" => {
                     tokio::task::yield_now().await;
                     panic!("a host function that has a fault");
@@ -572,7 +584,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[tokio::test]
 async fn a_request_waits_no_longer_than_its_call() {
     let all = json!({ "do": "send", "url": "http://wait.test/0", "timeout_ms": u32::MAX });
-    let in_lane = json!({ "do": "spin-ms", "n": 3, "then": all });
+    let in_lane = json!({ "do": "spin-ms", "n": 100, "then": all });
     let limits = FilterLimits { cpu: beamline_model::Duration::secs(1), ..Default::default() };
     for step in [all, in_lane] {
         let chain = chain(&step.to_string(), limits.clone(), OnError::FailClosed);
@@ -589,7 +601,7 @@ async fn a_call_that_waits_in_the_lane_ends_when_its_client_goes() {
         FilterLimits { cpu: beamline_model::Duration::secs(1), concurrency: 1, ..Default::default() };
     let told = Arc::new(View::new(limits.clone()));
     let view: Arc<dyn HostView> = told.clone();
-    let never = json!({ "do": "spin-ms", "n": 5, "then": { "do": "send", "url": "http://never.test/" } });
+    let never = json!({ "do": "spin-ms", "n": 100, "then": { "do": "send", "url": "http://never.test/" } });
     let waits = chain_with(&module, "acme", &never.to_string(), &limits);
     {
         let call = waits.on_request(&engine, &view, head(&[]));
@@ -614,7 +626,7 @@ async fn a_host_function_that_panics_ends_its_call_alone() {
     for step in [
         json!({ "do": "metric", "key": "panics" }),
         json!({ "do": "send", "url": "http://panics.test/" }),
-        json!({ "do": "spin-ms", "n": 5, "then": { "do": "send", "url": "http://panics.test/" } }),
+        json!({ "do": "spin-ms", "n": 100, "then": { "do": "send", "url": "http://panics.test/" } }),
     ] {
         let limits = FilterLimits { cpu: beamline_model::Duration::secs(1), ..Default::default() };
         let chain = chain(&step.to_string(), limits, OnError::FailClosed);
