@@ -690,14 +690,20 @@ async fn what_waits_leaves_seats_and_instances_for_others() {
 #[tokio::test]
 async fn nothing_is_sent_for_a_call_that_gets_no_seat() {
     let (engine, module) = small_engine(Duration::from_secs(2));
-    let limits = FilterLimits { concurrency: 1, ..Default::default() };
+    let limits = FilterLimits::default();
     let told = Arc::new(View::new(limits.clone()));
     let view: Arc<dyn HostView> = told.clone();
-    let waits = chain_with(&module, "acme", &sends("http://never.test/", ""), &limits);
-    let call = || waits.on_request(&engine, &view, head(&[]));
-    let (a, b, c) = tokio::join!(call(), call(), call());
-    let refused = [a, b, c].iter().filter(|outcome| *failure(outcome) == Failure::Capacity).count();
-    assert_eq!((refused, told.sent.load(Ordering::Relaxed)), (2, 1));
+    let waits = chain_with(&module, "acme", &sends("http://wait.test/0", ""), &limits);
+    // Another tenant has all of the node's.
+    let (other, long_calls) = ("other".parse().unwrap(), Arc::default());
+    let taken = (0..24).map(|_| engine.seats.take(&other, 24, &long_calls));
+    let taken: Vec<_> = futures_util::future::join_all(taken).await;
+    assert!(taken.iter().all(Option::is_some));
+    let outcome = waits.on_request(&engine, &view, head(&[])).await;
+    assert_eq!((failure(&outcome), told.sent.load(Ordering::Relaxed)), (&Failure::Capacity, 0));
+    drop(taken);
+    let outcome = waits.on_request(&engine, &view, head(&[])).await;
+    assert_eq!((answer(&outcome)["status"].as_u64(), told.sent.load(Ordering::Relaxed)), (Some(200), 1));
 }
 
 #[tokio::test]
