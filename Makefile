@@ -33,6 +33,7 @@ faults: tools guests ## Mixed faults from RUNS=300 seeds, kills and power cuts a
 
 bench: tools guests release ## Measure against nginx: SUITE=core|filter|queue|dataplane|telemetry
 	$(CARGO) build --release -p beamline-tests --bin bench
+	$(if $(filter filter,$(SUITE)),BEAMLINE_BIN=$(CURDIR)/target/release/beamline $(CARGO) bench --workspace --bench sandbox)
 	BEAMLINE_BIN=$(CURDIR)/target/release/beamline target/release/bench $(SUITE)
 
 release: guests ## The binary that ships: target/release/beamline (BEAMLINE_PGO=no: quicker to build, slower)

@@ -12,7 +12,9 @@ use std::{
 use thiserror::Error;
 use wasmtime::{Store, Trap, UpdateDeadline, component::Resource};
 
-use crate::{bindings::beamline::edge::verdicts::Verdict, host::CallState, module::Module, ticker::TICK};
+use crate::{
+    bindings::beamline::edge::verdicts::Verdict, host::CallState, module::Module, reset, ticker::TICK,
+};
 
 /// CPU time after which a guest is set aside, at the next epoch tick. A guest that spins holds a data worker for 1 to 2 ms:
 /// to the first tick, from which its CPU time is counted, and one tick more.
@@ -128,7 +130,7 @@ impl Future for SetAside {
 }
 
 /// At every epoch tick that a running guest meets.
-fn at_tick(state: &mut CallState) -> wasmtime::Result<UpdateDeadline> {
+pub(crate) fn at_tick(state: &mut CallState) -> wasmtime::Result<UpdateDeadline> {
     let slice = slice_elapsed();
     if let Some(SliceClock::Wall(_)) = SLICE_CLOCK.get() {
         // The first tick on a data worker. By the wall the guest may have used anything from nothing to a tick: the
@@ -156,9 +158,17 @@ pub(crate) struct Finished {
     pub(crate) cpu: Duration,
 }
 
-/// Runs the request phase of `module` in a fresh instance. The future is `Send`: it may move between threads
+/// Runs the request phase of `module`, in the tier that it has. The future is `Send`: it may move between threads
 /// whenever it is pending.
 pub(crate) async fn on_request(module: Arc<Module>, state: CallState) -> Finished {
+    match module.core().map(Arc::clone) {
+        Some(core) => reset::on_request(module, &core, state).await,
+        None => in_fresh_instance(module, state).await,
+    }
+}
+
+/// Runs the request phase of `module` in a fresh component instance.
+pub(crate) async fn in_fresh_instance(module: Arc<Module>, state: CallState) -> Finished {
     let mut store = Store::new(module.engine(), state);
     store.limiter(|state| &mut state.memory);
     store.epoch_deadline_callback(|mut cx| at_tick(cx.data_mut()));
@@ -174,7 +184,8 @@ pub(crate) async fn on_request(module: Arc<Module>, state: CallState) -> Finishe
     Finished { state, verdict, cpu }
 }
 
-fn classify(error: &wasmtime::Error, state: &CallState) -> Failure {
+/// What a guest's failure is put down to.
+pub(crate) fn classify(error: &wasmtime::Error, state: &CallState) -> Failure {
     if error.downcast_ref::<CpuExhausted>().is_some() {
         Failure::CpuTime(state.cpu.limit)
     } else if error.downcast_ref::<wasmtime::PoolConcurrencyLimitError>().is_some() {

@@ -97,6 +97,7 @@ impl Compiler {
     pub fn new(engine: Arc<Engine>, settings: CompilerSettings) -> Result<Self, CompileError> {
         let mut hasher = std::hash::DefaultHasher::new();
         engine.wasmtime().precompile_compatibility_hash().hash(&mut hasher);
+        engine.cores().wasmtime().precompile_compatibility_hash().hash(&mut hasher);
         env!("CARGO_PKG_VERSION").hash(&mut hasher);
         let cache = Cache::open(&settings.cache_dir, format!("{:016x}", hasher.finish())).map_err(|e| {
             CompileError::Host(format!("artifact cache {}: {e}", settings.cache_dir.display()))

@@ -6,7 +6,7 @@
 
 use std::{
     io::{self, Read, Write},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use beamline_model::Digest;
@@ -14,14 +14,18 @@ use rustix::process::{Resource, Rlimit};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    artifact::Artifact,
     bindings::RequestFilterPre,
-    engine::{compiling_engine, linker},
-    inspect::{MAX_MODULE_BYTES, ModuleInfo, Rejection, inspect},
+    engine::{compiling_core_engine, compiling_engine, linker},
+    inspect::{Inspected, MAX_MODULE_BYTES, ModuleInfo, Rejection, Tier, inspect},
+    reset::{Unqualified, qualify, rewrite},
     signature,
 };
 
 /// Address space of the worker.
 const MAX_ADDRESS_SPACE: u64 = 2 << 30;
+/// What the first compilation may take for there to be a second one: the worker's CPU time must do for both.
+const LONG: Duration = Duration::from_secs(6);
 /// CPU seconds of the worker.
 pub(crate) const MAX_CPU_SECONDS: u64 = 20;
 
@@ -104,15 +108,36 @@ pub(crate) fn compile(bytes: &[u8]) -> Result<(Answer, Vec<u8>), String> {
     if let Err(rejection) = signature::check(&engine, &component) {
         return Ok((Answer::Rejected(rejection), Vec::new()));
     }
-    let artifact = component.serialize().map_err(|e| format!("{e:#}"))?;
+    let core = core(bytes, &inspected, started);
+    let (tier, tier_reason) = match &core {
+        Ok(_) => (Tier::Reset, None),
+        Err(reason) => (Tier::Component, Some(reason.to_string())),
+    };
+    let artifact =
+        Artifact { component: component.serialize().map_err(|e| format!("{e:#}"))?, core: core.ok() };
+    let artifact = artifact.to_bytes();
     let info = ModuleInfo {
         digest: Digest::of(bytes),
         kind: inspected.kind,
         phases: inspected.phases,
         imports: inspected.imports,
+        tier,
+        tier_reason,
         size: bytes.len() as u64,
         artifact_size: artifact.len() as u64,
         compile_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
     };
     Ok((Answer::Taken(info), artifact))
+}
+
+/// The module compiled for the reset tier, or why it is not in it.
+fn core(bytes: &[u8], inspected: &Inspected, started: Instant) -> Result<Vec<u8>, Unqualified> {
+    let qualified = qualify(bytes, inspected.kind, &inspected.component, &inspected.phases)?;
+    if started.elapsed() > LONG {
+        return Err(Unqualified::Slow);
+    }
+    let rewritten = rewrite(&qualified)?;
+    compiling_core_engine()
+        .and_then(|engine| engine.precompile_module(&rewritten))
+        .map_err(|e| Unqualified::Rewrite(format!("{e:#}")))
 }

@@ -8,12 +8,14 @@ use wasmtime::{
 };
 
 use crate::{
+    artifact::Artifact,
     bindings::{RequestFilter, RequestFilterPre},
     chain::LONGEST_CALL,
     compile::CompileError,
     host::CallState,
-    inspect::ModuleInfo,
+    inspect::{ModuleInfo, Tier},
     module::Module,
+    reset::CoreEngine,
     slow_lane::SlowLane,
     ticker::Ticker,
 };
@@ -28,13 +30,15 @@ pub struct EngineSettings {
     pub pool_instances: u32,
     /// Niced threads that run calls which outlived their first slice. Default 1.
     pub slow_lane_threads: usize,
+    /// Whether modules that qualify run in the reset tier; else all run in the component tier. Default true.
+    pub reset_tier: bool,
     /// Wall time after which a call that is still in the slow lane is given up. Default [`LONGEST_CALL`].
     pub longest_call: Duration,
 }
 
 impl Default for EngineSettings {
     fn default() -> Self {
-        Self { pool_instances: 4096, slow_lane_threads: 1, longest_call: LONGEST_CALL }
+        Self { pool_instances: 4096, slow_lane_threads: 1, reset_tier: true, longest_call: LONGEST_CALL }
     }
 }
 
@@ -43,6 +47,8 @@ pub struct Engine {
     ticker: Ticker,
     wasmtime: wasmtime::Engine,
     linker: Linker<CallState>,
+    cores: CoreEngine,
+    reset_tier: bool,
     pub(crate) lane: SlowLane,
     pub(crate) longest_call: Duration,
 }
@@ -57,6 +63,25 @@ fn common_config() -> Config {
         .async_stack_size(512 << 10)
         .parallel_compilation(false);
     config
+}
+
+/// The same for core modules of the reset tier. Their memories come from the allocator, without a guard, a mapping or
+/// a system call; a trap is no signal, for a hostile guest's would cost its host several microseconds each.
+fn core_config() -> Config {
+    let mut config = common_config();
+    config
+        .wasm_multi_memory(true)
+        .signals_based_traps(false)
+        .memory_reservation(0)
+        .memory_reservation_for_growth(0)
+        .memory_guard_size(0)
+        .memory_init_cow(false);
+    config
+}
+
+/// An engine for core modules. It allocates on demand, so that the compile worker's is the host's.
+pub(crate) fn compiling_core_engine() -> wasmtime::Result<wasmtime::Engine> {
+    wasmtime::Engine::new(&core_config())
 }
 
 /// An engine that compiles and never runs a guest: for the compile worker.
@@ -103,7 +128,8 @@ impl Engine {
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(&settings)));
         let wasmtime = wasmtime::Engine::new(&config).map_err(broken)?;
         let linker = linker(&wasmtime).map_err(broken)?;
-        let ticker = Ticker::start(&wasmtime)
+        let cores = compiling_core_engine().and_then(CoreEngine::new).map_err(broken)?;
+        let ticker = Ticker::start(&wasmtime, cores.wasmtime())
             .map_err(|e| CompileError::Host(format!("no thread for the epoch tick: {e}")))?;
         // A quarter of the pool stays free for calls that end within their slice.
         let lane = SlowLane::start(
@@ -112,7 +138,15 @@ impl Engine {
             ticker.clone(),
         )
         .map_err(|e| CompileError::Host(format!("no thread for the slow lane: {e}")))?;
-        Ok(Arc::new(Self { ticker, wasmtime, linker, lane, longest_call: settings.longest_call }))
+        Ok(Arc::new(Self {
+            ticker,
+            wasmtime,
+            linker,
+            cores,
+            reset_tier: settings.reset_tier,
+            lane,
+            longest_call: settings.longest_call,
+        }))
     }
 
     /// A guest is about to run on this thread: the tick must be on.
@@ -124,23 +158,59 @@ impl Engine {
         &self.wasmtime
     }
 
+    pub(crate) fn cores(&self) -> &CoreEngine {
+        &self.cores
+    }
+
     /// Makes an artifact of this build's compile worker ready to run.
     ///
     /// `artifact` is machine code: it must come from the compile worker or from the authenticated cache.
     #[expect(unsafe_code, reason = "wasmtime offers no safe way to load compiled code")]
-    pub(crate) fn load(&self, artifact: &[u8], info: ModuleInfo) -> Result<Arc<Module>, CompileError> {
+    pub(crate) fn load(&self, artifact: &[u8], mut info: ModuleInfo) -> Result<Arc<Module>, CompileError> {
+        let broken = |e: &dyn std::fmt::Display| {
+            CompileError::Host(format!("a compiled module could not be loaded: {e:#}"))
+        };
+        let (component, core) =
+            Artifact::split(artifact).ok_or_else(|| broken(&"it is not of the expected form"))?;
+        let core = core.filter(|_| self.reset_tier);
         // SAFETY: `deserialize` runs whatever machine code it is given. Both callers have it from our own compile
         // worker: straight from its pipe, or from the cache, whose MAC was checked with a key that only this node's
         // user can read. wasmtime itself checks that version and settings are this engine's. The cache's tests show
         // that a changed or foreign file is never handed here.
-        let component = unsafe { Component::deserialize(&self.wasmtime, artifact) }
-            .map_err(|e| CompileError::Host(format!("a compiled module could not be loaded: {e:#}")))?;
+        let (component, core) = unsafe {
+            (
+                Component::deserialize(&self.wasmtime, component),
+                core.map(|core| wasmtime::Module::deserialize(self.cores.wasmtime(), core)),
+            )
+        };
+        let component = component.map_err(|e| broken(&e))?;
         let pre = self
             .linker
             .instantiate_pre(&component)
             .and_then(RequestFilterPre::new)
             .map_err(|e| CompileError::Host(format!("a compiled module could not be linked: {e:#}")))?;
-        Ok(Arc::new(Module::new(self.wasmtime.clone(), pre, info)))
+        let core = match core {
+            Some(core) => {
+                let core = core.map_err(|e| broken(&e))?;
+                match self.cores.prepare(&core, &self.ticker) {
+                    Ok(core) => Some(core),
+                    Err(e) => {
+                        info.tier_reason =
+                            Some(format!("its start has no fixed outcome: {}", e.root_cause()));
+                        None
+                    }
+                }
+            }
+            None if info.tier == Tier::Reset => {
+                info.tier_reason = Some("the reset tier is switched off on this node".into());
+                None
+            }
+            None => None,
+        };
+        if core.is_none() {
+            info.tier = Tier::Component;
+        }
+        Ok(Arc::new(Module::new(self.wasmtime.clone(), pre, core, info)))
     }
 }
 

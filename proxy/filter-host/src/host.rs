@@ -164,8 +164,9 @@ fn refusal(error: beamline_http::HeadEditError) -> wit_http::HeaderError {
 }
 
 impl CallState {
-    fn first(&self, name: &str) -> Option<Vec<u8>> {
-        self.head.headers.get(name).map(|v| v.as_bytes().to_vec())
+    /// The first value of a field.
+    pub(crate) fn first(&self, name: &str) -> Option<&[u8]> {
+        self.head.headers.get(name).map(http::HeaderValue::as_bytes)
     }
 }
 
@@ -188,7 +189,7 @@ impl wit_http::HostRequestHead for CallState {
     }
 
     fn get(&mut self, _: Resource<RequestHead>, name: String) -> Option<Vec<u8>> {
-        self.first(&name)
+        self.first(&name).map(<[u8]>::to_vec)
     }
 
     fn get_all(&mut self, _: Resource<RequestHead>, name: String) -> Vec<Vec<u8>> {
@@ -196,7 +197,7 @@ impl wit_http::HostRequestHead for CallState {
     }
 
     fn get_many(&mut self, _: Resource<RequestHead>, names: Vec<String>) -> Vec<Option<Vec<u8>>> {
-        names.iter().map(|name| self.first(name)).collect()
+        names.iter().map(|name| self.first(name).map(<[u8]>::to_vec)).collect()
     }
 
     fn snapshot(&mut self, _: Resource<RequestHead>) -> wit_http::HeadSnapshot {

@@ -2,12 +2,14 @@
 //!
 //! * [`Compiler`] validates and compiles in a child process and keeps artifacts in a cache.
 //! * [`Engine`] owns wasmtime, its instance pool, the 1 ms epoch tick and the slow lane.
-//! * [`Chain`] runs a tenant's filters over a request head, each in a fresh instance, and always answers.
+//! * [`Chain`] runs a tenant's filters over a request head, each in a fresh sandbox, and always answers. Which of two
+//!   ways makes it fresh is the module's [`Tier`].
 //!
 //! Guests are untrusted: whatever a module does ends as a verdict or as a [`Failure`], within its limits, and
 //! without delaying another tenant's requests for longer than one slice of [`SLICE`].
 //! Floor 2: knows nothing of upstreams, queue or store; what a guest may ask of them comes through [`HostView`].
 
+mod artifact;
 mod bindings;
 mod cache;
 mod call;
@@ -20,6 +22,7 @@ mod host;
 mod inspect;
 mod load;
 mod module;
+mod reset;
 mod signature;
 mod slow_lane;
 #[cfg(test)]
@@ -33,5 +36,5 @@ pub use compile_worker::run as compile_worker;
 pub use engine::{Engine, EngineSettings};
 pub use head::RequestHead;
 pub use host::{GuestLog, HostView, LogLevel, UpstreamState, UpstreamStatus};
-pub use inspect::{MAX_MODULE_BYTES, ModuleInfo, ModuleKind, Rejection};
+pub use inspect::{MAX_MODULE_BYTES, ModuleInfo, ModuleKind, Rejection, Tier};
 pub use module::Module;

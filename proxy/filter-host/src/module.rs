@@ -4,20 +4,27 @@ use std::sync::Arc;
 
 use beamline_model::Digest;
 
-use crate::{bindings::RequestFilterPre, host::CallState, inspect::ModuleInfo};
+use crate::{bindings::RequestFilterPre, host::CallState, inspect::ModuleInfo, reset::Core};
 
 /// A compiled module, linked as far as it can be before an instance exists. Shared by every tenant that uses it.
 pub struct Module {
     engine: wasmtime::Engine,
     pre: RequestFilterPre<CallState>,
+    /// Its form for the reset tier, where it has that.
+    core: Option<Arc<Core>>,
     info: ModuleInfo,
     label: Arc<str>,
 }
 
 impl Module {
-    pub(crate) fn new(engine: wasmtime::Engine, pre: RequestFilterPre<CallState>, info: ModuleInfo) -> Self {
+    pub(crate) fn new(
+        engine: wasmtime::Engine,
+        pre: RequestFilterPre<CallState>,
+        core: Option<Arc<Core>>,
+        info: ModuleInfo,
+    ) -> Self {
         let label = info.digest.to_string().into();
-        Self { engine, pre, info, label }
+        Self { engine, pre, core, info, label }
     }
 
     pub(crate) fn engine(&self) -> &wasmtime::Engine {
@@ -26,6 +33,10 @@ impl Module {
 
     pub(crate) fn pre(&self) -> &RequestFilterPre<CallState> {
         &self.pre
+    }
+
+    pub(crate) fn core(&self) -> Option<&Arc<Core>> {
+        self.core.as_ref()
     }
 
     /// What was found out about it when it was compiled.

@@ -14,7 +14,7 @@ use crate::{
     ModuleKind, Rejection, RequestHead, UpstreamState, UpstreamStatus, compile_worker,
 };
 
-fn guest(name: &str) -> Vec<u8> {
+pub(crate) fn guest(name: &str) -> Vec<u8> {
     let dir = std::env::var_os("BEAMLINE_GUESTS").map_or_else(
         || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/guests")),
         PathBuf::from,
@@ -29,7 +29,7 @@ fn engine() -> &'static Arc<Engine> {
     ENGINE.get_or_init(|| Engine::new(EngineSettings { pool_instances: 128, ..Default::default() }).unwrap())
 }
 
-fn taken(bytes: &[u8]) -> (crate::ModuleInfo, Vec<u8>) {
+pub(crate) fn taken(bytes: &[u8]) -> (crate::ModuleInfo, Vec<u8>) {
     match compile_worker::compile(bytes).unwrap() {
         (compile_worker::Answer::Taken(info), artifact) => (info, artifact),
         (compile_worker::Answer::Rejected(rejection), _) => panic!("rejected: {rejection}"),
@@ -52,7 +52,7 @@ fn probe() -> Arc<Module> {
     Arc::clone(PROBE.get_or_init(load))
 }
 
-struct View;
+pub(crate) struct View;
 
 impl HostView for View {
     fn upstream(&self, name: &str) -> Option<UpstreamStatus> {
@@ -70,7 +70,7 @@ fn chain(config: &str, limits: FilterLimits, on_error: OnError) -> Chain {
     Chain::new("acme".parse().unwrap(), limits, vec![filter])
 }
 
-fn head(fields: &[(&'static str, &'static str)]) -> RequestHead {
+pub(crate) fn head(fields: &[(&'static str, &'static str)]) -> RequestHead {
     let headers: HeaderMap =
         fields.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect();
     RequestHead::new(Method::GET, "/a/b?c=d".parse().unwrap(), "acme.test".into(), headers)

@@ -50,7 +50,7 @@ struct Settings {
 enum Suite {
     /// CPU per request beside nginx, without a filter and with one.
     Core,
-    /// Filters by tier, language and limit.
+    /// Filters in each tier: what they add to a request.
     Filter,
     /// The durable queue.
     Queue,
@@ -76,6 +76,7 @@ fn main() -> Result<ExitCode> {
     let settings = Settings::parse();
     let missed = match settings.suite {
         Suite::Core => suites::core::run(&settings)?,
+        Suite::Filter => suites::filter::run(&settings)?,
         Suite::Queue => suites::queue::run(&settings)?,
         Suite::Train => {
             suites::train::run(&settings)?;

@@ -135,12 +135,22 @@ impl Node {
         filter: Option<&[u8]>,
         binary: Option<&Path>,
     ) -> Result<Self> {
+        let options = Options { binary: binary.map(Path::to_owned), ..Options::default() };
+        Self::with(options, origin, tenants, filter)
+    }
+
+    /// The same, with every filter in one tier.
+    pub(crate) fn in_tier(reset: bool, origin: SocketAddr, tenants: usize, filter: &[u8]) -> Result<Self> {
+        let arguments = vec!["--reset-tier".into(), reset.to_string()];
+        Self::with(Options { arguments, ..Options::default() }, origin, tenants, Some(filter))
+    }
+
+    fn with(options: Options, origin: SocketAddr, tenants: usize, filter: Option<&[u8]>) -> Result<Self> {
         let node = Beamline::start(Options {
-            binary: binary.map(Path::to_owned),
             workers: 1,
             cpu: Some(PROXY_CPU),
             ready_within: Duration::from_secs(60),
-            ..Options::default()
+            ..options
         })?;
         let admin = node.admin()?;
         let range = format!("{}/32:{}", origin.ip(), origin.port());

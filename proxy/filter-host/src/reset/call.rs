@@ -1,0 +1,36 @@
+//! One guest call in the reset tier.
+
+use std::sync::Arc;
+
+use super::{
+    kept::{Core, Kept},
+    shelf,
+};
+use crate::{
+    call::{Finished, classify, in_fresh_instance},
+    host::CallState,
+    module::Module,
+};
+
+/// Runs the request phase of `module` in a kept instance of its `core`. The future is `Send`: where the call is set
+/// aside, the instance goes with it, and ends where the call does.
+pub(crate) async fn on_request(module: Arc<Module>, core: &Arc<Core>, state: CallState) -> Finished {
+    let mut kept = match shelf::take(core) {
+        Some(kept) => kept,
+        None => match Kept::new(core).await {
+            Ok(kept) => kept,
+            Err(error) => {
+                // The node is short of memory, most likely. The other tier's is set aside from the start.
+                tracing::debug!(error = format!("{error:#}"), module = %module.digest(), "no kept instance");
+                return in_fresh_instance(module, state).await;
+            }
+        },
+    };
+    let (state, outcome) = kept.call(state).await;
+    let verdict = outcome.map_err(|error| classify(&error, &state));
+    let cpu = state.cpu_used();
+    if verdict.is_ok() && matches!(kept.reset(), Ok(true)) {
+        shelf::put(kept);
+    }
+    Finished { state, verdict, cpu }
+}

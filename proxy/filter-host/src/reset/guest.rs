@@ -1,0 +1,152 @@
+//! What the host knows of one kept instance: the call that it is in, and how its memory stands.
+
+use wasmtime::{Caller, Memory, ResourceLimiter as _, Result, Trap, bail};
+
+use super::{
+    abi::{Lowering, Marks},
+    qualify::PAGE,
+};
+use crate::{bindings::beamline::edge::verdicts::Verdict, host::CallState};
+
+/// The handle of the request's head: the same number in each call, as in a fresh component instance.
+pub(super) const HANDLE: u32 = 1;
+
+/// The data of a kept instance's store.
+#[derive(Default)]
+pub(super) struct Guest {
+    /// The call under way. Without one (while the module starts) no import can be called.
+    call: Option<CallState>,
+    memory: Option<Memory>,
+    /// Bytes that the guest has: what it was rewritten to believe.
+    size: usize,
+    max_pages: u64,
+    /// The guest has not dropped its handle yet.
+    handle_lives: bool,
+    /// The phase has returned.
+    returned: bool,
+    pub(super) verdict: Option<Verdict>,
+    pub(super) lowering: Lowering,
+    pub(super) marks: Marks,
+}
+
+impl Guest {
+    /// Of a memory that has `size` bytes and may have `max_pages`.
+    pub(super) fn new(max_pages: u64) -> Self {
+        Self { max_pages, ..Self::default() }
+    }
+
+    pub(super) fn memory(&self) -> Result<Memory> {
+        match self.memory {
+            Some(memory) => Ok(memory),
+            None => bail!("an import was called before there was a memory"),
+        }
+    }
+
+    pub(super) fn set_memory(&mut self, memory: Memory, size: usize) {
+        (self.memory, self.size) = (Some(memory), size);
+    }
+
+    pub(super) fn size(&self) -> usize {
+        self.size
+    }
+
+    pub(super) fn set_size(&mut self, size: usize) {
+        self.size = size;
+    }
+
+    /// Begins a call. `false` where its limit does not even grant the memory that the module begins with.
+    pub(super) fn begin(&mut self, call: CallState) -> Result<bool> {
+        let call = self.call.insert(call);
+        (self.handle_lives, self.returned) = (true, false);
+        call.memory.memory_growing(0, self.size, None)
+    }
+
+    /// Ends the call: its state, and the verdict where there is one.
+    pub(super) fn end(&mut self) -> (Option<CallState>, Option<Verdict>) {
+        self.lowering.clear();
+        (self.call.take(), self.verdict.take())
+    }
+
+    /// The call's state, for the epoch's tick.
+    pub(super) fn running(&mut self) -> Option<&mut CallState> {
+        self.call.as_mut()
+    }
+
+    fn may_leave(&self) -> Result<()> {
+        if self.returned || self.lowering.is_under_way() {
+            return Err(Trap::CannotLeaveComponent.into());
+        }
+        Ok(())
+    }
+
+    /// An import was called: the call's state.
+    pub(super) fn enter(&mut self) -> Result<&mut CallState> {
+        self.may_leave()?;
+        match &mut self.call {
+            Some(call) => Ok(call),
+            None => bail!("an import was called while the module started"),
+        }
+    }
+
+    /// An import was called whose result borrows from the call's state.
+    pub(super) fn enter_lowering(&mut self) -> Result<(&mut CallState, &mut Lowering)> {
+        self.enter()?;
+        match &mut self.call {
+            Some(call) => Ok((call, &mut self.lowering)),
+            None => bail!("an import was called while the module started"),
+        }
+    }
+
+    /// An import was called with a handle.
+    pub(super) fn use_handle(&self, handle: u32) -> Result<()> {
+        self.may_leave()?;
+        if handle != HANDLE || !self.handle_lives {
+            bail!("unknown handle index {handle}")
+        }
+        Ok(())
+    }
+
+    pub(super) fn drop_handle(&mut self, handle: u32) -> Result<()> {
+        self.use_handle(handle)?;
+        self.handle_lives = false;
+        Ok(())
+    }
+
+    /// The phase returned: the handle was only lent, and no import may be called from now on.
+    pub(super) fn leave(&mut self) -> Result<()> {
+        if self.handle_lives {
+            bail!("borrow handles still remain at the end of the call")
+        }
+        self.returned = true;
+        Ok(())
+    }
+
+    /// Places a result; the first layout to allocate for it, or 0.
+    pub(super) fn lower(&mut self, memory: &mut [u8]) -> Result<u64> {
+        self.lowering.advance(memory, &mut self.marks)
+    }
+
+    /// `memory.grow`: whether the guest gets `more` pages. What it once got stays there for later calls, unseen.
+    pub(super) fn grow(caller: &mut Caller<'_, Self>, old: u32, more: u32) -> Result<bool> {
+        let memory = caller.data().memory()?;
+        let guest = caller.data_mut();
+        let pages = u64::from(old) + u64::from(more);
+        if pages > u64::from(u32::MAX) / PAGE + 1 {
+            return Ok(false);
+        }
+        let bytes = |pages: u64| usize::try_from(pages * PAGE).unwrap_or(usize::MAX);
+        let granted = match &mut guest.call {
+            Some(call) => call.memory.memory_growing(bytes(old.into()), bytes(pages), None)?,
+            None => bail!("the memory was grown while the module started"),
+        };
+        if !granted || pages > guest.max_pages {
+            return Ok(false);
+        }
+        let missing = pages.saturating_sub(memory.size(&*caller));
+        if missing > 0 && memory.grow(&mut *caller, missing).is_err() {
+            return Ok(false);
+        }
+        caller.data_mut().size = bytes(pages);
+        Ok(true)
+    }
+}
