@@ -65,6 +65,9 @@ fn the_probe_does_the_same_in_both() {
     for step in steps.iter().chain(steps.iter().rev()) {
         failed += u32::from(probe.same(step, &limits(), &rich_head()).failed());
     }
+    // In small steps to the usual limit, within the usual CPU time.
+    let bomb = probe.same(r#"{"do":"bomb"}"#, &FilterLimits::default(), &rich_head());
+    assert!(bomb.decision.contains("Memory(16777216)"), "{bomb:?}");
     assert!(failed > 10, "only {failed} requests failed: the failures are not tried");
 }
 
