@@ -6,7 +6,7 @@ SUITE   ?= core
 GUESTS  := target/guests
 BINARY   = target/$(PROFILE)/beamline
 
-.PHONY: help demo test faults bench release guests tools lint fmt clean
+.PHONY: help demo test faults hostile bench release guests tools lint fmt clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,11 @@ faults: tools guests ## Mixed faults from RUNS=300 seeds, kills and power cuts a
 	BEAMLINE_RUNS=$(or $(RUNS),300) BEAMLINE_BIN=$(abspath $(BINARY)) $(CARGO) test --workspace --profile $(PROFILE) \
 		--test faults --test durability --test powercut -- --nocapture
 	BEAMLINE_OUTAGE=20 BEAMLINE_BIN=$(abspath $(BINARY)) $(CARGO) test --workspace --profile $(PROFILE) --test nats -- --nocapture outage
+
+hostile: tools guests ## Modules that mean harm, each kind with many requests and all at once; then MINUTES=10 of modules made from seeds
+	$(CARGO) test --workspace --profile $(PROFILE) --no-run
+	BEAMLINE_HOSTILE=long BEAMLINE_SMITH_MINUTES=$(or $(MINUTES),10) BEAMLINE_BIN=$(abspath $(BINARY)) \
+		$(CARGO) test --workspace --profile $(PROFILE) --test hostile -- --nocapture --test-threads 1
 
 bench: tools guests release ## Measure against nginx: SUITE=core|filter|queue|dataplane|telemetry
 	$(CARGO) build --release -p beamline-tests --bin bench

@@ -95,6 +95,22 @@ pub fn memory(id: u32) -> Result<Memory> {
     Ok(Memory { resident: of("VmRSS")?, peak: of("VmHWM")? })
 }
 
+/// The names of a process's threads, sorted.
+///
+/// # Errors
+/// Where there is no such process.
+pub fn threads(id: u32) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for task in std::fs::read_dir(format!("/proc/{id}/task"))? {
+        // One that has ended meanwhile has no name any more.
+        if let Ok(name) = std::fs::read_to_string(task?.path().join("comm")) {
+            names.push(name.trim_end().to_owned());
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
 /// A child that is killed and reaped when this is dropped.
 #[derive(Debug)]
 pub struct Guarded(pub Child);

@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
 use std::{
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -32,8 +33,9 @@ const CPU: Duration = Duration::from_millis(20);
 /// How much longer the other tenant's slowest hundredth may take than without the noise.
 const ALLOWED: Duration = Duration::from_millis(25);
 
-/// A node with one worker: the tenant `acme` with a short filter, and the tenant `noisy` whose filter does `step`.
-fn scene(step: &str, origin: &QuickOrigin, cpu: Option<usize>) -> Scene {
+/// A node with one worker: the tenant `acme` with a short filter, and the tenant `noisy` whose filter does what it is
+/// told.
+fn scene(origin: &QuickOrigin, cpu: Option<usize>) -> Scene {
     let scene = Scene::with(Options { workers: 1, cpu, ..Options::default() }).unwrap();
     let probe = scene.filter("probe").unwrap();
     let endpoints = json!([origin.address().to_string()]);
@@ -50,31 +52,41 @@ fn scene(step: &str, origin: &QuickOrigin, cpu: Option<usize>) -> Scene {
         "hosts": [NOISY],
         "default_upstream": "origin",
         "upstreams": { "origin": { "endpoints": endpoints } },
-        "filters": [{ "name": "probe", "module": module.digest, "config": { "do": step } }],
+        "filters": [{ "name": "probe", "module": module.digest }],
         "limits": { "cpu": format!("{}ms", CPU.as_millis()) },
     });
     scene.admin.apply("noisy", &manifest).unwrap();
     scene
 }
 
+/// Requests of `noisy`. Three of four do no harm: a module that only ever fails would be left out.
+fn noise(to: SocketAddr, step: &str) -> Plan {
+    let does = |step: &str| load::request("GET", "/", NOISY, &[("x-probe", step)], b"");
+    let mut plan = Plan::new(to, does("next")).connections(CALLS).lasting(PATIENCE).timeout(PATIENCE);
+    plan.requests.extend([does("next"), does("next"), does(step)]);
+    plan.also_good(503)
+}
+
+/// How many of these were failing filters' and how many were not: together all of them.
+fn ended(noise: &Report) -> (u64, u64) {
+    let of = |status| noise.statuses.get(&status).copied().unwrap_or(0);
+    assert_eq!((noise.failed(), of(200) + of(503)), (0, noise.total()), "every call was ended, and answered");
+    (of(503), of(200))
+}
+
 /// Loads `acme` alone and then beside `CALLS` calls of `noisy`, which all end as `expected`.
 fn notices_nothing(step: &str, expected: &str) {
     let _heavy = heavy().unwrap();
     let origin = QuickOrigin::start(64).unwrap();
-    let scene = scene(step, &origin, None);
+    let scene = scene(&origin, None);
     let to = scene.node.address();
     let acme = load::request("GET", "/", HOST, &[("x-probe", "headers")], b"");
     let acme =
         Plan::new(to, acme).connections(8).rate(400.0).lasting(Duration::from_secs(3)).timeout(PATIENCE);
-    let noise = Plan::new(to, load::get("/", NOISY))
-        .connections(CALLS)
-        .lasting(PATIENCE)
-        .timeout(PATIENCE)
-        .also_good(503);
     let memory = process::memory(scene.node.pid().unwrap()).unwrap();
 
     let alone = load::run(&acme).unwrap();
-    let noise = load::start(noise).unwrap();
+    let noise = load::start(noise(to, step)).unwrap();
     noise.wait_for_more(1, PATIENCE).unwrap();
     // What else the machine does only makes it slower: the best of three tells what the node does.
     let p99 = |report: &Report| report.latency.percentile(99.0);
@@ -92,12 +104,8 @@ fn notices_nothing(step: &str, expected: &str) {
 
     println!("alone:  {alone}\nbeside: {beside}\nnoise:  {noise}");
     assert_eq!((alone.failed(), beside.failed()), (0, 0), "every request of acme was answered well");
-    assert_eq!(
-        (noise.failed(), noise.statuses.get(&503)),
-        (0, Some(&noise.total())),
-        "every call was ended, and answered"
-    );
-    assert!(noise.total() >= CALLS as u64, "{noise}");
+    let (failed, _) = ended(&noise);
+    assert!(failed >= CALLS as u64, "{noise}");
     assert!(
         p99(&beside) <= bound,
         "acme's p99 was {:?} beside the noise, {:?} without",
@@ -105,16 +113,11 @@ fn notices_nothing(step: &str, expected: &str) {
         p99(&alone)
     );
 
-    let ended = |log: &[Value]| {
-        log.iter().filter(|r| r["kind"] == "access" && r["tenant.id"] == "noisy").count() as u64
-    };
-    let log = scene.node.wait_log(PATIENCE, |log| ended(log) == noise.total()).unwrap();
-    for record in log.iter().filter(|r| r["tenant.id"] == "noisy" && r["kind"] == "access") {
-        assert_eq!(
-            (&record["error.type"], &record["http.response.status_code"]),
-            (&json!(expected), &json!(503)),
-            "{record}"
-        );
+    let of_noisy = |r: &&Value| r["kind"] == "access" && r["tenant.id"] == "noisy";
+    let told = |log: &[Value]| log.iter().filter(of_noisy).count() as u64 == noise.total();
+    let log = scene.node.wait_log(PATIENCE, told).unwrap();
+    for record in log.iter().filter(of_noisy).filter(|r| r["http.response.status_code"] == 503) {
+        assert_eq!(record["error.type"], expected, "{record}");
     }
     let held = process::memory(scene.node.pid().unwrap()).unwrap().peak.saturating_sub(memory.resident);
     println!("the node held {} MiB more at most", held >> 20);
@@ -172,19 +175,12 @@ fn endless_loops_are_answered_where_other_programs_keep_the_processor_busy() {
     let _heavy = heavy().unwrap();
     let cpu = process::processors().unwrap().first().copied().unwrap();
     let origin = QuickOrigin::start(64).unwrap();
-    let scene = scene("spin", &origin, Some(cpu));
+    let scene = scene(&origin, Some(cpu));
     let busy = Busy::on(cpu, 2);
     let to = scene.node.address();
     // Each call is answered within 5 s of its beginning; the rest is for a worker that has a third of a processor.
     let patience = Duration::from_secs(12);
-    let noise = load::start(
-        Plan::new(to, load::get("/", NOISY))
-            .connections(CALLS)
-            .lasting(PATIENCE)
-            .timeout(patience)
-            .also_good(503),
-    )
-    .unwrap();
+    let noise = load::start(noise(to, "spin").timeout(patience)).unwrap();
     let acme = load::request("GET", "/", HOST, &[("x-probe", "headers")], b"");
     let acme =
         Plan::new(to, acme).connections(4).rate(50.0).lasting(Duration::from_secs(15)).timeout(patience);
@@ -194,10 +190,48 @@ fn endless_loops_are_answered_where_other_programs_keep_the_processor_busy() {
 
     println!("beside: {acme}\nnoise:  {noise}");
     assert_eq!(acme.failed(), 0, "every request of acme was answered well: {acme}");
-    assert_eq!(
-        (noise.failed(), noise.statuses.get(&503)),
-        (0, Some(&noise.total())),
-        "every call was ended, and answered: {noise}"
+    let (failed, _) = ended(&noise);
+    assert!(failed >= 2 * CALLS as u64, "{noise}");
+}
+
+/// As many tenants as this have endless loops at once, some in more than twice as many requests as others.
+const BUSY: usize = 4;
+
+#[test]
+fn tenants_with_endless_loops_get_equal_shares_however_many_requests_each_has() {
+    let _heavy = heavy().unwrap();
+    let origin = QuickOrigin::start(64).unwrap();
+    let scene = Scene::with(Options { workers: 1, ..Options::default() }).unwrap();
+    let probe = beamline_tests::guests::module("probe").unwrap();
+    let to = scene.node.address();
+    let mut plans = Vec::new();
+    for i in 0..BUSY {
+        let (name, host) = (format!("busy-{i}"), format!("busy-{i}.test"));
+        scene.admin.create_tenant(&name, &[&host], &["127.0.0.0/8"]).unwrap();
+        let module = scene.admin.push(&name, &probe).unwrap();
+        let manifest = json!({
+            "version": 1,
+            "hosts": [host],
+            "default_upstream": "origin",
+            "upstreams": { "origin": { "endpoints": [origin.address().to_string()] } },
+            "filters": [{ "name": "probe", "module": module.digest }],
+            "limits": { "cpu": format!("{}ms", CPU.as_millis()) },
+        });
+        scene.admin.apply(&name, &manifest).unwrap();
+        let does = |step: &str| load::request("GET", "/", &host, &[("x-probe", step)], b"");
+        let mut plan = Plan::new(to, does("next")).connections(8 + 4 * i).timeout(PATIENCE).also_good(503);
+        plan.requests.extend([does("next"), does("next"), does("spin")]);
+        plans.push(plan.lasting(Duration::from_secs(8)));
+    }
+    let loads: Vec<_> = plans.into_iter().map(|plan| load::start(plan).unwrap()).collect();
+    let reports: Vec<_> = loads.into_iter().map(|load| load.finish().unwrap()).collect();
+    // What one call took is the same for all: their number is the share.
+    let loops: Vec<u64> = reports.iter().map(|report| ended(report).0).collect();
+    println!("endless loops that were ended, by tenant: {loops:?}");
+    let fair = loops.iter().sum::<u64>() / BUSY as u64;
+    assert!(fair >= 20, "too few to tell: {loops:?}");
+    assert!(
+        loops.iter().all(|of_one| of_one * 10 >= fair * 8),
+        "each has at least 0.8 of its share: {loops:?}"
     );
-    assert!(noise.total() >= 2 * CALLS as u64, "{noise}");
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::extract::State;
-use beamline_control::{Deletion, DeletionView, TenantView, Unloaded, UpstreamView};
+use beamline_control::{Deletion, DeletionView, Suspended, TenantView, Unloaded, UpstreamView};
 use beamline_model::{Grant, HostName, RevisionId, SubjectGrant, TenantName, UpstreamName, UpstreamRange};
 use beamline_queue::Queue;
 use http::StatusCode;
@@ -55,6 +55,8 @@ pub(crate) struct TenantAnswer {
     deletion: Option<Deletion>,
     upstreams: BTreeMap<UpstreamName, UpstreamAnswer>,
     unloaded: Vec<Unloaded>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    suspended: Vec<Suspended>,
 }
 
 #[derive(Serialize)]
@@ -85,6 +87,7 @@ fn answer(view: TenantView, queue: &Queue) -> TenantAnswer {
         previous: view.previous,
         deletion: view.deletion,
         unloaded: view.unloaded,
+        suspended: view.suspended,
     }
 }
 

@@ -41,5 +41,5 @@ pub use settings::ControlSettings;
 pub use snapshot::Snapshot;
 pub use view::{
     Applied, DeletionView, ModuleListing, ModuleView, RevisionListing, RevisionView, SecretListing,
-    SecretSet, Status, TenantView, UpstreamBacklog, UpstreamView,
+    SecretSet, Status, Suspended, TenantView, UpstreamBacklog, UpstreamView,
 };

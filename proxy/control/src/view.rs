@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use beamline_filter_host::ModuleInfo;
-use beamline_model::{Grant, Manifest, RevisionId, SecretName, TenantName, UpstreamName};
+use beamline_model::{FilterName, Grant, Manifest, RevisionId, SecretName, TenantName, UpstreamName};
 use beamline_store::Deletion;
 use serde::Serialize;
 
@@ -67,6 +67,17 @@ pub struct TenantView {
     pub upstreams: BTreeMap<UpstreamName, UpstreamView>,
     /// The filters whose module this node could not load. Empty where all is well.
     pub unloaded: Vec<Unloaded>,
+    /// The filters that failed too often and are left out for now on this node.
+    pub suspended: Vec<Suspended>,
+}
+
+/// A filter whose breaker is not closed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Suspended {
+    /// The filter.
+    pub filter: FilterName,
+    /// Milliseconds until a request tries it again; 0 where the next one does, or one is trying.
+    pub retry_ms: u64,
 }
 
 /// An upstream.

@@ -12,7 +12,7 @@ use beamline_upstream::BoxError;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use crate::body::Counted;
+use crate::{body::Counted, filtered::Passed};
 
 /// The half that the upstream reads. The other half is [`Capture`].
 pub(crate) struct CapturingBody(Rc<RefCell<Inner>>);
@@ -21,7 +21,7 @@ pub(crate) struct CapturingBody(Rc<RefCell<Inner>>);
 pub(crate) struct Capture(Rc<RefCell<Inner>>);
 
 struct Inner {
-    body: Counted,
+    body: Passed<Counted>,
     /// None once the body has outgrown what may be queued or its file failed: it then only streams.
     kept: Option<BodyBuffer>,
     why_not: Option<BodyError>,
@@ -38,7 +38,7 @@ pub(crate) enum CaptureError {
 }
 
 /// Splits a body into the half to send and the half to keep.
-pub(crate) fn capture(body: Counted, buffer: BodyBuffer) -> (CapturingBody, Capture) {
+pub(crate) fn capture(body: Passed<Counted>, buffer: BodyBuffer) -> (CapturingBody, Capture) {
     let ended = body.is_end_stream();
     let inner = Rc::new(RefCell::new(Inner { body, kept: Some(buffer), why_not: None, ended }));
     (CapturingBody(Rc::clone(&inner)), Capture(inner))

@@ -22,12 +22,12 @@ use beamline_telemetry::{QueuedRef, SpanId};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts};
 use http_body::Body as _;
-use hyper::body::Incoming;
 
 use crate::{
     body::{ClientBody, Counted},
     capture::{CaptureError, capture},
     credentials::{self, Bound, CREDENTIALS},
+    filtered::Passed,
     forward::{Kept, Outbound, TRACEPARENT},
     idempotency::{self, Checked, IDEMPOTENCY_KEY},
     prefer::{PREFER, PREFERENCE_APPLIED, asks_for_async},
@@ -246,7 +246,7 @@ pub(crate) async fn without_a_try(
     claim: Option<KeyClaim>,
 ) -> Result<Response<ClientBody>, Refusal> {
     queueing.claim = claim;
-    let body = read_whole(worker, exchange, upstream, outbound.body, &queueing).await?;
+    let body = read_whole(worker, upstream, outbound.body, &queueing).await?;
     store(worker, exchange, tenant, upstream, queueing, &outbound.parts, body).await
 }
 
@@ -258,14 +258,12 @@ pub(crate) fn body_buffer(worker: &Shared, limit: u64, has_key: bool) -> BodyBuf
 
 async fn read_whole(
     worker: &Shared,
-    exchange: &mut Finishing,
     upstream: &UpstreamRuntime,
-    incoming: Incoming,
+    body: Passed<Counted>,
     queueing: &Eligibility,
 ) -> Result<BodyBuffer, Refusal> {
-    let counted = Counted { incoming, bytes: exchange.count_request() };
     let buffer = body_buffer(worker, queueing.max_body, queueing.claim.is_some());
-    match capture(counted, buffer).1.whole().await {
+    match capture(body, buffer).1.whole().await {
         Ok(body) => Ok(body),
         Err(CaptureError::ClientGone) => Err(client_gone()),
         Err(CaptureError::NotKept(error @ BodyError::TooLarge { .. })) => {
@@ -342,7 +340,7 @@ pub(crate) async fn by_verdict(
         queueing.ordering_key = options.ordering_key;
     }
     outbound.prepare(exchange, upstream);
-    let body = read_whole(worker, exchange, upstream, outbound.body, &queueing).await?;
+    let body = read_whole(worker, upstream, outbound.body, &queueing).await?;
     store(worker, exchange, tenant, upstream, queueing, &outbound.parts, body).await
 }
 
@@ -472,6 +470,10 @@ pub(crate) fn accepted_before(
     accepted_response(worker, receipt, asks_for_async(headers), "accepted before", ASK_AGAIN)
 }
 
+/// Marks the answer to a request that was accepted: filters may change it, but their failing does not take it back.
+#[derive(Clone, Copy)]
+pub(crate) struct Accepted;
+
 /// `202 Accepted` with where to ask what became of it.
 fn accepted_response(
     worker: &Shared,
@@ -484,6 +486,7 @@ fn accepted_response(
     let body = serde_json::json!({ "status": "accepted", "receipt": location }).to_string();
     let mut response = Response::new(ClientBody::full(Bytes::from(body)));
     *response.status_mut() = StatusCode::ACCEPTED;
+    response.extensions_mut().insert(Accepted);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -11,12 +11,12 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, header, request::Parts, uri::PathAndQuery,
 };
 use http_body::Body as _;
-use hyper::body::Incoming;
 
 use crate::{
     body::{ClientBody, Counted, RequestBody},
     capture::{Capture, capture},
     enqueue::{self, Failed, Queueing},
+    filtered::Passed,
     idempotency::{self, Caller, Checked},
     respond::Refusal,
     transaction::Finishing,
@@ -31,7 +31,8 @@ pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 pub(crate) struct Outbound {
     pub(crate) client: SocketAddr,
     pub(crate) parts: Parts,
-    pub(crate) body: Incoming,
+    /// As the filters leave it.
+    pub(crate) body: Passed<Counted>,
     /// Who the caller of a request with an `Idempotency-Key` is, from before the filters.
     pub(crate) caller: Option<Caller>,
     timeout: Option<Duration>,
@@ -39,7 +40,12 @@ pub(crate) struct Outbound {
 }
 
 impl Outbound {
-    pub(crate) fn new(client: SocketAddr, parts: Parts, body: Incoming, caller: Option<Caller>) -> Self {
+    pub(crate) fn new(
+        client: SocketAddr,
+        parts: Parts,
+        body: Passed<Counted>,
+        caller: Option<Caller>,
+    ) -> Self {
         Self { client, parts, body, caller, timeout: None, host: None }
     }
 
@@ -119,7 +125,7 @@ pub(crate) async fn send(
     outbound.parts.headers.insert(TRACEPARENT, exchange.trace().traceparent(span));
     let options = SendOptions { response_timeout: outbound.timeout, probe: false };
     upstream.headers.set(&mut outbound.parts.headers).map_err(|_| secret_unavailable(upstream))?;
-    let (body, kept) = outgoing_body(worker, exchange, outbound.body, &queueing, claim.is_some());
+    let (body, kept) = outgoing_body(worker, outbound.body, &queueing, claim.is_some());
     let request = Request::from_parts(upstream_head(outbound.parts), body);
 
     match worker.pools.send(&upstream.cluster, request, options).await {
@@ -186,22 +192,20 @@ pub(crate) enum Kept {
 
 fn outgoing_body(
     worker: &Shared,
-    exchange: &mut Finishing,
-    body: Incoming,
+    body: Passed<Counted>,
     queueing: &Queueing,
     has_key: bool,
 ) -> (RequestBody, Kept) {
     if body.is_end_stream() {
         return (RequestBody::Empty, Kept::Nothing);
     }
-    let counted = Counted { incoming: body, bytes: exchange.count_request() };
     match queueing {
         Queueing::OnFailure(eligible) => {
             let buffer = enqueue::body_buffer(worker, eligible.max_body, has_key);
-            let (sent, kept) = capture(counted, buffer);
+            let (sent, kept) = capture(body, buffer);
             (RequestBody::Kept(sent), Kept::Captured(kept))
         }
-        _ => (RequestBody::Streamed(counted), Kept::Streamed),
+        _ => (RequestBody::Streamed(body), Kept::Streamed),
     }
 }
 

@@ -12,11 +12,11 @@ use beamline_queue::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 
 use crate::{
-    body::ClientBody,
+    body::{ClientBody, Counted},
     enqueue::{accepted_before, client_gone, has_method},
+    filtered::Passed,
     forward::Outbound,
     respond::Refusal,
     transaction::Finishing,
@@ -116,7 +116,7 @@ pub(crate) async fn check(
         // Sent without knowing, it could be done twice.
         Err(QueueError::Log(error)) => return Err(unknown(worker, &error)),
     };
-    let body = digest(exchange, &mut outbound.body).await?;
+    let body = digest(&mut outbound.body).await?;
     let parts = &outbound.parts;
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
     let content_type = parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
@@ -143,11 +143,10 @@ pub(crate) fn reused() -> Refusal {
 }
 
 /// The hash of a body that nobody needs any more.
-async fn digest(exchange: &mut Finishing, body: &mut Incoming) -> Result<BodyDigest, Refusal> {
-    let (count, mut hasher) = (exchange.count_request(), BodyHasher::default());
+async fn digest(body: &mut Passed<Counted>) -> Result<BodyDigest, Refusal> {
+    let mut hasher = BodyHasher::default();
     while let Some(frame) = body.frame().await {
         if let Some(data) = frame.map_err(|_| client_gone())?.data_ref() {
-            count.set(count.get() + data.len() as u64);
             hasher.update(data);
         }
     }

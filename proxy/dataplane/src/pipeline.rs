@@ -1,22 +1,24 @@
-//! The life of a request, in order: identify tenant → filter chain → verdict → upstream, queue or local response.
+//! The life of a request, in order: identify tenant → filter chain (request) → verdict → upstream, queue or local
+//! response → filter chain (response, backward) → client.
 //!
 //! This file holds only the order of the phases and what each early return does. Each step is a module.
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use beamline_control::{TenantRuntime, UpstreamRuntime};
-use beamline_filter_host::{Decision, HostView, RequestHead};
+use beamline_filter_host::{Decision, Failure, HostView, RequestHead};
 use beamline_http::{ErrorKind, RESERVED_PATH, authority_of, is_loop};
 use beamline_telemetry::Verdict;
 use http::{HeaderValue, Request, Response, header, request::Parts};
 use hyper::body::Incoming;
 
 use crate::{
-    body::ClientBody,
+    body::{ClientBody, Counted},
     enqueue,
+    filtered::Passed,
     forward::{self, REQUEST_ID},
     idempotency::Caller,
-    receipts,
+    phases, receipts,
     respond::{self, Refusal},
     transaction::{Finishing, failure_kind},
     view::TenantView,
@@ -35,6 +37,10 @@ pub(crate) async fn handle(
         Ok(response) => response,
         Err(refusal) => respond::problem(&worker, &mut exchange, refusal),
     };
+    // Filter chain, response phases: of chains that have any, and after whatever the request's way came to.
+    if let Some(later) = exchange.later().cloned() {
+        response = phases::of_response(&worker, &mut exchange, &later, response).await;
+    }
     response.headers_mut().insert(REQUEST_ID, exchange.id_field());
     if worker.is_draining() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -63,36 +69,59 @@ async fn answer(
     // Who sent it, before filters change what it shows.
     let caller = if tenant.chain.is_empty() { None } else { Caller::of_keyed(&parts.headers) };
 
-    // Filter chain, request phase.
-    let (parts, decision) = filter(worker, exchange, &tenant, parts).await?;
+    // Filter chain, request phases.
+    let mut body = Passed::Plain(Counted::new(body, exchange));
+    let (parts, decision) = filter(worker, exchange, &tenant, parts, &mut body).await?;
 
     // Verdict.
-    let mut outbound = forward::Outbound::new(client, parts, body, caller);
+    let outbound = forward::Outbound::new(client, parts, body, caller);
+    let answered = carry_out(worker, exchange, &tenant, outbound, decision).await;
+    // A body that a filter broke off is not the client's doing.
+    answered.map_err(|refusal| match refusal.kind {
+        ErrorKind::ClientGone => exchange.later().and_then(|l| l.told.take_broken()).unwrap_or(refusal),
+        _ => refusal,
+    })
+}
+
+/// Does what the filters decided.
+async fn carry_out(
+    worker: &Rc<Shared>,
+    exchange: &mut Finishing,
+    tenant: &TenantRuntime,
+    mut outbound: forward::Outbound,
+    decision: Decision,
+) -> Result<Response<ClientBody>, Refusal> {
     match decision {
         Decision::Next => {
             exchange.record().verdict = Some(Verdict::Next);
             let upstream = tenant.default_upstream().ok_or_else(|| {
                 Refusal::new(ErrorKind::NoRoute, "no filter chose an upstream: set default_upstream in the manifest, or have a filter route the request")
             })?;
-            forward::send(worker, exchange, &tenant, upstream, outbound).await
+            forward::send(worker, exchange, tenant, upstream, outbound).await
         }
         Decision::Route { upstream, path, host, timeout } => {
             exchange.record().verdict = Some(Verdict::Route);
-            let upstream = named(&tenant, &upstream)?;
+            let upstream = named(tenant, &upstream)?;
             outbound.rewrite(path, host, timeout);
-            forward::send(worker, exchange, &tenant, upstream, outbound).await
+            forward::send(worker, exchange, tenant, upstream, outbound).await
         }
-        Decision::Respond { status, headers, body } => {
+        Decision::Respond(answer) => {
             exchange.record().verdict = Some(Verdict::Respond);
-            Ok(respond::from_filter(status, headers, body))
+            Ok(respond::from_filter(answer))
         }
         Decision::Enqueue { upstream, options } => {
             exchange.record().verdict = Some(Verdict::Enqueue);
-            let upstream = named(&tenant, &upstream)?;
-            enqueue::by_verdict(worker, exchange, &tenant, upstream, outbound, options).await
+            let upstream = named(tenant, &upstream)?;
+            enqueue::by_verdict(worker, exchange, tenant, upstream, outbound, options).await
         }
+        // Read it was, before the chain came to its end.
+        Decision::ReadBody => Err(Refusal::new(ErrorKind::Internal, "a body was to be read, and was not")),
         Decision::Failed { filter, failure } => {
-            Err(Refusal::new(failure_kind(&failure), format!("filter {filter}: {failure}")))
+            let refusal = Refusal::new(failure_kind(&failure), format!("filter {filter}: {failure}"));
+            Err(match failure {
+                Failure::LeftOut(left) => refusal.retry_after(left),
+                _ => refusal,
+            })
         }
     }
 }
@@ -117,12 +146,13 @@ fn identify(worker: &Shared, exchange: &mut Finishing, parts: &Parts) -> Result<
     Ok(tenant)
 }
 
-/// Runs the tenant's filters over the request's head.
+/// Runs the tenant's filters over the request's head, and its body where they want to see it.
 async fn filter(
-    worker: &Shared,
+    worker: &Rc<Shared>,
     exchange: &mut Finishing,
     tenant: &Arc<TenantRuntime>,
     mut parts: Parts,
+    body: &mut Passed<Counted>,
 ) -> Result<(Parts, Decision), Refusal> {
     if tenant.chain.is_empty() {
         return Ok((parts, Decision::Next));
@@ -132,9 +162,12 @@ async fn filter(
     let headers = std::mem::take(&mut parts.headers);
     let host = exchange.record().host.as_str().into();
     let head = RequestHead::new(parts.method.clone(), parts.uri.clone(), host, headers);
-    let outcome = tenant.chain.on_request(&worker.engine, &view, head).await;
+    let mut outcome = tenant.chain.on_request(&worker.engine, &view, head).await;
+    if tenant.chain.has_later_phases() {
+        outcome = phases::of_request(worker, exchange, tenant, &view, outcome, body).await?;
+    }
     parts.headers = outcome.head.headers;
-    exchange.filters(outcome.runs, &tenant.label, tenant.revision.0);
+    exchange.filters(outcome.runs);
     Ok((parts, outcome.decision))
 }
 

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use beamline_filter_host::Answer;
 use beamline_http::{ErrorKind, Problem, proxy_status};
 use beamline_node_state::Phase;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderValue, Response, StatusCode, header};
 
 use crate::{body::ClientBody, transaction::Finishing, worker::Shared};
 
@@ -66,10 +67,15 @@ pub(crate) fn problem(worker: &Shared, exchange: &mut Finishing, refusal: Refusa
     response
 }
 
+/// Whether a response of this status has a body (RFC 9110, sections 15.3.5, 15.3.6 and 15.4.5).
+pub(crate) fn allows_body(status: StatusCode) -> bool {
+    !matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED)
+}
+
 /// A filter's own response.
-pub(crate) fn from_filter(status: StatusCode, headers: HeaderMap, body: Bytes) -> Response<ClientBody> {
-    let bodiless = status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
-    let mut response = Response::new(ClientBody::full(if bodiless { Bytes::new() } else { body }));
+pub(crate) fn from_filter(answer: Answer) -> Response<ClientBody> {
+    let Answer { status, headers, body } = answer;
+    let mut response = Response::new(ClientBody::full(if allows_body(status) { body } else { Bytes::new() }));
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     response

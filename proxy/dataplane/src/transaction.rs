@@ -13,7 +13,11 @@ use beamline_telemetry::{
 use beamline_upstream::{AttemptInfo, Attempts};
 use http::{HeaderName, HeaderValue, Version, request::Parts, uri::PathAndQuery};
 
-use crate::worker::Shared;
+use crate::{
+    failures,
+    phases::{Endings, Later, wants_the_end},
+    worker::Shared,
+};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
@@ -25,6 +29,8 @@ pub(crate) struct Finishing {
     record: Option<Transaction>,
     request_bytes: Option<Rc<Cell<u64>>>,
     id_field: Option<HeaderValue>,
+    /// What the later phases of its filters need, where they have any.
+    later: Option<Rc<Later>>,
 }
 
 impl Finishing {
@@ -41,6 +47,7 @@ impl Finishing {
             record: Some(record),
             request_bytes: None,
             id_field: None,
+            later: None,
         })
     }
 
@@ -83,39 +90,19 @@ impl Finishing {
     }
 
     /// Takes down what the filters did, and passes on what they logged.
-    pub(crate) fn filters(&mut self, runs: Vec<FilterRun>, tenant: &str, revision: u64) {
+    pub(crate) fn filters(&mut self, runs: Vec<FilterRun>) {
         let worker = Rc::clone(&self.worker);
-        let record = self.record();
-        for run in runs {
-            for (level, message) in &run.log.lines {
-                let level = match level {
-                    LogLevel::Debug => Level::Debug,
-                    LogLevel::Info => Level::Info,
-                    LogLevel::Warn => Level::Warn,
-                    LogLevel::Error => Level::Error,
-                };
-                worker.telemetry.guest_log(&GuestLog {
-                    at: record.started.wall + record.started.offset_of(run.started),
-                    tenant,
-                    revision,
-                    trace: &record.trace,
-                    request_id: record.request_id,
-                    filter: &run.filter,
-                    level,
-                    message,
-                    cut_bytes: run.log.cut,
-                });
-            }
-            record.filters.push(FilterRecord {
-                name: run.filter,
-                module: run.module.unwrap_or_else(|| "".into()),
-                started: record.started.offset_of(run.started),
-                duration: run.duration,
-                cpu: run.cpu,
-                outcome: run.failure.as_ref().map_or(FilterRecord::OK, |f| failure_kind(f).token()),
-                verdict: verdict_named(run.verdict),
-            });
-        }
+        filter_records(&worker, self.record(), runs);
+    }
+
+    /// Its filters have later phases.
+    pub(crate) fn goes_on(&mut self, later: Rc<Later>) {
+        self.later = Some(later);
+    }
+
+    /// What the later phases need.
+    pub(crate) fn later(&self) -> Option<&Rc<Later>> {
+        self.later.as_ref()
     }
 
     /// Takes down what was tried at the upstream. The last attempt is the one whose span `span` went out.
@@ -129,9 +116,9 @@ impl Finishing {
         self.record().response_bytes += bytes as u64;
     }
 
-    /// The upstream's response broke in its body: the client's is cut too.
-    pub(crate) fn broken(&mut self) {
-        self.record().error = Some(ErrorKind::UpstreamReset.token());
+    /// The response broke in its body, by its upstream or by a filter, whose error's token this is: the client's is cut too.
+    pub(crate) fn broken(&mut self, by_filter: Option<&'static str>) {
+        self.record().error = Some(by_filter.unwrap_or(ErrorKind::UpstreamReset.token()));
     }
 
     /// The response's body is gone: sent whole, or given up because the client went away.
@@ -152,7 +139,56 @@ impl Drop for Finishing {
         if record.status.is_none() {
             record.error.get_or_insert(ErrorKind::ClientGone.token());
         }
+        if let Some(later) = self.later.take() {
+            filter_records(&self.worker, &mut record, later.told.take_runs());
+            if wants_the_end(&later) {
+                return Endings::add(&self.worker, later, record);
+            }
+        }
         self.worker.telemetry.finish(record);
+    }
+}
+
+/// Takes down in a record what filters did, and passes on what they logged.
+pub(crate) fn filter_records(worker: &Shared, record: &mut Transaction, runs: Vec<FilterRun>) {
+    let tenant = record.tenant.clone().unwrap_or_default();
+    for run in runs {
+        for (level, message) in &run.log.lines {
+            let level = match level {
+                LogLevel::Debug => Level::Debug,
+                LogLevel::Info => Level::Info,
+                LogLevel::Warn => Level::Warn,
+                LogLevel::Error => Level::Error,
+            };
+            worker.telemetry.guest_log(&GuestLog {
+                at: record.started.wall + record.started.offset_of(run.started),
+                tenant: &tenant,
+                revision: record.revision.unwrap_or_default(),
+                trace: &record.trace,
+                request_id: record.request_id,
+                filter: &run.filter,
+                level,
+                message,
+                cut_bytes: run.log.cut,
+            });
+        }
+        failures::tell(
+            worker.telemetry.telemetry(),
+            record,
+            &run,
+            &tenant,
+            record.revision.unwrap_or_default(),
+        );
+        record.filters.push(FilterRecord {
+            name: run.filter,
+            module: run.module.unwrap_or_else(|| "".into()),
+            phase: run.phase.as_str(),
+            started: record.started.offset_of(run.started),
+            duration: run.duration,
+            cpu: run.cpu,
+            outcome: run.failure.as_ref().map_or(FilterRecord::OK, |f| failure_kind(f).token()),
+            verdict: verdict_named(run.verdict),
+        });
     }
 }
 
@@ -201,7 +237,10 @@ pub(crate) fn failure_kind(failure: &Failure) -> ErrorKind {
         Failure::CpuTime(_) | Failure::WallTime(_) => ErrorKind::FilterTimeout,
         Failure::Memory(_) => ErrorKind::FilterMemory,
         Failure::Capacity => ErrorKind::FilterCapacity,
+        Failure::Body { response: false, .. } => ErrorKind::FilterRequestBody,
+        Failure::Body { response: true, .. } => ErrorKind::FilterResponseBody,
         Failure::Verdict(_) => ErrorKind::FilterVerdict,
         Failure::Unavailable => ErrorKind::FilterUnavailable,
+        Failure::LeftOut(_) => ErrorKind::FilterSuspended,
     }
 }

@@ -29,7 +29,12 @@ use tokio::{
     time::{Instant, MissedTickBehavior},
 };
 
-use crate::{Heartbeats, Listener, connection, listener::refuse_new};
+use crate::{
+    Heartbeats, Listener, connection,
+    listener::refuse_new,
+    phases::Endings,
+    room::{Room, WORKER_BODIES},
+};
 
 /// How often a worker shows that it turns, and hands over its telemetry.
 const TICK: Duration = Duration::from_millis(100);
@@ -118,6 +123,8 @@ pub(crate) struct Shared {
     pub(crate) sampler: Sampler,
     pub(crate) settings: WorkerSettings,
     pub(crate) in_flight: Cell<u64>,
+    pub(crate) endings: Endings,
+    pub(crate) room: Rc<Room>,
     draining: Cell<bool>,
     drain_begins: Notify,
     connections: Cell<usize>,
@@ -137,6 +144,8 @@ impl Shared {
             sampler: parts.telemetry.sampler(),
             settings: parts.settings.clone(),
             in_flight: Cell::new(0),
+            endings: Endings::default(),
+            room: Room::of(WORKER_BODIES),
             draining: Cell::new(false),
             drain_begins: Notify::new(),
             connections: Cell::new(0),
@@ -167,6 +176,11 @@ impl Shared {
         if !self.is_draining() {
             begins.await;
         }
+    }
+
+    /// Tells a drain that waits for it.
+    pub(crate) fn something_ended(&self) {
+        self.connection_ended.notify_waiters();
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -261,6 +275,7 @@ async fn run(
 ) -> DrainOutcome {
     let shared = Rc::new(Shared::new(parts));
     let ticking = tokio::task::spawn_local(tick(Rc::clone(&shared), parts.heartbeats.clone(), index));
+    let ending = tokio::task::spawn_local(Endings::run(Rc::clone(&shared)));
     let mut accepting = Vec::new();
     for listener in listeners {
         match TcpListener::from_std(listener) {
@@ -279,12 +294,15 @@ async fn run(
         let _ = accepting.await;
     }
     let deadline = Instant::now() + shared.settings.drain.deadline;
-    while shared.connections.get() > 0 {
+    while shared.connections.get() > 0 || shared.endings.any() {
         if tokio::time::timeout_at(deadline, shared.connection_ended.notified()).await.is_err() {
             break;
         }
     }
     ticking.abort();
+    ending.abort();
+    // What is cut off now ends when the runtime is dropped: nobody would take its ending up any more.
+    shared.endings.close();
     parts.heartbeats.ended(index);
     shared.telemetry.flush();
     DrainOutcome { cut: shared.in_flight.get() }

@@ -9,11 +9,26 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use thiserror::Error;
-use wasmtime::{Store, Trap, UpdateDeadline, component::Resource};
+use wasmtime::{Store, Trap, UpdateDeadline, WasmBacktrace, component::Resource};
 
 use crate::{
-    bindings::beamline::edge::verdicts::Verdict, host::CallState, module::Module, reset, ticker::TICK,
+    bindings::{
+        beamline::edge::{
+            bodies::ChunkVerdict,
+            verdicts::{ResponseVerdict, Verdict},
+        },
+        exports::beamline::edge::{
+            finish_handler::Outcome, whole_request_handler::Decision as WholeRequestDecision,
+            whole_response_handler::Decision as WholeResponseDecision,
+        },
+    },
+    host::CallState,
+    module::Module,
+    phases::Phase,
+    reset,
+    ticker::TICK,
 };
 
 /// CPU time after which a guest is set aside, at the next epoch tick. A guest that spins holds a data worker for 1 to 2 ms:
@@ -41,16 +56,47 @@ pub enum Failure {
         "the instance asked for more than its limit of {0} bytes of memory, then trapped: use less, or ask for more in limits.memory"
     )]
     Memory(usize),
-    /// Too many calls of this tenant, or of the node, are under way.
-    #[error("too many filter calls are under way")]
+    /// Too many calls of this tenant, or of the node, are under way, or bodies kept for them.
+    #[error("too many filter calls are under way, or bodies kept for them")]
     Capacity,
+    /// More of a body would have to be kept than `limits.body`.
+    #[error("more than limits.body = {limit} bytes of the {} would have to be kept", if *.response { "response's body" } else { "request's body" })]
+    Body {
+        /// The limit in bytes.
+        limit: u64,
+        /// Whose body it is: the response's, or the request's.
+        response: bool,
+    },
     /// The verdict has a part that cannot be carried out.
     #[error("the verdict cannot be carried out: {0}")]
     Verdict(String),
     /// The module is not loaded on this node.
     #[error("the module is not loaded on this node")]
     Unavailable,
+    /// The module failed too often lately: it is left out for this long.
+    #[error(
+        "the filter failed too often lately and is left out for another {0:?}: see the log for why it failed"
+    )]
+    LeftOut(Duration),
 }
+
+impl Failure {
+    /// Whether the module is to blame, not the node or what else the tenant runs.
+    pub(crate) fn is_the_modules(&self) -> bool {
+        matches!(self, Self::Trap(_) | Self::CpuTime(_) | Self::Memory(_) | Self::Verdict(_))
+    }
+}
+
+/// Bytes that a guest may hand to the host at once: a verdict with its body, or the arguments of a host function.
+/// They are copied, and a guest can name the same bytes many times over in one list. The largest body of a filter, and a
+/// head.
+pub(crate) const MAX_HANDED_OVER: usize = 17 << 20;
+/// Handles of resources that an instance may hold at once.
+pub(crate) const MAX_HANDLES: usize = 1_000;
+/// Bytes of a backtrace that are kept.
+const MAX_BACKTRACE: usize = 2_048;
+/// Bytes of one of its lines: names are the guest's, and as long as it likes.
+const MAX_BACKTRACE_LINE: usize = 160;
 
 /// What a slice is measured by: wall time on a data worker, where it is short, or the thread's CPU time in the
 /// slow lane, whose niced thread may wait long between two instructions.
@@ -64,7 +110,8 @@ thread_local! {
     static SLICE_CLOCK: Cell<Option<SliceClock>> = const { Cell::new(None) };
 }
 
-fn thread_cpu() -> Duration {
+/// CPU time of this thread.
+pub(crate) fn thread_cpu() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
@@ -151,11 +198,64 @@ pub(crate) fn at_tick(state: &mut CallState) -> wasmtime::Result<UpdateDeadline>
     Ok(UpdateDeadline::YieldCustom(1, Box::pin(SetAside(false))))
 }
 
-/// What a finished call leaves: the state that went in, and a verdict or why there is none.
+/// What a finished call leaves: the state that went in, and what the guest gave or why it gave nothing.
 pub(crate) struct Finished {
     pub(crate) state: CallState,
-    pub(crate) verdict: Result<Verdict, Failure>,
+    pub(crate) given: Result<Given, Failure>,
     pub(crate) cpu: Duration,
+    /// The functions that were running where it trapped, innermost first; by name where the module has names.
+    pub(crate) backtrace: Option<Box<str>>,
+}
+
+/// What a guest gives, by its phase.
+pub(crate) enum Given {
+    Request(Verdict),
+    WholeRequest(WholeRequestDecision),
+    Response(ResponseVerdict),
+    WholeResponse(WholeResponseDecision),
+    Chunk(ChunkVerdict),
+    Nothing,
+}
+
+/// What a phase after the request's head is given beside the heads.
+pub(crate) enum Input {
+    WholeRequest(Bytes),
+    RequestBody(Bytes, bool),
+    Response,
+    WholeResponse(Bytes),
+    ResponseBody(Bytes, bool),
+    Finish(Outcome),
+}
+
+impl Input {
+    pub(crate) fn phase(&self) -> Phase {
+        match self {
+            Self::WholeRequest(_) => Phase::WholeRequest,
+            Self::RequestBody(..) => Phase::RequestBody,
+            Self::Response => Phase::Response,
+            Self::WholeResponse(_) => Phase::WholeResponse,
+            Self::ResponseBody(..) => Phase::ResponseBody,
+            Self::Finish(_) => Phase::Finish,
+        }
+    }
+}
+
+fn store(module: &Module, state: CallState) -> Store<CallState> {
+    let mut store = Store::new(module.engine(), state);
+    store.limiter(|state| &mut state.memory);
+    store.set_hostcall_fuel(MAX_HANDED_OVER);
+    store.set_max_component_handles(MAX_HANDLES);
+    store.epoch_deadline_callback(|mut cx| at_tick(cx.data_mut()));
+    store.set_epoch_deadline(1);
+    store
+}
+
+/// What a call leaves that came to this.
+pub(crate) fn finished(state: CallState, outcome: wasmtime::Result<Given>) -> Finished {
+    let backtrace = outcome.as_ref().err().and_then(backtrace);
+    let given = outcome.map_err(|error| classify(&error, &state));
+    let cpu = state.cpu_used();
+    Finished { state, given, cpu, backtrace }
 }
 
 /// Runs the request phase of `module`, in the tier that it has. The future is `Send`: it may move between threads
@@ -169,23 +269,84 @@ pub(crate) async fn on_request(module: Arc<Module>, state: CallState) -> Finishe
 
 /// Runs the request phase of `module` in a fresh component instance.
 pub(crate) async fn in_fresh_instance(module: Arc<Module>, state: CallState) -> Finished {
-    let mut store = Store::new(module.engine(), state);
-    store.limiter(|state| &mut state.memory);
-    store.epoch_deadline_callback(|mut cx| at_tick(cx.data_mut()));
-    store.set_epoch_deadline(1);
+    let mut store = store(&module, state);
     let outcome = async {
-        let filter = module.pre().instantiate_async(&mut store).await?;
-        filter.beamline_edge_request_handler().call_handle(&mut store, Resource::new_borrow(0)).await
+        let instance = module.pre().instantiate_async(&mut store).await?;
+        let guest = module.exports().request(&mut store, &instance)?;
+        guest.call_handle(&mut store, Resource::new_borrow(0)).await.map(Given::Request)
     }
     .await;
-    let state = store.into_data();
-    let verdict = outcome.map_err(|error| classify(&error, &state));
-    let cpu = state.cpu_used();
-    Finished { state, verdict, cpu }
+    finished(store.into_data(), outcome)
+}
+
+/// Runs a later phase of `module`, in a fresh component instance whatever tier its request phase has. Apart from the
+/// request phase, whose future stays as small as it can be.
+pub(crate) async fn on_later(module: Arc<Module>, input: Input, state: CallState) -> Finished {
+    let mut store = store(&module, state);
+    let outcome = async {
+        let instance = module.pre().instantiate_async(&mut store).await?;
+        let (exports, store) = (module.exports(), &mut store);
+        // Their numbers mean nothing: see `host.rs`.
+        let (request, response) = (Resource::new_borrow(0), Resource::new_borrow(0));
+        Ok(match input {
+            Input::WholeRequest(body) => {
+                let guest = exports.whole_request(&mut *store, &instance)?;
+                Given::WholeRequest(guest.call_handle(store, request, &body).await?)
+            }
+            Input::RequestBody(chunk, last) => {
+                let guest = exports.request_body(&mut *store, &instance)?;
+                Given::Chunk(guest.call_handle(store, request, &chunk, last).await?)
+            }
+            Input::Response => {
+                let guest = exports.response(&mut *store, &instance)?;
+                Given::Response(guest.call_handle(store, request, response).await?)
+            }
+            Input::WholeResponse(body) => {
+                let guest = exports.whole_response(&mut *store, &instance)?;
+                Given::WholeResponse(guest.call_handle(store, request, response, &body).await?)
+            }
+            Input::ResponseBody(chunk, last) => {
+                let guest = exports.response_body(&mut *store, &instance)?;
+                Given::Chunk(guest.call_handle(store, request, response, &chunk, last).await?)
+            }
+            Input::Finish(outcome) => {
+                let guest = exports.finish(&mut *store, &instance)?;
+                guest.call_handle(store, request, &outcome).await?;
+                Given::Nothing
+            }
+        })
+    }
+    .await;
+    finished(store.into_data(), outcome)
+}
+
+/// The backtrace of a failure, bounded in lines and bytes.
+fn backtrace(error: &wasmtime::Error) -> Option<Box<str>> {
+    let whole = error.downcast_ref::<WasmBacktrace>()?.to_string();
+    Some(bounded(&whole)).filter(|text| !text.is_empty()).map(Into::into)
+}
+
+/// The frames of a backtrace as wasmtime writes it: what stands before them and control characters left out.
+fn bounded(backtrace: &str) -> String {
+    let mut out = String::new();
+    // Each frame begins with its number and a colon.
+    let frames =
+        backtrace.lines().map(str::trim).filter(|line| line.starts_with(|c: char| c.is_ascii_digit()));
+    for line in frames {
+        let end = line.floor_char_boundary(MAX_BACKTRACE_LINE);
+        if out.len() + end + 1 > MAX_BACKTRACE {
+            break;
+        }
+        if !out.is_empty() {
+            out.push('\n');
+        }
+        out.extend(line[..end].chars().filter(|c| !c.is_control()));
+    }
+    out
 }
 
 /// What a guest's failure is put down to.
-pub(crate) fn classify(error: &wasmtime::Error, state: &CallState) -> Failure {
+fn classify(error: &wasmtime::Error, state: &CallState) -> Failure {
     if error.downcast_ref::<CpuExhausted>().is_some() {
         Failure::CpuTime(state.cpu.limit)
     } else if error.downcast_ref::<wasmtime::PoolConcurrencyLimitError>().is_some() {
@@ -196,5 +357,20 @@ pub(crate) fn classify(error: &wasmtime::Error, state: &CallState) -> Failure {
         Failure::Trap(trap.to_string())
     } else {
         Failure::Trap(error.root_cause().to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backtrace_is_bounded_whatever_a_module_calls_its_functions() {
+        let long = "é".repeat(1000);
+        let frames: String = (0..20).map(|i| format!("    {i}:   0x1f - evil.wasm!{long}\u{7}\n")).collect();
+        let text = bounded(&format!("error while executing at wasm backtrace:\n{frames}"));
+        assert!(text.starts_with("0:   0x1f - evil.wasm!é") && text.len() <= MAX_BACKTRACE, "{text}");
+        assert!(text.lines().count() > 5 && text.lines().all(|l| l.len() <= MAX_BACKTRACE_LINE), "{text}");
+        assert_eq!(bounded("nothing of it"), "");
     }
 }

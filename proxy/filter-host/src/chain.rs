@@ -1,4 +1,7 @@
-//! A tenant's filters, run one after the other over a request head until one decides.
+//! A tenant's filters: run one after the other over a request head until one decides, and backward over its response.
+//!
+//! The filters that a request reached, up to the one that decided, are those that its response goes back through, the last
+//! first: each wraps what comes after it. An answer that a filter gives itself goes back through the filters before it.
 
 use std::{
     pin::Pin,
@@ -13,13 +16,16 @@ use http::{HeaderMap, StatusCode, uri::PathAndQuery};
 use tokio::time::timeout_at;
 
 use crate::{
-    bindings::beamline::edge::verdicts::Verdict,
-    call::{Failure, Finished, begin_inline_slice, on_request},
+    bindings::beamline::edge::verdicts::{self, Verdict},
+    breaker::{self, Breaker, BreakerChange, BreakerState, Leave},
+    call::{Failure, Finished, Given, begin_inline_slice, on_request},
     engine::Engine,
-    head::RequestHead,
-    host::{CallState, GuestLog, HostView},
-    load::{LongCall, TenantLoad},
+    head::{RequestHead, Seen},
+    host::{CallState, GuestLog, HostView, Subject, final_status},
+    load::TenantLoad,
     module::Module,
+    passage::{Contexts, Passage},
+    phases::{Phase, PhaseSet},
     slow_lane::Call,
 };
 
@@ -39,12 +45,29 @@ pub struct FilterSetup {
     pub on_error: OnError,
 }
 
+impl FilterSetup {
+    /// The phases that it takes part in. Of a module that is not loaded nothing else is known than that it fails in the first.
+    pub(crate) fn has(&self, phase: Phase) -> bool {
+        self.module.as_ref().map_or(phase == Phase::Request, |module| module.phases().has(phase))
+    }
+}
+
+/// One filter in its place.
+#[derive(Debug)]
+pub(crate) struct Link {
+    label: Arc<str>,
+    setup: FilterSetup,
+    breaker: Arc<Breaker>,
+}
+
 /// A tenant's filter chain.
 #[derive(Debug)]
 pub struct Chain {
     tenant: TenantName,
-    limits: FilterLimits,
-    filters: Vec<(Arc<str>, FilterSetup)>,
+    pub(crate) limits: FilterLimits,
+    filters: Vec<Link>,
+    /// The phases that any of them takes part in.
+    phases: PhaseSet,
     load: Arc<TenantLoad>,
 }
 
@@ -65,14 +88,7 @@ pub enum Decision {
         timeout: Option<Duration>,
     },
     /// Answer without an upstream.
-    Respond {
-        /// 200 to 599.
-        status: StatusCode,
-        /// Its fields, by the rules of `beamline_http::checked_field`.
-        headers: HeaderMap,
-        /// Its body.
-        body: Bytes,
-    },
+    Respond(Answer),
     /// Queue the request.
     Enqueue {
         /// The upstream's name, as the guest wrote it.
@@ -80,6 +96,8 @@ pub enum Decision {
         /// How.
         options: EnqueueOptions,
     },
+    /// Read the request's whole body, and go on with [`Chain::on_whole_request`].
+    ReadBody,
     /// A filter failed and its `on_error` is `fail-closed`.
     Failed {
         /// The filter.
@@ -87,6 +105,17 @@ pub enum Decision {
         /// Why.
         failure: Failure,
     },
+}
+
+/// A filter's own answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// 200 to 599.
+    pub status: StatusCode,
+    /// Its fields, by the rules of `beamline_http::checked_field`.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Bytes,
 }
 
 /// How a filter wants a request to be queued, where it says more than to which upstream.
@@ -107,18 +136,26 @@ pub struct FilterRun {
     pub filter: Arc<str>,
     /// Its module's digest.
     pub module: Option<Arc<str>>,
+    /// Its phase.
+    pub phase: Phase,
     /// When it began.
     pub started: Instant,
     /// Wall time.
     pub duration: Duration,
     /// CPU time.
     pub cpu: Duration,
-    /// `next`, `route`, `respond`, `enqueue`, or `failed`.
+    /// `next`, `route`, `respond`, `enqueue`, `read-body`, `failed`; empty in phases that decide nothing.
     pub verdict: &'static str,
     /// Why it failed.
     pub failure: Option<Failure>,
     /// What it logged.
     pub log: GuestLog,
+    /// The functions that were running where it trapped, innermost first, a line each: for logs, not for clients.
+    pub backtrace: Option<Box<str>>,
+    /// Whether the failure is to be told by itself: where a module fails often, only the first are.
+    pub told: bool,
+    /// What it changed for the calls that come.
+    pub breaker: Option<BreakerChange>,
 }
 
 /// What a chain's run leaves.
@@ -128,20 +165,58 @@ pub struct ChainOutcome {
     pub head: RequestHead,
     /// What was decided.
     pub decision: Decision,
-    /// What each filter did.
+    /// What each filter did, since it was last taken from here.
     pub runs: Vec<FilterRun>,
+    /// The body to send in place of the one that came, where a filter that saw it whole gave one.
+    pub body: Option<Bytes>,
+    /// How many filters the request has reached.
+    pub reached: usize,
+    pub(crate) contexts: Contexts,
+}
+
+impl ChainOutcome {
+    /// What the later phases are to know of the request, as it is now.
+    pub fn passage(&self, view: Arc<dyn HostView>) -> Passage {
+        Passage::new(self, view)
+    }
 }
 
 impl Chain {
     /// A chain of `filters` in their order; `limits` hold for each call of each of them.
     pub fn new(tenant: TenantName, limits: FilterLimits, filters: Vec<FilterSetup>) -> Self {
-        let filters = filters.into_iter().map(|f| (Arc::from(f.name.as_str()), f)).collect();
-        Self { tenant, limits, filters, load: TenantLoad::new() }
+        let link = |setup: FilterSetup| Link {
+            label: setup.name.as_str().into(),
+            setup,
+            breaker: Arc::new(Breaker::new(breaker::SETTINGS)),
+        };
+        let filters: Vec<_> = filters.into_iter().map(link).collect();
+        let phases = filters
+            .iter()
+            .filter_map(|link: &Link| link.setup.module.as_ref())
+            .fold(PhaseSet::default(), |all, module| all.and(module.phases()));
+        Self { tenant, limits, filters, phases, load: TenantLoad::new() }
     }
 
     /// Goes on counting the long calls of an earlier chain of the same tenant, so that a swap gives it no second limit.
+    /// Filters that did not change keep their breakers; what was changed gets a fresh chance.
     pub fn succeed(&mut self, earlier: &Self) {
         self.load = Arc::clone(&earlier.load);
+        for link in &mut self.filters {
+            let digest = |setup: &FilterSetup| setup.module.as_ref().map(|m| m.digest());
+            let same = earlier.filters.iter().find(|before| {
+                before.label == link.label
+                    && digest(&before.setup) == digest(&link.setup)
+                    && before.setup.config == link.setup.config
+            });
+            if let Some(before) = same.filter(|_| earlier.limits == self.limits) {
+                link.breaker = Arc::clone(&before.breaker);
+            }
+        }
+    }
+
+    /// Where each filter's breaker stands.
+    pub fn breakers(&self) -> impl Iterator<Item = (&FilterName, BreakerState)> {
+        self.filters.iter().map(|link| (&link.setup.name, link.breaker.state()))
     }
 
     /// Whether there is nothing to run.
@@ -151,7 +226,27 @@ impl Chain {
 
     /// The filters and their modules.
     pub fn filters(&self) -> impl Iterator<Item = &FilterSetup> {
-        self.filters.iter().map(|(_, f)| f)
+        self.filters.iter().map(|link| &link.setup)
+    }
+
+    /// Whether anything is to run after a request's head was decided on. Where not, nothing needs to be kept of it.
+    pub fn has_later_phases(&self) -> bool {
+        self.phases.has_later()
+    }
+
+    /// Whether the filter at this place takes part in `phase`.
+    pub fn has(&self, filter: usize, phase: Phase) -> bool {
+        self.filters.get(filter).is_some_and(|link| link.setup.has(phase))
+    }
+
+    /// The name of the filter at this place; empty where there is none.
+    pub fn name(&self, filter: usize) -> &str {
+        self.filters.get(filter).map_or("", |link| &link.label)
+    }
+
+    /// The most bytes of a body that are kept for a filter.
+    pub fn body_limit(&self) -> u64 {
+        self.limits.body.get()
     }
 
     /// Runs the request phase. Always answers, within the limits of its filters and their number.
@@ -162,108 +257,274 @@ impl Chain {
         &self,
         engine: &Engine,
         view: &Arc<dyn HostView>,
-        mut head: RequestHead,
+        head: RequestHead,
     ) -> ChainOutcome {
-        let mut runs = Vec::with_capacity(self.filters.len());
-        for (label, filter) in &self.filters {
-            let started = Instant::now();
-            let (returned, verdict, cpu, log) = self.call(engine, filter, view, head, started).await;
-            head = returned;
-            let outcome = verdict.and_then(carried_out);
-            let failed = outcome.is_err();
-            head.settle(!failed);
-            let mut run = FilterRun {
-                filter: Arc::clone(label),
-                module: filter.module.as_ref().map(|m| Arc::clone(m.label())),
-                started,
-                duration: started.elapsed(),
-                cpu,
-                verdict: "failed",
-                failure: None,
-                log,
-            };
-            match outcome {
-                Ok(decision) => {
-                    run.verdict = name_of(&decision);
-                    runs.push(run);
-                    if !matches!(decision, Decision::Next) {
-                        return ChainOutcome { head, decision, runs };
-                    }
-                }
-                Err(failure) => {
-                    run.failure = Some(failure.clone());
-                    runs.push(run);
-                    if filter.on_error == OnError::FailClosed {
-                        let decision = Decision::Failed { filter: Arc::clone(label), failure };
-                        return ChainOutcome { head, decision, runs };
-                    }
-                }
-            }
-        }
-        ChainOutcome { head, decision: Decision::Next, runs }
+        let outcome = ChainOutcome {
+            head,
+            decision: Decision::Next,
+            runs: Vec::with_capacity(self.filters.len()),
+            body: None,
+            reached: 0,
+            contexts: Contexts::of(self.filters.len(), self.has_later_phases()),
+        };
+        self.go_on(engine, view, outcome).await
     }
 
-    async fn call(
+    /// Goes on where a filter wanted the whole body: it decides, and where it says `next`, so do those after it.
+    ///
+    /// `body` is what came, or why it is not here.
+    pub async fn on_whole_request(
         &self,
         engine: &Engine,
-        filter: &FilterSetup,
         view: &Arc<dyn HostView>,
-        head: RequestHead,
-        started: Instant,
-    ) -> (RequestHead, Result<Verdict, Failure>, Duration, GuestLog) {
-        let refused = |head, failure| (head, Err(failure), Duration::ZERO, GuestLog::default());
-        let Some(module) = &filter.module else { return refused(head, Failure::Unavailable) };
-        let long_calls = self.load.long_calls();
-        if long_calls >= self.limits.concurrency {
-            return refused(head, Failure::Capacity);
+        mut outcome: ChainOutcome,
+        body: Result<Bytes, Failure>,
+    ) -> ChainOutcome {
+        let at = outcome.reached.saturating_sub(1);
+        let call = self.whole_request(engine, view, at, &mut outcome, body).await;
+        match self.decided(at, &mut outcome, call) {
+            Decision::Next => self.go_on(engine, view, outcome).await,
+            decision => ChainOutcome { decision, ..outcome },
         }
-        // A call that is refused or lost in the lane has the head with it. The request ends there, unless its filter
-        // may fail.
-        let spare = (filter.on_error == OnError::FailOpen).then(|| head.clone());
-        let state = CallState::new(head, Arc::clone(&filter.config), Arc::clone(view), &self.limits);
-        let mut call: Call = Box::pin(on_request(Arc::clone(module), state));
-        if self.load.may_begin_inline(long_calls, started) {
+    }
+
+    /// Asks the filters that were not reached yet.
+    async fn go_on(
+        &self,
+        engine: &Engine,
+        view: &Arc<dyn HostView>,
+        mut outcome: ChainOutcome,
+    ) -> ChainOutcome {
+        while let Some(Link { setup: filter, .. }) = self.filters.get(outcome.reached) {
+            let at = outcome.reached;
+            outcome.reached += 1;
+            outcome.decision = if filter.has(Phase::Request) {
+                let head = std::mem::replace(&mut outcome.head, RequestHead::gone());
+                let subject = self.subject(Seen::Open(head), outcome.contexts.get(at));
+                let call = |module, state| -> Call { Box::pin(on_request(module, state)) };
+                let ended = self.call(engine, view, at, subject, call).await.checked(|given| match given {
+                    Given::Request(verdict) => {
+                        carried_out(verdict, filter.has(Phase::WholeRequest), self.body_limit())
+                    }
+                    _ => Err(misplaced()),
+                });
+                self.decided(at, &mut outcome, ended)
+            } else if filter.has(Phase::WholeRequest) {
+                Decision::ReadBody
+            } else {
+                continue;
+            };
+            if !matches!(outcome.decision, Decision::Next) {
+                return outcome;
+            }
+        }
+        outcome.decision = Decision::Next;
+        outcome
+    }
+
+    /// Takes a filter's call down, and what it leaves of the head; gives what the request's way goes on with.
+    fn decided(&self, at: usize, outcome: &mut ChainOutcome, ended: Ended<'_, Decision>) -> Decision {
+        let Ended { mut subject, given, told } = ended;
+        let failed = given.is_err();
+        subject.request.settle(!failed);
+        outcome.head = subject.request.into_open();
+        if !failed {
+            outcome.contexts.set(at, subject.context);
+        }
+        let verdict = given.as_ref().map_or("failed", name_of);
+        let failure = given.as_ref().err().cloned();
+        outcome.runs.push(self.run(at, told, verdict, failure, subject.log));
+        given.unwrap_or_else(|failure| {
+            self.failed(at, failure)
+                .map_or(Decision::Next, |(filter, failure)| Decision::Failed { filter, failure })
+        })
+    }
+
+    /// What a failure of the filter at this place leads to: nothing where it may fail open.
+    pub(crate) fn failed(&self, at: usize, failure: Failure) -> Option<(Arc<str>, Failure)> {
+        let Link { label, setup, .. } = &self.filters[at];
+        (setup.on_error == OnError::FailClosed).then(|| (Arc::clone(label), failure))
+    }
+
+    /// Takes a call down, and tells the filter's breaker how it ended.
+    pub(crate) fn run(
+        &self,
+        at: usize,
+        told: Told<'_>,
+        verdict: &'static str,
+        failure: Option<Failure>,
+        log: GuestLog,
+    ) -> FilterRun {
+        let Link { label, setup, .. } = &self.filters[at];
+        let Told { phase, started, cpu, backtrace, leave } = told;
+        let (told, breaker) = leave.map_or((false, None), |leave| counted(leave, failure.as_ref()));
+        FilterRun {
+            filter: Arc::clone(label),
+            module: setup.module.as_ref().map(|m| Arc::clone(m.label())),
+            phase,
+            started,
+            duration: started.elapsed(),
+            cpu,
+            verdict,
+            failure,
+            log,
+            backtrace,
+            told,
+            breaker,
+        }
+    }
+
+    /// What a call that begins now is about.
+    pub(crate) fn subject(&self, request: Seen<RequestHead>, context: Option<Bytes>) -> Subject {
+        let log = GuestLog::with_limit(self.limits.log.get());
+        Subject { request, response: Seen::default(), context, log }
+    }
+
+    /// One call of the filter at this place, in a fresh instance. `begin` makes the call's future.
+    pub(crate) async fn call(
+        &self,
+        engine: &Engine,
+        view: &Arc<dyn HostView>,
+        at: usize,
+        subject: Subject,
+        begin: impl FnOnce(Arc<Module>, CallState) -> Call,
+    ) -> Ended<'_, Given> {
+        let Link { setup: filter, breaker, .. } = &self.filters[at];
+        let mut told = Told::of(Phase::Request);
+        let started = told.started;
+        let refused = |told, subject, failure| Ended { subject, given: Err(failure), told };
+        match breaker.admit() {
+            Ok(leave) => told.leave = Some(leave),
+            Err(left) => return refused(told, subject, Failure::LeftOut(left)),
+        }
+        let Some(module) = &filter.module else { return refused(told, subject, Failure::Unavailable) };
+        let long_calls = self.load.long_calls();
+        let a_seat = || engine.seats.take(&self.tenant, self.limits.concurrency, &self.load.long_calls);
+        // A tenant that has all of its seats: no instance is made before one of them is free.
+        let mut seat = None;
+        if long_calls >= self.limits.concurrency {
+            seat = a_seat().await;
+            if seat.is_none() {
+                return refused(told, subject, Failure::Capacity);
+            }
+        }
+        // A call that is refused or lost in the lane has the heads with it. They are missed where its filter may fail, or
+        // where others see them later.
+        let spare = (filter.on_error == OnError::FailOpen || self.has_later_phases())
+            .then(|| (subject.request.clone(), subject.response.clone()));
+        let state = CallState::new(subject, Arc::clone(&filter.config), Arc::clone(view), &self.limits);
+        let mut call = begin(Arc::clone(module), state);
+        let taken_apart = |told, Finished { state, given, cpu, backtrace }: Finished| Ended {
+            subject: state.into_subject(),
+            given,
+            told: Told { cpu, backtrace, ..told },
+        };
+        if seat.is_none() && self.load.may_begin_inline(long_calls, started) {
             engine.about_to_run();
             begin_inline_slice(started);
             let first = std::future::poll_fn(|cx| Poll::Ready(Pin::as_mut(&mut call).poll(cx))).await;
             if let Poll::Ready(finished) = first {
-                return taken_apart(finished);
+                return taken_apart(told, finished);
             }
             self.load.used_up_a_slice(started);
         }
-        let failure = match engine.lane.take(self.tenant.clone(), call, LongCall::of(&self.load)) {
-            None => Failure::Capacity,
+        if seat.is_none() {
+            seat = a_seat().await;
+        }
+        let failure = if let Some(seat) = seat {
+            let given = engine.lane.take(self.tenant.clone(), call, seat);
             // The receiver goes with the time-out: the lane drops the call at what would be its next slice.
-            Some(verdict) => match timeout_at((started + engine.longest_call).into(), verdict).await {
-                Ok(Ok(finished)) => return taken_apart(finished),
+            match timeout_at((started + engine.longest_call).into(), given).await {
+                Ok(Ok(finished)) => return taken_apart(told, finished),
                 Ok(Err(_)) => Failure::Trap("the host's side of the call failed".into()),
                 Err(_) => Failure::WallTime(engine.longest_call),
-            },
+            }
+        } else {
+            Failure::Capacity
         };
-        refused(spare.unwrap_or_else(RequestHead::gone), failure)
+        let (request, response) = spare.unwrap_or_default();
+        refused(told, Subject { request, response, ..Subject::default() }, failure)
     }
 }
 
-fn taken_apart(finished: Finished) -> (RequestHead, Result<Verdict, Failure>, Duration, GuestLog) {
-    let Finished { state, verdict, cpu } = finished;
-    (state.head, verdict, cpu, state.log)
+/// A call that has ended, and what it gave.
+pub(crate) struct Ended<'c, T> {
+    pub(crate) subject: Subject,
+    pub(crate) given: Result<T, Failure>,
+    pub(crate) told: Told<'c>,
+}
+
+/// What is to be told of a call beside what it gave.
+pub(crate) struct Told<'c> {
+    phase: Phase,
+    started: Instant,
+    cpu: Duration,
+    backtrace: Option<Box<str>>,
+    /// The breaker's leave to make it; none where it was not made.
+    leave: Option<Leave<'c>>,
+}
+
+impl Told<'_> {
+    /// A call that begins now.
+    pub(crate) fn of(phase: Phase) -> Self {
+        Self { phase, started: Instant::now(), cpu: Duration::ZERO, backtrace: None, leave: None }
+    }
+}
+
+impl<'c, T> Ended<'c, T> {
+    /// Makes of what was given what can be carried out.
+    pub(crate) fn checked<U>(self, check: impl FnOnce(T) -> Result<U, Failure>) -> Ended<'c, U> {
+        let Self { subject, given, told } = self;
+        Ended { subject, given: given.and_then(check), told }
+    }
+
+    pub(crate) fn of(self, phase: Phase) -> Self {
+        Self { told: Told { phase, ..self.told }, ..self }
+    }
+}
+
+/// Tells the breaker how a call ended: whether its failure is to be told, and what changed.
+fn counted(leave: Leave<'_>, failure: Option<&Failure>) -> (bool, Option<BreakerChange>) {
+    match failure {
+        None => (false, leave.succeeded()),
+        Some(failure) if failure.is_the_modules() => {
+            let counted = leave.failed();
+            (counted.told, counted.change)
+        }
+        // Neither for nor against the module: the leave is dropped undecided.
+        Some(_) => (false, None),
+    }
+}
+
+/// A call gave what belongs to another phase: none of the guest's doing.
+pub(crate) fn misplaced() -> Failure {
+    Failure::Trap("the host's side of the call failed".into())
 }
 
 fn name_of(decision: &Decision) -> &'static str {
     match decision {
         Decision::Next => "next",
         Decision::Route { .. } => "route",
-        Decision::Respond { .. } => "respond",
+        Decision::Respond(_) => "respond",
         Decision::Enqueue { .. } => "enqueue",
+        Decision::ReadBody => "read-body",
         Decision::Failed { .. } => "failed",
     }
 }
 
+fn wrong(what: String) -> Failure {
+    Failure::Verdict(what)
+}
+
 /// Turns a verdict into a decision whose parts are valid, or says which part is not.
-fn carried_out(verdict: Verdict) -> Result<Decision, Failure> {
-    let wrong = |what: String| Failure::Verdict(what);
+///
+/// `may_read`: the filter has a phase that the whole body could be shown to, and has not seen it. `limit`: of a body that it
+/// gives.
+pub(crate) fn carried_out(verdict: Verdict, may_read: bool, limit: u64) -> Result<Decision, Failure> {
     Ok(match verdict {
         Verdict::Next => Decision::Next,
+        Verdict::ReadBody if may_read => Decision::ReadBody,
+        Verdict::ReadBody => return Err(cannot_read("request")),
         Verdict::Route(route) => Decision::Route {
             upstream: route.upstream,
             path: route
@@ -282,20 +543,7 @@ fn carried_out(verdict: Verdict) -> Result<Decision, Failure> {
                 .map_err(|e| wrong(format!("route.host: {e}")))?,
             timeout: route.timeout_ms.map(|ms| Duration::from_millis(ms.into())),
         },
-        Verdict::Respond(response) => {
-            let status = StatusCode::from_u16(response.status)
-                .ok()
-                .filter(|s| (200..600).contains(&s.as_u16()))
-                .ok_or_else(|| {
-                    wrong(format!("respond.status: expected 200 to 599; found {}", response.status))
-                })?;
-            let mut headers = HeaderMap::with_capacity(response.headers.len());
-            for field in &response.headers {
-                beamline_http::append(&mut headers, &field.name, &field.value)
-                    .map_err(|e| wrong(format!("respond.headers: {:?}: {e}", field.name)))?;
-            }
-            Decision::Respond { status, headers, body: response.body.into() }
-        }
+        Verdict::Respond(response) => Decision::Respond(answer(response, limit)?),
         Verdict::Enqueue(enqueue) => {
             if enqueue.ordering_key.as_ref().is_some_and(|k| k.is_empty() || k.len() > 256) {
                 return Err(wrong("enqueue.ordering-key: expected 1 to 256 bytes".into()));
@@ -308,4 +556,34 @@ fn carried_out(verdict: Verdict) -> Result<Decision, Failure> {
             Decision::Enqueue { upstream: enqueue.upstream, options }
         }
     })
+}
+
+/// `read-body` where nothing could come of it.
+pub(crate) fn cannot_read(which: &str) -> Failure {
+    wrong(format!(
+        "read-body: expected of a module that exports whole-{which}-handler, and not of that phase itself"
+    ))
+}
+
+/// Bytes that a filter gave to be sent as the part of a verdict that `what` names.
+pub(crate) fn given_body(what: &str, body: Vec<u8>, limit: u64) -> Result<Bytes, Failure> {
+    if body.len() as u64 > limit {
+        return Err(wrong(format!(
+            "{what}: expected at most the {limit} bytes of limits.body; found {}",
+            body.len()
+        )));
+    }
+    Ok(body.into())
+}
+
+/// A filter's own answer, its parts checked.
+pub(crate) fn answer(response: verdicts::Response, limit: u64) -> Result<Answer, Failure> {
+    let status = final_status(response.status)
+        .ok_or_else(|| wrong(format!("respond.status: expected 200 to 599; found {}", response.status)))?;
+    let mut headers = HeaderMap::with_capacity(response.headers.len().min(beamline_http::MAX_FIELDS));
+    for field in &response.headers {
+        beamline_http::append(&mut headers, &field.name, &field.value)
+            .map_err(|e| wrong(format!("respond.headers: {:?}: {e}", field.name)))?;
+    }
+    Ok(Answer { status, headers, body: given_body("respond.body", response.body, limit)? })
 }

@@ -20,10 +20,11 @@ use tokio::{
 
 use crate::{
     cache::Cache,
-    compile_worker::Answer,
+    compile_worker::Told,
     engine::Engine,
     inspect::{MAX_MODULE_BYTES, ModuleInfo, Rejection},
     module::Module,
+    reset, signature,
 };
 
 /// Wall time of one compilation, beside the worker's own limit of CPU time.
@@ -89,17 +90,28 @@ struct Shared {
     loaded: Mutex<HashMap<Digest, Weak<Module>>>,
 }
 
+/// Names what a cached artifact depends on: the engines, how modules are rewritten, this version, and the interface,
+/// against which a module is checked only when it is compiled.
+fn cache_name<'a>(engine: &Engine, interface: impl Iterator<Item = &'a str>) -> String {
+    let mut hasher = std::hash::DefaultHasher::new();
+    engine.wasmtime().precompile_compatibility_hash().hash(&mut hasher);
+    engine.cores().wasmtime().precompile_compatibility_hash().hash(&mut hasher);
+    reset::REWRITE_VERSION.hash(&mut hasher);
+    env!("CARGO_PKG_VERSION").hash(&mut hasher);
+    for part in interface {
+        part.hash(&mut hasher);
+    }
+    format!("{:016x}", hasher.finish())
+}
+
 impl Compiler {
     /// A compiler for `engine`.
     ///
     /// # Errors
     /// Where the cache's folder or key cannot be made or read.
     pub fn new(engine: Arc<Engine>, settings: CompilerSettings) -> Result<Self, CompileError> {
-        let mut hasher = std::hash::DefaultHasher::new();
-        engine.wasmtime().precompile_compatibility_hash().hash(&mut hasher);
-        engine.cores().wasmtime().precompile_compatibility_hash().hash(&mut hasher);
-        env!("CARGO_PKG_VERSION").hash(&mut hasher);
-        let cache = Cache::open(&settings.cache_dir, format!("{:016x}", hasher.finish())).map_err(|e| {
+        let name = cache_name(&engine, signature::interface());
+        let cache = Cache::open(&settings.cache_dir, name).map_err(|e| {
             CompileError::Host(format!("artifact cache {}: {e}", settings.cache_dir.display()))
         })?;
         Ok(Self {
@@ -135,21 +147,18 @@ impl Compiler {
         if let Some(compiled) = self.loaded(&digest) {
             return Ok(compiled);
         }
+        // What needs no compiling waits for no compilation.
+        if let Some(compiled) = self.cached(digest).await? {
+            return Ok(compiled);
+        }
         let _turn =
             self.shared.one_at_a_time.acquire().await.map_err(|e| CompileError::Host(e.to_string()))?;
         // Somebody before us in the queue may have brought the same module.
         if let Some(compiled) = self.loaded(&digest) {
             return Ok(compiled);
         }
-        let this = self.clone();
-        let cached = tokio::task::spawn_blocking(move || {
-            let (info, artifact) = this.shared.cache.get(&digest)?;
-            this.shared.engine.load(&artifact, info).ok()
-        })
-        .await
-        .map_err(|e| CompileError::Host(e.to_string()))?;
-        if let Some(module) = cached {
-            return Ok(self.keep(module, true));
+        if let Some(compiled) = self.cached(digest).await? {
+            return Ok(compiled);
         }
         let started = Instant::now();
         let (mut info, artifact) = self.in_worker(&bytes).await?;
@@ -166,6 +175,18 @@ impl Compiler {
         Ok(self.keep(module, false))
     }
 
+    /// The module of an artifact in the cache. One that does not load there is as good as none.
+    async fn cached(&self, digest: Digest) -> Result<Option<Compiled>, CompileError> {
+        let this = self.clone();
+        let module = tokio::task::spawn_blocking(move || {
+            let (info, artifact) = this.shared.cache.get(&digest)?;
+            this.shared.engine.load(&artifact, info).ok()
+        })
+        .await
+        .map_err(|e| CompileError::Host(e.to_string()))?;
+        Ok(module.map(|module| self.keep(module, true)))
+    }
+
     fn keep(&self, module: Arc<Module>, cached: bool) -> Compiled {
         let mut loaded = self.shared.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         loaded.retain(|_, module| module.strong_count() > 0);
@@ -175,6 +196,8 @@ impl Compiler {
 
     async fn in_worker(&self, bytes: &[u8]) -> Result<(ModuleInfo, Vec<u8>), CompileError> {
         let host = |e: std::io::Error| CompileError::Host(format!("compile worker: {e}"));
+        // What this process was started with and knows nothing of is not for the worker either.
+        close_fds::set_fds_cloexec_threadsafe(3, &[]);
         let mut child = Command::new(&self.shared.worker)
             .arg("compile-worker")
             .env_clear()
@@ -186,6 +209,7 @@ impl Compiler {
             .spawn()
             .map_err(host)?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let mut output = Vec::new();
         let exchange = async {
             let feed = async {
                 if let Some(mut stdin) = stdin {
@@ -194,11 +218,12 @@ impl Compiler {
                 }
             };
             let answer = async {
-                let mut out = Vec::new();
                 if let Some(stdout) = stdout {
-                    stdout.take(MAX_ANSWER).read_to_end(&mut out).await?;
+                    let mut stdout = stdout.take(MAX_ANSWER);
+                    // Whatever has come stays, should the time run out.
+                    while stdout.read_buf(&mut output).await? > 0 {}
                 }
-                Ok::<_, std::io::Error>(out)
+                Ok::<_, std::io::Error>(())
             };
             let complaint = async {
                 let mut text = String::new();
@@ -208,23 +233,23 @@ impl Compiler {
                 text
             };
             let ((), answer, complaint) = tokio::join!(feed, answer, complaint);
-            Ok::<_, std::io::Error>((answer?, complaint, child.wait().await?))
+            answer?;
+            Ok::<_, std::io::Error>((complaint, child.wait().await?))
         };
-        let (answer, complaint, status) = tokio::time::timeout(TIME_LIMIT, exchange)
-            .await
-            .map_err(|_| CompileError::OutOfBounds)?
-            .map_err(host)?;
-        if !status.success() {
-            tracing::warn!(%status, complaint = complaint.trim(), "the compile worker ended without an answer");
-            return Err(CompileError::OutOfBounds);
-        }
-        let garbled = || CompileError::Host("the compile worker's answer is not of the expected form".into());
-        let (length, rest) = answer.split_first_chunk::<4>().ok_or_else(garbled)?;
-        let (json, artifact) =
-            rest.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or_else(garbled)?;
-        match serde_json::from_slice(json).map_err(|_| garbled())? {
-            Answer::Taken(info) => Ok((info, artifact.to_vec())),
-            Answer::Rejected(rejection) => Err(rejection.into()),
+        let ended = tokio::time::timeout(TIME_LIMIT, exchange).await.ok().transpose().map_err(host)?;
+        let told = Told::parse(&output);
+        match (told, ended) {
+            (Some(told), _) => Ok(told.artifact()?),
+            (None, Some((_, status))) if status.success() => {
+                Err(CompileError::Host("the compile worker's answer is not of the expected form".into()))
+            }
+            (None, ended) => {
+                if let Some((complaint, status)) = ended {
+                    let complaint = complaint.trim();
+                    tracing::warn!(%status, complaint, "the compile worker ended without an answer");
+                }
+                Err(CompileError::OutOfBounds)
+            }
         }
     }
 }
@@ -232,5 +257,21 @@ impl Compiler {
 impl std::fmt::Debug for Compiler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Compiler")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_artifact_of_another_interface_is_not_this_ones() {
+        let engine = crate::tests::engine();
+        let here: Vec<_> = signature::interface().collect();
+        assert_eq!(cache_name(engine, here.iter().copied()), cache_name(engine, signature::interface()));
+        for changed in 0..here.len() {
+            let other = here.iter().enumerate().map(|(i, part)| if i == changed { "other" } else { part });
+            assert_ne!(cache_name(engine, other), cache_name(engine, here.iter().copied()));
+        }
     }
 }

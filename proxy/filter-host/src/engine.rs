@@ -3,25 +3,28 @@
 use std::{sync::Arc, time::Duration};
 
 use wasmtime::{
-    Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig,
+    Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails,
     component::{Component, HasSelf, Linker},
 };
 
 use crate::{
+    admission::Seats,
     artifact::Artifact,
-    bindings::{RequestFilter, RequestFilterPre},
+    bindings::EveryPhase,
     chain::LONGEST_CALL,
     compile::CompileError,
-    host::CallState,
-    inspect::{ModuleInfo, Tier},
+    host::{CallState, MAX_TABLE_ELEMENTS},
+    inspect::{ModuleInfo, Rejection, Tier},
     module::Module,
-    reset::CoreEngine,
+    reset::{CoreEngine, Hold},
     slow_lane::SlowLane,
     ticker::Ticker,
 };
 
+/// Bytes of stack that a guest may use.
+pub(crate) const MAX_STACK: usize = 256 << 10;
 /// The largest linear memory that any limit can grant; the pool's slots are this large.
-const MAX_MEMORY: usize = 64 << 20;
+pub(crate) const MAX_MEMORY: usize = 64 << 20;
 
 /// What the engine is given.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +53,7 @@ pub struct Engine {
     cores: CoreEngine,
     reset_tier: bool,
     pub(crate) lane: SlowLane,
+    pub(crate) seats: Arc<Seats>,
     pub(crate) longest_call: Duration,
 }
 
@@ -59,8 +63,10 @@ fn common_config() -> Config {
     config
         .epoch_interruption(true)
         .wasm_component_model(true)
-        .max_wasm_stack(256 << 10)
+        .max_wasm_stack(MAX_STACK)
         .async_stack_size(512 << 10)
+        // As the environment says otherwise, which the compile worker has not: both must be of one mind.
+        .wasm_backtrace_details(WasmBacktraceDetails::Disable)
         .parallel_compilation(false);
     config
 }
@@ -91,7 +97,7 @@ pub(crate) fn compiling_engine() -> wasmtime::Result<wasmtime::Engine> {
 
 pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<CallState>> {
     let mut linker = Linker::new(engine);
-    RequestFilter::add_to_linker::<_, HasSelf<_>>(&mut linker, |state: &mut CallState| state)?;
+    EveryPhase::add_to_linker::<_, HasSelf<_>>(&mut linker, |state: &mut CallState| state)?;
     Ok(linker)
 }
 
@@ -109,7 +115,7 @@ fn pool(settings: &EngineSettings) -> PoolingAllocationConfig {
         .max_memories_per_component(1)
         .max_tables_per_component(8)
         .max_memory_size(MAX_MEMORY)
-        .table_elements(20_000)
+        .table_elements(MAX_TABLE_ELEMENTS)
         .max_unused_warm_slots(n)
         .linear_memory_keep_resident(256 << 10)
         .table_keep_resident(64 << 10)
@@ -131,13 +137,10 @@ impl Engine {
         let cores = compiling_core_engine().and_then(CoreEngine::new).map_err(broken)?;
         let ticker = Ticker::start(&wasmtime, cores.wasmtime())
             .map_err(|e| CompileError::Host(format!("no thread for the epoch tick: {e}")))?;
+        let lane = SlowLane::start(settings.slow_lane_threads, ticker.clone())
+            .map_err(|e| CompileError::Host(format!("no thread for the slow lane: {e}")))?;
         // A quarter of the pool stays free for calls that end within their slice.
-        let lane = SlowLane::start(
-            settings.slow_lane_threads,
-            settings.pool_instances as usize / 4 * 3,
-            ticker.clone(),
-        )
-        .map_err(|e| CompileError::Host(format!("no thread for the slow lane: {e}")))?;
+        let seats = Seats::new(settings.pool_instances / 4 * 3);
         Ok(Arc::new(Self {
             ticker,
             wasmtime,
@@ -145,6 +148,7 @@ impl Engine {
             cores,
             reset_tier: settings.reset_tier,
             lane,
+            seats,
             longest_call: settings.longest_call,
         }))
     }
@@ -183,34 +187,30 @@ impl Engine {
                 core.map(|core| wasmtime::Module::deserialize(self.cores.wasmtime(), core)),
             )
         };
-        let component = component.map_err(|e| broken(&e))?;
-        let pre = self
-            .linker
+        // What is whole and of this engine, and yet does not load, is too large for the pool.
+        let component = component.map_err(|e| Rejection::TooDemanding { problem: format!("{e:#}") })?;
+        let core = core.transpose().map_err(|e| broken(&e))?;
+        let core = self.prepared(core.as_ref(), &mut info);
+        self.linker
             .instantiate_pre(&component)
-            .and_then(RequestFilterPre::new)
-            .map_err(|e| CompileError::Host(format!("a compiled module could not be linked: {e:#}")))?;
-        let core = match core {
-            Some(core) => {
-                let core = core.map_err(|e| broken(&e))?;
-                match self.cores.prepare(&core, &self.ticker) {
-                    Ok(core) => Some(core),
-                    Err(e) => {
-                        info.tier_reason =
-                            Some(format!("its start has no fixed outcome: {}", e.root_cause()));
-                        None
-                    }
-                }
-            }
-            None if info.tier == Tier::Reset => {
-                info.tier_reason = Some("the reset tier is switched off on this node".into());
-                None
-            }
+            .and_then(|pre| Module::new(self.wasmtime.clone(), pre, core, info))
+            .map(Arc::new)
+            .map_err(|e| CompileError::Host(format!("a compiled module could not be linked: {e:#}")))
+    }
+
+    /// The core module with its first state. Where there is none, `info` is made to say why.
+    fn prepared(&self, core: Option<&wasmtime::Module>, info: &mut ModuleInfo) -> Option<Hold> {
+        let reason = match core {
+            Some(core) => match self.cores.prepare(core, &self.ticker) {
+                Ok(hold) => return Some(hold),
+                Err(reason) => Some(reason.to_string()),
+            },
+            None if info.tier == Tier::Reset => Some("the reset tier is switched off on this node".into()),
             None => None,
         };
-        if core.is_none() {
-            info.tier = Tier::Component;
-        }
-        Ok(Arc::new(Module::new(self.wasmtime.clone(), pre, core, info)))
+        info.tier = Tier::Component;
+        info.tier_reason = reason.or_else(|| info.tier_reason.take());
+        None
     }
 }
 

@@ -1,6 +1,9 @@
-//! The request head while guests look at it: owned by the call, handed back when it ends.
+//! The heads of a request and its response while guests look at them: owned by the call, handed back when it ends.
 
-use http::{HeaderMap, Method, Uri};
+use std::{ops::Deref, sync::Arc};
+
+use beamline_http::HeadEditError;
+use http::{HeaderMap, Method, StatusCode, Uri};
 
 /// A request head on its way through the filter chain.
 ///
@@ -18,6 +21,23 @@ pub struct RequestHead {
     before: Option<HeaderMap>,
 }
 
+/// A response head on its way back through the filter chain. Keeps a copy likewise.
+#[derive(Clone, Debug, Default)]
+pub struct ResponseHead {
+    /// The status.
+    pub status: StatusCode,
+    /// The fields.
+    pub headers: HeaderMap,
+    before: Option<(StatusCode, HeaderMap)>,
+}
+
+/// A head as one call has it: still open to changes, or sent already.
+#[derive(Clone, Debug)]
+pub(crate) enum Seen<H> {
+    Open(H),
+    Sent(Arc<H>),
+}
+
 impl RequestHead {
     /// A head as the client sent it.
     pub fn new(method: Method, uri: Uri, host: Box<str>, headers: HeaderMap) -> Self {
@@ -28,21 +48,143 @@ impl RequestHead {
     pub(crate) fn gone() -> Self {
         Self::new(Method::GET, Uri::default(), "".into(), HeaderMap::new())
     }
+}
 
-    /// The fields, to be changed by a guest.
-    pub(crate) fn headers_mut(&mut self) -> &mut HeaderMap {
-        if self.before.is_none() {
-            self.before = Some(self.headers.clone());
-        }
+impl ResponseHead {
+    /// A head as it came, or as a filter left it.
+    pub fn new(status: StatusCode, headers: HeaderMap) -> Self {
+        Self { status, headers, before: None }
+    }
+}
+
+/// What both heads can do.
+pub(crate) trait Head: Sized {
+    /// In the place of a head that nobody asks for any more.
+    fn gone() -> Self;
+    /// Keeps a copy, where there is none yet.
+    fn remember(&mut self);
+    fn fields(&mut self) -> &mut HeaderMap;
+    /// Ends a filter's call: keeps its changes, or takes them back.
+    fn settle(&mut self, keep: bool);
+}
+
+impl Head for RequestHead {
+    fn gone() -> Self {
+        Self::gone()
+    }
+
+    fn remember(&mut self) {
+        self.before.get_or_insert_with(|| self.headers.clone());
+    }
+
+    fn fields(&mut self) -> &mut HeaderMap {
         &mut self.headers
     }
 
-    /// Ends a filter's call: keeps its changes, or takes them back.
-    pub(crate) fn settle(&mut self, keep: bool) {
+    fn settle(&mut self, keep: bool) {
         if let Some(before) = self.before.take()
             && !keep
         {
             self.headers = before;
+        }
+    }
+}
+
+impl Head for ResponseHead {
+    fn gone() -> Self {
+        Self::default()
+    }
+
+    fn remember(&mut self) {
+        self.before.get_or_insert_with(|| (self.status, self.headers.clone()));
+    }
+
+    fn fields(&mut self) -> &mut HeaderMap {
+        &mut self.headers
+    }
+
+    fn settle(&mut self, keep: bool) {
+        if let Some(before) = self.before.take()
+            && !keep
+        {
+            (self.status, self.headers) = before;
+        }
+    }
+}
+
+impl<H: Head> Seen<H> {
+    /// The head, to be changed by a guest.
+    pub(crate) fn open(&mut self) -> Result<&mut H, HeadEditError> {
+        match self {
+            Self::Open(head) => {
+                head.remember();
+                Ok(head)
+            }
+            Self::Sent(_) => Err(HeadEditError::Forbidden),
+        }
+    }
+
+    /// Its fields, to be changed by a guest.
+    pub(crate) fn fields_mut(&mut self) -> Result<&mut HeaderMap, HeadEditError> {
+        self.open().map(Head::fields)
+    }
+
+    pub(crate) fn settle(&mut self, keep: bool) {
+        if let Self::Open(head) = self {
+            head.settle(keep);
+        }
+    }
+
+    /// The head that went in open.
+    ///
+    /// # Panics
+    /// Where it went in as sent: the caller knows which.
+    pub(crate) fn into_open(self) -> H {
+        match self {
+            Self::Open(head) => head,
+            Self::Sent(_) => panic!("the head of a call that may change it is open"),
+        }
+    }
+}
+
+impl<H: Head> Default for Seen<H> {
+    fn default() -> Self {
+        Self::Open(H::gone())
+    }
+}
+
+impl<H> Deref for Seen<H> {
+    type Target = H;
+
+    fn deref(&self) -> &H {
+        match self {
+            Self::Open(head) => head,
+            Self::Sent(head) => head,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_sent_is_not_changed() {
+        let mut seen = Seen::Sent(Arc::new(ResponseHead::default()));
+        assert_eq!(seen.fields_mut().unwrap_err(), HeadEditError::Forbidden);
+        assert!(seen.open().is_err());
+    }
+
+    #[test]
+    fn a_failing_filters_changes_are_taken_back_the_status_too() {
+        for keep in [true, false] {
+            let mut seen = Seen::Open(ResponseHead::default());
+            seen.open().unwrap().status = StatusCode::NOT_FOUND;
+            seen.fields_mut().unwrap().insert("x-a", "1".parse().unwrap());
+            seen.settle(keep);
+            let head = seen.into_open();
+            let expected = if keep { (StatusCode::NOT_FOUND, 1) } else { (StatusCode::OK, 0) };
+            assert_eq!((head.status, head.headers.len()), expected);
         }
     }
 }

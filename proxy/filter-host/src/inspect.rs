@@ -5,23 +5,35 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use wasmparser::{Encoding, Parser, Payload, Validator, WasmFeatures};
 
+use crate::phases::Phase;
+
 /// The most bytes that a module may have.
 pub const MAX_MODULE_BYTES: usize = 4 << 20;
 
 const PACKAGE: &str = "beamline:edge/";
 
 /// The interfaces that a module may import.
-pub(crate) const IMPORTS: [&str; 6] = [
+pub(crate) const IMPORTS: &[&str] = &[
     "beamline:edge/http@0.1.0",
     "beamline:edge/verdicts@0.1.0",
     "beamline:edge/config@0.1.0",
     "beamline:edge/log@0.1.0",
     "beamline:edge/random@0.1.0",
     "beamline:edge/upstreams@0.1.0",
+    "beamline:edge/bodies@0.1.0",
+    "beamline:edge/context@0.1.0",
 ];
 
 /// The interfaces that are phases when a module exports them.
-pub(crate) const PHASES: [&str; 1] = ["beamline:edge/request-handler@0.1.0"];
+const PHASES: [&str; Phase::ALL.len()] = {
+    let mut names = [""; Phase::ALL.len()];
+    let mut i = 0;
+    while i < names.len() {
+        names[i] = Phase::ALL[i].interface();
+        i += 1;
+    }
+    names
+};
 
 /// How a module came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,7 +139,7 @@ pub enum Rejection {
         /// Which import or export, and how it differs.
         problem: String,
     },
-    /// More memories than one instance may have.
+    /// More memories, tables or instances than one instance may have, or larger ones.
     #[error("the module needs more than one instance may have: {problem}")]
     TooDemanding {
         /// What it needs and what it may have.

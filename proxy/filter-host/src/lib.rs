@@ -2,15 +2,18 @@
 //!
 //! * [`Compiler`] validates and compiles in a child process and keeps artifacts in a cache.
 //! * [`Engine`] owns wasmtime, its instance pool, the 1 ms epoch tick and the slow lane.
-//! * [`Chain`] runs a tenant's filters over a request head, each in a fresh sandbox, and always answers. Which of two
-//!   ways makes it fresh is the module's [`Tier`].
+//! * [`Chain`] runs a tenant's filters over a request head and backward over its response, each call in a fresh
+//!   sandbox, and always answers. A [`Passage`] is what its later phases know of the request. Which of two ways makes
+//!   the sandbox fresh is the module's [`Tier`].
 //!
 //! Guests are untrusted: whatever a module does ends as a verdict or as a [`Failure`], within its limits, and
 //! without delaying another tenant's requests for longer than one slice of [`SLICE`].
 //! Floor 2: knows nothing of upstreams, queue or store; what a guest may ask of them comes through [`HostView`].
 
+mod admission;
 mod artifact;
 mod bindings;
+mod breaker;
 mod cache;
 mod call;
 mod chain;
@@ -22,6 +25,8 @@ mod host;
 mod inspect;
 mod load;
 mod module;
+mod passage;
+mod phases;
 mod reset;
 mod signature;
 mod slow_lane;
@@ -29,12 +34,17 @@ mod slow_lane;
 mod tests;
 mod ticker;
 
+pub use breaker::{BreakerChange, BreakerState};
 pub use call::{Failure, SLICE};
-pub use chain::{Chain, ChainOutcome, Decision, EnqueueOptions, FilterRun, FilterSetup, LONGEST_CALL};
+pub use chain::{
+    Answer, Chain, ChainOutcome, Decision, EnqueueOptions, FilterRun, FilterSetup, LONGEST_CALL,
+};
 pub use compile::{CompileError, Compiled, Compiler, CompilerSettings};
 pub use compile_worker::run as compile_worker;
 pub use engine::{Engine, EngineSettings};
-pub use head::RequestHead;
-pub use host::{GuestLog, HostView, LogLevel, UpstreamState, UpstreamStatus};
+pub use head::{RequestHead, ResponseHead};
+pub use host::{GuestLog, HostView, LogLevel, MAX_CONTEXT, UpstreamState, UpstreamStatus};
 pub use inspect::{MAX_MODULE_BYTES, ModuleInfo, ModuleKind, Rejection, Tier};
 pub use module::Module;
+pub use passage::{BodyStage, FinishOutcome, Passage, ResponseDecision, ResponseStep};
+pub use phases::{Phase, PhaseSet};

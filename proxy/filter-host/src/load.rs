@@ -17,26 +17,22 @@ const LONG_SLICES_PER_SECOND: u32 = 16;
 #[derive(Debug)]
 pub(crate) struct TenantLoad {
     since: Instant,
-    /// Its calls in the slow lane.
-    long_calls: AtomicU32,
+    /// Its calls that have a seat in the slow lane. Counted by the seats themselves.
+    pub(crate) long_calls: Arc<AtomicU32>,
     /// The second (since `since`) in the upper half, and in the lower the slices that were used up in it.
     long_slices: AtomicU64,
 }
 
 impl TenantLoad {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            since: Instant::now(),
-            long_calls: AtomicU32::new(0),
-            long_slices: AtomicU64::new(0),
-        })
+        Arc::new(Self { since: Instant::now(), long_calls: Arc::default(), long_slices: AtomicU64::new(0) })
     }
 
     fn second(&self, now: Instant) -> u64 {
         now.saturating_duration_since(self.since).as_secs() << 32
     }
 
-    /// Its calls in the slow lane.
+    /// Its calls that have a seat in the slow lane.
     pub(crate) fn long_calls(&self) -> u32 {
         self.long_calls.load(Ordering::Acquire)
     }
@@ -57,21 +53,5 @@ impl TenantLoad {
         let slices = self.long_slices.load(Ordering::Relaxed);
         let count = if slices & !0xffff_ffff == second { slices & 0xffff_ffff } else { 0 };
         self.long_slices.store(second | (count + 1), Ordering::Relaxed);
-    }
-}
-
-/// The mark that a call is in the slow lane, which keeps it for as long as it keeps the call.
-pub(crate) struct LongCall(Arc<TenantLoad>);
-
-impl LongCall {
-    pub(crate) fn of(load: &Arc<TenantLoad>) -> Self {
-        load.long_calls.fetch_add(1, Ordering::AcqRel);
-        Self(Arc::clone(load))
-    }
-}
-
-impl Drop for LongCall {
-    fn drop(&mut self) {
-        self.0.long_calls.fetch_sub(1, Ordering::AcqRel);
     }
 }

@@ -4,14 +4,23 @@ use std::sync::Arc;
 
 use beamline_model::Digest;
 
-use crate::{bindings::RequestFilterPre, host::CallState, inspect::ModuleInfo, reset::Core};
+use wasmtime::component::InstancePre;
+
+use crate::{
+    host::CallState,
+    inspect::ModuleInfo,
+    phases::{PhaseExports, PhaseSet},
+    reset::{Core, Hold},
+};
 
 /// A compiled module, linked as far as it can be before an instance exists. Shared by every tenant that uses it.
 pub struct Module {
     engine: wasmtime::Engine,
-    pre: RequestFilterPre<CallState>,
+    pre: InstancePre<CallState>,
+    exports: PhaseExports,
+    phases: PhaseSet,
     /// Its form for the reset tier, where it has that.
-    core: Option<Arc<Core>>,
+    core: Option<Hold>,
     info: ModuleInfo,
     label: Arc<str>,
 }
@@ -19,24 +28,36 @@ pub struct Module {
 impl Module {
     pub(crate) fn new(
         engine: wasmtime::Engine,
-        pre: RequestFilterPre<CallState>,
-        core: Option<Arc<Core>>,
+        pre: InstancePre<CallState>,
+        core: Option<Hold>,
         info: ModuleInfo,
-    ) -> Self {
+    ) -> wasmtime::Result<Self> {
         let label = info.digest.to_string().into();
-        Self { engine, pre, core, info, label }
+        let exports = PhaseExports::find(&pre, &info)?;
+        Ok(Self { engine, pre, exports, phases: PhaseSet::of(&info), core, info, label })
     }
 
     pub(crate) fn engine(&self) -> &wasmtime::Engine {
         &self.engine
     }
 
-    pub(crate) fn pre(&self) -> &RequestFilterPre<CallState> {
+    pub(crate) fn pre(&self) -> &InstancePre<CallState> {
         &self.pre
     }
 
+    /// Its form for the reset tier, where its request phase runs in that.
     pub(crate) fn core(&self) -> Option<&Arc<Core>> {
-        self.core.as_ref()
+        self.core.as_ref().map(Hold::core)
+    }
+
+    /// Where its phases' functions are.
+    pub(crate) fn exports(&self) -> &PhaseExports {
+        &self.exports
+    }
+
+    /// The phases that it takes part in.
+    pub fn phases(&self) -> PhaseSet {
+        self.phases
     }
 
     /// What was found out about it when it was compiled.

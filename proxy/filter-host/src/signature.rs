@@ -6,25 +6,92 @@
 use std::fmt::Write as _;
 
 use wasmtime::component::{
-    Component,
-    types::{ComponentItem, Type},
+    ResourceType,
+    types::{self, ComponentItem, Type},
 };
 
-use crate::inspect::{PHASES, Rejection};
+use crate::{
+    head::{RequestHead, ResponseHead},
+    inspect::{IMPORTS, Rejection},
+    phases::Phase,
+};
 
-/// `handle` of `request-handler`, as [`write_type`] writes it.
-const HANDLE: &str = "func(borrow<resource>) -> variant{next, \
-    route(record{upstream: string, path: option<string>, host: option<string>, timeout-ms: option<u32>}), \
-    respond(record{status: u16, headers: list<record{name: string, value: list<u8>}>, body: list<u8>}), \
-    enqueue(record{upstream: string, ordering-key: option<string>, delay-ms: option<u64>, expiry-ms: option<u64>})}";
+/// The parts of the phases' types, as [`write_type`] writes them.
+macro_rules! field_list {
+    () => {
+        "list<record{name: string, value: list<u8>}>"
+    };
+}
+macro_rules! response {
+    () => {
+        concat!("record{status: u16, headers: ", field_list!(), ", body: list<u8>}")
+    };
+}
+macro_rules! verdict {
+    () => {
+        concat!(
+            "variant{next, \
+             route(record{upstream: string, path: option<string>, host: option<string>, timeout-ms: option<u32>}), \
+             respond(",
+            response!(),
+            "), \
+             enqueue(record{upstream: string, ordering-key: option<string>, delay-ms: option<u64>, expiry-ms: option<u64>}), \
+             read-body}"
+        )
+    };
+}
+macro_rules! response_verdict {
+    () => {
+        concat!("variant{next, respond(", response!(), "), read-body}")
+    };
+}
+macro_rules! chunk_verdict {
+    () => {
+        "variant{pass, replace(record{data: list<u8>, again: u32}), hold}"
+    };
+}
+
+/// `handle` of a phase.
+const fn handle(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Request => concat!("func(borrow<request-head>) -> ", verdict!()),
+        Phase::WholeRequest => concat!(
+            "func(borrow<request-head>, list<u8>) -> record{verdict: ",
+            verdict!(),
+            ", body: option<list<u8>>}"
+        ),
+        Phase::RequestBody => concat!("func(borrow<request-head>, list<u8>, bool) -> ", chunk_verdict!()),
+        Phase::Response => {
+            concat!("func(borrow<request-head>, borrow<response-head>) -> ", response_verdict!())
+        }
+        Phase::WholeResponse => concat!(
+            "func(borrow<request-head>, borrow<response-head>, list<u8>) -> record{verdict: ",
+            response_verdict!(),
+            ", body: option<list<u8>>}"
+        ),
+        Phase::ResponseBody => {
+            concat!("func(borrow<request-head>, borrow<response-head>, list<u8>, bool) -> ", chunk_verdict!())
+        }
+        Phase::Finish => {
+            "func(borrow<request-head>, record{status: option<u16>, upstream: option<string>, \
+             request-bytes: u64, response-bytes: u64, duration-us: u64, upstream-us: u64, error: option<string>})"
+        }
+    }
+}
+
+/// All that a module is checked against, as text: what it may import, and each phase with its type.
+pub(crate) fn interface() -> impl Iterator<Item = &'static str> {
+    let phases = Phase::ALL.into_iter().flat_map(|phase| [phase.interface(), handle(phase)]);
+    IMPORTS.iter().copied().chain(phases)
+}
 
 /// How deep a type is written out; deeper ones are none of ours.
 const MAX_DEPTH: usize = 16;
 
-/// Checks the functions of each phase that `component` exports.
-pub(crate) fn check(engine: &wasmtime::Engine, component: &Component) -> Result<(), Rejection> {
-    for (phase, function, expected) in [(PHASES[0], "handle", HANDLE)] {
-        let ty = component.component_type();
+/// Checks the function of each phase that `component` exports. `ty` is its type with this host's resources in it.
+pub(crate) fn check(engine: &wasmtime::Engine, ty: &types::Component) -> Result<(), Rejection> {
+    for phase in Phase::ALL {
+        let (phase, function, expected) = (phase.interface(), "handle", handle(phase));
         let Some(export) = ty.get_export(engine, phase) else { continue };
         let found = match export.ty {
             ComponentItem::ComponentInstance(instance) => {
@@ -55,6 +122,16 @@ pub(crate) fn check(engine: &wasmtime::Engine, component: &Component) -> Result<
     Ok(())
 }
 
+fn name_of(resource: &ResourceType) -> &'static str {
+    if *resource == ResourceType::host::<RequestHead>() {
+        "request-head"
+    } else if *resource == ResourceType::host::<ResponseHead>() {
+        "response-head"
+    } else {
+        "resource"
+    }
+}
+
 fn write_type(out: &mut String, ty: &Type, depth: usize) {
     if depth > MAX_DEPTH {
         out.push('…');
@@ -72,8 +149,8 @@ fn write_type(out: &mut String, ty: &Type, depth: usize) {
         Type::U32 => out.push_str("u32"),
         Type::U64 => out.push_str("u64"),
         Type::String => out.push_str("string"),
-        Type::Own(_) => out.push_str("own<resource>"),
-        Type::Borrow(_) => out.push_str("borrow<resource>"),
+        Type::Own(resource) => out.push_str(&format!("own<{}>", name_of(resource))),
+        Type::Borrow(resource) => out.push_str(&format!("borrow<{}>", name_of(resource))),
         Type::List(list) => one(out, "list", &list.ty()),
         Type::Option(option) => one(out, "option", &option.ty()),
         Type::Record(record) => {

@@ -10,10 +10,7 @@ use std::{
     future::Future,
     io,
     pin::Pin,
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Poll, Wake, Waker},
     thread,
 };
@@ -22,8 +19,8 @@ use beamline_model::TenantName;
 use tokio::sync::oneshot;
 
 use crate::{
+    admission::Seat,
     call::{Finished, SLICE, begin_lane_slice, end_lane_slice},
-    load::LongCall,
     ticker::Ticker,
 };
 
@@ -40,8 +37,6 @@ struct Shared {
     // A mutex: contended only by calls that already cost a slice, never on the path of a short call.
     queue: Mutex<RunQueue>,
     runnable: Condvar,
-    live: AtomicUsize,
-    capacity: usize,
     ticker: Ticker,
 }
 
@@ -83,7 +78,7 @@ struct Task {
     call: Call,
     done: oneshot::Sender<Finished>,
     /// Dropped before the verdict is told: whoever hears it may begin the next call.
-    mark: LongCall,
+    seat: Seat,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -217,8 +212,7 @@ impl Shared {
                     }
                 }
                 Poll::Ready(finished) => {
-                    self.live.fetch_sub(1, Ordering::AcqRel);
-                    drop(task.mark);
+                    drop(task.seat);
                     if let Some(finished) = finished {
                         // Nobody waits any more where the client went away.
                         let _ = task.done.send(finished);
@@ -230,14 +224,8 @@ impl Shared {
 }
 
 impl SlowLane {
-    pub(crate) fn start(threads: usize, capacity: usize, ticker: Ticker) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
-            queue: Mutex::default(),
-            runnable: Condvar::new(),
-            live: AtomicUsize::new(0),
-            capacity,
-            ticker,
-        });
+    pub(crate) fn start(threads: usize, ticker: Ticker) -> io::Result<Self> {
+        let shared = Arc::new(Shared { queue: Mutex::default(), runnable: Condvar::new(), ticker });
         for i in 0..threads.max(1) {
             let shared = Arc::clone(&shared);
             thread::Builder::new().name(format!("slow-lane-{i}")).spawn(move || {
@@ -250,30 +238,21 @@ impl SlowLane {
         Ok(Self { shared })
     }
 
-    /// Takes a call over. `None` where the lane is full. The receiver fails where the call died with its host function.
-    pub(crate) fn take(
-        &self,
-        tenant: TenantName,
-        call: Call,
-        mark: LongCall,
-    ) -> Option<oneshot::Receiver<Finished>> {
+    /// Takes a call over that has a seat. The receiver fails where the call died with its host function.
+    pub(crate) fn take(&self, tenant: TenantName, call: Call, seat: Seat) -> oneshot::Receiver<Finished> {
         let shared = &self.shared;
-        if shared.live.fetch_add(1, Ordering::AcqRel) >= shared.capacity {
-            shared.live.fetch_sub(1, Ordering::AcqRel);
-            return None;
-        }
         let (done, verdict) = oneshot::channel();
         let entry = Arc::new(Entry {
             tenant: tenant.clone(),
             lane: Arc::downgrade(shared),
-            place: Mutex::new(Place { task: Some(Task { call, done, mark }), queued: true, woken: false }),
+            place: Mutex::new(Place { task: Some(Task { call, done, seat }), queued: true, woken: false }),
         });
         let mut queue = locked(&shared.queue);
         queue.tenants.entry(tenant).or_default().live += 1;
         queue.push(entry);
         drop(queue);
         shared.runnable.notify_one();
-        Some(verdict)
+        verdict
     }
 }
 

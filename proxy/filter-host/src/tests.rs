@@ -1,5 +1,7 @@
 //! The host against real guests: those of `tests/guests`, which `scripts/build-guests.sh` builds.
 
+mod phases;
+
 use std::{
     path::PathBuf,
     sync::{Arc, OnceLock},
@@ -24,22 +26,25 @@ pub(crate) fn guest(name: &str) -> Vec<u8> {
         .unwrap_or_else(|e| panic!("{}: {e}: run scripts/build-guests.sh first", path.display()))
 }
 
-fn engine() -> &'static Arc<Engine> {
+pub(crate) fn engine() -> &'static Arc<Engine> {
     static ENGINE: OnceLock<Arc<Engine>> = OnceLock::new();
     ENGINE.get_or_init(|| Engine::new(EngineSettings { pool_instances: 128, ..Default::default() }).unwrap())
 }
 
+fn compiled(bytes: &[u8]) -> Result<(crate::ModuleInfo, Vec<u8>), Rejection> {
+    let mut output = Vec::new();
+    compile_worker::answer(bytes, &mut output).unwrap();
+    compile_worker::Told::parse(&output).unwrap().artifact()
+}
+
 pub(crate) fn taken(bytes: &[u8]) -> (crate::ModuleInfo, Vec<u8>) {
-    match compile_worker::compile(bytes).unwrap() {
-        (compile_worker::Answer::Taken(info), artifact) => (info, artifact),
-        (compile_worker::Answer::Rejected(rejection), _) => panic!("rejected: {rejection}"),
-    }
+    compiled(bytes).unwrap_or_else(|rejection| panic!("rejected: {rejection}"))
 }
 
 fn rejected(bytes: &[u8]) -> Rejection {
-    match compile_worker::compile(bytes).unwrap() {
-        (compile_worker::Answer::Rejected(rejection), _) => rejection,
-        (compile_worker::Answer::Taken(info), _) => panic!("taken: {info:?}"),
+    match compiled(bytes) {
+        Err(rejection) => rejection,
+        Ok((info, _)) => panic!("taken: {info:?}"),
     }
 }
 
@@ -52,6 +57,33 @@ fn probe() -> Arc<Module> {
     Arc::clone(PROBE.get_or_init(load))
 }
 
+#[test]
+fn the_reference_page_tells_the_limits_that_are_the_same_for_all() {
+    let page = include_str!("../../../docs/reference/limits.md");
+    let mib = |bytes: usize| format!("{} MiB", bytes >> 20);
+    let row = |what: &str| page.lines().find(|line| line.starts_with(&format!("| {what}"))).unwrap();
+    for (what, figures) in [
+        ("a module's size", vec![mib(crate::MAX_MODULE_BYTES)]),
+        (
+            "compiling a module",
+            vec![
+                format!("{} s of CPU time", compile_worker::MAX_CPU_SECONDS),
+                format!("{} GiB", compile_worker::MAX_ADDRESS_SPACE >> 30),
+            ],
+        ),
+        ("memories and tables", vec![mib(crate::engine::MAX_MEMORY), "20,000".into()]),
+        ("what a guest hands over", vec![mib(crate::call::MAX_HANDED_OVER)]),
+        ("handles of resources", vec!["1,000".into()]),
+        ("what `get-many` gives", vec![mib(crate::host::MAX_GIVEN)]),
+        ("kept instances of a worker", vec!["1,000".into(), mib(crate::reset::MAX_BYTES)]),
+        ("kept instances of a node", vec!["4,096".into(), mib(crate::reset::MAX_NODE_BYTES)]),
+    ] {
+        assert!(figures.iter().all(|figure| row(what).contains(figure)), "{what}: {figures:?}");
+    }
+    assert_eq!((crate::host::MAX_TABLE_ELEMENTS, crate::call::MAX_HANDLES), (20_000, 1_000));
+    assert_eq!((crate::reset::MAX_INSTANCES, crate::reset::MAX_NODE_INSTANCES), (1_000, 4_096));
+}
+
 pub(crate) struct View;
 
 impl HostView for View {
@@ -61,13 +93,17 @@ impl HostView for View {
 }
 
 fn chain(config: &str, limits: FilterLimits, on_error: OnError) -> Chain {
+    chain_of("acme", config, limits, on_error)
+}
+
+fn chain_of(tenant: &str, config: &str, limits: FilterLimits, on_error: OnError) -> Chain {
     let filter = FilterSetup {
         name: "probe".parse().unwrap(),
         module: Some(probe()),
         config: config.into(),
         on_error,
     };
-    Chain::new("acme".parse().unwrap(), limits, vec![filter])
+    Chain::new(tenant.parse().unwrap(), limits, vec![filter])
 }
 
 pub(crate) fn head(fields: &[(&'static str, &'static str)]) -> RequestHead {
@@ -230,7 +266,8 @@ async fn spinners_wait_in_the_lane_while_short_calls_go_on() {
 async fn too_many_long_calls_of_one_tenant_are_refused() {
     let limits =
         FilterLimits { cpu: beamline_model::Duration::millis(200), concurrency: 2, ..Default::default() };
-    let chain = chain(r#"{"do":"spin"}"#, limits, OnError::FailClosed);
+    // A tenant of its own: the engine is shared with the other tests, and so are a tenant's seats.
+    let chain = chain_of("busy", r#"{"do":"spin"}"#, limits, OnError::FailClosed);
     let (a, b, c) =
         tokio::join!(run(&chain, head(&[])), run(&chain, head(&[])), run(&chain, head(&[("x-kept", "1")])));
     // On a starved processor the wall ends them.
@@ -248,8 +285,11 @@ fn hold_up_the_lane(engine: &Engine) -> (std::sync::mpsc::Sender<()>, impl Sized
         let _ = told.recv();
         panic!("a call that ends without a verdict")
     });
-    let mark = crate::load::LongCall::of(&crate::load::TenantLoad::new());
-    (go_on, engine.lane.take("other".parse().unwrap(), Box::pin(block), mark).unwrap())
+    let other: beamline_model::TenantName = "other".parse().unwrap();
+    let long_calls = Arc::default();
+    let seat = engine.seats.take(&other, 1, &long_calls);
+    let seat = futures_util::FutureExt::now_or_never(seat).flatten().unwrap();
+    (go_on, engine.lane.take(other, Box::pin(block), seat))
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ pub enum ErrorKind {
     UnknownReceipt,
     ResponseNotKept,
     MethodNotAllowed,
+    RequestTimeout,
     TooLateToCancel,
     IdempotencyKeyInUse,
     IdempotencyKeyReused,
@@ -21,8 +22,11 @@ pub enum ErrorKind {
     FilterTimeout,
     FilterMemory,
     FilterCapacity,
+    FilterRequestBody,
+    FilterResponseBody,
     FilterVerdict,
     FilterUnavailable,
+    FilterSuspended,
     UpstreamUnavailable,
     UpstreamConnect,
     UpstreamTimeout,
@@ -65,7 +69,7 @@ const fn row(
 }
 
 /// Every error, in the order of [`ErrorKind`].
-pub const ERRORS: [ErrorRow; 30] = [
+pub const ERRORS: [ErrorRow; 34] = [
     row(
         ErrorKind::BadRequest,
         "bad-request",
@@ -95,6 +99,13 @@ pub const ERRORS: [ErrorRow; 30] = [
         405,
         "http_request_denied",
         "The method is not allowed here",
+    ),
+    row(
+        ErrorKind::RequestTimeout,
+        "request-timeout",
+        408,
+        "http_request_error",
+        "The request's body did not come in time",
     ),
     row(
         ErrorKind::TooLateToCancel,
@@ -138,7 +149,21 @@ pub const ERRORS: [ErrorRow; 30] = [
         "filter-capacity",
         503,
         "proxy_internal_error",
-        "Too many filter calls are under way",
+        "Too many filter calls are under way, or bodies kept for them",
+    ),
+    row(
+        ErrorKind::FilterRequestBody,
+        "filter-request-body",
+        413,
+        "http_request_error",
+        "The request's body is longer than a filter may keep",
+    ),
+    row(
+        ErrorKind::FilterResponseBody,
+        "filter-response-body",
+        502,
+        "http_response_body_size",
+        "The response's body is longer than a filter may keep",
     ),
     row(
         ErrorKind::FilterVerdict,
@@ -153,6 +178,13 @@ pub const ERRORS: [ErrorRow; 30] = [
         503,
         "proxy_configuration_error",
         "A filter's module cannot be loaded",
+    ),
+    row(
+        ErrorKind::FilterSuspended,
+        "filter-suspended",
+        503,
+        "proxy_internal_error",
+        "A filter failed too often and is left out for a while",
     ),
     row(
         ErrorKind::UpstreamUnavailable,

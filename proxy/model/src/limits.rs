@@ -14,13 +14,21 @@ pub struct FilterLimits {
     pub memory: ByteSize,
     /// Log text of one call; what goes beyond is cut and counted.
     pub log: ByteSize,
+    /// What is kept of one body for one filter: whole, or held back while it streams.
+    pub body: ByteSize,
     /// Calls of the tenant on this node that outlived their first slice; further ones are answered `503`.
     pub concurrency: u32,
 }
 
 impl Default for FilterLimits {
     fn default() -> Self {
-        Self { cpu: Duration::millis(50), memory: ByteSize::mib(16), log: ByteSize::kib(8), concurrency: 256 }
+        Self {
+            cpu: Duration::millis(50),
+            memory: ByteSize::mib(16),
+            log: ByteSize::kib(8),
+            body: ByteSize::mib(1),
+            concurrency: 256,
+        }
     }
 }
 
@@ -37,7 +45,7 @@ pub struct LimitRow {
 }
 
 /// The limits a manifest can set, in the order of the reference page.
-pub const LIMITS: [LimitRow; 4] = [
+pub const LIMITS: [LimitRow; 5] = [
     LimitRow { key: "cpu", default: "50ms", ceiling: "1s", crossed: "503 filter-timeout" },
     LimitRow {
         key: "memory",
@@ -46,6 +54,12 @@ pub const LIMITS: [LimitRow; 4] = [
         crossed: "growth fails; a trap that follows is 503 filter-memory",
     },
     LimitRow { key: "log", default: "8KiB", ceiling: "64KiB", crossed: "the rest is cut and counted" },
+    LimitRow {
+        key: "body",
+        default: "1MiB",
+        ceiling: "16MiB",
+        crossed: "413 filter-request-body, 502 filter-response-body",
+    },
     LimitRow { key: "concurrency", default: "256", ceiling: "4096", crossed: "503 filter-capacity" },
 ];
 
@@ -63,6 +77,9 @@ impl FilterLimits {
         }
         if self.log > ByteSize::kib(64) {
             return too_much("log", self.log.to_string(), "64KiB");
+        }
+        if self.body > ByteSize::mib(16) {
+            return too_much("body", self.body.to_string(), "16MiB");
         }
         if self.concurrency > 4096 || self.concurrency == 0 {
             return too_much("concurrency", self.concurrency.to_string(), "4096 (and at least 1)");

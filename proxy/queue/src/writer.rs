@@ -1,7 +1,8 @@
 //! The writer: one thread that owns the log and commits what waits, group by group.
 //!
 //! A group is whatever waits when the commit before it is done: up to 64 changes, 1 MiB or 2 ms of gathering. A lone
-//! record is committed at once; under load the fsync that is under way is what gathers the next group.
+//! record is committed at once; under load the fsync that is under way is what gathers the next group, and where that was
+//! little, a moment of waiting: each commit costs an fsync, however many share it.
 //!
 //! When a commit fails, its appends may be in the log or not. They are answered when it was reopened and those of them
 //! that it has were disowned: then no is the truth. Where that takes too long they are told that nobody knows. What comes
@@ -43,6 +44,11 @@ use crate::{
 
 const REOPEN_FIRST: Duration = Duration::from_millis(100);
 const REOPEN_LAST: Duration = Duration::from_secs(10);
+/// A group of so many shows that more are about to come; one of so many is worth its commit.
+const GROUP_BUSY: usize = 4;
+const GROUP_ENOUGH: usize = GROUP_RECORDS / 2;
+/// How long more are waited for, once a group.
+const GATHERING: Duration = Duration::from_micros(500);
 /// How long an append of a failed commit waits for the log to tell whether it is there.
 const UNCONFIRMED_AFTER: Duration = Duration::from_secs(5);
 
@@ -159,6 +165,7 @@ impl Writer {
             flushes: Vec::new(),
             leaving: None,
             gone: None,
+            busy: false,
         };
         thread::Builder::new().name("queue-writer".into()).spawn(move || worker.run())?;
         Ok(Self { commands })
@@ -271,6 +278,8 @@ struct Worker {
     leaving: Option<oneshot::Sender<()>>,
     /// A company that has gone, until what it left is counted.
     gone: Option<u64>,
+    /// Whether the last group was of several: more are about to come.
+    busy: bool,
 }
 
 /// Why the loop ends.
@@ -308,13 +317,18 @@ impl Worker {
                 }
             }
             let started = Instant::now();
-            let mut stopped = None;
+            let (mut stopped, mut gathered) = (None, !self.busy);
             while stopped.is_none() && group.has_room() && started.elapsed() < GROUP_TIME {
                 match self.inbox.try_recv() {
                     Ok(command) => stopped = self.take(command, &mut group),
-                    Err(_) => break,
+                    Err(_) if gathered || group.changes.len() >= GROUP_ENOUGH => break,
+                    Err(_) => {
+                        gathered = true;
+                        thread::sleep(GATHERING);
+                    }
                 }
             }
+            self.busy = group.changes.len() >= GROUP_BUSY;
             let committed = self.commit(group);
             if stopped.is_none()
                 && let Err(error) = committed

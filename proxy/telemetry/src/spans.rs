@@ -137,6 +137,12 @@ pub const SPANS: &[SpanRow] = &[
             attribute("beamline.filter.name", "string", "", "The filter's name in the manifest."),
             attribute("beamline.filter.module", "string", "", "The digest of its module."),
             attribute(
+                "beamline.filter.phase",
+                "string",
+                "",
+                "The phase: `request`, `whole-request`, `request-body`, `response`, `whole-response`, `response-body` or `finish`.",
+            ),
+            attribute(
                 "beamline.filter.outcome",
                 "string",
                 "",
@@ -423,6 +429,7 @@ impl Frame<'_> {
         let mut attributes = vec![
             text("beamline.filter.name", &*run.name),
             text("beamline.filter.module", &*run.module),
+            text("beamline.filter.phase", run.phase),
             text("beamline.filter.outcome", run.outcome),
             millis("beamline.filter.cpu_ms", run.cpu),
         ];

@@ -145,9 +145,17 @@ impl Transaction {
         }
     }
 
-    /// The filter that ended the chain: it decided something other than `next`, or failed.
+    /// The filter that shaped the answer last: it failed or answered in a later phase, or ended the request's way through
+    /// the chain, where it decided something other than `next` or failed. Where none did, one that failed when the answer
+    /// was out of the door.
     pub(crate) fn deciding_filter(&self) -> Option<&FilterRun> {
-        self.filters.last().filter(|f| f.failed() || !matches!(f.verdict, None | Some(Verdict::Next)))
+        let decided = |f: &&FilterRun| f.failed() || !matches!(f.verdict, None | Some(Verdict::Next));
+        let on_request = |f: &&FilterRun| FilterRun::ON_REQUESTS.contains(&f.phase);
+        let at_the_end = |f: &&FilterRun| f.phase == FilterRun::FINISH;
+        let later = self.filters.iter().rev().find(|f| !on_request(f) && !at_the_end(f) && decided(f));
+        later
+            .or_else(|| self.filters.iter().rev().find(on_request).filter(decided))
+            .or_else(|| self.filters.iter().rev().find(|f| at_the_end(f) && f.failed()))
     }
 
     /// The spans that it makes when sampled.
@@ -163,6 +171,8 @@ pub struct FilterRun {
     pub name: Arc<str>,
     /// The digest of its module.
     pub module: Arc<str>,
+    /// Its phase: [`FilterRun::REQUEST`], or a later one, such as `response`.
+    pub phase: &'static str,
     /// When it began.
     pub started: Duration,
     /// How long it took, with what it waited for.
@@ -178,6 +188,14 @@ pub struct FilterRun {
 impl FilterRun {
     /// The outcome of a run that ended as it should.
     pub const OK: &'static str = "ok";
+    /// The phase of the request's head.
+    pub const REQUEST: &'static str = "request";
+
+    /// The phase after the last byte, which shapes no answer.
+    const FINISH: &'static str = "finish";
+
+    /// The phases that decide on a request.
+    const ON_REQUESTS: [&'static str; 2] = [Self::REQUEST, "whole-request"];
 
     pub(crate) fn failed(&self) -> bool {
         self.outcome != Self::OK
@@ -378,6 +396,7 @@ pub(crate) mod tests {
             filters: vec![FilterRun {
                 name: "router".into(),
                 module: "sha256:00".into(),
+                phase: FilterRun::REQUEST,
                 started: Duration::from_micros(20),
                 duration: Duration::from_micros(250),
                 cpu: Duration::from_micros(40),
@@ -420,6 +439,16 @@ pub(crate) mod tests {
         assert!(tx.deciding_filter().is_none());
         tx.filters[0].outcome = "filter-trap";
         assert!(tx.deciding_filter().is_some());
+        let later = FilterRun { name: "late".into(), phase: "response", ..tx.filters[0].clone() };
+        tx.filters[0].outcome = FilterRun::OK;
+        tx.filters.push(FilterRun { outcome: FilterRun::OK, verdict: Some(Verdict::Next), ..later.clone() });
+        assert!(tx.deciding_filter().is_none());
+        let end = FilterRun { name: "end".into(), phase: "finish", ..later.clone() };
+        tx.filters.push(end.clone());
+        assert_eq!(&*tx.deciding_filter().unwrap().name, "end", "nothing else is to be told");
+        tx.filters.push(later);
+        tx.filters.push(end);
+        assert_eq!(&*tx.deciding_filter().unwrap().name, "late", "the end shapes no answer");
         assert!(bare_transaction().deciding_filter().is_none());
     }
 }

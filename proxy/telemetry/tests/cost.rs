@@ -34,6 +34,7 @@ fn transaction(name: &Arc<str>, digest: &Arc<str>, filtered: bool) -> Transactio
         tx.verdict = Some(Verdict::Route);
         tx.filters.push(FilterRun {
             name: Arc::clone(name),
+            phase: FilterRun::REQUEST,
             module: Arc::clone(digest),
             started: Duration::from_micros(10),
             duration: Duration::from_micros(14),

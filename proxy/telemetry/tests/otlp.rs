@@ -102,6 +102,7 @@ async fn a_request_and_its_delivery_arrive_as_one_tree() {
     tx.upstream = Some(Arc::clone(&name));
     tx.filters = vec![FilterRun {
         name: "router".into(),
+        phase: FilterRun::REQUEST,
         module: "sha256:00".into(),
         started: ms(0),
         duration: ms(1),

@@ -3,10 +3,15 @@
 #[cfg(target_family = "wasm")]
 mod imported {
     use crate::raw::beamline::edge;
-    pub(crate) use edge::http::RequestHead as Head;
+    pub(crate) use edge::http::{RequestHead as Head, ResponseHead};
     pub(crate) use edge::{
-        config::get as config, log::write as log, random::get_u64 as random, upstreams::get as upstream,
+        config::get as config, context::get as context, log::write as log, random::get_u64 as random,
+        upstreams::get as upstream,
     };
+
+    pub(crate) fn set_context(value: &[u8]) -> Result<(), crate::context::TooLarge> {
+        edge::context::set(value).map_err(|_| crate::context::TooLarge)
+    }
 }
 
 #[cfg(target_family = "wasm")]

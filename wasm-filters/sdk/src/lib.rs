@@ -5,6 +5,9 @@
 //! tenant. This crate holds what a filter says ([`Verdict`]), what it sees ([`Request`]) and what it may ask its
 //! host ([`log`], [`random`], [`upstream`]).
 //!
+//! A filter can also see and change the response, either body, whole or as it streams, and hear of the end: these are
+//! further phases, each with a trait of its own, which [`export!`] lists.
+//!
 //! ```
 //! use beamline_sdk::{Filter, Request, Verdict};
 //!
@@ -27,7 +30,10 @@
 //! Built for `wasm32-unknown-unknown` as a `cdylib`, that is a module which `beamline push` takes as it is.
 //! Built for the machine at hand, the same code runs in `cargo test`: see [`testing`].
 
+mod body;
 mod config;
+pub mod context;
+mod finish;
 #[cfg(all(target_family = "wasm", feature = "heap"))]
 mod heap;
 mod host;
@@ -37,17 +43,25 @@ mod phase;
 pub mod random;
 pub mod raw;
 mod request;
+mod response;
 #[cfg(not(target_family = "wasm"))]
 pub mod testing;
 pub mod upstream;
 mod verdict;
 
-pub use phase::Filter;
+pub use body::{Body, Chunk, ChunkVerdict, Replacement};
+pub use finish::Outcome;
+pub use phase::{
+    Filter, FinishFilter, RequestBodyFilter, ResponseBodyFilter, ResponseFilter, WholeRequestFilter,
+    WholeResponseFilter,
+};
 pub use request::{HeaderError, HeaderValue, Request, Snapshot};
-pub use verdict::{Enqueue, Response, Route, Verdict};
+pub use response::{ResponseHead, ResponseSnapshot};
+pub use verdict::{Enqueue, Response, ResponseVerdict, Route, Verdict};
 
 /// What [`export!`] needs; no part of the interface.
 #[doc(hidden)]
+#[cfg(target_family = "wasm")]
 pub mod internal {
-    pub use crate::phase::*;
+    pub use crate::phase::wasm::*;
 }

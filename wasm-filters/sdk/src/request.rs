@@ -112,6 +112,10 @@ impl<'call> Request<'call> {
 }
 
 impl HeaderValue {
+    pub(crate) fn from_bytes(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+
     /// The bytes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0

@@ -17,6 +17,10 @@
 //! assert_eq!(outcome.verdict, Verdict::route("standby").into());
 //! ```
 //!
+//! Other phases run likewise: what came in, such as [`Call::response`] and [`Call::body`], then the phase, such as
+//! [`Call::run_response`]. What a phase left in [`context`](crate::context) is in its outcome, and goes into the next call
+//! with [`Call::context`].
+//!
 //! The head behaves as the host's does: names in any case, bytes as values, the same refusals of changes. Limits are
 //! not modelled, neither CPU time nor memory.
 
@@ -26,9 +30,13 @@ pub(crate) mod host;
 
 use serde_json::Value;
 
-pub use self::{cases::run_cases, head::Head};
+pub use self::{
+    cases::run_cases,
+    head::{Head, ResponseHead},
+};
 use crate::{
-    Filter, Request, Verdict, config,
+    Body, Chunk, ChunkVerdict, Filter, FinishFilter, Request, RequestBodyFilter, ResponseBodyFilter,
+    ResponseFilter, ResponseVerdict, Verdict, WholeRequestFilter, WholeResponseFilter, config,
     log::Level,
     upstream::{State, Status},
 };
@@ -37,6 +45,8 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub struct Call {
     head: Head,
+    response: ResponseHead,
+    body: Vec<u8>,
     host: host::Host,
 }
 
@@ -47,6 +57,36 @@ pub struct Outcome {
     pub verdict: Verdict,
     /// The request's head with the filter's changes.
     pub head: Head,
+    /// The body that is sent: as it came, or as the filter replaced it.
+    pub body: Vec<u8>,
+    /// What the filter remembers of the request.
+    pub context: Option<Vec<u8>>,
+    /// What the filter logged, in order.
+    pub log: Vec<(Level, String)>,
+}
+
+/// What a call of a phase of the response led to.
+#[derive(Debug)]
+pub struct ResponseOutcome {
+    /// What the filter decided.
+    pub verdict: ResponseVerdict,
+    /// The response's head with the filter's changes.
+    pub head: ResponseHead,
+    /// The body that is sent: as it came, or as the filter replaced it.
+    pub body: Vec<u8>,
+    /// What the filter remembers of the request.
+    pub context: Option<Vec<u8>>,
+    /// What the filter logged, in order.
+    pub log: Vec<(Level, String)>,
+}
+
+/// What became of a body that streamed.
+#[derive(Debug)]
+pub struct StreamOutcome {
+    /// What went on, all of it.
+    pub body: Vec<u8>,
+    /// What the filter remembers of the request.
+    pub context: Option<Vec<u8>>,
     /// What the filter logged, in order.
     pub log: Vec<(Level, String)>,
 }
@@ -54,7 +94,7 @@ pub struct Outcome {
 impl Call {
     /// A call for a request with this method and target (path, and query after a `?`), to the host `example.test`.
     pub fn new(method: &str, target: &str) -> Self {
-        Self { head: Head::new(method, target), host: host::Host::default() }
+        Self { head: Head::new(method, target), ..Self::default() }
     }
 
     /// A call for a `GET` request.
@@ -92,6 +132,30 @@ impl Call {
         self
     }
 
+    /// What an earlier call for the same request remembered.
+    pub fn context(mut self, context: impl Into<Vec<u8>>) -> Self {
+        self.host.context = Some(context.into());
+        self
+    }
+
+    /// The status of the response. 200 if this is not called.
+    pub fn response(self, status: u16) -> Self {
+        self.response.came_with_status(status);
+        self
+    }
+
+    /// One more header field of the response.
+    pub fn response_header(self, name: &str, value: impl AsRef<[u8]>) -> Self {
+        self.response.came_with_header(name, value.as_ref());
+        self
+    }
+
+    /// The whole body of the request, or of the response where the phase is one of the response's.
+    pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
+        self.body = body.into();
+        self
+    }
+
     /// Runs the filter.
     ///
     /// # Panics
@@ -109,9 +173,241 @@ impl Call {
     /// # Panics
     /// Where the filter does.
     pub fn try_run<F: Filter>(self) -> Result<Outcome, String> {
-        let Self { head, host } = self;
+        let Self { head, host, body, .. } = self;
         let config = config::read::<F::Config>(&host.config.to_string())?;
-        let (verdict, log) = host.during(|| F::on_request(&config, &mut Request::new(&head)));
-        Ok(Outcome { verdict, head, log })
+        let (verdict, host) = host.during(|| F::on_request(&config, &mut Request::new(&head)));
+        Ok(Outcome { verdict, head, body, context: host.context, log: host.log })
+    }
+
+    /// Runs the phase that sees the request's whole body.
+    ///
+    /// # Panics
+    /// As [`run`](Self::run).
+    #[track_caller]
+    pub fn run_whole_request<F: WholeRequestFilter>(self) -> Outcome {
+        let config = self.configured::<F::Config>();
+        let Self { head, host, body, .. } = self;
+        let mut body = Body::new(body);
+        let (verdict, host) =
+            host.during(|| F::on_whole_request(&config, &mut Request::new(&head), &mut body));
+        let body = body.bytes().to_vec();
+        Outcome { verdict, head, body, context: host.context, log: host.log }
+    }
+
+    /// Runs the phase of the response's head.
+    ///
+    /// # Panics
+    /// As [`run`](Self::run).
+    #[track_caller]
+    pub fn run_response<F: ResponseFilter>(self) -> ResponseOutcome {
+        let config = self.configured::<F::Config>();
+        let Self { head, response, host, body } = self;
+        let (verdict, host) = host.during(|| {
+            F::on_response(&config, &Request::new(&head), &mut crate::ResponseHead::new(&response))
+        });
+        ResponseOutcome { verdict, head: response, body, context: host.context, log: host.log }
+    }
+
+    /// Runs the phase that sees the response's whole body.
+    ///
+    /// # Panics
+    /// As [`run`](Self::run).
+    #[track_caller]
+    pub fn run_whole_response<F: WholeResponseFilter>(self) -> ResponseOutcome {
+        let config = self.configured::<F::Config>();
+        let Self { head, response, host, body } = self;
+        let mut body = Body::new(body);
+        let (verdict, host) = host.during(|| {
+            let response = &mut crate::ResponseHead::new(&response);
+            F::on_whole_response(&config, &Request::new(&head), response, &mut body)
+        });
+        let body = body.bytes().to_vec();
+        ResponseOutcome { verdict, head: response, body, context: host.context, log: host.log }
+    }
+
+    /// Runs the phase of the request's body over a body that comes in these chunks.
+    ///
+    /// # Panics
+    /// As [`run`](Self::run), and where a verdict wants more shown again than there was.
+    #[track_caller]
+    pub fn run_request_body<F: RequestBodyFilter>(self, chunks: &[&[u8]]) -> StreamOutcome {
+        let config = self.configured::<F::Config>();
+        let Self { head, host, .. } = self;
+        let (body, host) = host
+            .during(|| streamed(chunks, |chunk| F::on_request_chunk(&config, &Request::new(&head), chunk)));
+        StreamOutcome { body, context: host.context, log: host.log }
+    }
+
+    /// Runs the phase of the response's body over a body that comes in these chunks.
+    ///
+    /// # Panics
+    /// As [`run`](Self::run), and where a verdict wants more shown again than there was.
+    #[track_caller]
+    pub fn run_response_body<F: ResponseBodyFilter>(self, chunks: &[&[u8]]) -> StreamOutcome {
+        let config = self.configured::<F::Config>();
+        let Self { head, response, host, .. } = self;
+        let (body, host) = host.during(|| {
+            streamed(chunks, |chunk| {
+                let response = &crate::ResponseHead::new(&response);
+                F::on_response_chunk(&config, &Request::new(&head), response, chunk)
+            })
+        });
+        StreamOutcome { body, context: host.context, log: host.log }
+    }
+
+    /// Runs the phase after the last byte; gives what the filter logged.
+    ///
+    /// # Panics
+    /// As [`run`](Self::run).
+    #[track_caller]
+    pub fn run_finish<F: FinishFilter>(self, outcome: &crate::Outcome) -> Vec<(Level, String)> {
+        let config = self.configured::<F::Config>();
+        let Self { head, host, .. } = self;
+        host.during(|| F::on_finish(&config, &Request::new(&head), outcome)).1.log
+    }
+
+    #[track_caller]
+    fn configured<C: serde::de::DeserializeOwned>(&self) -> C {
+        config::read(&self.host.config.to_string()).unwrap_or_else(|error| panic!("{error}"))
+    }
+}
+
+/// What goes on of a body that comes in these chunks; the last of them ends it.
+fn streamed(chunks: &[&[u8]], mut show: impl FnMut(Chunk) -> ChunkVerdict) -> Vec<u8> {
+    let (mut held, mut on) = (Vec::new(), Vec::new());
+    for (place, chunk) in chunks.iter().enumerate() {
+        let last = place + 1 == chunks.len();
+        held.extend_from_slice(chunk);
+        match show(Chunk::new(&held, last)) {
+            ChunkVerdict::Hold if !last => {}
+            ChunkVerdict::Pass | ChunkVerdict::Hold => on.append(&mut held),
+            ChunkVerdict::Replace(replacement) => {
+                let (mut data, again) = replacement.into_parts();
+                assert!(again <= held.len(), "again: {again} bytes of a chunk of {}", held.len());
+                on.append(&mut data);
+                held.drain(..held.len() - again);
+            }
+        }
+    }
+    on
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{HeaderError, context, log};
+
+    struct Phases;
+
+    impl WholeRequestFilter for Phases {
+        type Config = ();
+
+        fn on_whole_request((): &(), request: &mut Request, body: &mut Body) -> Verdict {
+            request.set_header("x-length", body.bytes().len().to_string()).unwrap();
+            body.replace(body.bytes().to_ascii_uppercase());
+            context::set("whole").unwrap();
+            Verdict::next()
+        }
+    }
+
+    impl ResponseFilter for Phases {
+        type Config = ();
+
+        fn on_response((): &(), request: &Request, response: &mut crate::ResponseHead) -> ResponseVerdict {
+            if response.header("x-secret").is_some() {
+                return ResponseVerdict::respond(502).body(request.path()).into();
+            }
+            assert_eq!(response.set_status(99), Err(HeaderError::InvalidValue));
+            assert_eq!(response.set_header("content-length", "1"), Err(HeaderError::Forbidden));
+            response.set_status(203).unwrap();
+            response.append_header("x-context", context::get().unwrap_or_default()).unwrap();
+            ResponseVerdict::next()
+        }
+    }
+
+    impl ResponseBodyFilter for Phases {
+        type Config = ();
+
+        /// Every `cat` becomes a `dog`, wherever the chunks are cut.
+        fn on_response_chunk((): &(), _: &Request, _: &crate::ResponseHead, chunk: Chunk) -> ChunkVerdict {
+            let text = String::from_utf8_lossy(chunk.bytes()).replace("cat", "dog");
+            let again = ["ca", "c"].iter().find(|end| text.ends_with(**end)).map_or(0, |end| end.len());
+            if chunk.is_last() || again == 0 {
+                return ChunkVerdict::replace(text).into();
+            }
+            ChunkVerdict::replace(&text.as_bytes()[..text.len() - again]).again(again).into()
+        }
+    }
+
+    impl RequestBodyFilter for Phases {
+        type Config = ();
+
+        /// Lines go on whole, and none that is empty.
+        fn on_request_chunk((): &(), _: &Request, chunk: Chunk) -> ChunkVerdict {
+            match chunk.bytes() {
+                b"\n" => ChunkVerdict::drop(),
+                bytes if bytes.ends_with(b"\n") => ChunkVerdict::pass(),
+                _ => ChunkVerdict::hold(),
+            }
+        }
+    }
+
+    impl FinishFilter for Phases {
+        type Config = ();
+
+        fn on_finish((): &(), request: &Request, outcome: &crate::Outcome) {
+            log::info!("{} {:?} {}", request.path(), outcome.status, outcome.response_bytes);
+        }
+    }
+
+    crate::export!(Phases: whole_request, request_body, response, response_body, finish);
+
+    #[test]
+    fn a_whole_request_is_changed_and_remembered() {
+        let outcome = Call::new("POST", "/").body("abc").run_whole_request::<Phases>();
+        assert_eq!((outcome.verdict, outcome.body.as_slice()), (Verdict::next(), &b"ABC"[..]));
+        assert_eq!(outcome.head.get("x-length"), Some(b"3".to_vec()));
+        assert_eq!(outcome.context, Some(b"whole".to_vec()));
+    }
+
+    #[test]
+    fn a_response_is_changed_or_replaced() {
+        let outcome = Call::get("/").context("c").response(200).run_response::<Phases>();
+        assert_eq!((outcome.verdict, outcome.head.status()), (ResponseVerdict::next(), 203));
+        assert_eq!(outcome.head.get("x-context"), Some(b"c".to_vec()));
+        let outcome = Call::get("/p").response_header("X-Secret", "1").run_response::<Phases>();
+        assert_eq!(outcome.verdict, ResponseVerdict::respond(502).body("/p").into());
+    }
+
+    #[test]
+    fn a_body_is_rewritten_across_its_chunks() {
+        for chunks in
+            [&[&b"a cat, a cat"[..]][..], &[b"a c", b"at, a ca", b"t"], &[b"a ca", b"t, a cat", b""]]
+        {
+            assert_eq!(Call::get("/").run_response_body::<Phases>(chunks).body, b"a dog, a dog");
+        }
+        let lines: &[&[u8]] = &[b"a", b"b\n", b"\n", b"c", b"d"];
+        assert_eq!(Call::get("/").run_request_body::<Phases>(lines).body, b"ab\ncd");
+    }
+
+    #[test]
+    fn the_end_is_heard_of() {
+        let outcome = crate::Outcome {
+            status: Some(200),
+            upstream: None,
+            request_bytes: 0,
+            response_bytes: 5,
+            duration_us: 1,
+            upstream_us: 0,
+            error: None,
+        };
+        let log = Call::get("/end").run_finish::<Phases>(&outcome);
+        assert_eq!(log, [(Level::Info, "/end Some(200) 5".to_owned())]);
+    }
+
+    #[test]
+    fn more_than_4_kib_are_not_remembered() {
+        assert_eq!(context::set(vec![0; context::MAX + 1]), Err(context::TooLarge));
+        assert_eq!(context::set(vec![0; context::MAX]), Ok(()));
     }
 }

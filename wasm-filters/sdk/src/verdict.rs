@@ -17,6 +17,19 @@ pub enum Verdict {
     Respond(Response),
     /// The chain ends; the request is queued and answered `202` with a receipt.
     Enqueue(Enqueue),
+    /// The request's whole body is read, and this filter's phase `whole_request` decides.
+    ReadBody,
+}
+
+/// What happens to a response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ResponseVerdict {
+    /// It goes on to the client, by way of the filters before this one.
+    Next,
+    /// This takes its place, and goes on likewise.
+    Respond(Response),
+    /// The response's whole body is read, and this filter's phase `whole_response` decides.
+    ReadBody,
 }
 
 /// Where a request is sent, and what of it is changed on the way.
@@ -57,6 +70,12 @@ impl Verdict {
         })
     }
 
+    /// Has the request's whole body read, up to the limit `body`. Then this filter's phase `whole_request`, which the module
+    /// must have, decides.
+    pub fn read_body() -> Self {
+        Self::ReadBody
+    }
+
     #[cfg(target_family = "wasm")]
     pub(crate) fn into_raw(self) -> raw::Verdict {
         match self {
@@ -64,6 +83,34 @@ impl Verdict {
             Self::Route(route) => raw::Verdict::Route(route.0),
             Self::Respond(response) => raw::Verdict::Respond(response.0),
             Self::Enqueue(enqueue) => raw::Verdict::Enqueue(enqueue.0),
+            Self::ReadBody => raw::Verdict::ReadBody,
+        }
+    }
+}
+
+impl ResponseVerdict {
+    /// It goes on to the client, by way of the filters before this one.
+    pub fn next() -> Self {
+        Self::Next
+    }
+
+    /// Puts an answer in its place, with a status from 200 to 599.
+    pub fn respond(status: u16) -> Response {
+        Verdict::respond(status)
+    }
+
+    /// Has the response's whole body read, up to the limit `body`. Then this filter's phase `whole_response`, which the
+    /// module must have, decides.
+    pub fn read_body() -> Self {
+        Self::ReadBody
+    }
+
+    #[cfg(target_family = "wasm")]
+    pub(crate) fn into_raw(self) -> raw::ResponseVerdict {
+        match self {
+            Self::Next => raw::ResponseVerdict::Next,
+            Self::Respond(response) => raw::ResponseVerdict::Respond(response.0),
+            Self::ReadBody => raw::ResponseVerdict::ReadBody,
         }
     }
 }
@@ -148,6 +195,12 @@ impl Response {
 }
 
 impl From<Response> for Verdict {
+    fn from(response: Response) -> Self {
+        Self::Respond(response)
+    }
+}
+
+impl From<Response> for ResponseVerdict {
     fn from(response: Response) -> Self {
         Self::Respond(response)
     }

@@ -66,6 +66,14 @@ struct Tenant {
     upstreams: BTreeMap<String, Upstream>,
     #[serde(default)]
     unloaded: Vec<Unloaded>,
+    #[serde(default)]
+    suspended: Vec<Suspended>,
+}
+
+#[derive(Deserialize)]
+struct Suspended {
+    filter: String,
+    retry_ms: u64,
 }
 
 #[derive(Deserialize)]
@@ -165,6 +173,13 @@ fn whole(node: &Node, tenant: &TenantName) -> Result<Report, Failure> {
         }),
     );
     lines("unloaded", &mut tenant.unloaded.iter().map(|u| format!("filter {}: {}", u.filter, u.problem)));
+    lines(
+        "suspended",
+        &mut tenant.suspended.iter().map(|s| {
+            let seconds = s.retry_ms.div_ceil(1000);
+            format!("filter {}: it failed too often, and is tried again within {seconds} s", s.filter)
+        }),
+    );
     Ok(Report { json: answer.0, text: table.rendered() })
 }
 
@@ -245,6 +260,7 @@ mod tests {
             "upstreams": { "api": { "state": "down", "queue_depth": 12, "problem": "secret token is not set" } },
             "deletion": "drain",
             "unloaded": [{ "filter": "router", "problem": "it is gone" }],
+            "suspended": [{ "filter": "canary", "retry_ms": 1200 }],
         })
     }
 
@@ -261,7 +277,8 @@ mod tests {
              ranges     127.0.0.1/32:9001\n\
              nats       main=acme.orders\n\
              upstreams  api: down, 12 queued, secret token is not set\n\
-             unloaded   filter router: it is gone\n"
+             unloaded   filter router: it is gone\n\
+             suspended  filter canary: it failed too often, and is tried again within 2 s\n"
         );
     }
 

@@ -1,13 +1,14 @@
 //! What can be looked at.
 
-use beamline_filter_host::ModuleInfo;
-use beamline_model::{RevisionId, TenantName, TokenScope};
+use beamline_filter_host::{BreakerState, Chain, ModuleInfo};
+use beamline_model::{FilterName, RevisionId, TenantName, TokenScope};
 use beamline_store::{AuditRow, StoreError, TenantRecord};
 use beamline_upstream::UpstreamState;
 
 use super::{Control, change::readable};
 use crate::{
-    ControlError, ModuleListing, RevisionListing, RevisionView, Snapshot, Status, TenantView, UpstreamView,
+    ControlError, ModuleListing, RevisionListing, RevisionView, Snapshot, Status, Suspended, TenantView,
+    UpstreamView,
     actor::{permit, permit_operator},
 };
 
@@ -155,5 +156,19 @@ fn view(record: TenantRecord, snapshot: &Snapshot) -> TenantView {
         deletion: record.deletion,
         upstreams,
         unloaded: runtime.map_or_else(Vec::new, |t| t.unloaded.clone()),
+        suspended: runtime.map_or_else(Vec::new, |t| suspended(&t.chain)),
     }
+}
+
+/// The filters of a chain whose breakers are not closed.
+fn suspended(chain: &Chain) -> Vec<Suspended> {
+    let shown = |(filter, state): (&FilterName, BreakerState)| {
+        let retry_ms = match state {
+            BreakerState::Closed => return None,
+            BreakerState::Open(left) => u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+            BreakerState::HalfOpen => 0,
+        };
+        Some(Suspended { filter: filter.clone(), retry_ms })
+    };
+    chain.breakers().filter_map(shown).collect()
 }

@@ -7,7 +7,7 @@ use super::{
     shelf,
 };
 use crate::{
-    call::{Finished, classify, in_fresh_instance},
+    call::{Finished, Given, finished, in_fresh_instance},
     host::CallState,
     module::Module,
 };
@@ -15,6 +15,10 @@ use crate::{
 /// Runs the request phase of `module` in a kept instance of its `core`. The future is `Send`: where the call is set
 /// aside, the instance goes with it, and ends where the call does.
 pub(crate) async fn on_request(module: Arc<Module>, core: &Arc<Core>, state: CallState) -> Finished {
+    // A limit that does not even grant the first memory: the other tier refuses it, and nothing is made for it here.
+    if core.size() > state.memory.limit {
+        return in_fresh_instance(module, state).await;
+    }
     let mut kept = match shelf::take(core) {
         Some(kept) => kept,
         None => match Kept::new(core).await {
@@ -27,10 +31,11 @@ pub(crate) async fn on_request(module: Arc<Module>, core: &Arc<Core>, state: Cal
         },
     };
     let (state, outcome) = kept.call(state).await;
-    let verdict = outcome.map_err(|error| classify(&error, &state));
-    let cpu = state.cpu_used();
-    if verdict.is_ok() && matches!(kept.reset(), Ok(true)) {
+    // Before the call's CPU time is read: what it left to be put back is its own.
+    if outcome.is_ok() && matches!(kept.reset(), Ok(true)) {
         shelf::put(kept);
+    } else {
+        drop(kept);
     }
-    Finished { state, verdict, cpu }
+    finished(state, outcome.map(Given::Request))
 }

@@ -13,6 +13,8 @@ pub(super) const HANDLE: u32 = 1;
 
 /// Pages below which a memory grows in small steps: its instance may well be kept.
 const SMALL_PAGES: u64 = 48;
+/// Pages that a small memory gets beyond what was asked for, at most.
+const SMALL_SPARE: u64 = 8;
 
 /// The data of a kept instance's store.
 #[derive(Default)]
@@ -66,7 +68,7 @@ impl Guest {
 
     /// Ends the call: its state, and the verdict where there is one.
     pub(super) fn end(&mut self) -> (Option<CallState>, Option<Verdict>) {
-        self.lowering.clear();
+        self.lowering.end();
         (self.call.take(), self.verdict.take())
     }
 
@@ -109,6 +111,15 @@ impl Guest {
         Ok(())
     }
 
+    /// An import was called with a handle of a response, of which this phase has none.
+    pub(super) fn use_response_handle(&self, handle: u32) -> Result<()> {
+        self.use_handle(handle)?;
+        bail!(
+            "handle index {handle} used with the wrong type, \
+             expected guest-defined resource but found a different guest-defined resource"
+        )
+    }
+
     pub(super) fn drop_handle(&mut self, handle: u32) -> Result<()> {
         self.use_handle(handle)?;
         self.handle_lives = false;
@@ -134,14 +145,14 @@ impl Guest {
         let memory = caller.data().memory()?;
         let guest = caller.data_mut();
         let pages = u64::from(old) + u64::from(more);
-        if pages > u64::from(u32::MAX) / PAGE + 1 {
-            return Ok(false);
-        }
         let bytes = |pages: u64| usize::try_from(pages * PAGE).unwrap_or(usize::MAX);
+        // The limit is asked first, however much is wanted: its refusal is what a trap that follows is put down to.
         let granted = match &mut guest.call {
             Some(call) => call.memory.memory_growing(bytes(old.into()), bytes(pages), None)?,
             None => bail!("the memory was grown while the module started"),
         };
+        // No further than this call's limit, whatever the module may have.
+        let limit = guest.call.as_ref().map_or(0, |call| call.memory.limit as u64 / PAGE);
         let max_pages = guest.max_pages;
         if !granted || pages > max_pages {
             return Ok(false);
@@ -149,13 +160,19 @@ impl Guest {
         let there = memory.size(&*caller);
         if pages > there {
             // Growing copies the memory: some more than was asked for, unseen, so that a thousand small steps do not.
-            let spare = if there < SMALL_PAGES { there / 4 } else { there };
-            let target = pages.max(there + spare).min(max_pages);
+            let spare = if there < SMALL_PAGES { (there / 4).min(SMALL_SPARE) } else { there };
+            let target = pages.max((there + spare).min(limit)).min(max_pages);
             if memory.grow(&mut *caller, target - there).is_err() {
                 return Ok(false);
             }
         }
         caller.data_mut().size = bytes(pages);
         Ok(true)
+    }
+
+    /// Whether nothing of a call is left.
+    #[cfg(test)]
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.call.is_none() && self.verdict.is_none() && self.lowering.is_at_rest() && self.marks.is_empty()
     }
 }

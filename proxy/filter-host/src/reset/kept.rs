@@ -1,38 +1,55 @@
 //! Kept instances: built, called, and put back to the first state of their module.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use wasmtime::{
-    ExternType, Global, Instance, InstancePre, Linker, Memory, Module, Result, Store, TypedFunc, Val, bail,
+    ExternType, Global, Instance, InstancePre, Linker, Memory, Module, Result, Store, TypedFunc,
+    UpdateDeadline, Val, bail,
 };
 
 use super::{
     abi,
     guest::{Guest, HANDLE},
+    qualify::{MAX_IMAGE, Unqualified},
     rewrite::{CARD, CARD_SHIFT, STRADDLE, names},
+    shelf::{Item, MAX_NODE_BYTES, MAX_NODE_INSTANCES, Node, Place},
 };
-use crate::{bindings::beamline::edge::verdicts::Verdict, call::at_tick, host::CallState, ticker::Ticker};
+use crate::{
+    bindings::beamline::edge::verdicts::Verdict,
+    call::{at_tick, thread_cpu},
+    engine::MAX_STACK,
+    host::CallState,
+    ticker::Ticker,
+};
 
-/// Ticks (of 1 ms) that a module's start may take.
-const START_TICKS: u64 = 50;
+/// CPU time that a module's start may take.
+const MAX_START: Duration = Duration::from_millis(50);
 /// More ticks than a node lives.
 const UNLIMITED_TICKS: u64 = 1 << 40;
 /// Bytes by which an instance's memory may have grown beyond its first size for the instance to be kept.
 const MAX_KEPT_GROWTH: usize = 1 << 20;
+/// What an instance takes beside its memories, tables and stack.
+const OVERHEAD: usize = 32 << 10;
+/// Bytes for each element of a table: the element, and wasmtime's record of the function that it may be.
+const TABLE_ELEMENT: u64 = 40;
 
-/// wasmtime for core modules, and what they can import.
+/// wasmtime for core modules, what they can import, and what the node keeps of them.
 pub(crate) struct CoreEngine {
     engine: wasmtime::Engine,
     linker: Linker<Guest>,
+    node: Arc<Node>,
 }
 
 impl CoreEngine {
     pub(crate) fn new(engine: wasmtime::Engine) -> Result<Self> {
         let linker = abi::linker(&engine)?;
-        Ok(Self { engine, linker })
+        Ok(Self { engine, linker, node: Node::with_bounds(MAX_NODE_INSTANCES, MAX_NODE_BYTES) })
     }
 
     pub(crate) fn wasmtime(&self) -> &wasmtime::Engine {
@@ -42,8 +59,19 @@ impl CoreEngine {
     /// Starts a compiled module once, with every import trapping, to see what its first state is.
     ///
     /// # Errors
-    /// Where its start traps, calls an import, grows the memory or does not end.
-    pub(crate) fn prepare(&self, module: &Module, ticker: &Ticker) -> Result<Arc<Core>> {
+    /// Where its start traps, calls an import, grows the memory or does not end, and where its first state is too large.
+    pub(crate) fn prepare(&self, module: &Module, ticker: &Ticker) -> Result<Hold, Unqualified> {
+        let core =
+            self.started(module, ticker).map_err(|e| Unqualified::Start(e.root_cause().to_string()))?;
+        if core.first.bytes.len() > MAX_IMAGE {
+            return Err(Unqualified::Image(core.first.bytes.len()));
+        }
+        let wanted = Arc::new(());
+        let core = Arc::new(Core { wanted: Arc::downgrade(&wanted), ..core });
+        Ok(Hold { core, _wanted: wanted })
+    }
+
+    fn started(&self, module: &Module, ticker: &Ticker) -> Result<Core> {
         static KEYS: AtomicU64 = AtomicU64::new(0);
         let Some(ExternType::Memory(memory)) = module.get_export(names::MEMORY) else {
             bail!("the rewritten module exports no memory")
@@ -51,40 +79,83 @@ impl CoreEngine {
         let pre = self.linker.instantiate_pre(module)?;
         let max_pages = memory.maximum().unwrap_or(memory.minimum());
         let mut store = Store::new(&self.engine, Guest::new(max_pages));
+        let (began, ticks) = (thread_cpu(), ticker.clone());
+        store.epoch_deadline_callback(move |_| {
+            ticks.keep();
+            if thread_cpu().saturating_sub(began) > MAX_START {
+                bail!("it had not ended after {MAX_START:?} of CPU time")
+            }
+            Ok(UpdateDeadline::Continue(1))
+        });
         ticker.keep();
-        store.set_epoch_deadline(START_TICKS);
+        store.set_epoch_deadline(1);
         let instance = pre.instantiate(&mut store)?;
         let parts = Parts::of(&mut store, &instance)?;
         let before = parts.memory.data(&store).to_vec();
         store.data_mut().set_memory(parts.memory, before.len());
         instance.get_typed_func::<(), ()>(&mut store, names::INIT)?.call(&mut store, ())?;
         let globals = parts.globals.iter().map(|global| global.get(&mut store)).collect();
+        let cards = parts.cards.data_size(&store);
         let memory = parts.memory.data(&store);
-        Ok(Arc::new(Core {
+        let needs = module.resources_required();
+        let elements = u64::from(needs.num_tables) * needs.max_initial_table_size.unwrap_or(0);
+        let tables = usize::try_from(elements.saturating_mul(TABLE_ELEMENT)).unwrap_or(usize::MAX);
+        Ok(Core {
             key: KEYS.fetch_add(1, Ordering::Relaxed),
+            wanted: Weak::new(),
+            node: Arc::clone(&self.node),
             pre,
             max_pages,
             size: memory.len(),
+            beside: tables.saturating_add(cards + MAX_STACK + OVERHEAD),
             start_wrote: memory != before,
             first: Image::of(memory),
             globals,
-        }))
+        })
+    }
+}
+
+/// A loaded module's hold on its core: instances are kept for as long as there is one.
+pub(crate) struct Hold {
+    core: Arc<Core>,
+    _wanted: Arc<()>,
+}
+
+impl Hold {
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
     }
 }
 
 /// A core module that is ready to run, and its first state.
 pub(crate) struct Core {
     /// Tells this module from every other one that was ever loaded.
-    pub(super) key: u64,
+    key: u64,
+    /// Of the module's [`Hold`].
+    wanted: Weak<()>,
+    node: Arc<Node>,
     pre: InstancePre<Guest>,
     max_pages: u64,
     /// Bytes of memory that it begins with.
     size: usize,
+    /// Bytes that an instance may take beside its memory.
+    beside: usize,
     first: Image,
     /// The module's start changed memory: a new instance's is not the first state yet.
     start_wrote: bool,
     /// Values of [`Parts::globals`].
     globals: Box<[Val]>,
+}
+
+impl Core {
+    pub(super) fn key(&self) -> u64 {
+        self.key
+    }
+
+    /// Bytes of memory that the module begins with.
+    pub(super) fn size(&self) -> usize {
+        self.size
+    }
 }
 
 /// Memory as it is at first: what lies between its zeros at both ends.
@@ -147,6 +218,25 @@ pub(super) struct Kept {
     parts: Parts,
     run: TypedFunc<u32, ()>,
     touched: Vec<usize>,
+    place: Place,
+}
+
+impl Item for Kept {
+    fn key(&self) -> u64 {
+        self.core.key
+    }
+
+    fn cost(&self) -> usize {
+        self.core.beside.saturating_add(self.bytes())
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.core.wanted.strong_count() > 0
+    }
+
+    fn place(&mut self) -> &mut Place {
+        &mut self.place
+    }
 }
 
 impl Kept {
@@ -163,7 +253,8 @@ impl Kept {
         let parts = Parts::of(&mut store, &instance)?;
         let run = instance.get_typed_func(&mut store, names::RUN)?;
         store.data_mut().set_memory(parts.memory, core.size);
-        let mut kept = Self { core: Arc::clone(core), store, parts, run, touched: Vec::new() };
+        let place = Place::none(&core.node);
+        let mut kept = Self { core: Arc::clone(core), store, parts, run, touched: Vec::new(), place };
         if core.start_wrote {
             let memory = kept.parts.memory.data_mut(&mut kept.store);
             core.first.restore(memory, 0, memory.len());
@@ -172,12 +263,8 @@ impl Kept {
         Ok(kept)
     }
 
-    pub(super) fn core(&self) -> &Arc<Core> {
-        &self.core
-    }
-
     /// Bytes of linear memory that it takes.
-    pub(super) fn bytes(&self) -> usize {
+    fn bytes(&self) -> usize {
         self.parts.memory.data_size(&self.store)
     }
 
@@ -251,11 +338,38 @@ impl Kept {
         assert_eq!(ours.iter().zip(fresh).position(differs), None, "the first byte that is not as it was");
         let grown = &ours[fresh.len()..];
         assert_eq!(grown.iter().position(|byte| *byte != 0), None, "in what it once had more");
-        assert!(self.parts.cards.data(&self.store).iter().all(|card| *card == 0));
+        assert!(self.parts.cards.data(&self.store).iter().all(|card| *card == 0), "a card");
+        let guest = self.store.data();
+        assert!(guest.is_at_rest(), "what the host keeps of a call");
         assert_eq!(self.parts.globals.len(), new.parts.globals.len());
         for (index, (ours, fresh)) in self.parts.globals.iter().zip(&new.parts.globals).enumerate() {
             let (ours, fresh) = (ours.get(&mut self.store), fresh.get(&mut new.store));
             assert_eq!(format!("{ours:?}"), format!("{fresh:?}"), "global {index}");
+        }
+    }
+}
+
+#[cfg(test)]
+impl Kept {
+    /// Changes one thing that [`Self::assert_is`] must see.
+    pub(super) fn spoil(&mut self, what: usize) {
+        match what {
+            0 => self.parts.memory.data_mut(&mut self.store)[5_000] ^= 1,
+            1 => self.parts.cards.data_mut(&mut self.store)[3] = 1,
+            2 => {
+                let global = self.parts.globals[0];
+                let other = match global.get(&mut self.store) {
+                    Val::I32(value) => Val::I32(!value),
+                    Val::I64(value) => Val::I64(!value),
+                    value => panic!("an integer, found {value:?}"),
+                };
+                global.set(&mut self.store, other).expect("it is mutable");
+            }
+            3 => {
+                let size = self.store.data().size();
+                self.store.data_mut().set_size(size - 1);
+            }
+            _ => self.store.data_mut().marks.add(0, 1),
         }
     }
 }

@@ -10,14 +10,22 @@ use wasmparser::{
 };
 
 use super::abi::{self, Function};
-use crate::inspect::ModuleKind;
+use crate::{inspect::ModuleKind, phases::Phase};
 
 /// Bytes of a page of linear memory.
 pub(super) const PAGE: u64 = 64 << 10;
 /// Pages of the largest memory that a limit can grant.
 const MAX_PAGES: u64 = 1024;
+/// Pages that a memory may begin with: a kept instance takes them for as long as it is kept.
+const MAX_FIRST_PAGES: u64 = 32;
+/// Bytes of a first state, without the zeros at both ends: kept for each module that is loaded.
+pub(super) const MAX_IMAGE: usize = 1 << 20;
 /// Elements of all tables together: as many as an instance of the component tier may have.
-const MAX_TABLE_ELEMENTS: u64 = 20_000;
+const MAX_TABLE_ELEMENTS: u64 = crate::host::MAX_TABLE_ELEMENTS as u64;
+/// Functions that a module may define, and globals: wasmtime has a record of each in each instance, and mutable globals
+/// are set back after each request.
+const MAX_FUNCTIONS: usize = 10_000;
+const MAX_GLOBALS: u32 = 500;
 
 /// The proposals whose state is known: memory, globals, and tables that nothing changes.
 const FEATURES: WasmFeatures = WasmFeatures::WASM2
@@ -27,16 +35,26 @@ const FEATURES: WasmFeatures = WasmFeatures::WASM2
 
 const HANDLE: &str = "beamline:edge/request-handler@0.1.0#handle";
 const POST_HANDLE: &str = "cabi_post_beamline:edge/request-handler@0.1.0#handle";
-const PHASE: &str = "beamline:edge/request-handler@0.1.0";
+/// Exports that say that a module is to be called in another way than the usual one, or has code that runs beside its
+/// phases: by their beginnings.
+const OTHER_CONVENTIONS: [&str; 7] = [
+    "cm32p2",
+    "canonical_abi_realloc",
+    "cabi_import_realloc",
+    "cabi_export_realloc",
+    "cabi_realloc_adapter",
+    "[",
+    "__wasm_",
+];
 
 /// Why a module stays in the component tier.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(crate) enum Unqualified {
     #[error("it was uploaded as a component; only core modules can be put back to their first state")]
     Component,
-    #[error("it exports {0}, a phase that the reset tier does not have yet")]
-    Phase(String),
-    #[error("it imports {0}, which the reset tier does not have yet")]
+    #[error("it has no request-handler, the one phase that the reset tier has")]
+    Phase,
+    #[error("it imports {0}, which the reset tier does not have")]
     Import(String),
     #[error("it uses what the reset tier does not know: {0}")]
     Feature(String),
@@ -48,6 +66,10 @@ pub(crate) enum Unqualified {
     Memory(String),
     #[error("its tables have {0} elements, more than {MAX_TABLE_ELEMENTS}")]
     Tables(u64),
+    #[error("it has {0} functions, more than {MAX_FUNCTIONS}")]
+    Functions(usize),
+    #[error("it has {0} globals, more than {MAX_GLOBALS}")]
+    Globals(u32),
     #[error("data segment {0} does not lie at a fixed place within its first memory")]
     Segment(u32),
     #[error("it exports {0}, another way to be called than the usual one")]
@@ -60,6 +82,12 @@ pub(crate) enum Unqualified {
     Rewrite(String),
     #[error("compiling it took so long that it was not compiled a second time")]
     Slow,
+    #[error("compiling it a second time, for the reset tier, took more than the node gives it")]
+    OutOfBounds,
+    #[error("its start has no fixed outcome: {0}")]
+    Start(String),
+    #[error("its first state has {0} bytes, more than {MAX_IMAGE}")]
+    Image(usize),
 }
 
 /// A module that qualifies, and what rewriting needs to know of it.
@@ -208,8 +236,9 @@ impl Seen {
         if ty.shared || ty.memory64 || ty.page_size_log2.is_some() {
             return Err(Unqualified::Memory("it is not a plain one of 32 bits".into()));
         }
-        if ty.initial > MAX_PAGES {
-            return Err(Unqualified::Memory(format!("it begins with more than {MAX_PAGES} pages")));
+        if ty.initial > MAX_FIRST_PAGES {
+            let problem = format!("it begins with {} pages, more than {MAX_FIRST_PAGES}", ty.initial);
+            return Err(Unqualified::Memory(problem));
         }
         // No limit grants more than the cap, so that a larger maximum says nothing.
         self.memory = Some((ty.initial, ty.maximum.unwrap_or(MAX_PAGES).min(MAX_PAGES)));
@@ -220,10 +249,7 @@ impl Seen {
         match export.kind {
             ExternalKind::Memory => self.memory_exported |= export.name == "memory",
             ExternalKind::Func => {
-                let other = ["cm32p2", "canonical_abi_realloc", "cabi_import_realloc", "cabi_export_realloc"]
-                    .iter()
-                    .any(|p| export.name.starts_with(p));
-                if other || export.name.starts_with("[async") || export.name.starts_with("[callback") {
+                if OTHER_CONVENTIONS.iter().any(|beginning| export.name.starts_with(beginning)) {
                     return Err(Unqualified::Convention(export.name.into()));
                 }
                 self.exports.push((export.name.into(), export.index));
@@ -252,8 +278,8 @@ pub(crate) fn qualify<'a>(
     if kind == ModuleKind::Component {
         return Err(Unqualified::Component);
     }
-    if let Some(phase) = phases.iter().find(|p| *p != PHASE) {
-        return Err(Unqualified::Phase(phase.clone()));
+    if !phases.iter().any(|phase| phase == Phase::Request.interface()) {
+        return Err(Unqualified::Phase);
     }
     plain_calls(component)?;
     let mut seen = Seen::default();
@@ -268,6 +294,12 @@ pub(crate) fn qualify<'a>(
     }
     if seen.table_elements > MAX_TABLE_ELEMENTS {
         return Err(Unqualified::Tables(seen.table_elements));
+    }
+    if seen.params.len() > MAX_FUNCTIONS {
+        return Err(Unqualified::Functions(seen.params.len()));
+    }
+    if seen.globals > MAX_GLOBALS {
+        return Err(Unqualified::Globals(seen.globals));
     }
     let realloc = seen.exported("cabi_realloc");
     if realloc.is_none() && seen.imports.iter().any(|f| f.allocates) {

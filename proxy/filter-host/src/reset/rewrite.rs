@@ -10,16 +10,25 @@
 //!   the host, then `cabi_realloc` for as long as the host asks for memory: the host itself never calls the guest.
 //! * **Exports** are the host's alone: [`names`]. The start function is called by `init`, not by instantiation.
 
+use std::collections::HashMap;
+
 use wasm_encoder::{
     CodeSection, ConstExpr, DataSection, ElementSection, EntityType, ExportKind, ExportSection, Function,
     FunctionSection, GlobalSection, GlobalType, ImportSection, Instruction as I, MemArg, MemArgTarget,
-    MemorySection, MemoryType, Module, TableSection, TypeSection, ValType,
+    MemorySection, MemoryType, Module, NameMap, NameSection, TableSection, TypeSection, ValType,
     reencode::{self, Reencode},
 };
-use wasmparser::{FunctionBody, Operator, Parser, Payload, Validator, WasmFeatures};
+use wasmparser::{
+    FunctionBody, KnownCustom, Name, NameSectionReader, Operator, Parser, Payload, Validator, WasmFeatures,
+};
 
 use super::qualify::{Access, PAGE, Qualified, Unqualified, access};
 
+/// Goes up with every change of what the rewriter makes of a module: an artifact of another version is made anew.
+pub(crate) const REWRITE_VERSION: u32 = 2;
+/// Bytes that a rewritten module may have for each byte of the original, and beside that.
+const MAX_GROWTH: usize = 3;
+const MAX_ADDED: usize = 64 << 10;
 /// Bytes of memory that one card stands for, as a power of two.
 pub(super) const CARD_SHIFT: u32 = 10;
 /// Bytes of memory that one card stands for.
@@ -53,6 +62,11 @@ pub(super) mod names {
 pub(crate) fn rewrite(module: &Qualified<'_>) -> Result<Vec<u8>, Unqualified> {
     let rewritten =
         Rewriter::new(module).module().map_err(|e: reencode::Error| Unqualified::Rewrite(e.to_string()))?;
+    let limit = module.bytes.len() * MAX_GROWTH + MAX_ADDED;
+    if rewritten.len() > limit {
+        let problem = format!("it would have {} bytes, more than {limit}", rewritten.len());
+        return Err(Unqualified::Rewrite(problem));
+    }
     let features = WasmFeatures::WASM2
         | WasmFeatures::BULK_MEMORY_OPT
         | WasmFeatures::CALL_INDIRECT_OVERLONG
@@ -150,8 +164,14 @@ impl<'a> Rewriter<'a> {
         let (mut tables, mut globals) = (TableSection::new(), GlobalSection::new());
         let (mut elements, mut code, mut data) =
             (ElementSection::new(), CodeSection::new(), DataSection::new());
+        let (mut called, mut named) = (None, HashMap::new());
         for payload in Parser::new(0).parse_all(self.module.bytes) {
             match payload? {
+                Payload::CustomSection(section) => {
+                    if let KnownCustom::Name(names) = section.as_known() {
+                        read_names(names, &mut called, &mut named);
+                    }
+                }
                 Payload::TypeSection(section) => self.parse_type_section(&mut types, section)?,
                 Payload::FunctionSection(section) => self.parse_function_section(&mut functions, section)?,
                 Payload::TableSection(section) => self.parse_table_section(&mut tables, section)?,
@@ -178,8 +198,33 @@ impl<'a> Rewriter<'a> {
             .section(&self.export_section())
             .section(&elements)
             .section(&code)
-            .section(&data);
+            .section(&data)
+            .section(&self.names(called, &named));
         Ok(module.finish())
+    }
+
+    /// Names for backtraces: a function that has none keeps the number that it has in the original.
+    fn names(&self, called: Option<&str>, named: &HashMap<u32, &str>) -> NameSection {
+        let (mut section, mut map) = (NameSection::new(), NameMap::new());
+        if let Some(name) = called {
+            section.module(name);
+        }
+        let defined = u32::try_from(self.module.params.len()).expect("a module of at most 4 MiB");
+        for index in self.imports()..self.imports() + defined {
+            match named.get(&index) {
+                Some(name) => map.append(self.mapped(index), name),
+                None => map.append(self.mapped(index), &format!("<wasm function {index}>")),
+            }
+        }
+        for (index, name) in
+            [(self.grow(), "memory.grow"), (self.copy(), "memory.copy"), (self.fill(), "memory.fill")]
+        {
+            map.append(index, name);
+        }
+        map.append(self.init(), "start");
+        map.append(self.run(), "request-handler");
+        section.functions(&map);
+        section
     }
 
     fn import_section(&self, types: &mut TypeSection) -> ImportSection {
@@ -361,6 +406,24 @@ impl<'a> Rewriter<'a> {
         let end = memarg.offset.saturating_add(1 << memarg.max_align).cast_signed();
         f.instructions().local_get(at).i32_const(-1).local_get(at).i64_extend_i32_u().i64_const(end);
         f.instructions().i64_add().global_get(self.size()).i64_le_u().select();
+    }
+}
+
+/// Reads a module's names as far as they can be read: they are for people, and no reason to refuse it.
+fn read_names<'a>(
+    section: NameSectionReader<'a>,
+    called: &mut Option<&'a str>,
+    named: &mut HashMap<u32, &'a str>,
+) {
+    for names in section {
+        match names {
+            Ok(Name::Module { name, .. }) => *called = Some(name),
+            Ok(Name::Function(map)) => {
+                named.extend(map.into_iter().map_while(Result::ok).map(|n| (n.index, n.name)))
+            }
+            Ok(_) => {}
+            Err(_) => return,
+        }
     }
 }
 

@@ -17,6 +17,10 @@ const TROUBLES: u32 = 5;
 const TROUBLES_MAX: u32 = 160;
 /// The probe, by its number, up to which it is at once.
 const AT_ONCE: u32 = 3;
+/// The probe, by its number, from which on some are of any kind, safe to repeat or not: this one, and each whose number is
+/// twice that of the last. So an origin that answers badly for long costs few of the records that a failure ends, and
+/// those that fail by themselves keep the others waiting for a few seconds only.
+const OF_ANY_KIND: u32 = 4;
 /// After so many successes with no trouble between, it takes no more than at first again.
 const CALM: u32 = 64;
 /// How often an upstream is looked for that the tenant's revision does not have.
@@ -154,7 +158,10 @@ impl LaneState {
         }
         let candidate = match self.health {
             Health::Working { .. } => self.window.take_due(now),
-            Health::Failing { answered, .. } => self.window.take_probe(now, answered.then_some(jitter)),
+            Health::Failing { answered, failures, .. } => {
+                let any = answered && failures >= OF_ANY_KIND && failures.is_power_of_two();
+                self.window.take_probe(now, any, answered.then_some(jitter))
+            }
             Health::Missing { .. } => None,
         }?;
         if matches!(self.health, Health::Failing { .. }) {
@@ -251,7 +258,7 @@ impl LaneState {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::window::tests::candidate, *};
 
     const CAP: u32 = 8;
 
@@ -313,6 +320,25 @@ mod tests {
         }
         let held = Health::Failing { failures: 1, until: 21_000, answered: true };
         assert_eq!(lane.health, held, "Retry-After holds the lane");
+    }
+
+    #[test]
+    fn the_safe_ones_may_all_fail_and_the_others_wait_for_four_probes_or_a_few_more() {
+        let mut lane = LaneState::new();
+        let jitter = &mut Jitter::new(1);
+        for seq in 0..200 {
+            lane.window.insert(Candidate { repeat_safe: seq < 100, ..candidate(seq, 0) }, 0, 1000);
+        }
+        let mut tried = Vec::new();
+        lane.health = Health::Failing { failures: 1, until: 0, answered: true };
+        while let Health::Failing { until, .. } = lane.health {
+            let candidate = lane.launch(until, (CAP, i64::MIN), jitter).expect("a probe when it is time");
+            let (_, was_probe) = lane.land(candidate.seq).expect("it flew");
+            let bearing = if candidate.repeat_safe { TROUBLE } else { Bearing::Well };
+            lane.learn(bearing, (was_probe, true), until, CAP, jitter);
+            tried.push(candidate.repeat_safe);
+        }
+        assert!((4..=16).contains(&tried.len()) && tried[..3] == [true; 3], "{tried:?}");
     }
 
     const TROUBLE: Bearing = Bearing::Troubled { retry_after: None };

@@ -108,6 +108,8 @@ pub(crate) trait Upstreams {
 #[derive(Debug)]
 pub(crate) struct Machine {
     policy: Policy,
+    /// By the monotonic clock.
+    started: i64,
     jitter: Jitter,
     guard: JumpGuard,
     lanes: HashMap<Lane, LaneState>,
@@ -182,6 +184,7 @@ impl Machine {
         Self {
             jitter: Jitter::new(policy.seed),
             policy,
+            started: now.mono,
             guard: JumpGuard::default(),
             lanes: HashMap::new(),
             paces: rates.into_iter().map(|(lane, rate)| (lane, Pace::new(rate, now.mono))).collect(),
@@ -380,19 +383,18 @@ impl Machine {
 
     /// Puts a candidate in its lane's window, unless it is flying, or must wait on disk for others that are due before it.
     fn wait(&mut self, now: Now, candidate: Candidate, from: From) {
-        // Whatever the wall clock did since: a record that was never tried waits no longer than it was to wait at first. And
-        // no other waits where that clock went back, of which nobody knows who was not there: it was accepted later than now,
-        // or seems to wait for longer than any back-off lasts.
+        // Whatever the wall clock did since: none waits longer than it was to wait. And one that was tried does not wait at all
+        // where that clock went back, of which nobody knows who was not there: it was accepted, or its wait began, later than
+        // now.
         let due = if candidate.attempts == 0 {
-            let due = self.guard.mono_at(candidate.due_ms, candidate.accepted_ms, now);
-            due.min(now.mono.saturating_add_unsigned(candidate.delay_ms))
+            self.guard.mono_at(candidate.due_ms, candidate.accepted_ms, now)
         } else {
-            let due = now.mono_at(candidate.due_ms);
-            let went_back = candidate.accepted_ms > now.wall
-                || due > now.mono.saturating_add_unsigned(millis(RETRY_AFTER.1));
-            if went_back { now.mono } else { due }
+            let began = candidate.due_ms.saturating_sub(candidate.delay_ms);
+            let went_back = candidate.accepted_ms.max(began) > now.wall;
+            if went_back { now.mono } else { now.mono_at(candidate.due_ms) }
         };
-        self.wait_until(due, candidate, from);
+        let longest = now.mono.saturating_add_unsigned(candidate.delay_ms);
+        self.wait_until(due.min(longest), candidate, from);
     }
 
     /// The same for one that is due at a time of the monotonic clock.
@@ -510,7 +512,7 @@ impl Machine {
             Decision::AgainWithUpstream => None,
             Decision::AgainUnblamed => {
                 let wait = millis(self.jitter.backoff(attempt.attempts, RECORD_CEILING));
-                candidate.due_ms = now.wall_in(wait);
+                (candidate.due_ms, candidate.delay_ms) = (now.wall_in(wait), wait);
                 due = due.saturating_add_unsigned(wait);
                 None
             }
@@ -523,11 +525,17 @@ impl Machine {
         if let Some(wait) = wait {
             let blame = candidate.blame.get_or_insert(Blame { failures: 0, since_ms: now.wall });
             blame.failures = blame.failures.saturating_add(1);
-            let blocked_until = blame.since_ms.saturating_add(millis(rules.key_block_max));
-            if candidate.keyed && self.guard.is_past(blocked_until, now) {
+            let longest = millis(rules.key_block_max);
+            let blocked_until = blame.since_ms.saturating_add(longest);
+            // Nobody knows what the clock did while nobody was there: from a start on a key has its time anew.
+            let there = now.mono.saturating_sub(self.started);
+            if candidate.keyed
+                && self.guard.is_past(blocked_until, now)
+                && there >= i64::try_from(longest).unwrap_or(i64::MAX)
+            {
                 return self.finish(now, attempt, End::Dead(DeadReason::Exhausted), note, response);
             }
-            candidate.due_ms = now.wall_in(millis(wait));
+            (candidate.due_ms, candidate.delay_ms) = (now.wall_in(millis(wait)), millis(wait));
             due = due.saturating_add_unsigned(millis(wait));
         }
         candidate.attempts = attempt.attempts;

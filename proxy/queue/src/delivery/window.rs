@@ -62,12 +62,13 @@ impl Window {
     }
 
     /// Takes one to probe the upstream with, of those that are due: one that the upstream has not refused, for it may fail
-    /// of itself; then one that is safe to repeat, which a failure costs nothing. Of those that are alike, the first;
-    /// or, with dice, the last or any: neighbours may fail together, for a reason of their own, and what came last has
-    /// least to do with them.
-    pub(super) fn take_probe(&mut self, now: i64, dice: Option<&mut Jitter>) -> Option<Candidate> {
+    /// of itself; then one that is safe to repeat, which a failure costs nothing, unless it is to be of `any` kind: all that
+    /// are safe may fail for a reason of their own. Of those that are alike, the first; or, with dice, the last or any:
+    /// neighbours may fail together, and what came last has least to do with them.
+    pub(super) fn take_probe(&mut self, now: i64, any: bool, dice: Option<&mut Jitter>) -> Option<Candidate> {
         let due = || self.by_due.range(..=(now, Seq(i64::MAX)));
-        let rank = |candidate: &Candidate| (candidate.blame.map(|b| b.failures), !candidate.repeat_safe);
+        let rank =
+            |candidate: &Candidate| (candidate.blame.map(|b| b.failures), !any && !candidate.repeat_safe);
         let best = due().map(|(_, candidate)| rank(candidate)).min()?;
         let alike = || due().filter(|(_, candidate)| rank(candidate) == best);
         let chosen = dice.map_or(0, |dice| {
@@ -85,11 +86,11 @@ impl Window {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::{log::Blame, record::Lane};
 
-    fn candidate(seq: i64, attempts: u32) -> Candidate {
+    pub(in super::super) fn candidate(seq: i64, attempts: u32) -> Candidate {
         Candidate {
             seq: Seq(seq),
             accepted_ms: 0,
@@ -140,7 +141,7 @@ mod tests {
         window.insert(candidate(3, 7), 9, 8);
         window.insert(candidate(4, 0), 99, 8);
         let order: Vec<_> =
-            std::iter::from_fn(|| window.take_probe(10, Some(jitter))).map(|c| c.seq.0).collect();
+            std::iter::from_fn(|| window.take_probe(10, false, Some(jitter))).map(|c| c.seq.0).collect();
         assert_eq!(order, [3, 2, 1], "and none that is not due");
         let mut firsts = std::collections::HashSet::new();
         for _ in 0..100 {
@@ -148,8 +149,8 @@ mod tests {
             for seq in 0..8 {
                 window.insert(candidate(seq, 0), seq, 8);
             }
-            assert_eq!(window.take_probe(10, None).unwrap().seq, Seq(0));
-            firsts.insert(window.take_probe(10, Some(jitter)).unwrap().seq);
+            assert_eq!(window.take_probe(10, false, None).unwrap().seq, Seq(0));
+            firsts.insert(window.take_probe(10, false, Some(jitter)).unwrap().seq);
         }
         assert_eq!(firsts.len(), 7);
     }

@@ -3,7 +3,7 @@
 
 ALTER TABLE record ADD COLUMN on_dead  INTEGER NOT NULL DEFAULT 0; -- when it dies by itself: 0 its key goes on, 1 it is paused
 ALTER TABLE record ADD COLUMN pauses   INTEGER NOT NULL DEFAULT 0; -- 1: dead, and what comes after it in its key waits
-ALTER TABLE record ADD COLUMN delay_ms INTEGER NOT NULL DEFAULT 0; -- what it was first to wait; part of its first due_ms
+ALTER TABLE record ADD COLUMN delay_ms INTEGER NOT NULL DEFAULT 0; -- how long it was to wait when due_ms was set, as a part of it
 
 ALTER TABLE lane ADD COLUMN per_second INTEGER;                     -- deliveries that may begin; NULL: as many as can
 

@@ -268,7 +268,7 @@ impl Rows {
                 Some(row) => {
                     row.state = State::Queued;
                     row.epoch = None;
-                    row.due_ms = again.due_ms;
+                    (row.due_ms, row.append.delay_ms) = (again.due_ms, again.delay_ms);
                     row.blame = again.blame;
                     row.note = note.clone();
                     Effect::Done

@@ -408,7 +408,7 @@ pub(crate) struct Candidate {
     pub(crate) attempts: u32,
     /// When it may be tried: the time of its acceptance with its delay, or of its next attempt.
     pub(crate) due_ms: u64,
-    /// For how long it was to wait when it was accepted; none where it was queued again by hand.
+    /// How long it was to wait when `due_ms` was set: since its acceptance, or since its last attempt.
     pub(crate) delay_ms: u64,
     pub(crate) expires_ms: u64,
     pub(crate) repeat_safe: bool,

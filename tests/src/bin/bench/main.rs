@@ -17,9 +17,9 @@ struct Settings {
     /// What is measured.
     #[arg(default_value = "core")]
     suite: Suite,
-    /// Rounds: each system has a turn in each of them.
-    #[arg(long, default_value_t = 15)]
-    rounds: usize,
+    /// Rounds: each system has a turn in each of them. Default 15, of the queue suite 5.
+    #[arg(long)]
+    rounds: Option<usize>,
     /// How long a turn lasts.
     #[arg(long, default_value_t = 500, value_name = "MS")]
     round_ms: u64,
@@ -35,6 +35,9 @@ struct Settings {
     /// Whether the core suite runs its scenes, which measure latency, beside its CPU tables.
     #[arg(long, default_value = "all", value_name = "WHICH")]
     scenes: Scenes,
+    /// Of the queue suite, this part alone. May be given again.
+    #[arg(long, value_name = "PART")]
+    part: Vec<suites::queue::Part>,
     /// Another build of BeamLine that takes its turns in the same rounds, for comparing two builds. May be given again.
     #[arg(long, value_name = "BINARY")]
     against: Vec<PathBuf>,
@@ -44,6 +47,13 @@ struct Settings {
     /// Ends with an error where a bar was missed.
     #[arg(long)]
     strict: bool,
+}
+
+impl Settings {
+    /// As many rounds as were asked for.
+    fn rounds(&self, otherwise: usize) -> usize {
+        self.rounds.unwrap_or(otherwise)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -1,8 +1,8 @@
-//! A request's head in memory, with the host's rules.
+//! The heads of a request and its response in memory, with the host's rules.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
-use crate::raw::beamline::edge::http::{Field, HeadSnapshot, HeaderError};
+use crate::raw::beamline::edge::http::{Field, HeadSnapshot, HeaderError, ResponseSnapshot};
 
 /// A request's head that behaves as the host's does.
 #[derive(Clone, Debug, Default)]
@@ -11,8 +11,19 @@ pub struct Head {
     path: String,
     query: Option<String>,
     host: String,
-    fields: RefCell<Vec<Field>>,
+    fields: Fields,
 }
+
+/// A response's head that behaves as the host's does.
+#[derive(Clone, Debug)]
+pub struct ResponseHead {
+    status: Cell<u16>,
+    fields: Fields,
+}
+
+/// The fields of either.
+#[derive(Clone, Debug, Default)]
+struct Fields(RefCell<Vec<Field>>);
 
 /// Fields that belong to the host.
 const FORBIDDEN: [&str; 17] = [
@@ -48,7 +59,7 @@ impl Head {
             path: path.to_owned(),
             query: query.map(str::to_owned),
             host: "example.test".to_owned(),
-            fields: RefCell::default(),
+            fields: Fields::default(),
         }
     }
 
@@ -57,7 +68,7 @@ impl Head {
     }
 
     pub(super) fn with_header(self, name: &str, value: &[u8]) -> Self {
-        self.fields.borrow_mut().push(Field { name: name.to_ascii_lowercase(), value: value.to_vec() });
+        self.fields.came(name, value);
         self
     }
 
@@ -83,13 +94,12 @@ impl Head {
 
     /// The first value of a field.
     pub fn get(&self, name: &str) -> Option<Vec<u8>> {
-        self.get_all(name).into_iter().next()
+        self.fields.get(name)
     }
 
     /// Every value of a field.
     pub fn get_all(&self, name: &str) -> Vec<Vec<u8>> {
-        let fields = self.fields.borrow();
-        fields.iter().filter(|f| f.name.eq_ignore_ascii_case(name)).map(|f| f.value.clone()).collect()
+        self.fields.get_all(name)
     }
 
     pub(crate) fn get_many(&self, names: &[&str]) -> Vec<Option<Vec<u8>>> {
@@ -102,28 +112,115 @@ impl Head {
             path: self.path(),
             query: self.query(),
             host: self.host(),
-            fields: self.fields.borrow().clone(),
+            fields: self.fields.0.borrow().clone(),
         }
     }
 
     pub(crate) fn set(&self, name: &str, value: &[u8]) -> Result<(), HeaderError> {
+        self.fields.set(name, value)
+    }
+
+    pub(crate) fn append(&self, name: &str, value: &[u8]) -> Result<(), HeaderError> {
+        self.fields.append(name, value)
+    }
+
+    pub(crate) fn remove(&self, name: &str) -> Result<(), HeaderError> {
+        self.fields.remove(name)
+    }
+}
+
+impl Default for ResponseHead {
+    fn default() -> Self {
+        Self { status: Cell::new(200), fields: Fields::default() }
+    }
+}
+
+impl ResponseHead {
+    pub(super) fn came_with_status(&self, status: u16) {
+        self.status.set(status);
+    }
+
+    pub(super) fn came_with_header(&self, name: &str, value: &[u8]) {
+        self.fields.came(name, value);
+    }
+
+    /// The status.
+    pub fn status(&self) -> u16 {
+        self.status.get()
+    }
+
+    /// The first value of a field.
+    pub fn get(&self, name: &str) -> Option<Vec<u8>> {
+        self.fields.get(name)
+    }
+
+    /// Every value of a field.
+    pub fn get_all(&self, name: &str) -> Vec<Vec<u8>> {
+        self.fields.get_all(name)
+    }
+
+    pub(crate) fn get_many(&self, names: &[&str]) -> Vec<Option<Vec<u8>>> {
+        names.iter().map(|name| self.get(name)).collect()
+    }
+
+    pub(crate) fn snapshot(&self) -> ResponseSnapshot {
+        ResponseSnapshot { status: self.status(), fields: self.fields.0.borrow().clone() }
+    }
+
+    pub(crate) fn set_status(&self, status: u16) -> Result<(), HeaderError> {
+        if !(200..600).contains(&status) {
+            return Err(HeaderError::InvalidValue);
+        }
+        self.status.set(status);
+        Ok(())
+    }
+
+    pub(crate) fn set(&self, name: &str, value: &[u8]) -> Result<(), HeaderError> {
+        self.fields.set(name, value)
+    }
+
+    pub(crate) fn append(&self, name: &str, value: &[u8]) -> Result<(), HeaderError> {
+        self.fields.append(name, value)
+    }
+
+    pub(crate) fn remove(&self, name: &str) -> Result<(), HeaderError> {
+        self.fields.remove(name)
+    }
+}
+
+impl Fields {
+    /// A field as the other side sent it.
+    fn came(&self, name: &str, value: &[u8]) {
+        self.0.borrow_mut().push(Field { name: name.to_ascii_lowercase(), value: value.to_vec() });
+    }
+
+    fn get(&self, name: &str) -> Option<Vec<u8>> {
+        self.get_all(name).into_iter().next()
+    }
+
+    fn get_all(&self, name: &str) -> Vec<Vec<u8>> {
+        let fields = self.0.borrow();
+        fields.iter().filter(|f| f.name.eq_ignore_ascii_case(name)).map(|f| f.value.clone()).collect()
+    }
+
+    fn set(&self, name: &str, value: &[u8]) -> Result<(), HeaderError> {
         let field = self.checked(name, value)?;
-        let mut fields = self.fields.borrow_mut();
+        let mut fields = self.0.borrow_mut();
         let first = fields.iter().position(|f| f.name == field.name).unwrap_or(fields.len());
         fields.retain(|f| f.name != field.name);
         fields.insert(first, field);
         Ok(())
     }
 
-    pub(crate) fn append(&self, name: &str, value: &[u8]) -> Result<(), HeaderError> {
+    fn append(&self, name: &str, value: &[u8]) -> Result<(), HeaderError> {
         let field = self.checked(name, value)?;
-        self.fields.borrow_mut().push(field);
+        self.0.borrow_mut().push(field);
         Ok(())
     }
 
-    pub(crate) fn remove(&self, name: &str) -> Result<(), HeaderError> {
+    fn remove(&self, name: &str) -> Result<(), HeaderError> {
         let name = checked_name(name)?;
-        self.fields.borrow_mut().retain(|f| f.name != name);
+        self.0.borrow_mut().retain(|f| f.name != name);
         Ok(())
     }
 
@@ -133,7 +230,7 @@ impl Head {
         if value.iter().any(|b| matches!(b, 0..=8 | 10..=31 | 127)) {
             return Err(HeaderError::InvalidValue);
         }
-        let fields = self.fields.borrow();
+        let fields = self.0.borrow();
         let bytes: usize = fields.iter().map(|f| f.name.len() + f.value.len()).sum();
         if fields.len() >= MAX_FIELDS || bytes + name.len() + value.len() > MAX_BYTES {
             return Err(HeaderError::TooLarge);

@@ -4,8 +4,8 @@ use std::{cell::RefCell, collections::BTreeMap};
 
 use serde_json::Value;
 
-pub(crate) use super::Head;
-use crate::{log::Level, upstream::Status};
+pub(crate) use super::{Head, ResponseHead};
+use crate::{context, log::Level, upstream::Status};
 
 /// What the host answers during a call.
 #[derive(Clone, Debug, Default)]
@@ -13,6 +13,7 @@ pub(crate) struct Host {
     pub(crate) config: Value,
     pub(crate) upstreams: BTreeMap<String, Status>,
     pub(crate) random: u64,
+    pub(crate) context: Option<Vec<u8>>,
     pub(crate) log: Vec<(Level, String)>,
 }
 
@@ -22,11 +23,11 @@ thread_local! {
 }
 
 impl Host {
-    /// Makes this the host of the calling thread while `call` runs; gives what was logged.
-    pub(crate) fn during<T>(self, call: impl FnOnce() -> T) -> (T, Vec<(Level, String)>) {
+    /// Makes this the host of the calling thread while `call` runs; gives the host as it is afterwards.
+    pub(crate) fn during<T>(self, call: impl FnOnce() -> T) -> (T, Self) {
         HOST.set(self);
         let result = call();
-        (result, HOST.take().log)
+        (result, HOST.take())
     }
 }
 
@@ -40,4 +41,16 @@ pub(crate) fn random() -> u64 {
 
 pub(crate) fn upstream(name: &str) -> Option<Status> {
     HOST.with_borrow(|host| host.upstreams.get(name).copied())
+}
+
+pub(crate) fn context() -> Option<Vec<u8>> {
+    HOST.with_borrow(|host| host.context.clone())
+}
+
+pub(crate) fn set_context(value: &[u8]) -> Result<(), context::TooLarge> {
+    if value.len() > context::MAX {
+        return Err(context::TooLarge);
+    }
+    HOST.with_borrow_mut(|host| host.context = Some(value.to_vec()));
+    Ok(())
 }

@@ -7,7 +7,7 @@ use super::{Function, Interface, Lift, Lowering, Place, parts};
 use crate::{
     bindings::beamline::edge::http::{Field, HeaderError, HostRequestHead as _},
     head::RequestHead,
-    host::CallState,
+    host::{CallState, first, many},
     reset::guest::Guest,
 };
 
@@ -16,13 +16,13 @@ const NAME: &str = "beamline:edge/http@0.1.0";
 /// Size and alignment of a `string` or a list.
 const PAIR: (usize, u32) = (8, 4);
 /// Of `option<string>` and `option<list<u8>>`; the payload stands at 4.
-const OPTIONAL: (usize, u32) = (12, 4);
+pub(super) const OPTIONAL: (usize, u32) = (12, 4);
 /// Of `field`: name at 0, value at 8.
 pub(super) const FIELD: (usize, u32) = (16, 4);
 /// Of `head-snapshot`: method, path, query, host, fields.
 const SNAPSHOT: (usize, u32) = (44, 4);
-/// Of `result<_, header-error>`.
-const RESULT: (usize, u32) = (2, 1);
+/// Of `result<_, header-error>`, and of one with any other error of few cases.
+pub(super) const RESULT: (usize, u32) = (2, 1);
 
 const fn getter(name: &'static str) -> Function {
     Function { interface: NAME, name, params: &[I32, I32], results: &[], allocates: true }
@@ -131,7 +131,7 @@ fn link_lookups(linker: &mut Linker<Guest>) -> Result<()> {
             guest.use_handle(handle)?;
             let (call, lowering) = guest.enter_lowering()?;
             let name = Lift::new(memory).string(name, len)?;
-            let value = call.first(name);
+            let value = first(&call.head.headers, name);
             let at = lowering.begin(memory, ret, OPTIONAL)?;
             lowering.option(at, 4, value, Lowering::bytes);
             guest.lower(memory)
@@ -163,9 +163,10 @@ fn link_lookups(linker: &mut Linker<Guest>) -> Result<()> {
                 .list(names, count, PAIR, size_of::<String>())?
                 .map(|name| lift.string_at(name, 0))
                 .collect::<Result<Vec<_>>>()?;
+            let values = many(&call.head.headers, names)?;
             let at = lowering.begin(memory, ret, PAIR)?;
-            lowering.list(at, OPTIONAL, names.iter(), |l, at, name: &&str| {
-                l.option(at, 4, call.first(name), Lowering::bytes);
+            lowering.list(at, OPTIONAL, values.into_iter(), |l, at, value| {
+                l.option(at, 4, value, Lowering::bytes);
             });
             guest.lower(memory)
         },

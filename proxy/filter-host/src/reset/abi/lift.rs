@@ -2,18 +2,18 @@
 
 use wasmtime::{Result, bail};
 
-/// Bytes that one call of a host function may copy out of a guest, repeated parts counted each time.
-const FUEL: usize = 128 << 20;
+use crate::call::MAX_HANDED_OVER;
 
 /// Reads values out of a guest's memory, all of which is untrusted.
 pub(crate) struct Lift<'m> {
     memory: &'m [u8],
+    /// Bytes that may still be copied, repeated parts counted each time.
     fuel: usize,
 }
 
 impl<'m> Lift<'m> {
     pub(crate) fn new(memory: &'m [u8]) -> Self {
-        Self { memory, fuel: FUEL }
+        Self { memory, fuel: MAX_HANDED_OVER }
     }
 
     fn spend(&mut self, count: usize, size: usize) -> Result<()> {
@@ -166,7 +166,7 @@ mod tests {
     fn parts_that_a_guest_names_again_and_again_are_counted_each_time() {
         let memory = vec![b'a'; 1 << 20];
         let mut lift = Lift::new(&memory);
-        for _ in 0..128 {
+        for _ in 0..MAX_HANDED_OVER >> 20 {
             lift.string(0, 1 << 20).unwrap();
         }
         assert!(words(lift.string(0, 1)).starts_with("too much data"));

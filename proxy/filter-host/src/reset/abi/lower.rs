@@ -20,11 +20,13 @@ pub(crate) struct Marks {
     all: bool,
 }
 
+/// Bytes that a kept instance's buffers hold each from one call to the next.
+const MAX_BUFFER: usize = 64 << 10;
 /// Ranges beyond which the whole memory counts as touched.
 const MAX_RANGES: usize = 4096;
 
 impl Marks {
-    fn add(&mut self, at: usize, len: usize) {
+    pub(crate) fn add(&mut self, at: usize, len: usize) {
         if len == 0 {
             return;
         }
@@ -42,6 +44,11 @@ impl Marks {
             self.ranges.push((0, cards.saturating_sub(1)));
         }
         self.ranges.drain(..)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ranges.is_empty() && !self.all
     }
 }
 
@@ -221,9 +228,27 @@ impl Lowering {
         Ok(())
     }
 
-    /// Forgets a result whose call failed.
-    pub(crate) fn clear(&mut self) {
-        self.steps.clear();
+    /// Ends a call: forgets a result that was not placed, and lets go of what a large one took.
+    pub(crate) fn end(&mut self) {
+        empty(&mut self.steps);
+        empty(&mut self.data);
+        empty(&mut self.blocks);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_at_rest(&self) -> bool {
+        fn small<T>(buffer: &Vec<T>) -> bool {
+            buffer.is_empty() && buffer.capacity() * size_of::<T>() <= MAX_BUFFER
+        }
+        small(&self.steps) && small(&self.data) && small(&self.blocks)
+    }
+}
+
+/// Empties a buffer, which stays allocated for the next call only where it is small.
+fn empty<T>(buffer: &mut Vec<T>) {
+    buffer.clear();
+    if buffer.capacity() * size_of::<T>() > MAX_BUFFER {
+        *buffer = Vec::new();
     }
 }
 

@@ -7,11 +7,13 @@
 //! import may be called. Errors have the words of wasmtime's own canonical ABI, so that a tenant sees no difference.
 
 mod config;
+mod context;
 mod http;
 mod lift;
 mod log;
 mod lower;
 mod random;
+mod response;
 mod upstreams;
 mod verdict;
 
@@ -40,8 +42,15 @@ struct Interface {
     link: fn(&mut Linker<Guest>) -> wasmtime::Result<()>,
 }
 
-const INTERFACES: &[Interface] =
-    &[config::INTERFACE, http::INTERFACE, log::INTERFACE, random::INTERFACE, upstreams::INTERFACE];
+const INTERFACES: &[Interface] = &[
+    config::INTERFACE,
+    context::INTERFACE,
+    http::INTERFACE,
+    log::INTERFACE,
+    random::INTERFACE,
+    response::INTERFACE,
+    upstreams::INTERFACE,
+];
 
 /// The function that a core module imports as `module` `name`.
 pub(super) fn find(module: &str, name: &str) -> Option<&'static Function> {

@@ -33,6 +33,7 @@ fn lift(lift: &mut Lift<'_>, address: u32) -> Result<Verdict> {
         1 => Verdict::Route(route(lift, record)?),
         2 => Verdict::Respond(response(lift, record)?),
         3 => Verdict::Enqueue(enqueue(lift, record)?),
+        4 => Verdict::ReadBody,
         other => bail!("unexpected discriminant: {other}"),
     })
 }

@@ -3,13 +3,13 @@
 use beamline_model::{ByteSize, FilterLimits};
 use http::{HeaderMap, HeaderValue, Method};
 
-use super::{Both, with_type};
+use super::Both;
 use crate::{
     RequestHead,
     tests::{guest, head},
 };
 
-fn limits() -> FilterLimits {
+pub(super) fn limits() -> FilterLimits {
     FilterLimits { cpu: beamline_model::Duration::millis(20), memory: ByteSize::mib(4), ..Default::default() }
 }
 
@@ -68,42 +68,95 @@ fn the_probe_does_the_same_in_both() {
     // In small steps to the usual limit, within the usual CPU time.
     let bomb = probe.same(r#"{"do":"bomb"}"#, &FilterLimits::default(), &rich_head());
     assert!(bomb.decision.contains("Memory(16777216)"), "{bomb:?}");
+    // Those that grew by much are not.
+    probe.assert_kept(75);
     assert!(failed > 10, "only {failed} requests failed: the failures are not tried");
+}
+
+/// The request of one of a stock filter's cases.
+fn request_of(case: &serde_json::Value) -> RequestHead {
+    let request = &case["request"];
+    let text = |key: &str, default: &str| request[key].as_str().unwrap_or(default).to_owned();
+    let mut headers = HeaderMap::new();
+    let fields = request["headers"].as_object().into_iter().flatten();
+    for (name, values) in fields {
+        for value in values.as_array().into_iter().flatten().chain(values.is_string().then_some(values)) {
+            let value = HeaderValue::from_str(value.as_str().unwrap()).unwrap();
+            headers.append(name.parse::<http::HeaderName>().unwrap(), value);
+        }
+    }
+    let method = text("method", "GET").parse::<Method>().unwrap();
+    RequestHead::new(method, text("target", "/").parse().unwrap(), text("host", "acme.test").into(), headers)
 }
 
 #[test]
 fn the_stock_filters_do_the_same_in_both() {
     for name in ["tiny", "router", "canary", "maintenance"] {
         let filter = Both::of(&guest(&format!("{name}.wasm")));
-        for config in ["null", "{}", r#"{"what":1}"#, "["] {
-            for head in [rich_head(), head(&[]), head(&[("x-h12", "other"), ("cookie", "canary=1")])] {
-                let seen = filter.reset(config, &limits(), &head);
-                // The canary draws lots.
-                if name != "canary" || seen.failed() {
-                    assert_eq!(seen, filter.same(config, &limits(), &head), "{name} {config}");
-                }
+        let cases = format!("{}/../../wasm-filters/{name}/cases.json", env!("CARGO_MANIFEST_DIR"));
+        let cases = std::fs::read_to_string(cases).unwrap_or_else(|_| "[{}, {}, {}]".into());
+        let cases: Vec<serde_json::Value> = serde_json::from_str(&cases).unwrap();
+        for case in cases.iter().chain(cases.iter().rev()) {
+            let config = case["config"].to_string();
+            if case["random"].is_null() {
+                filter.same(&config, &limits(), &request_of(case));
+            } else {
+                // It draws lots.
+                filter.reset(&config, &limits(), &request_of(case));
             }
         }
+        for config in ["{}", r#"{"what":1}"#, "["] {
+            filter.same(config, &limits(), &rich_head());
+        }
+        filter.assert_kept(80);
     }
 }
 
-/// Modules that wasm-smith generated from seeds (the files' names), finished by hand: the phase calls a generated
-/// function twice, logs a sum of what it returned and of all memory after it, and says `next`. They call the host as
-/// they like; a trap that follows from a bad call is as good as any.
-const GENERATED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/reset/tests/generated");
-
+/// A module with every phase: its request phase is in the reset tier, and what it remembers there the other phases find.
 #[test]
-fn generated_modules_do_the_same_in_both() {
-    let (mut modules, mut ended_well, mut failed) = (0, 0, 0);
-    for entry in std::fs::read_dir(GENERATED).unwrap() {
-        let bytes = with_type(std::fs::read(entry.unwrap().path()).unwrap());
-        let both = Both::of(&bytes);
-        modules += 1;
-        for _ in 0..3 {
-            let seen = both.same("null", &limits(), &rich_head());
-            *if seen.failed() { &mut failed } else { &mut ended_well } += 1;
-        }
+fn a_module_with_other_phases_does_the_same_in_both() {
+    let phases = Both::of(&guest("phases.wasm"));
+    let acts = [
+        r#"{"request":{"remember":"a"}}"#,
+        r#"{"request":{"remember":"b","recall":"x-context","set":{"x-a":"1","x-b":null}}}"#,
+        r#"{"request":{"remember_bytes":4096}}"#,
+        r#"{"request":{"remember_bytes":4097}}"#,
+        r#"{"request":{"remember":"a","trap":true}}"#,
+        r#"{"request":{"read_body":true}}"#,
+        "{}",
+    ];
+    let mut remembered = 0;
+    for act in acts.iter().chain(acts.iter().rev()) {
+        let seen = phases.same(act, &limits(), &rich_head());
+        assert_eq!(seen.decision == "ReadBody", act.contains("read_body"), "{act}: {seen:?}");
+        assert_eq!(seen.failed(), act.contains("trap"), "{act}: {seen:?}");
+        remembered += u32::from(seen.context.is_some());
     }
-    println!("{modules} modules; {ended_well} requests ended well, {failed} failed");
-    assert!(modules >= 60 && ended_well >= 60 && failed >= 60, "{ended_well} ended well, {failed} failed");
+    assert_eq!(remembered, 6);
+    phases.assert_kept(75);
+}
+
+/// The same words, but for where the code stands.
+#[test]
+fn a_trap_is_told_with_the_functions_that_were_running() {
+    let text = r#"(module $evil
+        (import "beamline:edge/http@0.1.0" "[resource-drop]request-head" (func $drop (param i32)))
+        (memory (export "memory") 1)
+        (func $outer (param i32) (result i32) (call 3 (local.get 0)))
+        (func (param i32) (result i32) (call $inner (local.get 0)))
+        (func (param i32) (result i32) (call 2 (local.get 0)))
+        (func $inner (param i32) (result i32) (i32.load (i32.const -1)))
+        (export "beamline:edge/request-handler@0.1.0#handle" (func $outer)))"#;
+    let both = Both::wat(text);
+    let functions = |outcome: &crate::ChainOutcome| -> Vec<String> {
+        let text = outcome.runs[0].backtrace.as_deref().expect("a backtrace");
+        text.lines().map(|line| line.rsplit(" - ").next().unwrap().to_owned()).collect()
+    };
+    let ask = |engine, module| functions(&super::ask(engine, module, "null", &limits(), &head(&[])));
+    let component = ask(&super::tiers().component, &both.component);
+    let reset = ask(&super::tiers().reset, &both.reset);
+    assert!(component.len() >= 3 && component[0].contains("inner"), "{component:?}");
+    // The glue code's comes last.
+    assert_eq!(reset[..component.len()], component[..], "{reset:?}");
+    assert!(reset.last().unwrap().contains("request-handler"), "{reset:?}");
 }

@@ -154,6 +154,99 @@ fn verdicts_are_read_as_carefully() {
 }
 
 #[test]
+fn more_memory_than_there_can_be_is_refused_by_the_limit() {
+    for pages in [70_000, -1, 1_000] {
+        let seen = fails(&with(&format!("(drop (memory.grow (i32.const {pages}))) (unreachable)")));
+        assert!(seen.decision.contains("Memory("), "{pages}: {seen:?}");
+    }
+}
+
+/// A module that takes part in other phases, too, may import what their heads can do; here it has no such head.
+#[test]
+fn a_response_has_no_handle_in_this_phase() {
+    let functions = [
+        ("[method]response-head.status", 1, "(result i32)"),
+        ("[method]response-head.get", 4, ""),
+        ("[method]response-head.get-all", 4, ""),
+        ("[method]response-head.get-many", 4, ""),
+        ("[method]response-head.snapshot", 2, ""),
+        ("[method]response-head.set-status", 3, ""),
+        ("[method]response-head.set", 6, ""),
+        ("[method]response-head.append", 6, ""),
+        ("[method]response-head.remove", 4, ""),
+        ("[resource-drop]response-head", 1, ""),
+    ];
+    for (name, params, result) in functions {
+        for given in [1, 2, 0] {
+            let import = format!(
+                r#"(module (import "beamline:edge/http@0.1.0" "{name}" (func $late (param {}) {result}))"#,
+                "i32 ".repeat(params)
+            );
+            let zeros = "(i32.const 0)".repeat(params - 1);
+            let call = format!("(call $late (i32.const {given}) {zeros})");
+            let call = if result.is_empty() { call } else { format!("(drop {call})") };
+            fails(&with(&call).replacen("(module", &import, 1));
+        }
+    }
+}
+
+#[test]
+fn what_get_many_gives_is_bounded_before_it_is_placed() {
+    // Names `x-seed` so many times in one list, from address 4096 on.
+    let module = |times: u32| {
+        let text = with(&format!(
+            "(local $i i32)
+             (loop $next
+                (i64.store (i32.add (i32.const 4096) (i32.shl (local.get $i) (i32.const 3))) (i64.const {}))
+                (br_if $next (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const {times}))))
+             (call $many (local.get $h) (i32.const 4096) (i32.const {times}) (i32.const 64))",
+            6_u64 << 32
+        ));
+        let import = r#"(module (import "beamline:edge/http@0.1.0" "[method]request-head.get-many"
+            (func $many (param i32 i32 i32 i32)))"#;
+        let text = text.replacen("(module", import, 1);
+        text.replacen("(memory (export \"memory\") 1)", "(memory (export \"memory\") 32)", 1)
+    };
+    let value = "x".repeat(10_000).leak();
+    let head = head(&[("x-seed", value)]);
+    let some = Both::wat(&module(100));
+    for _ in 0..10 {
+        assert!(!some.same("null", &FilterLimits::default(), &head).failed());
+    }
+    // Nor does a kept instance hold on to what the host needed for it: `as_new` looks.
+    some.assert_kept(90);
+    let many = Both::wat(&module(110));
+    let seen = many.same("null", &FilterLimits::default(), &head);
+    assert!(seen.decision.contains("get-many"), "{seen:?}");
+}
+
+#[test]
+fn what_a_guest_hands_over_is_bounded_as_in_the_other_tier() {
+    // A list that names the same bytes many times over.
+    let respond = |times: u64| {
+        module(&format!(
+            r#"{REALLOC} (func (export "{PHASE}") (param $h i32) (result i32)
+                (local $i i32)
+                (loop $next
+                    (i64.store offset=8192 (i32.shl (local.get $i) (i32.const 4)) (i64.const {}))
+                    (i64.store offset=8200 (i32.shl (local.get $i) (i32.const 4)) (i64.const {}))
+                    (br_if $next (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const {times}))))
+                (i64.store (i32.const 256) (i64.const 2))
+                (i64.store (i32.const 264) (i64.const {}))
+                (i64.store (i32.const 272) (i64.const {times}))
+                (call $drop (local.get $h)) (i32.const 256))"#,
+            6_u64 << 32,
+            65_536_u64 << 32,
+            200 | 8_192_u64 << 32,
+        ))
+    };
+    let seen = fails(&respond(300));
+    assert!(seen.decision.contains("too much data"), "{seen:?}");
+    let seen = fails(&respond(200));
+    assert!(!seen.decision.contains("too much data"), "{seen:?}");
+}
+
+#[test]
 fn a_start_that_calls_the_host_grows_or_never_ends_has_no_first_state() {
     for body in [
         "(drop (call $random))",
@@ -167,6 +260,7 @@ fn a_start_that_calls_the_host_grows_or_never_ends_has_no_first_state() {
         let module = tiers().reset.load(&artifact, info).unwrap();
         assert_eq!(module.info().tier, Tier::Component, "{body}");
         assert!(module.info().tier_reason.as_ref().unwrap().contains("start"), "{:?}", module.info());
+        assert!(module.core().is_none());
         if !body.contains("loop") {
             let seen =
                 ask(&tiers().reset, &Arc::clone(&module), "null", &FilterLimits::default(), &head(&[]));

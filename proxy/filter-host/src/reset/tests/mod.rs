@@ -1,11 +1,16 @@
 //! The proof of the reset tier: nothing passes from one request to the next, and no module can tell the tiers apart.
 
 mod differential;
+mod generated;
 mod hostile;
 mod rejected;
 mod state;
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    cell::Cell,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, OnceLock},
+};
 
 use beamline_model::{FilterLimits, OnError};
 use tokio::runtime::{Builder, Runtime};
@@ -36,6 +41,9 @@ fn tiers() -> &'static Tiers {
 struct Both {
     reset: Arc<Module>,
     component: Arc<Module>,
+    /// Requests that ended well in the reset tier, and how many of them left a kept instance.
+    well: Cell<u32>,
+    kept: Cell<u32>,
 }
 
 impl Both {
@@ -43,7 +51,12 @@ impl Both {
         let (info, artifact) = taken(bytes);
         assert_eq!((info.tier, &info.tier_reason), (Tier::Reset, &None));
         let load = |engine: &Arc<Engine>| engine.load(&artifact, info.clone()).unwrap();
-        let both = Self { reset: load(&tiers().reset), component: load(&tiers().component) };
+        let both = Self {
+            reset: load(&tiers().reset),
+            component: load(&tiers().component),
+            well: Cell::new(0),
+            kept: Cell::new(0),
+        };
         assert_eq!(both.reset.info().tier_reason, None);
         assert_eq!((both.reset.info().tier, both.component.info().tier), (Tier::Reset, Tier::Component));
         both
@@ -55,27 +68,62 @@ impl Both {
 
     /// One request in each tier, which must come to the same; what came of it, and whether it failed.
     fn same(&self, config: &str, limits: &FilterLimits, head: &RequestHead) -> Seen {
-        let component = Seen::of(&ask(&tiers().component, &self.component, config, limits, head));
-        let reset = self.reset(config, limits, head);
+        let (component, reset) = self.pair(config, limits, head);
         assert_eq!(component, reset, "config {config}, head {head:?}");
         reset
+    }
+
+    /// One request in the component tier and one in the reset tier.
+    fn pair(&self, config: &str, limits: &FilterLimits, head: &RequestHead) -> (Seen, Seen) {
+        let component = Seen::of(&ask(&tiers().component, &self.component, config, limits, head));
+        (component, self.reset(config, limits, head))
     }
 
     /// One request in the reset tier alone, after which this thread's instance is as a new one.
     fn reset(&self, config: &str, limits: &FilterLimits, head: &RequestHead) -> Seen {
         let seen = Seen::of(&ask(&tiers().reset, &self.reset, config, limits, head));
-        self.as_new();
+        let kept = self.as_new();
+        if !seen.failed() {
+            self.well.set(self.well.get() + 1);
+            self.kept.set(self.kept.get() + u32::from(kept));
+        }
         seen
     }
 
-    /// What this thread keeps of the module equals a new instance byte for byte.
-    fn as_new(&self) {
+    /// What this thread keeps of the module equals a new instance byte for byte. `false`: it keeps none.
+    fn as_new(&self) -> bool {
         let core = self.reset.core().expect("it runs in the reset tier");
-        let Some(mut kept) = shelf::take(core) else { return };
+        let Some(mut kept) = shelf::take(core) else { return false };
         let mut new = runtime().block_on(Kept::new(core)).unwrap();
         kept.assert_is(&mut new);
         shelf::put(kept);
+        true
     }
+
+    /// Of the requests that ended well, at least so many percent left an instance that was kept: what compares equal
+    /// to a new one would mean nothing otherwise.
+    fn assert_kept(&self, percent: u32) {
+        let (well, kept) = (self.well.get(), self.kept.get());
+        assert!(
+            well > 0 && kept * 100 >= well * percent,
+            "of {well} requests that ended well, {kept} were kept"
+        );
+    }
+}
+
+#[test]
+fn what_is_not_as_in_a_new_instance_is_seen() {
+    let module = Both::wat(&module(&format!("{REALLOC} {}", handle(""))));
+    let core = module.reset.core().unwrap();
+    for what in 0..5 {
+        module.same("null", &FilterLimits::default(), &crate::tests::head(&[]));
+        let mut kept = shelf::take(core).expect("it was kept");
+        kept.spoil(what);
+        let mut new = runtime().block_on(Kept::new(core)).unwrap();
+        let compared = catch_unwind(AssertUnwindSafe(|| kept.assert_is(&mut new)));
+        assert!(compared.is_err(), "nobody sees that {what} was spoiled");
+    }
+    module.assert_kept(100);
 }
 
 /// What can be seen of a request from outside.
@@ -85,6 +133,8 @@ struct Seen {
     head: String,
     log: Vec<String>,
     cut: u64,
+    /// What it remembers, where it has later phases to remember it for.
+    context: Option<Vec<u8>>,
 }
 
 impl Seen {
@@ -95,6 +145,7 @@ impl Seen {
             head: format!("{:?} {:?} {:?}", outcome.head.method, outcome.head.uri, outcome.head.headers),
             log: run.log.lines.iter().map(|(level, line)| format!("{level:?} {line}")).collect(),
             cut: run.log.cut,
+            context: outcome.contexts.get(0).map(|context| context.to_vec()),
         }
     }
 

@@ -1,14 +1,14 @@
 //! What does not qualify, one case for each kind of state that the reset tier could not take back.
 
-use super::{REALLOC, handle, module, typed};
+use super::{REALLOC, handle, module, tiers, typed};
 use crate::{
     ModuleKind, Tier,
     inspect::inspect,
-    reset::{Unqualified, qualify},
+    reset::{Unqualified, qualify, rewrite},
     tests::{guest, taken},
 };
 
-const PHASES: [&str; 1] = ["beamline:edge/request-handler@0.1.0"];
+const PHASES: [&str; 2] = ["beamline:edge/request-handler@0.1.0", "beamline:edge/finish-handler@0.1.0"];
 
 fn refused(text: &str) -> Unqualified {
     let phases = PHASES.map(str::to_owned);
@@ -113,14 +113,62 @@ fn data_that_reaches_beyond_the_first_memory_or_whose_place_is_computed() {
 }
 
 #[test]
+fn what_would_be_much_to_keep() {
+    let memory = with("").replacen("(memory (export \"memory\") 1)", "(memory (export \"memory\") 33)", 1);
+    assert!(matches!(refused(&memory), Unqualified::Memory(_)));
+    assert_eq!(refused(&with(&"(func)".repeat(10_001))), Unqualified::Functions(10_004));
+    assert_eq!(refused(&with(&"(global i32 (i32.const 0))".repeat(500))), Unqualified::Globals(501));
+}
+
+#[test]
+fn a_first_state_that_would_be_much_to_keep() {
+    let start = |last: u32| {
+        let text = with(&format!(
+            r#"(func (export "_initialize") (i32.store8 (i32.const 512) (i32.const 1)) (i32.store8 (i32.const {last}) (i32.const 1)))"#
+        ));
+        // Data of the frame around it begins at 0, so that the first state does.
+        let text = text.replacen("(memory (export \"memory\") 1)", "(memory (export \"memory\") 20)", 1);
+        let (info, artifact) = taken(&typed(&text));
+        assert_eq!(info.tier, Tier::Reset, "{:?}", info.tier_reason);
+        tiers().reset.load(&artifact, info).unwrap().info().clone()
+    };
+    assert_eq!(start((1 << 20) - 1).tier, Tier::Reset);
+    let info = start(1 << 20);
+    assert_eq!(
+        (info.tier, info.tier_reason),
+        (Tier::Component, Some(Unqualified::Image((1 << 20) + 1).to_string()))
+    );
+}
+
+#[test]
+fn a_module_that_would_grow_too_much() {
+    // Every instruction is a store, the one that grows most.
+    let stores = "(i32.store8 (local.get 0) (local.get 0))".repeat(20_000);
+    let text = with(&format!("(func (param i32) {stores})"));
+    let bytes = typed(&text);
+    let component = inspect(&guest("tiny.wasm")).unwrap().component;
+    let phases = PHASES.map(str::to_owned);
+    let qualified = qualify(&bytes, ModuleKind::CoreModule, &component, &phases).unwrap();
+    assert!(matches!(rewrite(&qualified), Err(Unqualified::Rewrite(_))));
+    // It is taken all the same.
+    let (info, _) = taken(&bytes);
+    assert_eq!(info.tier, Tier::Component);
+    assert!(info.tier_reason.unwrap().contains("more than"));
+}
+
+#[test]
 fn tables_that_no_instance_may_have() {
     assert_eq!(refused(&with("(table 20001 funcref)")), Unqualified::Tables(20_001));
 }
 
 #[test]
 fn other_ways_to_be_called() {
-    let text = with("").replace("cabi_realloc", "cabi_export_realloc");
-    assert_eq!(refused(&text), Unqualified::Convention("cabi_export_realloc".into()));
+    for name in
+        ["cabi_export_realloc", "cabi_realloc_adapter", "__wasm_task_hook", "[async-lift]x", "cm32p2_x"]
+    {
+        let text = with(&format!(r#"(func (export "{name}"))"#));
+        assert_eq!(refused(&text), Unqualified::Convention(name.into()));
+    }
     let text = module(&handle(""));
     assert_eq!(refused(&text), Unqualified::Missing("cabi_realloc"));
 }
@@ -129,9 +177,9 @@ fn other_ways_to_be_called() {
 fn another_phase_a_component_and_strings_of_another_encoding() {
     let tiny = guest("tiny.wasm");
     let component = inspect(&tiny).unwrap().component;
-    let phases = ["beamline:edge/response-handler@0.1.0".to_owned()];
+    let phases = ["beamline:edge/finish-handler@0.1.0".to_owned()];
     let reason = |kind, component: &[u8], phases: &[String]| qualify(&tiny, kind, component, phases).err();
-    assert!(matches!(reason(ModuleKind::CoreModule, &component, &phases), Some(Unqualified::Phase(_))));
+    assert!(matches!(reason(ModuleKind::CoreModule, &component, &phases), Some(Unqualified::Phase)));
     let phases = PHASES.map(str::to_owned);
     assert_eq!(reason(ModuleKind::CoreModule, &component, &phases), None);
     assert_eq!(reason(ModuleKind::Component, &component, &phases), Some(Unqualified::Component));

@@ -108,6 +108,7 @@ fn after_every_request_memory_and_globals_are_as_in_a_new_instance() {
         let seen = scribbler.same("null", &FilterLimits::default(), &seeded(seed));
         *if seen.failed() { &mut failed } else { &mut ended_well } += 1;
     }
+    scribbler.assert_kept(90);
     assert!(ended_well > runs / 4 && failed > runs / 20, "{ended_well} ended well, {failed} failed");
 }
 
@@ -118,6 +119,7 @@ fn a_module_that_counts_its_calls_always_answers_1() {
         let seen = probe.same(r#"{"do":"count"}"#, &FilterLimits::default(), &head(&[]));
         assert!(seen.head.contains(r#""x-count": "1""#), "{seen:?}");
     }
+    probe.assert_kept(90);
     // The same by hand: a counter in memory, and one in a global.
     let counter = Both::wat(&module(&format!(
         r#"(global $calls (mut i64) (i64.const 0)) {REALLOC} {}"#,
@@ -131,6 +133,7 @@ fn a_module_that_counts_its_calls_always_answers_1() {
         let seen = counter.same("null", &FilterLimits::default(), &head(&[]));
         assert_eq!(seen.log, ["Info bbaaaaaaaaaaaaaa"]);
     }
+    counter.assert_kept(90);
 }
 
 #[test]

@@ -232,19 +232,61 @@ fn after_a_restart_on_a_clock_that_went_back_everything_is_still_delivered() {
     let mut simulation =
         Simulation::new(plan((0..20).map(|n| request(n, 0)).collect(), vec![vec![(0, Mode::Erroring)]]));
     simulation.run(MINUTE);
-    // All are in back-off, by a wall clock that is then set back by ten hours.
+    // All are in back-off, by a wall clock that is then set back by ten hours, or by little more than the back-off.
+    for back in [10 * 3_600_000, 70_000] {
+        let log = simulation.disk.open();
+        let now = Now { mono: 0, wall: WALL_START + 60_000 - back };
+        let mut machine = Machine::new(policy(1, log.epoch(), 64), vec![], now);
+        machine.handle(now, Event::Tick, &Same);
+        machine.handle(now, Event::Scanned(Some(Scan { lanes: vec![lane(0)], ..Scan::default() })), &Same);
+        let rows = log.reader().unwrap().window(&lane(0), 256).unwrap();
+        assert!(!rows.is_empty());
+        let actions =
+            machine.handle(now, Event::Loaded { lane: lane(0), limit: 256, rows: Some(rows) }, &Same);
+        assert!(
+            actions.iter().any(|action| matches!(action, Action::Attempt(_))),
+            "a wait that began later than now is over"
+        );
+    }
+}
+
+#[test]
+fn from_a_start_on_a_key_has_its_time_anew() {
+    let requests = vec![Request { key: Some(1), ..request(0, 0) }];
+    let mut simulation = Simulation::new(plan(requests, vec![vec![(0, Mode::Erroring)]]));
+    simulation.run(MINUTE);
+    // It has failed for a minute, by a wall clock that is three hours on at the next start.
     let log = simulation.disk.open();
-    let now = Now { mono: 0, wall: WALL_START - 10 * 3_600_000 };
-    let mut machine = Machine::new(policy(1, log.epoch(), 64), vec![], now);
-    machine.handle(now, Event::Tick, &Same);
-    machine.handle(now, Event::Scanned(Some(Scan { lanes: vec![lane(0)], ..Scan::default() })), &Same);
-    let rows = log.reader().unwrap().window(&lane(0), 256).unwrap();
-    assert!(!rows.is_empty());
-    let actions = machine.handle(now, Event::Loaded { lane: lane(0), limit: 256, rows: Some(rows) }, &Same);
-    assert!(
-        actions.iter().any(|action| matches!(action, Action::Attempt(_))),
-        "a wait that is longer than any that is given is over"
-    );
+    let at = |mono: i64| Now { mono, wall: WALL_START + 3 * 3_600_000 + mono.unsigned_abs() };
+    let mut machine = Machine::new(policy(1, log.epoch(), 64), vec![], at(0));
+    machine.handle(at(0), Event::Scanned(Some(Scan { lanes: vec![lane(0)], ..Scan::default() })), &Same);
+    let mut rows = log.reader().unwrap().window(&lane(0), 256).unwrap();
+    // It fails by itself: the upstream is well.
+    let mut fails = |now: Now, candidate: Candidate| {
+        let event = Event::Loaded { lane: lane(0), limit: 256, rows: Some(vec![candidate]) };
+        let mut actions = machine.handle(now, event, &Same);
+        let seq = actions
+            .iter()
+            .find_map(|action| match action {
+                Action::Attempt(candidate) => Some(candidate.seq),
+                _ => None,
+            })
+            .expect("it is tried");
+        let outcome = Outcome::Answered { status: 500, retry_after: None, complete: true, keep: None };
+        let landing = Landing::Made(outcome);
+        actions = machine.handle(now, Event::Landed { lane: lane(0), seq, landing }, &Same);
+        actions
+            .into_iter()
+            .find_map(|action| match action {
+                Action::Commit(Change::Retry { again, .. }) => Some(Ok(again)),
+                Action::Commit(Change::Finish { end, .. }) => Some(Err(end)),
+                _ => None,
+            })
+            .expect("it is tried again, or dead")
+    };
+    let again = fails(at(0), rows.remove(0)).expect("it has not been tried for long since the start");
+    let end = fails(at(16 * MINUTE), again).expect_err("it has been blocked for its time");
+    assert_eq!(end, crate::log::End::Dead(DeadReason::Exhausted));
 }
 
 #[test]

@@ -26,7 +26,7 @@ const LANES: usize = 3;
 /// From here on everything is well.
 const WELL: i64 = 20 * MINUTE;
 
-/// Until when everything has ended: a wait that began by a wall clock that then went back lasts an hour at most.
+/// Until when everything has ended: a wait lasts an hour at most, whatever the wall clock does meanwhile.
 const OVER: i64 = WELL + 80 * MINUTE;
 
 fn any_plan() -> impl Strategy<Value = Plan> {

@@ -7,8 +7,8 @@ use super::{
         deed::{Deed, NODE},
         *,
     },
-    Writer,
     rows::*,
+    writer::Writer,
 };
 use crate::record::{Lane, RecordId, Seq, State};
 
@@ -117,7 +117,7 @@ impl Writer<'_> {
         let front = self.is_front(lane, key.as_deref(), new)?;
         let name = self.lane_of(lane)?;
         let sql = format!(
-            "UPDATE record SET seq = :new, state = 0, front = :front, reason = NULL, complete = NULL, epoch = NULL,
+            "UPDATE record SET seq = :new, state = 0, open = 1, front = :front, reason = NULL, complete = NULL, epoch = NULL,
                     finished_ms = NULL, failures = 0, failing_since_ms = NULL, due_ms = :now, delay_ms = 0,
                     expires_ms = :expires, pauses = 0
              WHERE seq = :seq RETURNING {CANDIDATE}"

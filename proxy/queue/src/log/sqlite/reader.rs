@@ -215,7 +215,7 @@ impl LogReader for SqliteReader {
         }
         let mut statement = tx.prepare(
             "SELECT tenant, upstream, okey, count(*)
-             FROM (SELECT lane, okey FROM record WHERE okey IS NOT NULL AND state < 3
+             FROM (SELECT lane, okey FROM record WHERE okey IS NOT NULL AND open = 1
                    UNION ALL SELECT lane, okey FROM record WHERE pauses = 1) AS line
              JOIN lane ON lane.id = line.lane GROUP BY line.lane, okey",
         )?;
@@ -249,7 +249,7 @@ impl LogReader for SqliteReader {
         }
         let expires: Option<i64> = tx
             .query_row(
-                "SELECT expires_ms FROM record WHERE state < 3 ORDER BY expires_ms LIMIT 1",
+                "SELECT expires_ms FROM record WHERE open = 1 ORDER BY expires_ms LIMIT 1",
                 [],
                 |row| row.get(0),
             )

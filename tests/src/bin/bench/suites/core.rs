@@ -23,6 +23,8 @@ use crate::{
     report::{self, Bar, Bound, Table, median},
 };
 
+/// Rounds where nothing else is asked for.
+const ROUNDS: usize = 15;
 /// Bytes of each answer's body.
 pub(super) const ANSWER: usize = 128;
 /// What runs before each measurement, for caches and connection pools.
@@ -230,14 +232,14 @@ pub(super) fn turns(
         touch_all(case, proxy.as_ref(), stage, settings)?;
         proxy.freeze(true)?;
     }
-    for round in 1..=settings.rounds {
+    for round in 1..=settings.rounds(ROUNDS) {
         for case in &mut *cases {
             let proxy = &proxies[case.proxy];
             proxy.freeze(false)?;
             measure(case, proxy.as_ref(), stage, settings)?;
             proxy.freeze(true)?;
         }
-        println!("round {round} of {}", settings.rounds);
+        println!("round {round} of {}", settings.rounds(ROUNDS));
     }
     let memory = proxies.iter().map(|p| p.pid().map(cpu::resident_mib)).collect::<Result<_>>()?;
     proxies.iter().try_for_each(|p| p.freeze(false))?;
@@ -269,7 +271,9 @@ fn measure(case: &mut Case, proxy: &dyn Proxy, stage: &mut Stage, settings: &Set
 pub(super) fn print(cases: &[Case], memory: &[f64], settings: &Settings) {
     println!(
         "\nCPU per request of the proxy's processes: medians of {} rounds of {} ms, {} kept connections, GET, {ANSWER}-byte answers, access log on and buffered\n",
-        settings.rounds, settings.round_ms, settings.connections
+        settings.rounds(ROUNDS),
+        settings.round_ms,
+        settings.connections
     );
     let mut table = Table::new(&[
         "",
@@ -363,7 +367,7 @@ pub(super) fn figures(cases: &[Case], memory: &[f64], settings: &Settings) -> Va
         })
         .collect();
     json!({
-        "rounds": settings.rounds,
+        "rounds": settings.rounds(ROUNDS),
         "round_ms": settings.round_ms,
         "connections": settings.connections,
         "modules": settings.modules,

@@ -4,6 +4,7 @@
 //! the same disk, with the same groups; the same origin without a queue; the same tenant while nothing is queued.
 
 use std::{
+    fmt,
     path::Path,
     time::{Duration, Instant},
 };
@@ -17,11 +18,13 @@ use beamline_tests::{
     process,
     scene::{HOST, PATIENCE, TENANT},
 };
+use clap::ValueEnum;
 use rusqlite::{Connection, params};
 use serde_json::{Value, json};
 
 use crate::{
     Settings,
+    cpu::{self, Usage},
     proxies::PROXY_CPU,
     report::{self, Bar, Bound, median},
 };
@@ -46,6 +49,7 @@ const MILLION_DRAINED: u64 = 20_000;
 /// One key in so many fails.
 const FAILING: usize = 10;
 const FILLED_WITHIN: Duration = Duration::from_secs(300);
+/// Where nothing else is asked for.
 const ROUNDS: usize = 5;
 const TURN: Duration = Duration::from_millis(1500);
 const KEYS: usize = 1000;
@@ -53,24 +57,35 @@ const NEIGHBOUR: &str = "neighbour.test";
 /// As the node commits: so many records, or so many bytes.
 const GROUP: (usize, usize) = (64, 1 << 20);
 
+/// What the suite measures, one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// `202`s a second.
+    Accepted,
+    /// Ordered deliveries a second.
+    Delivered,
+    /// Another tenant's latency.
+    Neighbour,
+    /// A backlog of a million.
+    Million,
+}
+
 /// Runs the suite; gives how many bars were missed.
 pub(crate) fn run(settings: &Settings) -> Result<usize> {
     process::pin_to(PROXY_CPU + 1)?;
     let (mut bars, mut figures) = (Vec::new(), json!({}));
-    for (name, body) in [("1 KiB", 1 << 10), ("200 KiB", 200 << 10)] {
-        let (bar, figure) = accepted(name, body)?;
-        bars.push(bar);
-        figures[format!("accepted, {name}")] = figure;
+    let rounds = settings.rounds(ROUNDS);
+    let parts = if settings.part.is_empty() { Part::value_variants() } else { &settings.part };
+    for part in parts {
+        let (more, figure) = match part {
+            Part::Accepted => accepted(rounds)?,
+            Part::Delivered => delivered(rounds)?,
+            Part::Neighbour => neighbour(rounds)?,
+            Part::Million => million()?,
+        };
+        bars.extend(more);
+        figures[format!("{part:?}").to_lowercase()] = figure;
     }
-    let (more, figure) = delivered()?;
-    bars.extend(more);
-    figures["delivered"] = figure;
-    let (more, figure) = neighbour()?;
-    bars.extend(more);
-    figures["neighbour"] = figure;
-    let (more, figure) = million()?;
-    bars.extend(more);
-    figures["million"] = figure;
     let missed = report::print_bars(&bars);
     report::write_json(&settings.out, "queue", &bars, figures)?;
     Ok(missed)
@@ -93,7 +108,7 @@ fn node(origin: std::net::SocketAddr) -> Result<(tempfile::TempDir, Beamline, Ad
     admin.create_tenant(TENANT, &[HOST], &["127.0.0.0/8"])?;
     let mut wanted = manifest(HOST, origin);
     wanted["upstreams"]["origin"]["queue"] =
-        json!({ "mode": "on-failure", "ordering_key": { "header": "x-key" }, "max_in_flight": 64 });
+        json!({ "mode": "on-failure", "ordering_key": { "header": "x-key" }, "max_in_flight": 256 });
     admin.apply(TENANT, &wanted)?;
     Ok((folder, node, admin))
 }
@@ -113,26 +128,32 @@ fn all_are(report: &Report, status: u16) -> Result<()> {
 }
 
 /// `202`s a second while the origin is down, and rows a second into SQLite alone.
-fn accepted(name: &str, body: usize) -> Result<(Bar, Value)> {
-    let (mut queue, mut sqlite) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        let down = Port::reserve()?;
-        let (_folder, node, _admin) = node(down.address())?;
-        sqlite.push(sqlite_alone(node.folder(), body)?);
-        let plan = Plan::new(node.address(), post(None, body)).connections(64).timeout(PATIENCE);
-        let report = load::run(&plan.lasting(TURN))?;
-        all_are(&report, 202)?;
-        queue.push(report.rate());
+fn accepted(rounds: usize) -> Result<(Vec<Bar>, Value)> {
+    let (mut bars, mut figures) = (Vec::new(), json!({}));
+    for (name, body) in [("1 KiB", 1 << 10), ("200 KiB", 200 << 10)] {
+        let (mut queue, mut sqlite, mut costs) = (Vec::new(), Vec::new(), Costs::default());
+        for _ in 0..rounds {
+            let down = Port::reserve()?;
+            let (_folder, node, _admin) = node(down.address())?;
+            sqlite.push(sqlite_alone(node.folder(), body)?);
+            let plan = Plan::new(node.address(), post(None, body)).connections(64).timeout(PATIENCE);
+            let before = Usage::of(node.pid()?);
+            let report = load::run(&plan.lasting(TURN))?;
+            all_are(&report, 202)?;
+            queue.push(report.rate());
+            costs = Costs::of(&Usage::of(node.pid()?).since(&before), report.total());
+        }
+        println!("accepted, {name}: {queue:.0?} a second, SQLite alone {sqlite:.0?}; µs CPU each: {costs}");
+        bars.push(Bar {
+            what: format!("202s a second with bodies of {name}, of what SQLite alone takes"),
+            found: median(queue.iter().zip(&sqlite).map(|(q, s)| q / s).collect()),
+            bound: Bound::AtLeast(BAR_ACCEPTED),
+            unit: "× SQLite",
+            void: None,
+        });
+        figures[name] = json!({ "queue": queue, "sqlite": sqlite });
     }
-    println!("accepted, {name}: {queue:.0?} a second, SQLite alone {sqlite:.0?}");
-    let bar = Bar {
-        what: format!("202s a second with bodies of {name}, of what SQLite alone takes"),
-        found: median(queue.iter().zip(&sqlite).map(|(q, s)| q / s).collect()),
-        bound: Bound::AtLeast(BAR_ACCEPTED),
-        unit: "× SQLite",
-        void: None,
-    };
-    Ok((bar, json!({ "queue": queue, "sqlite": sqlite })))
+    Ok((bars, figures))
 }
 
 /// Rows a second, in groups as the node makes them, each with an fsync.
@@ -167,7 +188,11 @@ fn sqlite_alone(folder: &Path, body: usize) -> Result<f64> {
 }
 
 fn open(admin: &Admin) -> Result<u64> {
-    admin.get("/v1/status")?["queue"]["open"].as_u64().context("the node tells how much is queued")
+    figure(admin, "open")
+}
+
+fn figure(admin: &Admin, name: &str) -> Result<u64> {
+    admin.get("/v1/status")?["queue"][name].as_u64().with_context(|| format!("the node tells queue.{name}"))
 }
 
 /// Fills the queue with so many records over the keys, the origin being down. Where some fail, the origin will refuse those
@@ -183,31 +208,58 @@ fn fill(node: &Beamline, records: u64, some_fail: bool) -> Result<()> {
     all_are(&load::run(&plan.lasting(FILLED_WITHIN).limit(records))?, 202)
 }
 
-/// Waits until no more than `rest` of `records` are queued, and gives how many were delivered a second.
+/// Waits until no more than `rest` of `records` are queued, and gives how many were delivered a second, and what each cost.
 ///
 /// From when half of the first tenth is through: the probe's pause and the ramp are not the rate. Until `enough` are.
-fn drained(admin: &Admin, records: u64, rest: u64, enough: u64) -> Result<f64> {
+fn drained(node: &Beamline, admin: &Admin, records: u64, rest: u64, enough: u64) -> Result<(f64, Costs)> {
     let until = Instant::now() + PATIENCE;
-    let mut first = None;
+    let (pid, mut first) = (node.pid()?, None);
     loop {
         let (left, now) = (open(admin)?, Instant::now());
-        match first {
-            None if left < records - enough / 20 => first = Some((now, left)),
-            Some((since, then)) if left <= rest.max(records - enough) => {
-                return Ok((then - left) as f64 / now.duration_since(since).as_secs_f64());
+        match &first {
+            None if left < records - enough / 20 => {
+                first = Some((now, left, (Usage::of(pid), figure(admin, "commits")?)))
+            }
+            Some((since, then, (before, commits))) if left <= rest.max(records - enough) => {
+                let delivered = then - left;
+                let rate = delivered as f64 / now.duration_since(*since).as_secs_f64();
+                let commits = figure(admin, "commits")? - commits;
+                println!("{:.1} deliveries a commit", delivered as f64 / commits as f64);
+                return Ok((rate, Costs::of(&Usage::of(pid).since(before), delivered)));
             }
             _ => {}
         }
         ensure!(now < until, "{left} records are still queued");
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// What one of many cost: µs of CPU, by thread.
+#[derive(Clone, Debug, Default)]
+struct Costs(Vec<(String, f64)>);
+
+impl Costs {
+    fn of(usage: &Usage, count: u64) -> Self {
+        let each = usage.total as f64 / count.max(1) as f64 / 1e3;
+        let mut costs = vec![("all".to_owned(), each)];
+        costs.extend(usage.threads_by_share().iter().map(|(name, share)| ((*name).to_owned(), share * each)));
+        Self(costs)
+    }
+}
+
+impl fmt::Display for Costs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = self.0.iter().filter(|(_, us)| *us >= 0.5);
+        write!(f, "{}", shown.map(|(name, us)| format!("{name} {us:.1}")).collect::<Vec<_>>().join(", "))
     }
 }
 
 /// Ordered deliveries a second over many keys, with every key well and with one in ten failing, and the live rate to the
 /// same origin.
-fn delivered() -> Result<(Vec<Bar>, Value)> {
+fn delivered(rounds: usize) -> Result<(Vec<Bar>, Value)> {
     let (mut well, mut failing, mut live) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
+    let mut costs = Costs::default();
+    for _ in 0..rounds {
         let origin = QuickOrigin::start(64)?;
         let (_folder, node, _admin) = node(origin.address())?;
         let plan = Plan::new(node.address(), post(None, 256)).connections(64).timeout(PATIENCE);
@@ -223,9 +275,14 @@ fn delivered() -> Result<(Vec<Bar>, Value)> {
             fill(&node, records, some_fail)?;
             let _origin = QuickOrigin::start_on(port, 64)?;
             let rest = if some_fail { records / FAILING as u64 } else { 0 };
-            rates.push(drained(&admin, records, rest, records)?);
+            let (rate, each) = drained(&node, &admin, records, rest, records)?;
+            rates.push(rate);
+            if !some_fail {
+                costs = each;
+            }
         }
     }
+    println!("µs CPU a delivery: {costs}");
     println!(
         "delivered in order over {KEYS} keys: {well:.0?} a second, one key in {FAILING} failing {failing:.0?}, live {live:.0?}"
     );
@@ -259,8 +316,8 @@ fn million() -> Result<(Vec<Bar>, Value)> {
         let all = open(&admin)?;
         ensure!(all >= records, "expected {records} records after the restart; found {all}");
         let _origin = QuickOrigin::start_on(port, 64)?;
-        let delivered = drained(&admin, all, 0, MILLION_DRAINED.min(all))?;
-        let memory = resident(node.pid()?)?;
+        let (delivered, _) = drained(&node, &admin, all, 0, MILLION_DRAINED.min(all))?;
+        let memory = cpu::resident_mib(node.pid()?);
         Ok(Backlog { start, memory, accepted: report.rate(), delivered })
     };
     let (few, many) = (measured(1_000 + MILLION_DRAINED)?, measured(MILLION)?);
@@ -301,20 +358,12 @@ struct Backlog {
     delivered: f64,
 }
 
-/// A process's resident memory in MiB.
-fn resident(pid: u32) -> Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("a process has memory")?;
-    let kib: f64 = line.trim().trim_end_matches(" kB").trim().parse()?;
-    Ok(kib / 1024.0)
-}
-
 /// Another tenant's p99, idle beside it, while a queue fills, and while it drains.
-fn neighbour() -> Result<(Vec<Bar>, Value)> {
+fn neighbour(rounds: usize) -> Result<(Vec<Bar>, Value)> {
     let own = QuickOrigin::start(64)?;
     let (mut idle, mut filling, mut draining) = (Vec::new(), Vec::new(), Vec::new());
     let p99 = |report: &Report| report.latency.percentile(99.0).as_secs_f64() * 1e3;
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         let port = Port::reserve()?;
         let (_folder, node, admin) = node(port.address())?;
         admin.create_tenant("neighbour", &[NEIGHBOUR], &["127.0.0.0/8"])?;

@@ -1,0 +1,149 @@
+//! Modules made for the occasion: core modules in the text format, with the type of the filters' world embedded as
+//! `wit-bindgen` would.
+
+use std::path::Path;
+
+use wit_component::{StringEncoding, embed_component_metadata};
+use wit_parser::Resolve;
+
+/// The interface of the package `beamline:edge` and the functions of it that a guest here may call.
+const IMPORTS: &str = r#"
+  (import "beamline:edge/http@0.1.0" "[resource-drop]request-head" (func $drop (param i32)))
+  (import "beamline:edge/http@0.1.0" "[method]request-head.path" (func $path (param i32 i32)))
+  (import "beamline:edge/http@0.1.0" "[method]request-head.get" (func $get (param i32 i32 i32 i32)))
+  (import "beamline:edge/http@0.1.0" "[method]request-head.get-many" (func $get-many (param i32 i32 i32 i32)))
+  (import "beamline:edge/http@0.1.0" "[method]request-head.snapshot" (func $snapshot (param i32 i32)))
+  (import "beamline:edge/http@0.1.0" "[method]request-head.set" (func $set (param i32 i32 i32 i32 i32 i32)))
+  (import "beamline:edge/http@0.1.0" "[method]request-head.append" (func $append (param i32 i32 i32 i32 i32 i32)))
+  (import "beamline:edge/config@0.1.0" "get" (func $config (param i32)))
+  (import "beamline:edge/log@0.1.0" "write" (func $log (param i32 i32 i32)))
+  (import "beamline:edge/random@0.1.0" "get-u64" (func $random (result i64)))
+  (import "beamline:edge/upstreams@0.1.0" "get" (func $upstream (param i32 i32 i32)))
+"#;
+
+/// Where a guest writes its verdict: 64 bytes.
+pub(crate) const AREA: u32 = 4096;
+
+/// Gives out memory from 64 KiB on, growing it, and traps where it cannot.
+const BUMP: &str = r"
+    (local $at i32) (local $end i32)
+    (local.set $at (i32.and
+      (i32.add (global.get $next) (i32.sub (local.get $align) (i32.const 1)))
+      (i32.sub (i32.const 0) (local.get $align))))
+    (local.set $end (i32.add (local.get $at) (local.get $new)))
+    (block $fits (loop $more
+      (br_if $fits (i32.le_u (local.get $end) (i32.mul (memory.size) (i32.const 65536))))
+      (br_if $more (i32.ne (memory.grow (i32.const 1)) (i32.const -1)))
+      unreachable))
+    (global.set $next (local.get $end))
+    (local.get $at)";
+
+/// A filter to be: what is not said otherwise is as a good one has it.
+#[derive(Clone)]
+pub(crate) struct Guest {
+    /// Its memory, table and the like.
+    memory: String,
+    /// What `cabi_realloc` does with `$old`, `$old-size`, `$align` and `$new`; `$next` is a global.
+    realloc: String,
+    /// Further functions, data and so on.
+    items: String,
+    /// What `handle` does with `$head`; it has the locals `$i` and `$j` and leaves the address of a verdict.
+    handle: String,
+}
+
+impl Guest {
+    /// One whose `handle` does this.
+    pub(crate) fn new(handle: &str) -> Self {
+        Self {
+            memory: r#"(memory (export "memory") 1)"#.into(),
+            realloc: BUMP.into(),
+            items: String::new(),
+            handle: handle.into(),
+        }
+    }
+
+    /// One that says `next`, for what is hostile is elsewhere.
+    pub(crate) fn next() -> Self {
+        Self::new(&format!("(call $drop (local.get $head)) (i32.const {AREA})"))
+    }
+
+    pub(crate) fn memory(mut self, memory: &str) -> Self {
+        self.memory = memory.into();
+        self
+    }
+
+    pub(crate) fn realloc(mut self, realloc: &str) -> Self {
+        self.realloc = realloc.into();
+        self
+    }
+
+    pub(crate) fn items(mut self, items: &str) -> Self {
+        self.items.push_str(items);
+        self
+    }
+
+    fn core(&self) -> String {
+        let Self { memory, realloc, items, handle } = self;
+        format!(
+            r#"(module {IMPORTS} {memory}
+  (global $next (mut i32) (i32.const 65536))
+  (func $realloc (export "cabi_realloc")
+    (param $old i32) (param $old-size i32) (param $align i32) (param $new i32) (result i32) {realloc})
+  {items}
+  (func $handle (export "beamline:edge/request-handler@0.1.0#handle") (param $head i32) (result i32)
+    (local $i i32) (local $j i32)
+    {handle}))"#
+        )
+    }
+
+    /// The module.
+    pub(crate) fn build(&self) -> Vec<u8> {
+        embedded(&self.core_module())
+    }
+
+    /// The core module without its type.
+    pub(crate) fn core_module(&self) -> Vec<u8> {
+        parsed(&self.core())
+    }
+
+    /// The module in a world that exports these resources, too.
+    pub(crate) fn build_in(&self, world: &str) -> Vec<u8> {
+        embed(&self.core_module(), Some(world))
+    }
+}
+
+/// A module from its text.
+pub(crate) fn parsed(text: &str) -> Vec<u8> {
+    wat::parse_str(text).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// A core module with the filters' world embedded.
+pub(crate) fn embedded(core: &[u8]) -> Vec<u8> {
+    embed(core, None)
+}
+
+fn embed(core: &[u8], world: Option<&str>) -> Vec<u8> {
+    let mut resolve = Resolve::default();
+    let wit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../wit");
+    let (mut package, _) = resolve.push_dir(wit).unwrap();
+    if let Some(world) = world {
+        package = resolve.push_str("hostile.wit", world).unwrap();
+    }
+    let name = if world.is_some() { "hostile" } else { "request-filter" };
+    let world = resolve.select_world(&[package], Some(name)).unwrap();
+    let mut module = core.to_vec();
+    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8, false).unwrap();
+    module
+}
+
+/// What writes the case `next` (0), `route` (1), `respond` (2) or `enqueue` (3) and 32-bit words at offsets of the
+/// verdict, drops the head, and leaves the verdict's address.
+pub(crate) fn verdict(case: u32, words: &[(u32, u32)]) -> String {
+    let stores: String = words
+        .iter()
+        .map(|(at, word)| format!("(i32.store (i32.const {}) (i32.const {}))\n", AREA + at, *word as i32))
+        .collect();
+    format!(
+        "(call $drop (local.get $head)) (i32.store8 (i32.const {AREA}) (i32.const {case}))\n{stores}(i32.const {AREA})"
+    )
+}

@@ -1,0 +1,742 @@
+//! The kinds of hostile module, and what becomes of each.
+
+use crate::guest::{AREA, Guest, embedded, parsed, verdict};
+
+/// What must come of a module.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum End {
+    /// The node does not take it.
+    Refused,
+    /// Each request is answered by the tenant's origin, as if the filter had done nothing.
+    Harmless,
+    /// Each request is answered `503` with one of these problems.
+    Fails(&'static [&'static str]),
+    /// It may be taken or not; then each request is answered by the origin or `503`.
+    Contained,
+}
+
+/// One kind of hostile module.
+pub(crate) struct Kind {
+    pub(crate) name: &'static str,
+    pub(crate) module: Vec<u8>,
+    pub(crate) end: End,
+}
+
+const TRAP: End = End::Fails(&["filter-trap"]);
+const SLOW: End = End::Fails(&["filter-timeout"]);
+const MEMORY: End = End::Fails(&["filter-memory"]);
+const VERDICT: End = End::Fails(&["filter-verdict"]);
+
+/// `next` without a change.
+const NEXT: &str = "(call $drop (local.get $head)) (i32.const 4096)";
+
+/// Every kind.
+pub(crate) fn all() -> Vec<Kind> {
+    let groups = [
+        time(),
+        memory(),
+        start(),
+        realloc(),
+        handles(),
+        strings(),
+        heads(),
+        verdicts(),
+        shapes(),
+        compile(),
+    ];
+    groups.into_iter().flatten().collect()
+}
+
+fn kind(name: &'static str, end: End, guest: &Guest) -> Kind {
+    Kind { name, module: guest.build(), end }
+}
+
+/// A guest whose `handle` does this first, then drops the head and says `next`.
+fn first(what: &str) -> Guest {
+    Guest::new(&format!("{what} {NEXT}"))
+}
+
+/// One that needs more time than there is.
+fn time() -> Vec<Kind> {
+    let rest = r#"(func (export "cabi_post_beamline:edge/request-handler@0.1.0#handle") (param i32)"#;
+    vec![
+        kind("an endless loop", SLOW, &first("(loop $l (br $l))")),
+        kind(
+            "an endless loop of host calls",
+            End::Fails(&["filter-timeout", "filter-host-calls"]),
+            &first("(loop $l (drop (call $random)) (br $l))"),
+        ),
+        kind(
+            "an endless loop of copies of the head",
+            End::Fails(&["filter-timeout", "filter-memory", "filter-host-calls"]),
+            &first("(loop $l (call $snapshot (local.get $head) (i32.const 2048)) (br $l))"),
+        ),
+        kind(
+            "an endless loop of changes of the head",
+            End::Fails(&["filter-timeout", "filter-host-calls"]),
+            &first(
+                r"(loop $l (call $set (local.get $head) (i32.const 1024) (i32.const 3) (i32.const 8192) (i32.const 50000) (i32.const 2048)) (br $l))",
+            )
+            .items(r#"(data (i32.const 1024) "x-a") (func (export "fill") (nop))"#),
+        ),
+        kind(
+            "memory filled over and over by one instruction",
+            SLOW,
+            &first(
+                "(drop (memory.grow (i32.const 60))) (loop $l (memory.fill (i32.const 65536) (i32.const 1) (i32.const 3900000)) (br $l))",
+            ),
+        ),
+        kind(
+            "a time-out after the verdict",
+            SLOW,
+            &Guest::next().items(&format!("{rest} (loop $l (br $l)))")),
+        ),
+        kind("a trap after the verdict", TRAP, &Guest::next().items(&format!("{rest} unreachable)"))),
+        kind("endless recursion", TRAP, &first("(call $again)").items("(func $again (call $again) (call $again))")),
+        kind(
+            "endless recursion through a table",
+            TRAP,
+            &first("(call $again)").items(
+                "(table 1 funcref) (elem (i32.const 0) func $again) (func $again (call_indirect (i32.const 0)) (call_indirect (i32.const 0)))",
+            ),
+        ),
+        kind(
+            "recursion with large frames",
+            TRAP,
+            &first("(drop (call $again (i64.const 0)))").items(&format!(
+                "(func $again (param i64) (result i64) (local {}) {} (i64.add (call $again (local.get 0)) (local.get 900)))",
+                "i64 ".repeat(1000),
+                (1..1000).map(|i| format!("(local.set {i} (i64.add (local.get {}) (i64.const {i})))", i - 1)).collect::<String>()
+            )),
+        ),
+    ]
+}
+
+/// One that needs more memory, tables or text than there is.
+fn memory() -> Vec<Kind> {
+    let with_memory = |memory: &str| first("").memory(memory);
+    vec![
+        kind(
+            "memory that grows without end",
+            MEMORY,
+            &first("(loop $l (br_if $l (i32.ne (memory.grow (i32.const 1)) (i32.const -1)))) unreachable"),
+        ),
+        kind(
+            "memory that grows at once",
+            MEMORY,
+            &first("(drop (memory.grow (i32.const 65000))) (i32.store (i32.const 1000000000) (i32.const 1))"),
+        ),
+        kind("a memory that begins beyond its limit", MEMORY, &with_memory(r#"(memory (export "memory") 200)"#)),
+        kind("a memory of 4 GiB", End::Refused, &with_memory(r#"(memory (export "memory") 65536)"#)),
+        kind("several memories", End::Refused, &with_memory(r#"(memory (export "memory") 1) (memory 1)"#)),
+        kind("a hundred memories", End::Refused, &with_memory(&format!(r#"(memory (export "memory") 1) {}"#, "(memory 1)".repeat(99)))),
+        kind("a memory of 64 bits", End::Refused, &with_memory(r#"(memory (export "memory") i64 1)"#)),
+        kind("a shared memory", End::Refused, &with_memory(r#"(memory (export "memory") 1 2 shared)"#)),
+        kind(
+            "a table that grows without end",
+            TRAP,
+            &first("(loop $l (br_if $l (i32.ne (table.grow (ref.null func) (i32.const 100)) (i32.const -1)))) unreachable")
+                .items("(table 1 funcref)"),
+        ),
+        kind("a table that begins beyond its limit", End::Refused, &first("").items("(table 1000000 funcref)")),
+        kind("a hundred tables", End::Refused, &first("").items(&"(table 1 funcref)".repeat(100))),
+        kind(
+            "a table filled over and over",
+            SLOW,
+            &first("(loop $l (table.fill (i32.const 0) (ref.null func) (i32.const 20000)) (br $l))")
+                .items("(table 20000 funcref)"),
+        ),
+        kind(
+            "data beyond the memory",
+            TRAP,
+            &first("").items(r#"(data (i32.const 65530) "more than is left")"#),
+        ),
+        kind(
+            "giant data",
+            End::Harmless,
+            &first("").memory(r#"(memory (export "memory") 60)"#).items(&format!(r#"(data (i32.const 100000) "{}")"#, "x".repeat(3_500_000))),
+        ),
+        kind(
+            "one huge message",
+            End::Harmless,
+            &first("(call $log (i32.const 1) (i32.const 0) (i32.const 2000000))").memory(r#"(memory (export "memory") 40)"#),
+        ),
+        kind(
+            "messages without end",
+            End::Fails(&["filter-timeout", "filter-host-calls"]),
+            &first("(loop $l (call $log (i32.const 3) (i32.const 0) (i32.const 100)) (br $l))"),
+        ),
+        kind(
+            "empty messages",
+            End::Harmless,
+            &first(
+                "(loop $l (call $log (i32.const 0) (i32.const 0) (i32.const 0)) (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 5000))))",
+            ),
+        ),
+    ]
+}
+
+/// One that does it before it is asked anything.
+fn start() -> Vec<Kind> {
+    let starts = |what: &str| Guest::next().items(&format!("(func $begin {what}) (start $begin)"));
+    vec![
+        kind("a start that loops", SLOW, &starts("(loop $l (br $l))")),
+        kind("a start that traps", TRAP, &starts("unreachable")),
+        kind("a start that recurses", TRAP, &starts("(call $begin)")),
+        kind(
+            "a start that takes memory",
+            MEMORY,
+            &starts("(loop $l (br_if $l (i32.ne (memory.grow (i32.const 1)) (i32.const -1)))) unreachable"),
+        ),
+        kind("a start that calls the host", End::Contained, &starts("(drop (call $random))")),
+        kind("a start that names a head", TRAP, &starts("(call $snapshot (i32.const 1) (i32.const 2048))")),
+    ]
+}
+
+/// One that gives the host bad places to write to.
+fn realloc() -> Vec<Kind> {
+    let gives = |realloc: &str| first("(call $path (local.get $head) (i32.const 2048))").realloc(realloc);
+    vec![
+        kind("a realloc beyond the memory", TRAP, &gives("(i32.const 0x7ffffff0)")),
+        kind("a realloc at the last byte there can be", TRAP, &gives("(i32.const -1)")),
+        kind(
+            "a realloc across the memory's end",
+            TRAP,
+            &gives("(i32.sub (i32.mul (memory.size) (i32.const 65536)) (i32.const 1))"),
+        ),
+        kind(
+            "a misaligned realloc",
+            TRAP,
+            &first("(call $get-many (local.get $head) (i32.const 1024) (i32.const 1) (i32.const 2048))")
+                .realloc("(i32.const 8193)"),
+        ),
+        kind("a realloc that gives null", End::Harmless, &gives("(i32.const 0)")),
+        kind("a realloc over the guest's own data", End::Harmless, &gives("(i32.const 4104)")),
+        kind("a realloc that traps", TRAP, &gives("unreachable")),
+        kind("a realloc that loops", SLOW, &gives("(loop $l (br $l)) unreachable")),
+        kind(
+            "a realloc that recurses",
+            TRAP,
+            &gives("(call $realloc (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 1))"),
+        ),
+        kind("a realloc that calls the host", TRAP, &gives("(drop (call $random)) (i32.const 8192)")),
+        kind(
+            "a realloc that grows memory",
+            MEMORY,
+            &gives("(drop (memory.grow (i32.const 10000))) unreachable"),
+        ),
+    ]
+}
+
+/// One that abuses handles.
+fn handles() -> Vec<Kind> {
+    let own = |handle: &str| Guest::new(&format!("{handle} (i32.const {AREA})"));
+    vec![
+        kind("a head that is kept", TRAP, &own("")),
+        kind(
+            "a head that is dropped twice",
+            TRAP,
+            &own("(call $drop (local.get $head)) (call $drop (local.get $head))"),
+        ),
+        kind(
+            "a head that is used after it was dropped",
+            TRAP,
+            &own("(call $drop (local.get $head)) (call $snapshot (local.get $head) (i32.const 2048))"),
+        ),
+        kind("the handle zero", TRAP, &first("(call $snapshot (i32.const 0) (i32.const 2048))")),
+        kind("a forged handle", TRAP, &first("(call $snapshot (i32.const 1234) (i32.const 2048))")),
+        kind("the highest handle", TRAP, &first("(call $snapshot (i32.const -1) (i32.const 2048))")),
+        kind(
+            "every handle in turn",
+            TRAP,
+            &first(
+                "(loop $l (call $snapshot (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 2048)) (br $l))",
+            ),
+        ),
+        Kind {
+            name: "handles without end",
+            module: with_resources("(loop $l (drop (call $new (i32.const 1))) (br $l))"),
+            end: End::Fails(&["filter-trap"]),
+        },
+        Kind { name: "handles that are never let go", module: handles_of_its_own(500), end: End::Harmless },
+        Kind {
+            name: "a handle of its own that is dropped twice",
+            module: with_resources(
+                "(local.set $i (call $new (i32.const 1))) (call $let-go (local.get $i)) (call $let-go (local.get $i))",
+            ),
+            end: TRAP,
+        },
+    ]
+}
+
+/// A module that has resources of its own, whose `handle` does this before it says `next`.
+fn with_resources(handle: &str) -> Vec<u8> {
+    let world = r#"package hostile:guest;
+interface things { resource thing { constructor(); } }
+world hostile { include beamline:edge/request-filter@0.1.0; export things; }"#;
+    Guest::new(&format!("{handle} {NEXT}"))
+        .items(
+            r#"(func (export "hostile:guest/things#[constructor]thing") (result i32) (call $new (i32.const 7)))
+               (func (export "hostile:guest/things#[dtor]thing") (param i32))"#,
+        )
+        .memory(
+            r#"(import "[export]hostile:guest/things" "[resource-new]thing" (func $new (param i32) (result i32)))
+               (import "[export]hostile:guest/things" "[resource-drop]thing" (func $let-go (param i32)))
+               (memory (export "memory") 1)"#,
+        )
+        .build_in(world)
+}
+
+/// A module that makes so many handles and never lets go of them.
+pub(crate) fn handles_of_its_own(n: u32) -> Vec<u8> {
+    with_resources(&format!(
+        "(loop $l (drop (call $new (i32.const 1)))
+           (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const {n}))))"
+    ))
+}
+
+/// One that hands over what is no text or list.
+fn strings() -> Vec<Kind> {
+    let get = |ptr: &str, len: &str| {
+        first(&format!("(call $get (local.get $head) (i32.const {ptr}) (i32.const {len}) (i32.const 2048))"))
+    };
+    vec![
+        kind("a name beyond the memory", TRAP, &get("1000000000", "4")),
+        kind("a name of 2^31 bytes", TRAP, &get("0", "0x80000000")),
+        kind("a name of 2^32 - 1 bytes", TRAP, &get("0", "-1")),
+        kind(
+            "a name that is not UTF-8",
+            TRAP,
+            &get("1024", "4").items(r#"(data (i32.const 1024) "\ff\fe\c0\80")"#),
+        ),
+        kind(
+            "a name that is half a character",
+            TRAP,
+            &get("1024", "1").items(r#"(data (i32.const 1024) "\e2\82\ac")"#),
+        ),
+        kind("a name of zero bytes", End::Harmless, &get("0", "0")),
+        kind(
+            "a name of three megabytes",
+            End::Harmless,
+            &get("0", "3000000").memory(r#"(memory (export "memory") 60)"#),
+        ),
+        kind(
+            "a message that is not UTF-8",
+            TRAP,
+            &first("(call $log (i32.const 1) (i32.const 1024) (i32.const 2))")
+                .items(r#"(data (i32.const 1024) "\c3\28")"#),
+        ),
+        kind(
+            "a level that there is not",
+            TRAP,
+            &first("(call $log (i32.const 77) (i32.const 0) (i32.const 1))"),
+        ),
+        kind(
+            "an answer written beyond the memory",
+            TRAP,
+            &first("(call $path (local.get $head) (i32.const 0x7ffffff0))"),
+        ),
+        kind(
+            "an answer written to a crooked place",
+            TRAP,
+            &first("(call $path (local.get $head) (i32.const 2049))"),
+        ),
+        kind(
+            "2^31 names",
+            TRAP,
+            &first(
+                "(call $get-many (local.get $head) (i32.const 0) (i32.const 0x80000000) (i32.const 2048))",
+            ),
+        ),
+        kind(
+            "names that would be a terabyte in the host",
+            TRAP,
+            &first(
+                r"(drop (memory.grow (i32.const 55)))
+                  (loop $l
+                    (i32.store (i32.add (i32.const 65536) (local.get $i)) (i32.const 0))
+                    (i32.store (i32.add (i32.const 65540) (local.get $i)) (i32.const 1000000))
+                    (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 8))) (i32.const 3000000))))
+                  (call $get-many (local.get $head) (i32.const 65536) (i32.const 375000) (i32.const 2048))",
+            ),
+        ),
+        kind(
+            "the status of an upstream that there is not",
+            End::Harmless,
+            &first("(call $upstream (i32.const 1024) (i32.const 9) (i32.const 2048))")
+                .items(r#"(data (i32.const 1024) "\00\0d\0a../..\7f")"#)
+                .realloc("unreachable"),
+        ),
+    ]
+}
+
+/// One that writes what does not belong into a head. It traps unless each change is refused.
+fn heads() -> Vec<Kind> {
+    let text = |bytes: &str| bytes.bytes().map(|b| format!("\\{b:02x}")).collect::<String>();
+    let change = |call: &str, name: &str, value: &str| {
+        first(&format!(
+            "(call ${call} (local.get $head) (i32.const 1024) (i32.const {}) (i32.const 3072) (i32.const {}) (i32.const 2048))
+             (if (i32.eqz (i32.load8_u (i32.const 2048))) (then unreachable))",
+            name.len(),
+            value.len()
+        ))
+        .items(&format!(
+            r#"(data (i32.const 1024) "{}") (data (i32.const 3072) "{}")"#,
+            text(name),
+            text(value)
+        ))
+    };
+    let refused = |title, name: &str, value: &str| {
+        [
+            kind(title, End::Harmless, &change("set", name, value)),
+            kind(title, End::Harmless, &change("append", name, value)),
+        ]
+    };
+    [
+        refused("a value with a line of its own", "x-a", "1\r\nx-evil: 1"),
+        refused("a value with a bare line feed", "x-a", "1\nx-evil: 1"),
+        refused("a value with NUL", "x-a", "1\0x-evil"),
+        refused("a name with a line of its own", "x-a: 1\r\nx-evil", "1"),
+        refused("a name with a colon", "x-evil:", "1"),
+        refused("a name with a space", "x-evil x", "1"),
+        refused("a name that is no ASCII", "x-\u{e9}vil", "1"),
+        refused("a pseudo field", ":path", "/evil"),
+        refused("another pseudo field", ":authority", "evil.test"),
+        refused("framing", "transfer-encoding", "chunked"),
+        refused("more framing", "Content-Length", "100000"),
+        refused("a hop-by-hop field", "connection", "x-evil"),
+        refused("an upgrade", "upgrade", "h2c"),
+        refused("another host", "HOST", "evil.test"),
+        refused("another client", "x-forwarded-for", "10.0.0.1"),
+        refused("a head of the trace", "traceparent", "00-0-0-00"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// One whose verdict is nonsense.
+fn verdicts() -> Vec<Kind> {
+    let data = r#"(data (i32.const 1024) "origin") (data (i32.const 1040) "evil\0d\0ax-evil: 1") (data (i32.const 1072) "/a\0d\0ab")
+        (data (i32.const 1088) "\00\00\00\00")
+        (data (i32.const 1104) "\30\04\00\00\06\00\00\00\10\04\00\00\10\00\00\00")
+        (data (i32.const 1072) "x-evil") (data (i32.const 1136) "transfer-encoding")
+        (data (i32.const 1168) "\70\04\00\00\11\00\00\00\00\04\00\00\06\00\00\00")"#;
+    let says = |case, words: &[(u32, u32)]| Guest::new(&verdict(case, words)).items(data);
+    let raw = |handle: &str| Guest::new(&format!("(call $drop (local.get $head)) {handle}"));
+    let big = |case, words: &[(u32, u32)]| says(case, words).memory(r#"(memory (export "memory") 60)"#);
+    // An upstream's name for `route` and `enqueue`.
+    let origin = [(8, 1024), (12, 6)];
+    let with = |more: &[(u32, u32)]| [&origin[..], more].concat();
+    vec![
+        kind("a verdict beyond the memory", TRAP, &raw("(i32.const 0x7ffffff8)")),
+        kind("a verdict across the memory's end", TRAP, &raw("(i32.const 65528)")),
+        kind("a verdict at a crooked place", TRAP, &raw("(i32.const 4097)")),
+        kind("a verdict at the last byte there can be", TRAP, &raw("(i32.const -1)")),
+        kind("a wish for a body that no phase of it reads", VERDICT, &says(4, &[])),
+        kind("a verdict that there is not", TRAP, &says(5, &[])),
+        kind("the verdict 255", TRAP, &says(255, &[])),
+        kind("the status 0", VERDICT, &says(2, &[(8, 0)])),
+        kind("the status 99", VERDICT, &says(2, &[(8, 99)])),
+        kind("the status 101", VERDICT, &says(2, &[(8, 101)])),
+        kind("the status 65535", VERDICT, &says(2, &[(8, 65535)])),
+        kind("a body of 2^31 bytes", TRAP, &says(2, &[(8, 200), (20, 0), (24, 0x8000_0000)])),
+        kind("a body beyond the memory", TRAP, &says(2, &[(8, 200), (20, 65000), (24, 65000)])),
+        kind("2^31 fields", TRAP, &says(2, &[(8, 200), (12, 0), (16, 0x8000_0000)])),
+        kind("2^28 fields, 2^32 bytes in all", TRAP, &says(2, &[(8, 200), (12, 0), (16, 0x1000_0000)])),
+        kind("fields beyond the memory", TRAP, &says(2, &[(8, 200), (12, 65520), (16, 1000)])),
+        kind("a field with a line of its own", VERDICT, &says(2, &[(8, 200), (12, 1104), (16, 1)])),
+        kind("framing in an answer", VERDICT, &says(2, &[(8, 200), (12, 1168), (16, 1)])),
+        kind("more fields than a head may have", VERDICT, &big(2, &[(8, 200), (12, 1104), (16, 2)])),
+        kind("fifty thousand empty fields", VERDICT, &big(2, &[(8, 200), (12, 200_000), (16, 50_000)])),
+        kind("an upstream that there is not", VERDICT, &says(1, &[(8, 1040), (12, 16)])),
+        kind("an upstream without a name", VERDICT, &says(1, &[])),
+        kind(
+            "an upstream whose name has three megabytes",
+            VERDICT,
+            &big(1, &[(8, 100_000), (12, 3_000_000)]),
+        ),
+        kind("a path with a line of its own", VERDICT, &says(1, &with(&[(16, 1), (20, 1072), (24, 6)]))),
+        kind(
+            "a path of three megabytes",
+            VERDICT,
+            &big(1, &with(&[(16, 1), (20, 100_000), (24, 3_000_000)])),
+        ),
+        kind("a host with a line of its own", VERDICT, &says(1, &with(&[(28, 1), (32, 1040), (36, 16)]))),
+        kind("an option that is neither", TRAP, &says(1, &with(&[(16, 2)]))),
+        kind("an ordering key without bytes", VERDICT, &says(3, &with(&[(16, 1), (20, 1024), (24, 0)]))),
+        kind("an ordering key of 4,000 bytes", VERDICT, &says(3, &with(&[(16, 1), (20, 8192), (24, 4000)]))),
+        kind("a queue that is not to be had", End::Fails(&["not-queueable"]), &says(3, &origin)),
+        kind(
+            "delays without end",
+            End::Fails(&["not-queueable"]),
+            &says(
+                3,
+                &with(&[(32, 1), (40, u32::MAX), (44, u32::MAX), (48, 1), (56, u32::MAX), (60, u32::MAX)]),
+            ),
+        ),
+    ]
+}
+
+/// One that is not what it says.
+fn shapes() -> Vec<Kind> {
+    let raw = |name, end, module| Kind { name, module, end };
+    let handle = r#"(func (export "beamline:edge/request-handler@0.1.0#handle")"#;
+    let realloc = r#"(func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) unreachable)"#;
+    let lies = |core: &str| embedded(&parsed(core));
+    vec![
+        raw("nothing", End::Refused, Vec::new()),
+        raw("half a module", End::Refused, {
+            let whole = Guest::next().build();
+            whole[..whole.len() / 2].to_vec()
+        }),
+        raw("a picture", End::Refused, b"\x89PNG\r\n\x1a\n".to_vec()),
+        raw("a magic number and nonsense", End::Refused, [&b"\0asm\x01\0\0\0"[..], &[0xff; 1000]].concat()),
+        raw(
+            "a handle of another type",
+            End::Refused,
+            lies(&format!(r#"(module (memory (export "memory") 1) {realloc} {handle} (param i64 i64)))"#)),
+        ),
+        raw(
+            "a handle that is a memory",
+            End::Refused,
+            lies(
+                r#"(module (memory (export "memory") (export "beamline:edge/request-handler@0.1.0#handle") 1))"#,
+            ),
+        ),
+        raw("no handle", End::Refused, lies(&format!(r#"(module (memory (export "memory") 1) {realloc})"#))),
+        raw(
+            "no memory",
+            End::Refused,
+            lies(&format!(r#"(module {realloc} {handle} (param i32) (result i32) i32.const 0))"#)),
+        ),
+        raw(
+            "a realloc of another type",
+            End::Refused,
+            lies(&format!(
+                r#"(module (import "beamline:edge/config@0.1.0" "get" (func (param i32))) (memory (export "memory") 1)
+                (func (export "cabi_realloc") (param i32) (result i64) unreachable) {handle} (param i32) (result i32) i32.const 0))"#
+            )),
+        ),
+        raw(
+            "an import that there is not",
+            End::Refused,
+            lies(&format!(
+                r#"(module (import "env" "system" (func)) (memory (export "memory") 1) {handle} (param i32) (result i32) i32.const 0))"#
+            )),
+        ),
+        raw(
+            "a host function that there is not",
+            End::Refused,
+            lies(&format!(
+                r#"(module (import "beamline:edge/config@0.1.0" "set" (func)) (memory (export "memory") 1) {handle} (param i32) (result i32) i32.const 0))"#
+            )),
+        ),
+        raw(
+            "a host function of another type",
+            End::Refused,
+            lies(&format!(
+                r#"(module (import "beamline:edge/config@0.1.0" "get" (func (result f64))) (memory (export "memory") 1) {handle} (param i32) (result i32) i32.const 0))"#
+            )),
+        ),
+        raw("a type that is not one", End::Refused, {
+            let mut module = parsed(r#"(module (memory (export "memory") 1))"#);
+            let name = b"component-type";
+            module.extend([0, name.len() as u8 + 101, name.len() as u8]);
+            module.extend(name);
+            module.extend([0xab; 100]);
+            module
+        }),
+        raw(
+            "a component whose handle has another type",
+            End::Refused,
+            parsed(
+                r#"(component (core module $m (func (export "f") (result i32) i32.const 0)) (core instance $i (instantiate $m))
+                 (func $f (result u32) (canon lift (core func $i "f"))) (instance $h (export "handle" (func $f)))
+                 (export "beamline:edge/request-handler@0.1.0" (instance $h)))"#,
+            ),
+        ),
+        raw(
+            "a component whose phase has no function",
+            End::Refused,
+            parsed(
+                r#"(component (instance $h) (export "beamline:edge/request-handler@0.1.0" (instance $h)))"#,
+            ),
+        ),
+        raw(
+            "a component whose phase is a type",
+            End::Refused,
+            parsed(
+                r#"(component (type $t (list u8)) (export "beamline:edge/request-handler@0.1.0" (type $t)))"#,
+            ),
+        ),
+        raw(
+            "a component that asks for a door",
+            End::Refused,
+            parsed(
+                r#"(component (import "evil:host/door@1.0.0" (instance (export "open" (func (result u32))))))"#,
+            ),
+        ),
+        raw(
+            "a component that asks for a module",
+            End::Refused,
+            parsed(r#"(component (import "beamline:edge/http@0.1.0" (core module)))"#),
+        ),
+        raw("names of functions that are huge", TRAP, {
+            let mut module = Guest::new("unreachable").build();
+            // A name section: function names, of which the last has 200,000 bytes.
+            let name = "n".repeat(200_000);
+            let mut names = vec![1];
+            leb(&mut names, 13);
+            names.extend((0..12).flat_map(|function| [function, 1, b'a']));
+            leb(&mut names, 12);
+            leb(&mut names, name.len());
+            names.extend(name.bytes());
+            let mut section = vec![4];
+            section.extend(b"name");
+            section.push(1);
+            leb(&mut section, names.len() - 1);
+            section.extend(&names[1..]);
+            module.push(0);
+            leb(&mut module, section.len());
+            module.extend(section);
+            module
+        }),
+    ]
+}
+
+/// An unsigned number as Wasm writes it.
+fn leb(out: &mut Vec<u8>, mut n: usize) {
+    while n > 0x7f {
+        out.push(n as u8 | 0x80);
+        n >>= 7;
+    }
+    out.push(n as u8);
+}
+
+/// One that is hard to compile.
+fn compile() -> Vec<Kind> {
+    let many = |n: usize, one: &str| one.repeat(n);
+    let bomb = |name, items: String| kind(name, End::Contained, &Guest::next().items(&items));
+    let raw = |name, module| Kind { name, module, end: End::Contained };
+    let nested = |levels: usize| format!("{}{}{}", "(component ".repeat(levels), "", ")".repeat(levels));
+    vec![
+        bomb(
+            "a function of half a million instructions",
+            format!(
+                "(func (param i32) (result i32) (local.get 0) {})",
+                many(250_000, "(i32.add (local.get 0)) ")
+            ),
+        ),
+        bomb(
+            "a function of a hundred thousand loops",
+            format!("(func (param i32) {})", many(100_000, "(loop (br_if 0 (local.get 0)))")),
+        ),
+        bomb("fifty thousand locals", format!("(func (local {}))", many(49_000, "i64 "))),
+        bomb(
+            "locals that live across every branch",
+            format!(
+                "(func (param i32) (local {}) {})",
+                many(2_000, "i64 "),
+                (0..2_000)
+                    .map(|i| format!(
+                        "(if (local.get 0) (then (local.set {} (i64.add (local.get {}) (i64.const 1)))))",
+                        i + 1,
+                        (i * 7) % 2000 + 1
+                    ))
+                    .collect::<String>()
+            ),
+        ),
+        bomb(
+            "ten thousand blocks within each other",
+            format!("(func {} {})", many(10_000, "block "), many(10_000, "end ")),
+        ),
+        bomb(
+            "conditions within each other",
+            format!("(func (param i32) {} {})", many(20_000, "local.get 0 if "), many(20_000, "end ")),
+        ),
+        bomb(
+            "a jump of a hundred thousand ways",
+            format!("(func (param i32) block block local.get 0 br_table {} 0 end end)", many(100_000, "1 ")),
+        ),
+        bomb(
+            "jumps of a thousand ways out of a thousand blocks",
+            format!(
+                "(func (param i32) {} {} {})",
+                many(1_000, "block "),
+                many(
+                    200,
+                    &format!(
+                        "local.get 0 i32.eqz if local.get 0 br_table {} 0 end ",
+                        (0..1_000).map(|i| format!("{i} ")).collect::<String>()
+                    )
+                ),
+                many(1_000, "end ")
+            ),
+        ),
+        bomb("sixty thousand functions", many(60_000, "(func)")),
+        bomb(
+            "sixty thousand types",
+            (0..60_000)
+                .map(|i| format!("(type (func (param {})))", if i % 2 == 0 { "i32 i64" } else { "f64" }))
+                .collect(),
+        ),
+        bomb(
+            "a thousand parameters",
+            format!("(func (param {}) (result {}) unreachable)", many(900, "i64 "), many(900, "i64 ")),
+        ),
+        bomb("ten thousand exports", (0..10_000).map(|i| format!(r#"(func (export "e{i}"))"#)).collect()),
+        bomb("an export with a name of 90,000 bytes", format!(r#"(func (export "{}"))"#, many(90_000, "e"))),
+        bomb("ten thousand globals", many(10_000, "(global i64 (i64.const 1))")),
+        bomb("ten thousand segments of data", many(10_000, r#"(data (i32.const 5000) "x")"#)),
+        bomb(
+            "elements without end",
+            format!("(table 1 funcref) (func $f) (elem func {})", many(100_000, "$f ")),
+        ),
+        bomb(
+            "vectors",
+            format!(
+                "(func (param v128) (result v128) (local.get 0) {})",
+                many(100_000, "(i8x16.swizzle (local.get 0)) ")
+            ),
+        ),
+        raw("components within each other", parsed(&nested(90))),
+        raw(
+            "components that are instantiated two by two",
+            parsed(&{
+                let mut text =
+                    "(component $c0 (core module $m (func)) (core instance (instantiate $m)))".to_owned();
+                for level in 1..24 {
+                    text = format!(
+                        "(component $c{level} {text} (instance (instantiate $c{0})) (instance (instantiate $c{0})))",
+                        level - 1
+                    );
+                }
+                text.replacen("(component $c23", "(component", 1)
+            }),
+        ),
+        raw(
+            "a module that is instantiated a hundred thousand times",
+            parsed(&format!(
+                "(component (core module $m (memory 1)) {})",
+                many(900, "(core instance (instantiate $m))")
+            )),
+        ),
+        raw(
+            "a type that doubles thirty times",
+            parsed(&{
+                let mut text = "(component (type $t0 (tuple u8 u8))".to_owned();
+                for level in 1..30 {
+                    text += &format!("(type $t{level} (tuple $t{0} $t{0}))", level - 1);
+                }
+                text + ")"
+            }),
+        ),
+    ]
+}
+
+/// One that takes its compile worker all of its memory or time.
+pub(crate) fn bomb() -> Vec<u8> {
+    let loops = "(loop (br_if 0 (local.get 0)))".repeat(100_000);
+    Guest::next().items(&format!("(func (param i32) {loops})")).build()
+}

@@ -1,0 +1,216 @@
+//! A node with a tenant that means no harm, whose requests go on all the time, and tenants that do.
+
+use std::{
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+use beamline_tests::{
+    admin::AdminError,
+    beamline::Options,
+    client::Request,
+    load::{self, Load, Plan, QuickOrigin},
+    process,
+    scene::{HOST, PATIENCE, Scene},
+};
+use serde_json::json;
+
+use crate::kinds::{End, Kind};
+
+const NOISY: &str = "noisy.test";
+/// What the node may hold more than at its start.
+const MORE_MEMORY: u64 = 1 << 30;
+
+/// Whether the long form was asked for.
+pub(crate) fn is_long() -> bool {
+    std::env::var("BEAMLINE_HOSTILE").is_ok_and(|form| form == "long")
+}
+
+/// The node, the quiet tenant `acme` and the tenant `noisy`.
+pub(crate) struct Stage {
+    scene: Scene,
+    quick: QuickOrigin,
+    threads: Vec<String>,
+    resident: u64,
+}
+
+/// The threads that a node has all its life.
+fn steady_threads(pid: u32) -> Vec<String> {
+    let mut names = process::threads(pid).unwrap();
+    names.retain(|n| n.starts_with("worker-") || n.starts_with("slow-lane") || n == "epoch");
+    names
+}
+
+impl Stage {
+    pub(crate) fn start() -> Self {
+        let scene = Scene::with(Options::default()).unwrap();
+        let quick = QuickOrigin::start(64).unwrap();
+        let probe = scene.filter("probe").unwrap();
+        let endpoints = json!([quick.address().to_string()]);
+        scene
+            .apply(|m| {
+                (m["filters"], m["upstreams"]["origin"]["endpoints"]) = (json!([probe]), endpoints);
+            })
+            .unwrap();
+        scene.admin.create_tenant("noisy", &[NOISY], &["127.0.0.0/8"]).unwrap();
+        let pid = scene.node.pid().unwrap();
+        let (threads, resident) = (steady_threads(pid), process::memory(pid).unwrap().resident);
+        assert!(threads.len() >= 4, "{threads:?}");
+        Self { scene, quick, threads, resident }
+    }
+
+    /// The quiet tenant's requests, until they are stopped.
+    fn quiet(&self) -> Load {
+        let request = load::request("GET", "/", HOST, &[("x-probe", "headers")], b"");
+        let plan = Plan::new(self.scene.node.address(), request).connections(2).rate(200.0);
+        load::start(plan.lasting(Duration::from_secs(3600)).timeout(PATIENCE)).unwrap()
+    }
+
+    /// Stops the quiet tenant's requests; says what went wrong with them, or with the node.
+    pub(crate) fn judge(&self, quiet: Load) -> Result<(), String> {
+        quiet.wait_for_more(3, PATIENCE).map_err(|e| format!("the quiet tenant waits: {e}"))?;
+        let report = quiet.stop().map_err(|e| e.to_string())?;
+        if report.failed() > 0 {
+            return Err(format!("the quiet tenant noticed: {report}"));
+        }
+        let pid = self.scene.node.pid().map_err(|e| e.to_string())?;
+        let threads = steady_threads(pid);
+        if threads != self.threads {
+            return Err(format!("a thread is gone: {:?}, now {threads:?}", self.threads));
+        }
+        let resident = process::memory(pid).map_err(|e| e.to_string())?.resident;
+        if resident > self.resident + MORE_MEMORY {
+            return Err(format!("the node holds {} MiB, at first {}", resident >> 20, self.resident >> 20));
+        }
+        Ok(())
+    }
+
+    fn manifest(&self, host: &str, module: &str) -> serde_json::Value {
+        json!({
+            "version": 1,
+            "hosts": [host],
+            "default_upstream": "origin",
+            "upstreams": { "origin": { "endpoints": [self.scene.origin.address().to_string()] } },
+            "filters": [{ "name": "hostile", "module": module }],
+            "limits": { "cpu": "20ms", "memory": "4MiB" },
+        })
+    }
+
+    /// The quiet tenant's requests, of which one was answered.
+    pub(crate) fn begin(&self) -> Load {
+        let quiet = self.quiet();
+        quiet.wait_for_more(1, PATIENCE).unwrap();
+        quiet
+    }
+
+    /// Uploads a module of this kind and has it run beside the quiet tenant's requests; says what was not as it
+    /// should be.
+    pub(crate) fn face(&self, kind: &Kind) -> Result<(), String> {
+        let wrong = |what: String| format!("{}: {what}", kind.name);
+        let (quiet, began) = (self.begin(), Instant::now());
+        let answers = self.provoke(kind).map_err(wrong)?;
+        let first = answers.first().map_or("refused", String::as_str);
+        println!("{:6} ms  {}: {first} ({} requests)", began.elapsed().as_millis(), kind.name, answers.len());
+        self.judge(quiet).map_err(wrong)
+    }
+
+    /// Uploads a module of this kind and has it run; gives what it answered, nothing where it was refused, or says
+    /// what was not as it should be.
+    pub(crate) fn provoke(&self, kind: &Kind) -> Result<Vec<String>, String> {
+        let module = match self.scene.admin.push("noisy", &kind.module) {
+            Err(AdminError::Refused { status, .. })
+                if (400..500).contains(&status) && matches!(kind.end, End::Refused | End::Contained) =>
+            {
+                return Ok(Vec::new());
+            }
+            Err(error) => return Err(error.to_string()),
+            Ok(_) if matches!(kind.end, End::Refused) => return Err("it was taken".into()),
+            Ok(module) => module,
+        };
+        let manifest = self.manifest(NOISY, &module.digest);
+        self.scene.admin.apply("noisy", &manifest).map_err(|e| e.to_string())?;
+        let (rounds, at_once) = if is_long() { (8, 16) } else { (1, 3) };
+        let answers = self.ask(NOISY, rounds, at_once)?;
+        match answers.iter().find(|answer| !kind.end.allows(answer)) {
+            Some(bad) => Err(format!("answered {bad}; expected {:?}", kind.end)),
+            None => Ok(answers),
+        }
+    }
+
+    /// Sends requests; gives `200` or the problem of each answer.
+    fn ask(&self, host: &str, rounds: usize, at_once: usize) -> Result<Vec<String>, String> {
+        let to = self.scene.node.address();
+        let one = || -> Result<String, String> {
+            let answer = Request::get("/inspect").host(host).send(to).map_err(|e| format!("{e:#}"))?;
+            if answer.status != 200 {
+                return Ok(answer.problem());
+            }
+            let seen = answer.text();
+            if seen.contains("evil") { Err(format!("the origin saw {seen}")) } else { Ok("200".into()) }
+        };
+        let mut answers = Vec::new();
+        for _ in 0..rounds {
+            let round: Vec<_> = thread::scope(|scope| {
+                let asked: Vec<_> = (0..at_once).map(|_| scope.spawn(one)).collect();
+                asked.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            for answer in round {
+                answers.push(answer?);
+            }
+        }
+        Ok(answers)
+    }
+
+    /// Has modules of all these kinds run at once, each of a tenant of its own, for a minute.
+    pub(crate) fn face_all(&self, kinds: &[Kind]) {
+        let mut requests = Vec::new();
+        for (i, kind) in kinds.iter().enumerate() {
+            let (name, host) = (format!("hostile-{i}"), format!("hostile-{i}.test"));
+            self.scene.admin.create_tenant(&name, &[&host], &["127.0.0.0/8"]).unwrap();
+            let Ok(module) = self.scene.admin.push(&name, &kind.module) else { continue };
+            let mut manifest = self.manifest(&host, &module.digest);
+            manifest["upstreams"]["origin"]["endpoints"] = json!([self.quick.address().to_string()]);
+            self.scene.admin.apply(&name, &manifest).unwrap();
+            requests.push(load::get("/", &host));
+        }
+        let quiet = self.quiet();
+        let mut plan = Plan::new(self.scene.node.address(), requests[0].clone()).connections(64);
+        plan.requests = requests;
+        let noise = plan.lasting(Duration::from_secs(60)).timeout(PATIENCE).also_good(503).also_good(502);
+        let noise = load::run(&noise).unwrap();
+        println!("all at once: {noise}");
+        assert_eq!(noise.failed(), 0, "every request was answered: {noise}");
+        self.judge(quiet).unwrap();
+    }
+
+    /// Nothing panicked, and the node still serves and takes modules.
+    pub(crate) fn is_well(&self) {
+        let printed: PathBuf = self.scene.node.folder().join("printed.txt");
+        let printed = std::fs::read_to_string(printed).unwrap();
+        assert!(!printed.contains("panicked"), "{printed}");
+        let live = Request::get("/livez").send(self.scene.node.admin_address()).unwrap();
+        assert_eq!(live.status, 200, "{}", live.text());
+        let tiny = beamline_tests::guests::module("tiny").unwrap();
+        self.scene.admin.push("noisy", &tiny).unwrap();
+        let memory = process::memory(self.scene.node.pid().unwrap()).unwrap();
+        println!(
+            "the node holds {} MiB, {} at most, {} at first",
+            memory.resident >> 20,
+            memory.peak >> 20,
+            self.resident >> 20
+        );
+    }
+}
+
+impl End {
+    fn allows(self, answer: &str) -> bool {
+        match self {
+            Self::Refused => false,
+            Self::Harmless => answer == "200",
+            // What fails time and again is left out for a while.
+            Self::Fails(problems) => problems.contains(&answer) || is_long() && answer == "filter-suspended",
+            Self::Contained => answer == "200" || answer.starts_with("filter-"),
+        }
+    }
+}
