@@ -92,11 +92,11 @@ struct Shared {
 
 /// Names what a cached artifact depends on: the engines, how modules are rewritten, this version, and the interface,
 /// against which a module is checked only when it is compiled.
-fn cache_name<'a>(engine: &Engine, interface: impl Iterator<Item = &'a str>) -> String {
+fn cache_name<'a>(engine: &Engine, rewriter: u32, interface: impl Iterator<Item = &'a str>) -> String {
     let mut hasher = std::hash::DefaultHasher::new();
     engine.wasmtime().precompile_compatibility_hash().hash(&mut hasher);
     engine.cores().wasmtime().precompile_compatibility_hash().hash(&mut hasher);
-    reset::REWRITE_VERSION.hash(&mut hasher);
+    rewriter.hash(&mut hasher);
     env!("CARGO_PKG_VERSION").hash(&mut hasher);
     for part in interface {
         part.hash(&mut hasher);
@@ -110,7 +110,7 @@ impl Compiler {
     /// # Errors
     /// Where the cache's folder or key cannot be made or read.
     pub fn new(engine: Arc<Engine>, settings: CompilerSettings) -> Result<Self, CompileError> {
-        let name = cache_name(&engine, signature::interface());
+        let name = cache_name(&engine, reset::REWRITE_VERSION, signature::interface());
         let cache = Cache::open(&settings.cache_dir, name).map_err(|e| {
             CompileError::Host(format!("artifact cache {}: {e}", settings.cache_dir.display()))
         })?;
@@ -268,10 +268,21 @@ mod tests {
     fn an_artifact_of_another_interface_is_not_this_ones() {
         let engine = crate::tests::engine();
         let here: Vec<_> = signature::interface().collect();
-        assert_eq!(cache_name(engine, here.iter().copied()), cache_name(engine, signature::interface()));
+        let name = |interface: &[&'static str]| cache_name(engine, 7, interface.iter().copied());
+        assert_eq!(name(&here), cache_name(engine, 7, signature::interface()));
         for changed in 0..here.len() {
-            let other = here.iter().enumerate().map(|(i, part)| if i == changed { "other" } else { part });
-            assert_ne!(cache_name(engine, other), cache_name(engine, here.iter().copied()));
+            let mut other = here.clone();
+            other[changed] = "other";
+            assert_ne!(name(&other), name(&here));
         }
+    }
+
+    #[test]
+    fn an_artifact_that_was_rewritten_in_another_way_is_not_this_ones() {
+        let engine = crate::tests::engine();
+        assert_ne!(
+            cache_name(engine, 7, signature::interface()),
+            cache_name(engine, 8, signature::interface())
+        );
     }
 }

@@ -45,7 +45,8 @@ pub enum ModuleKind {
     Component,
 }
 
-/// How a module's sandbox is made fresh for each request.
+/// How the sandbox of a module's request phase is made fresh for each request. Its other phases are always in the
+/// component tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Tier {
@@ -70,7 +71,7 @@ pub struct ModuleInfo {
     pub phases: Vec<String>,
     /// The interfaces that it imports.
     pub imports: Vec<String>,
-    /// The tier that it runs in. Described before there were tiers: `component`.
+    /// The tier that its request phase runs in. Described before there were tiers: `component`.
     #[serde(default = "component_tier")]
     pub tier: Tier,
     /// Why it is not in the reset tier.

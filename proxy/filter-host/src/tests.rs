@@ -31,7 +31,7 @@ pub(crate) fn engine() -> &'static Arc<Engine> {
     ENGINE.get_or_init(|| Engine::new(EngineSettings { pool_instances: 128, ..Default::default() }).unwrap())
 }
 
-fn compiled(bytes: &[u8]) -> Result<(crate::ModuleInfo, Vec<u8>), Rejection> {
+pub(crate) fn compiled(bytes: &[u8]) -> Result<(crate::ModuleInfo, Vec<u8>), Rejection> {
     let mut output = Vec::new();
     compile_worker::answer(bytes, &mut output).unwrap();
     compile_worker::Told::parse(&output).unwrap().artifact()

@@ -242,6 +242,8 @@ impl Item for Kept {
 impl Kept {
     /// A new instance.
     pub(super) async fn new(core: &Arc<Core>) -> Result<Self> {
+        #[cfg(test)]
+        MADE.set(MADE.get() + 1);
         let mut store = Store::new(core.pre.module().engine(), Guest::new(core.max_pages));
         store.epoch_deadline_callback(|mut cx| match cx.data_mut().running() {
             Some(call) => at_tick(call),
@@ -264,7 +266,7 @@ impl Kept {
     }
 
     /// Bytes of linear memory that it takes.
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         self.parts.memory.data_size(&self.store)
     }
 
@@ -326,6 +328,12 @@ fn collect(cards: &mut [u8], touched: &mut Vec<usize>) {
         touched.extend((0..8).filter(|i| word[*i] != 0).map(|i| index * 8 + i));
         *word = [0; 8];
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Instances that this thread has made.
+    pub(super) static MADE: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use wasmparser::{CompositeInnerType, DataKind, ElementKind, FuncType, Parser, Pa
 use super::{Both, differential::limits, with_type};
 use crate::{
     Tier,
-    tests::{head, taken},
+    tests::{compiled, head, taken},
 };
 
 /// Imports of the finished module, before the generated one's own: `[resource-drop]request-head` and `write`.
@@ -303,4 +303,44 @@ fn generated_modules_do_the_same_in_both() {
         modules >= enough && ended_well >= enough && failed >= enough,
         "{modules} modules; {ended_well} ended well, {failed} failed"
     );
+}
+
+/// A real module with some bits of its code turned over: most are refused, and what is left does what nobody meant.
+#[test]
+fn mutated_modules_do_the_same_in_both() {
+    let seeds: u64 = std::env::var("BEAMLINE_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(300);
+    let module = crate::tests::guest("tiny.wasm");
+    let code: Vec<usize> = Parser::new(0)
+        .parse_all(&module)
+        .filter_map(|payload| match payload.unwrap() {
+            Payload::CodeSectionEntry(body) => Some(body.range()),
+            _ => None,
+        })
+        .flatten()
+        .map(|at| usize::try_from(at).unwrap())
+        .collect();
+    let (mut modules, mut ended_well, mut failed) = (0, 0, 0);
+    for seed in 1..=seeds {
+        let mut mutated = module.clone();
+        for draw in random_bytes(seed, 8 * (1 + seed as usize % 2)).chunks_exact(8) {
+            let draw = u64::from_le_bytes(draw.try_into().unwrap());
+            mutated[code[(draw >> 8) as usize % code.len()]] ^= 1 << (draw % 8);
+        }
+        let Ok((info, _)) = compiled(&mutated) else { continue };
+        if info.tier == Tier::Component {
+            continue;
+        }
+        let both = Both::of(&mutated);
+        modules += 1;
+        for _ in 0..2 {
+            let (component, seen) = both.pair("null", &limits(), &head(&[("x-h12", "other")]));
+            if [&component, &seen].iter().any(|seen| seen.decision.contains("call stack exhausted")) {
+                continue;
+            }
+            assert_eq!(component, seen, "seed {seed}");
+            *if seen.failed() { &mut failed } else { &mut ended_well } += 1;
+        }
+    }
+    println!("{modules} mutants of {seeds}; {ended_well} requests ended well, {failed} failed");
+    assert!(modules > 20 && ended_well > 20, "{modules} modules; {ended_well} ended well, {failed} failed");
 }

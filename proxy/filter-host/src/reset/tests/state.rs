@@ -1,11 +1,14 @@
 //! After every request, memory and globals equal those of a new instance, whatever the request did.
 
+use std::sync::Arc;
+
 use beamline_model::{ByteSize, FilterLimits};
 use http::{HeaderValue, Method};
 
 use super::{Both, REALLOC, handle, module};
 use crate::{
     RequestHead,
+    reset::{kept::MADE, shelf},
     tests::{guest, head},
 };
 
@@ -178,8 +181,52 @@ fn the_limit_of_memory_bounds_what_the_guest_believes_it_has() {
         let first = if kib < 1024 { "Info pppppppppppppppp" } else { "Info baaaaaaaaaaaaaaa" };
         assert_eq!(seen.log[0], first, "{kib} KiB");
     }
+    let made = MADE.get();
     let refused = module.same("null", &limits(32), &head(&[]));
     assert!(refused.decision.contains("Memory(32768)"), "{refused:?}");
+    assert_eq!(MADE.get() - made, 1, "none but the one that the kept one is compared with");
+}
+
+#[test]
+fn a_call_that_is_not_granted_the_first_memory_has_no_instance_made() {
+    let module = Both::wat(&module(&format!("{REALLOC} {}", handle(""))));
+    let limits = FilterLimits { memory: ByteSize::kib(32), ..Default::default() };
+    for _ in 0..3 {
+        assert!(module.same("null", &limits, &head(&[])).failed());
+    }
+    assert_eq!(MADE.get(), 0);
+}
+
+#[test]
+fn a_memory_gets_no_more_beyond_what_was_asked_for_than_its_limit() {
+    let module = Both::wat(&module(&format!(
+        "{REALLOC} {}",
+        handle("(drop (memory.grow (i32.const 8))) (drop (memory.grow (i32.const 1)))")
+    )));
+    for pages in [10, 16] {
+        let limits = FilterLimits { memory: ByteSize::kib(64 * pages), ..Default::default() };
+        assert!(!module.same("null", &limits, &head(&[])).failed());
+        let kept = shelf::take(module.reset.core().unwrap()).expect("it was kept");
+        // 10 pages were asked for, the last when there were 9: a quarter of these more, or up to the limit.
+        assert_eq!(kept.bytes() >> 16, if pages == 10 { 10 } else { 11 });
+    }
+}
+
+#[test]
+fn instances_of_a_module_that_is_gone_are_let_go_while_others_are_kept() {
+    let text = module(&format!("{REALLOC} {}", handle("")));
+    let (gone, other) = (Both::wat(&text), Both::wat(&format!("{text} ;; another")));
+    gone.same("null", &FilterLimits::default(), &head(&[]));
+    gone.assert_kept(100);
+    let core = Arc::downgrade(gone.reset.core().unwrap());
+    drop(gone);
+    assert!(core.upgrade().is_some(), "this thread keeps an instance of it");
+    // All of them find a kept instance.
+    for _ in 0..200 {
+        other.same("null", &FilterLimits::default(), &head(&[]));
+    }
+    other.assert_kept(90);
+    assert!(core.upgrade().is_none());
 }
 
 #[test]
