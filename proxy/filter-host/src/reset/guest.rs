@@ -11,10 +11,12 @@ use crate::{bindings::beamline::edge::verdicts::Verdict, host::CallState};
 /// The handle of the request's head: the same number in each call, as in a fresh component instance.
 pub(super) const HANDLE: u32 = 1;
 
-/// Pages below which a memory grows in small steps: its instance may well be kept.
-const SMALL_PAGES: u64 = 48;
-/// Pages that a small memory gets beyond what was asked for, at most.
-const SMALL_SPARE: u64 = 8;
+/// Bytes by which an instance's memory may have grown beyond its first size for the instance to be kept.
+const MAX_KEPT_GROWTH: usize = 1 << 20;
+/// Pages that a memory gets beyond what was asked for, at most, while its instance may be kept.
+const SPARE_PAGES: u64 = 8;
+/// How much larger a memory gets when its instance will not be kept: growing copies and clears it.
+const LEAP: u64 = 8;
 
 /// The data of a kept instance's store.
 #[derive(Default)]
@@ -24,6 +26,8 @@ pub(super) struct Guest {
     memory: Option<Memory>,
     /// Bytes that the guest has: what it was rewritten to believe.
     size: usize,
+    /// Bytes of memory beyond which the instance is not kept.
+    keepable: usize,
     max_pages: u64,
     /// The guest has not dropped its handle yet.
     handle_lives: bool,
@@ -47,8 +51,14 @@ impl Guest {
         }
     }
 
+    /// Its memory, which begins with so many bytes.
     pub(super) fn set_memory(&mut self, memory: Memory, size: usize) {
-        (self.memory, self.size) = (Some(memory), size);
+        (self.memory, self.size, self.keepable) = (Some(memory), size, size + MAX_KEPT_GROWTH);
+    }
+
+    /// Whether a memory of so many bytes is small enough to be kept.
+    pub(super) fn may_keep(&self, bytes: usize) -> bool {
+        bytes <= self.keepable
     }
 
     pub(super) fn size(&self) -> usize {
@@ -153,15 +163,15 @@ impl Guest {
         };
         // No further than this call's limit, whatever the module may have.
         let limit = guest.call.as_ref().map_or(0, |call| call.memory.limit as u64 / PAGE);
-        let max_pages = guest.max_pages;
+        let (max_pages, kept) = (guest.max_pages, guest.may_keep(bytes(pages)));
         if !granted || pages > max_pages {
             return Ok(false);
         }
         let there = memory.size(&*caller);
         if pages > there {
             // Growing copies the memory: some more than was asked for, unseen, so that a thousand small steps do not.
-            let spare = if there < SMALL_PAGES { (there / 4).min(SMALL_SPARE) } else { there };
-            let target = pages.max((there + spare).min(limit)).min(max_pages);
+            let with_spare = if kept { there + (there / 4).min(SPARE_PAGES) } else { there * LEAP };
+            let target = pages.max(with_spare.min(limit)).min(max_pages);
             if memory.grow(&mut *caller, target - there).is_err() {
                 return Ok(false);
             }

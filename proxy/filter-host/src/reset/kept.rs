@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -28,16 +28,20 @@ use crate::{
     ticker::Ticker,
 };
 
-/// CPU time that a module's start may take.
-const MAX_START: Duration = Duration::from_millis(50);
+/// CPU time that a module's start may take, each time that it is loaded.
+const MAX_START: Duration = Duration::from_millis(10);
 /// More ticks than a node lives.
 const UNLIMITED_TICKS: u64 = 1 << 40;
-/// Bytes by which an instance's memory may have grown beyond its first size for the instance to be kept.
-const MAX_KEPT_GROWTH: usize = 1 << 20;
-/// What an instance takes beside its memories, tables and stack.
-const OVERHEAD: usize = 32 << 10;
-/// Bytes for each element of a table: the element, and wasmtime's record of the function that it may be.
-const TABLE_ELEMENT: u64 = 40;
+/// Calls of the component tier that a call which outgrew its kept instance is worth.
+const OUTGROWN: u32 = 64;
+/// So many that a module is to be taken for one that outgrows its instances: it does better in the component tier.
+const OUTGROWS: u32 = 8 * OUTGROWN;
+/// What an instance takes beside its memories, tables, functions and stack: the host's buffers, most of all.
+const OVERHEAD: usize = 128 << 10;
+/// Bytes of an element of a table.
+const TABLE_ELEMENT: u64 = 8;
+/// Bytes of wasmtime's record of a function, in each instance.
+const FUNCTION: usize = 32;
 
 /// wasmtime for core modules, what they can import, and what the node keeps of them.
 pub(crate) struct CoreEngine {
@@ -99,6 +103,7 @@ impl CoreEngine {
         let memory = parts.memory.data(&store);
         let needs = module.resources_required();
         let elements = u64::from(needs.num_tables) * needs.max_initial_table_size.unwrap_or(0);
+        let functions = module.functions().len() * FUNCTION;
         let tables = usize::try_from(elements.saturating_mul(TABLE_ELEMENT)).unwrap_or(usize::MAX);
         Ok(Core {
             key: KEYS.fetch_add(1, Ordering::Relaxed),
@@ -107,10 +112,11 @@ impl CoreEngine {
             pre,
             max_pages,
             size: memory.len(),
-            beside: tables.saturating_add(cards + MAX_STACK + OVERHEAD),
+            beside: tables.saturating_add(functions + cards + MAX_STACK + OVERHEAD),
             start_wrote: memory != before,
             first: Image::of(memory),
             globals,
+            outgrown: AtomicU32::new(0),
         })
     }
 }
@@ -145,6 +151,8 @@ pub(crate) struct Core {
     start_wrote: bool,
     /// Values of [`Parts::globals`].
     globals: Box<[Val]>,
+    /// Rises with each call that outgrows its instance, by what [`OUTGROWN`] others take away.
+    outgrown: AtomicU32,
 }
 
 impl Core {
@@ -155,6 +163,26 @@ impl Core {
     /// Bytes of memory that the module begins with.
     pub(super) fn size(&self) -> usize {
         self.size
+    }
+
+    /// Whether a call that begins now is likely to outgrow its instance. Asked for each call: it is tried again when as
+    /// many calls as it takes have passed.
+    pub(super) fn is_outgrown(&self) -> bool {
+        let outgrown = self.outgrown.load(Ordering::Relaxed) > OUTGROWS;
+        if outgrown {
+            self.outgrown.fetch_sub(1, Ordering::Relaxed);
+        }
+        outgrown
+    }
+
+    /// Takes a call's end down. Of a module that never outgrows its instances nothing is written.
+    pub(super) fn ended(&self, outgrew: bool) {
+        if outgrew {
+            self.outgrown.fetch_add(OUTGROWN, Ordering::Relaxed);
+        } else if self.outgrown.load(Ordering::Relaxed) > 0 {
+            // Calls that end at once may both take the last of it away.
+            let _ = self.outgrown.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        }
     }
 }
 
@@ -270,6 +298,11 @@ impl Kept {
         self.parts.memory.data_size(&self.store)
     }
 
+    /// Whether its memory has grown too much for it to be kept.
+    pub(super) fn is_outgrown(&self) -> bool {
+        !self.store.data().may_keep(self.bytes())
+    }
+
     /// Runs the request phase: the call's state, and the verdict or what went wrong.
     pub(super) async fn call(&mut self, state: CallState) -> (CallState, Result<Verdict>) {
         let outcome = self.run(state).await;
@@ -293,7 +326,7 @@ impl Kept {
     /// Puts the instance back to its module's first state, after a call that ended well. `false`: it is not worth
     /// keeping.
     pub(super) fn reset(&mut self) -> Result<bool> {
-        if self.bytes() > self.core.size + MAX_KEPT_GROWTH {
+        if self.is_outgrown() {
             return Ok(false);
         }
         let cards = self.store.data().size() >> CARD_SHIFT;

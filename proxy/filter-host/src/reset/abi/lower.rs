@@ -21,9 +21,9 @@ pub(crate) struct Marks {
 }
 
 /// Bytes that a kept instance's buffers hold each from one call to the next.
-const MAX_BUFFER: usize = 64 << 10;
+const MAX_BUFFER: usize = 16 << 10;
 /// Ranges beyond which the whole memory counts as touched.
-const MAX_RANGES: usize = 4096;
+const MAX_RANGES: usize = 1024;
 
 impl Marks {
     pub(crate) fn add(&mut self, at: usize, len: usize) {

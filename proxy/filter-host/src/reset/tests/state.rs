@@ -213,6 +213,32 @@ fn a_memory_gets_no_more_beyond_what_was_asked_for_than_its_limit() {
 }
 
 #[test]
+fn a_module_that_outgrows_its_instances_does_so_in_the_other_tier_and_is_tried_again() {
+    // Grows where a field says so.
+    let module = Both::wat(&module(&format!(
+        "{REALLOC} {}",
+        handle(
+            "(call $get (local.get $h) (i32.const 0) (i32.const 6) (i32.const 64))
+             (if (i32.load8_u (i32.const 64)) (then (drop (memory.grow (i32.const 20)))))"
+        )
+    )));
+    let made = |head: &crate::RequestHead| {
+        let before = MADE.get();
+        assert!(!module.same("null", &FilterLimits::default(), head).failed());
+        MADE.get() - before
+    };
+    let (grows, plain) = (head(&[("x-seed", "1")]), head(&[]));
+    let in_this_tier: u32 = (0..1_000).map(|_| made(&grows)).sum();
+    // 9 calls; then one for each 64 that ran in the other.
+    assert!((9..40).contains(&in_this_tier), "{in_this_tier}");
+    // One that does not grow is tried again in its turn, and then for good.
+    for _ in 0..1_000 {
+        made(&plain);
+    }
+    assert_eq!(made(&plain), 1, "the one that the kept one is compared with");
+}
+
+#[test]
 fn instances_of_a_module_that_is_gone_are_let_go_while_others_are_kept() {
     let text = module(&format!("{REALLOC} {}", handle("")));
     let (gone, other) = (Both::wat(&text), Both::wat(&format!("{text} ;; another")));
