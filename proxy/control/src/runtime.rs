@@ -138,7 +138,7 @@ impl Prepared {
     pub(crate) fn new(
         name: &TenantName,
         grant: &Grant,
-        (admin, nats): (&Arc<[SocketAddr]>, &Connections),
+        (admin, nats, ceiling): (&Arc<[SocketAddr]>, &Connections, &FilterLimits),
         manifest: &Manifest,
         Ready { filters, unloaded, mut headers }: Ready,
         current: Option<&TenantRuntime>,
@@ -164,7 +164,9 @@ impl Prepared {
                 (upstream.clone(), UpstreamRuntime { label, cluster, headers, queue: queue_of(spec, nats) })
             })
             .collect();
-        let mut chain = Chain::new(name.clone(), manifest.limits.clone(), filters);
+        // The operator may have lowered a ceiling since the manifest was applied.
+        let limits = manifest.limits.within(ceiling);
+        let mut chain = Chain::new(name.clone(), limits.clone(), filters);
         if let Some(current) = current {
             chain.succeed(&current.chain);
         }
@@ -172,7 +174,7 @@ impl Prepared {
             name: name.clone(),
             hosts: manifest.hosts.clone(),
             chain,
-            limits: manifest.limits.clone(),
+            limits,
             upstreams,
             default_upstream: manifest.default_upstream.clone(),
             unloaded,

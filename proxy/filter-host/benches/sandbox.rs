@@ -6,10 +6,10 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use beamline_filter_host::{
-    Chain, Compiler, CompilerSettings, Decision, Engine, EngineSettings, FilterSetup, HostView, RequestHead,
-    Tier, UpstreamStatus,
+    Chain, Compilation, Compiler, CompilerSettings, Decision, Engine, EngineSettings, FilterSetup, HostView,
+    RequestHead, Tier, UpstreamStatus,
 };
-use beamline_model::{FilterLimits, OnError};
+use beamline_model::{Ceilings, FilterLimits, LimitClass, OnError, TenantName};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 /// µs for one call in the reset tier, and where it should be.
@@ -51,14 +51,16 @@ fn with_section(module: &[u8], n: usize) -> Vec<u8> {
 async fn chains(compiler: &Compiler, module: &[u8], n: usize) -> Vec<Chain> {
     let mut chains = Vec::new();
     for i in 0..n {
-        let compiled = compiler.compile(with_section(module, i).into()).await.expect("it compiles");
+        let tenant: TenantName = format!("t{i}").parse().expect("a name");
+        let class = LimitClass::Small;
+        let of = Compilation { tenant: tenant.clone(), class, limits: Ceilings::of(class).module };
+        let compiled = compiler.compile(with_section(module, i).into(), &of).await.expect("it compiles");
         let filter = FilterSetup {
             name: "bench".parse().expect("a name"),
             module: Some(compiled.module),
             config: "null".into(),
             on_error: OnError::FailClosed,
         };
-        let tenant = format!("t{i}").parse().expect("a name");
         chains.push(Chain::new(tenant, FilterLimits::default(), vec![filter]));
     }
     chains

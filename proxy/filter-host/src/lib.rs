@@ -33,18 +33,19 @@ mod slow_lane;
 #[cfg(test)]
 mod tests;
 mod ticker;
+mod turns;
 
 pub use breaker::{BreakerChange, BreakerState};
 pub use call::{Failure, SLICE};
 pub use chain::{
     Answer, Chain, ChainOutcome, Decision, EnqueueOptions, FilterRun, FilterSetup, LONGEST_CALL,
 };
-pub use compile::{CompileError, Compiled, Compiler, CompilerSettings};
+pub use compile::{Compilation, CompileError, Compiled, Compiler, CompilerSettings};
 pub use compile_worker::run as compile_worker;
 pub use engine::{Engine, EngineSettings};
 pub use head::{RequestHead, ResponseHead};
 pub use host::{GuestLog, HostView, LogLevel, MAX_CONTEXT, UpstreamState, UpstreamStatus};
-pub use inspect::{MAX_MODULE_BYTES, ModuleInfo, ModuleKind, Rejection, Tier};
+pub use inspect::{ModuleInfo, ModuleKind, Rejection, Tier};
 pub use module::Module;
 pub use passage::{BodyStage, FinishOutcome, Passage, ResponseDecision, ResponseStep};
 pub use phases::{Phase, PhaseSet};

@@ -16,6 +16,8 @@ use crate::{inspect::ModuleKind, phases::Phase};
 pub(super) const PAGE: u64 = 64 << 10;
 /// Pages of the largest memory that a limit can grant.
 const MAX_PAGES: u64 = 1024;
+/// Bytes of a module: larger ones bring a language's engine along, which this tier would do no good.
+const MAX_BYTES: usize = 4 << 20;
 /// Pages that a memory may begin with: a kept instance takes them for as long as it is kept.
 const MAX_FIRST_PAGES: u64 = 32;
 /// Bytes of a first state, without the zeros at both ends: kept for each module that is loaded.
@@ -66,6 +68,8 @@ pub(crate) enum Unqualified {
     Memory(String),
     #[error("its tables have {0} elements, more than {MAX_TABLE_ELEMENTS}")]
     Tables(u64),
+    #[error("it has {0} bytes, more than {MAX_BYTES}")]
+    Size(usize),
     #[error("it has {0} functions, more than {MAX_FUNCTIONS}")]
     Functions(usize),
     #[error("it has {0} globals, more than {MAX_GLOBALS}")]
@@ -277,6 +281,9 @@ pub(crate) fn qualify<'a>(
 ) -> Result<Qualified<'a>, Unqualified> {
     if kind == ModuleKind::Component {
         return Err(Unqualified::Component);
+    }
+    if bytes.len() > MAX_BYTES {
+        return Err(Unqualified::Size(bytes.len()));
     }
     if !phases.iter().any(|phase| phase == Phase::Request.interface()) {
         return Err(Unqualified::Phase);

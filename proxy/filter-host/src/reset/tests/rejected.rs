@@ -116,6 +116,8 @@ fn data_that_reaches_beyond_the_first_memory_or_whose_place_is_computed() {
 fn what_would_be_much_to_keep() {
     let memory = with("").replacen("(memory (export \"memory\") 1)", "(memory (export \"memory\") 33)", 1);
     assert!(matches!(refused(&memory), Unqualified::Memory(_)));
+    let data = with(&format!("(data (i32.const 0) \"{}\")", "\\00".repeat(4 << 20)));
+    assert!(matches!(refused(&data), Unqualified::Size(_)));
     assert_eq!(refused(&with(&"(func)".repeat(10_001))), Unqualified::Functions(10_004));
     assert_eq!(refused(&with(&"(global i32 (i32.const 0))".repeat(500))), Unqualified::Globals(501));
 }
