@@ -106,7 +106,8 @@ fn workers(node: u32) -> Vec<u32> {
     all.sort_unstable();
     all.dedup();
     all.retain(|id| {
-        fs::read(format!("/proc/{id}/cmdline")).is_ok_and(|line| line.ends_with(b"compile-worker\0"))
+        fs::read(format!("/proc/{id}/cmdline"))
+            .is_ok_and(|line| line.split(|byte| *byte == 0).any(|word| word == b"compile-worker"))
     });
     all
 }
