@@ -159,7 +159,7 @@ fn a_bomb_kills_its_compile_worker_alone_and_others_are_answered_meanwhile() {
 
         let refused = bombing.join().unwrap();
         assert_eq!(refused.status(), Some(422), "{refused}");
-        assert!(refused.to_string().contains("20 s of CPU time, 2 GiB of memory"), "{refused}");
+        assert!(refused.to_string().contains("20s of CPU time, 2GiB of memory"), "{refused}");
     });
     // And what is new is compiled when the bomb is over.
     let new = guests::variant(&known, "new");
