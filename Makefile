@@ -6,7 +6,7 @@ SUITE   ?= core
 GUESTS  := target/guests
 BINARY   = target/$(PROFILE)/beamline
 
-.PHONY: help demo test faults hostile bench release guests tools lint fmt clean
+.PHONY: help demo test faults hostile soak languages bench release guests tools lint fmt clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,15 @@ hostile: tools guests ## Modules that mean harm, each kind with many requests an
 	$(CARGO) test --workspace --profile $(PROFILE) --no-run
 	BEAMLINE_HOSTILE=long BEAMLINE_SMITH_MINUTES=$(or $(MINUTES),10) BEAMLINE_BIN=$(abspath $(BINARY)) \
 		$(CARGO) test --workspace --profile $(PROFILE) --test hostile -- --nocapture --test-threads 1
+
+soak: tools guests ## REPLACEMENTS=10000 of a module under load: nothing is left behind
+	$(CARGO) build --workspace --profile $(PROFILE) --bins
+	BEAMLINE_REPLACEMENTS=$(or $(REPLACEMENTS),10000) BEAMLINE_BIN=$(abspath $(BINARY)) \
+		$(CARGO) test --workspace --profile $(PROFILE) --test soak -- --nocapture
+
+languages: tools guests ## Filters in other languages, built by their own tools (npm) and run
+	$(CARGO) build --workspace --profile $(PROFILE) --bins
+	BEAMLINE_BIN=$(abspath $(BINARY)) $(CARGO) test --workspace --profile $(PROFILE) --test languages -- --ignored --nocapture
 
 bench: tools guests release ## Measure against nginx: SUITE=core|filter|queue|dataplane|telemetry
 	$(CARGO) build --release -p beamline-tests --bin bench
