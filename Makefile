@@ -6,7 +6,7 @@ SUITE   ?= core
 GUESTS  := target/guests
 BINARY   = target/$(PROFILE)/beamline
 
-.PHONY: help demo test faults hostile bench release guests tools lint fmt clean
+.PHONY: help demo test faults hostile soak languages bench release guests tools lint fmt clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,8 +36,19 @@ hostile: tools guests ## Modules that mean harm, each kind with many requests an
 	BEAMLINE_HOSTILE=long BEAMLINE_SMITH_MINUTES=$(or $(MINUTES),10) BEAMLINE_BIN=$(abspath $(BINARY)) \
 		$(CARGO) test --workspace --profile $(PROFILE) --test hostile -- --nocapture --test-threads 1
 
-bench: tools guests release ## Measure against nginx: SUITE=core|filter|queue|dataplane|telemetry
+soak: tools guests ## REPLACEMENTS=10000 of a module under load: nothing is left behind
+	$(CARGO) build --workspace --profile $(PROFILE) --bins
+	BEAMLINE_REPLACEMENTS=$(or $(REPLACEMENTS),10000) BEAMLINE_BIN=$(abspath $(BINARY)) \
+		$(CARGO) test --workspace --profile $(PROFILE) --test soak -- --nocapture
+
+languages: tools guests ## Filters in other languages, built by their own tools (npm) and run
+	$(CARGO) build --workspace --profile $(PROFILE) --bins
+	BEAMLINE_BIN=$(abspath $(BINARY)) $(CARGO) test --workspace --profile $(PROFILE) --test languages -- --ignored --nocapture
+
+bench: guests release ## Measure against nginx and Envoy: SUITE=core|filter|density|queue|dataplane|telemetry
+	@scripts/install-tools.sh bench
 	$(CARGO) build --release -p beamline-tests --bin bench
+	$(if $(filter filter,$(SUITE)),BEAMLINE_BIN=$(CURDIR)/target/release/beamline $(CARGO) bench --workspace --bench sandbox)
 	BEAMLINE_BIN=$(CURDIR)/target/release/beamline target/release/bench $(SUITE)
 
 release: guests ## The binary that ships: target/release/beamline (BEAMLINE_PGO=no: quicker to build, slower)

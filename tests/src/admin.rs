@@ -64,6 +64,9 @@ pub struct Module {
     /// What it imports.
     #[serde(default)]
     pub imports: Vec<String>,
+    /// The tier that its request phase runs in: `reset` or `component`.
+    #[serde(default)]
+    pub tier: String,
     /// Its size in bytes.
     #[serde(default)]
     pub size: u64,

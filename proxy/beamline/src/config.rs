@@ -64,6 +64,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "BEAMLINE_WORKERS", value_name = "N")]
     pub(crate) workers: Option<Bounded<1, 1024>>,
 
+    /// Whether filters that qualify run in the reset tier, where a sandbox is fresh for a microsecond [default: true]
+    #[arg(long, env = "BEAMLINE_RESET_TIER", value_name = "true|false")]
+    pub(crate) reset_tier: Option<bool>,
+
     /// Where access records and events go, as JSON Lines: "stdout", "off", or a file [default: stdout]
     #[arg(long, env = "BEAMLINE_LOG", value_name = "TARGET")]
     pub(crate) log: Option<String>,
@@ -133,6 +137,7 @@ struct QueueFile {
 struct FiltersFile {
     pool_instances: Option<Bounded<16, 16_384>>,
     slow_lane_threads: Option<Bounded<1, 64>>,
+    reset_tier: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -200,6 +205,7 @@ pub(crate) struct Config {
     pub(crate) queue: beamline_queue::Settings,
     pub(crate) pool_instances: u32,
     pub(crate) slow_lane_threads: usize,
+    pub(crate) reset_tier: bool,
     pub(crate) limits: LimitClasses,
     pub(crate) nats: Connections,
 }
@@ -381,6 +387,7 @@ impl Config {
                 .filters
                 .slow_lane_threads
                 .map_or(defaults.slow_lane_threads, |n| n.get() as usize),
+            reset_tier: args.reset_tier.or(file.filters.reset_tier).unwrap_or(defaults.reset_tier),
             limits: LimitClasses {
                 small: file.limits.small.ceilings(LimitClass::Small)?,
                 large: file.limits.large.ceilings(LimitClass::Large)?,
@@ -397,16 +404,20 @@ mod tests {
     #[test]
     fn flags_go_before_the_file_and_the_file_before_defaults() {
         let dir = std::env::temp_dir().join(format!("beamline-config-{}", std::process::id()));
-        std::fs::write(&dir, "workers = 3\nlisten = [\"127.0.0.1:1\"]\n[drain]\nlame_duck = \"9s\"\n")
-            .unwrap();
+        let text = "workers = 3\nlisten = [\"127.0.0.1:1\"]\n[drain]\nlame_duck = \"9s\"\n\
+                    [filters]\nreset_tier = false\n";
+        std::fs::write(&dir, text).unwrap();
         let args = ServeArgs {
             config: Some(dir.clone()),
             workers: Some("5".parse().unwrap()),
             ..Default::default()
         };
         let config = Config::resolve(args).unwrap();
+        let again = ServeArgs { config: Some(dir.clone()), reset_tier: Some(true), ..Default::default() };
+        assert!(Config::resolve(again).unwrap().reset_tier);
         std::fs::remove_file(dir).unwrap();
-        assert_eq!(config.workers, 5);
+        assert_eq!((config.workers, config.reset_tier), (5, false));
+        assert!(Config::resolve(ServeArgs::default()).unwrap().reset_tier);
         assert_eq!(config.listen[0].port(), 1);
         assert_eq!(config.lame_duck, Duration::from_secs(9));
         assert_eq!(config.admin.port(), 9090);

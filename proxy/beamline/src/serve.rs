@@ -100,6 +100,7 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
     let engine = Engine::new(EngineSettings {
         pool_instances: config.pool_instances,
         slow_lane_threads: config.slow_lane_threads,
+        reset_tier: config.reset_tier,
         ..EngineSettings::default()
     })?;
     let compiler =

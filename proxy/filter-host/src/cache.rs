@@ -111,6 +111,8 @@ mod tests {
             kind: ModuleKind::Component,
             phases: vec![],
             imports: vec![],
+            tier: crate::Tier::Component,
+            tier_reason: None,
             size: 1,
             artifact_size: 4,
             compile_ms: 1,

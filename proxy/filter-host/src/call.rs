@@ -27,6 +27,7 @@ use crate::{
     host::{CallState, HostCallsExhausted},
     module::Module,
     phases::Phase,
+    reset,
     ticker::TICK,
 };
 
@@ -119,7 +120,8 @@ thread_local! {
     static SEATED: Cell<bool> = const { Cell::new(false) };
 }
 
-fn thread_cpu() -> Duration {
+/// CPU time of this thread.
+pub(crate) fn thread_cpu() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
@@ -212,7 +214,7 @@ impl Future for SetAside {
 }
 
 /// At every epoch tick that a running guest meets.
-fn at_tick(state: &mut CallState) -> wasmtime::Result<UpdateDeadline> {
+pub(crate) fn at_tick(state: &mut CallState) -> wasmtime::Result<UpdateDeadline> {
     let slice = slice_elapsed();
     if let Some(SliceClock::Wall(_)) = SLICE_CLOCK.get() {
         // The first tick on a data worker. By the wall the guest may have used anything from nothing to a tick: the
@@ -289,17 +291,25 @@ fn store(module: &Module, state: CallState) -> Store<CallState> {
     store
 }
 
-fn finished(store: Store<CallState>, outcome: wasmtime::Result<Given>) -> Finished {
-    let state = store.into_data();
+/// What a call leaves that came to this.
+pub(crate) fn finished(state: CallState, outcome: wasmtime::Result<Given>) -> Finished {
     let backtrace = outcome.as_ref().err().and_then(backtrace);
     let given = outcome.map_err(|error| classify(&error, &state));
     let cpu = state.cpu_used();
     Finished { state, given, cpu, backtrace }
 }
 
-/// Runs the request phase of `module` in a fresh instance. The future is `Send`: it may move between threads
+/// Runs the request phase of `module`, in the tier that it has. The future is `Send`: it may move between threads
 /// whenever it is pending.
 pub(crate) async fn on_request(module: Arc<Module>, state: CallState) -> Finished {
+    match module.core().map(Arc::clone) {
+        Some(core) => reset::on_request(module, &core, state).await,
+        None => in_fresh_instance(module, state).await,
+    }
+}
+
+/// Runs the request phase of `module` in a fresh component instance.
+pub(crate) async fn in_fresh_instance(module: Arc<Module>, state: CallState) -> Finished {
     let mut store = store(&module, state);
     let outcome = async {
         let instance = module.pre().instantiate_async(&mut store).await?;
@@ -307,10 +317,11 @@ pub(crate) async fn on_request(module: Arc<Module>, state: CallState) -> Finishe
         guest.call_handle(&mut store, Resource::new_borrow(0)).await.map(Given::Request)
     }
     .await;
-    finished(store, outcome)
+    finished(store.into_data(), outcome)
 }
 
-/// The same for a later phase. Apart from the request phase, whose future stays as small as it can be.
+/// Runs a later phase of `module`, in a fresh component instance whatever tier its request phase has. Apart from the
+/// request phase, whose future stays as small as it can be.
 pub(crate) async fn on_later(module: Arc<Module>, input: Input, state: CallState) -> Finished {
     let mut store = store(&module, state);
     let outcome = async {
@@ -347,7 +358,7 @@ pub(crate) async fn on_later(module: Arc<Module>, input: Input, state: CallState
         })
     }
     .await;
-    finished(store, outcome)
+    finished(store.into_data(), outcome)
 }
 
 /// The backtrace of a failure, bounded in lines and bytes.
@@ -375,6 +386,7 @@ fn bounded(backtrace: &str) -> String {
     out
 }
 
+/// What a guest's failure is put down to.
 fn classify(error: &wasmtime::Error, state: &CallState) -> Failure {
     if error.downcast_ref::<CpuExhausted>().is_some() {
         Failure::CpuTime(state.cpu.limit)

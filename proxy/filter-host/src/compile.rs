@@ -19,11 +19,11 @@ use tokio::{
 
 use crate::{
     cache::Cache,
-    compile_worker::{self, Answer},
+    compile_worker::{self, Told},
     engine::Engine,
     inspect::{ModuleInfo, Rejection},
     module::Module,
-    signature,
+    reset, signature,
     turns::Turns,
 };
 
@@ -104,11 +104,13 @@ struct Shared {
     loaded: Mutex<HashMap<Digest, Weak<Module>>>,
 }
 
-/// Names what a cached artifact depends on: the engine, this version, and the interface, against which a module is checked
-/// only when it is compiled.
-fn cache_name<'a>(engine: &Engine, interface: impl Iterator<Item = &'a str>) -> String {
+/// Names what a cached artifact depends on: the engines, how modules are rewritten, this version, and the interface,
+/// against which a module is checked only when it is compiled.
+fn cache_name<'a>(engine: &Engine, rewriter: u32, interface: impl Iterator<Item = &'a str>) -> String {
     let mut hasher = std::hash::DefaultHasher::new();
     engine.wasmtime().precompile_compatibility_hash().hash(&mut hasher);
+    engine.cores().wasmtime().precompile_compatibility_hash().hash(&mut hasher);
+    rewriter.hash(&mut hasher);
     env!("CARGO_PKG_VERSION").hash(&mut hasher);
     for part in interface {
         part.hash(&mut hasher);
@@ -122,7 +124,7 @@ impl Compiler {
     /// # Errors
     /// Where the cache's folder or key cannot be made or read.
     pub fn new(engine: Arc<Engine>, settings: CompilerSettings) -> Result<Self, CompileError> {
-        let name = cache_name(&engine, signature::interface());
+        let name = cache_name(&engine, reset::REWRITE_VERSION, signature::interface());
         let cache = Cache::open(&settings.cache_dir, name).map_err(|e| {
             CompileError::Host(format!("artifact cache {}: {e}", settings.cache_dir.display()))
         })?;
@@ -228,6 +230,7 @@ impl Compiler {
             .spawn()
             .map_err(host)?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let mut output = Vec::new();
         let exchange = async {
             let feed = async {
                 if let Some(mut stdin) = stdin {
@@ -236,11 +239,12 @@ impl Compiler {
                 }
             };
             let answer = async {
-                let mut out = Vec::new();
                 if let Some(stdout) = stdout {
-                    stdout.take(MAX_ANSWER).read_to_end(&mut out).await?;
+                    let mut stdout = stdout.take(MAX_ANSWER);
+                    // Whatever has come stays, should the time run out.
+                    while stdout.read_buf(&mut output).await? > 0 {}
                 }
-                Ok::<_, std::io::Error>(out)
+                Ok::<_, std::io::Error>(())
             };
             let complaint = async {
                 let mut text = String::new();
@@ -250,23 +254,27 @@ impl Compiler {
                 text
             };
             let ((), answer, complaint) = tokio::join!(feed, answer, complaint);
-            Ok::<_, std::io::Error>((answer?, complaint, child.wait().await?))
+            answer?;
+            Ok::<_, std::io::Error>((complaint, child.wait().await?))
         };
-        let (answer, complaint, status) = tokio::time::timeout(limits.compile_cpu.get() * 2, exchange)
+        let ended = tokio::time::timeout(limits.compile_cpu.get() * 2, exchange)
             .await
-            .map_err(|_| out_of_bounds())?
+            .ok()
+            .transpose()
             .map_err(host)?;
-        if !status.success() {
-            tracing::warn!(%status, complaint = complaint.trim(), "the compile worker ended without an answer");
-            return Err(out_of_bounds());
-        }
-        let garbled = || CompileError::Host("the compile worker's answer is not of the expected form".into());
-        let (length, rest) = answer.split_first_chunk::<4>().ok_or_else(garbled)?;
-        let (json, artifact) =
-            rest.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or_else(garbled)?;
-        match serde_json::from_slice(json).map_err(|_| garbled())? {
-            Answer::Taken(info) => Ok((info, artifact.to_vec())),
-            Answer::Rejected(rejection) => Err(rejection.into()),
+        let told = Told::parse(&output);
+        match (told, ended) {
+            (Some(told), _) => Ok(told.artifact()?),
+            (None, Some((_, status))) if status.success() => {
+                Err(CompileError::Host("the compile worker's answer is not of the expected form".into()))
+            }
+            (None, ended) => {
+                if let Some((complaint, status)) = ended {
+                    let complaint = complaint.trim();
+                    tracing::warn!(%status, complaint, "the compile worker ended without an answer");
+                }
+                Err(out_of_bounds())
+            }
         }
     }
 }
@@ -285,10 +293,21 @@ mod tests {
     fn an_artifact_of_another_interface_is_not_this_ones() {
         let engine = crate::tests::engine();
         let here: Vec<_> = signature::interface().collect();
-        assert_eq!(cache_name(engine, here.iter().copied()), cache_name(engine, signature::interface()));
+        let name = |interface: &[&'static str]| cache_name(engine, 7, interface.iter().copied());
+        assert_eq!(name(&here), cache_name(engine, 7, signature::interface()));
         for changed in 0..here.len() {
-            let other = here.iter().enumerate().map(|(i, part)| if i == changed { "other" } else { part });
-            assert_ne!(cache_name(engine, other), cache_name(engine, here.iter().copied()));
+            let mut other = here.clone();
+            other[changed] = "other";
+            assert_ne!(name(&other), name(&here));
         }
+    }
+
+    #[test]
+    fn an_artifact_that_was_rewritten_in_another_way_is_not_this_ones() {
+        let engine = crate::tests::engine();
+        assert_ne!(
+            cache_name(engine, 7, signature::interface()),
+            cache_name(engine, 8, signature::interface())
+        );
     }
 }

@@ -1,13 +1,15 @@
 //! The child process that sees a module's bytes first: checks, compiles, answers, ends.
 //!
-//! `beamline compile-worker` reads one module from standard input and writes one answer to standard output: the
-//! length of a JSON document (u32, little endian), the document, and where the module was taken, its artifact.
+//! `beamline compile-worker` reads one module from standard input and answers on standard output with one frame or two: the
+//! length of a JSON document (u32, little endian), the document, the length of machine code, the code. The first says
+//! whether the module was taken, and has its component. Of one that was taken, the second has the core module for the
+//! reset tier, or the reason why there is none. A worker that dies of the second compilation has given the first answer.
 //! Its arguments are its limits: bytes of the module, seconds of CPU time, bytes of address space. It sets them before it
 //! reads a byte. A bomb kills it, never the proxy.
 
 use std::{
     io::{self, Read, Write},
-    time::Instant,
+    time::Duration,
 };
 
 use beamline_model::{Digest, ModuleLimits};
@@ -15,16 +17,68 @@ use rustix::process::{Resource, Rlimit};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    engine::{compiling_engine, linker},
-    inspect::{ModuleInfo, Rejection, inspect},
+    artifact::Artifact,
+    call::thread_cpu,
+    engine::{compiling_core_engine, compiling_engine, linker},
+    inspect::{Inspected, ModuleInfo, Rejection, Tier, inspect},
+    reset::{Unqualified, qualify, rewrite},
     signature,
 };
 
+/// CPU time that the first compilation may take for there to be a second one: the worker's CPU time must do for both.
+const LONG: Duration = Duration::from_secs(6);
+
+/// What the first frame says.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Answer {
     Taken(ModuleInfo),
     Rejected(Rejection),
+}
+
+/// What the second frame says.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum CoreAnswer {
+    Compiled,
+    /// Why there is no core module.
+    Unqualified(String),
+}
+
+/// What the worker has said so far: both frames, as far as they are whole.
+pub(crate) struct Told {
+    pub(crate) answer: Answer,
+    pub(crate) component: Vec<u8>,
+    /// The core module, or why there is none.
+    core: Result<Vec<u8>, String>,
+}
+
+impl Told {
+    /// Of the worker's output, which may end anywhere. None where the first frame is not whole.
+    pub(crate) fn parse(output: &[u8]) -> Option<Self> {
+        let (answer, component, rest) = parse_frame(output)?;
+        let core = match parse_frame(rest) {
+            Some((CoreAnswer::Compiled, core, _)) => Ok(core.to_vec()),
+            Some((CoreAnswer::Unqualified(reason), ..)) => Err(reason),
+            None => Err(Unqualified::OutOfBounds.to_string()),
+        };
+        Some(Self { answer, component: component.to_vec(), core })
+    }
+
+    /// The module's description and its artifact, or why it was not taken.
+    pub(crate) fn artifact(self) -> Result<(ModuleInfo, Vec<u8>), Rejection> {
+        let mut info = match self.answer {
+            Answer::Taken(info) => info,
+            Answer::Rejected(rejection) => return Err(rejection),
+        };
+        (info.tier, info.tier_reason) = match &self.core {
+            Ok(_) => (Tier::Reset, None),
+            Err(reason) => (Tier::Component, Some(reason.clone())),
+        };
+        let artifact = Artifact { component: self.component, core: self.core.ok() }.to_bytes();
+        info.artifact_size = artifact.len() as u64;
+        Ok((info, artifact))
+    }
 }
 
 /// The worker's limits as its arguments, in the order in which [`run`] reads them.
@@ -58,8 +112,7 @@ pub fn run(arguments: impl Iterator<Item = String>) -> i32 {
         .take(size)
         .read_to_end(&mut bytes)
         .map_err(|e| e.to_string())
-        .and_then(|_| compile(&bytes))
-        .and_then(|(answer, artifact)| write(&answer, &artifact).map_err(|e| e.to_string()));
+        .and_then(|_| answer(&bytes, &mut io::stdout().lock()));
     match answered {
         Ok(()) => 0,
         Err(problem) => {
@@ -69,31 +122,55 @@ pub fn run(arguments: impl Iterator<Item = String>) -> i32 {
     }
 }
 
-fn write(answer: &Answer, artifact: &[u8]) -> io::Result<()> {
-    let json = serde_json::to_vec(answer)?;
-    let length = u32::try_from(json.len()).map_err(io::Error::other)?;
-    let mut out = io::stdout().lock();
-    out.write_all(&length.to_le_bytes())?;
-    out.write_all(&json)?;
-    out.write_all(artifact)?;
+fn write_frame(out: &mut impl Write, answer: &impl Serialize, code: &[u8]) -> io::Result<()> {
+    for part in [serde_json::to_vec(answer)?.as_slice(), code] {
+        let length = u32::try_from(part.len()).map_err(io::Error::other)?;
+        out.write_all(&length.to_le_bytes())?;
+        out.write_all(part)?;
+    }
     out.flush()
 }
 
-/// Checks and compiles one module. `Err` is a fault of the host.
-pub(crate) fn compile(bytes: &[u8]) -> Result<(Answer, Vec<u8>), String> {
-    let started = Instant::now();
+/// A frame's answer and code, and what follows it. None where it is not whole, or not of this form.
+fn parse_frame<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Option<(T, &'a [u8], &'a [u8])> {
+    fn part(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+        let (length, rest) = bytes.split_first_chunk::<4>()?;
+        rest.split_at_checked(u32::from_le_bytes(*length) as usize)
+    }
+    let (json, rest) = part(bytes)?;
+    let (code, rest) = part(rest)?;
+    Some((serde_json::from_slice(json).ok()?, code, rest))
+}
+
+/// Checks and compiles one module, and answers. `Err` is a fault of the host.
+pub(crate) fn answer(bytes: &[u8], out: &mut impl Write) -> Result<(), String> {
+    let broken = |e: &dyn std::fmt::Display| format!("{e:#}");
+    let began = thread_cpu();
     let inspected = match inspect(bytes) {
         Ok(inspected) => inspected,
-        Err(rejection) => return Ok((Answer::Rejected(rejection), Vec::new())),
+        Err(rejection) => {
+            return write_frame(out, &Answer::Rejected(rejection), &[]).map_err(|e| broken(&e));
+        }
     };
+    let (answer, component) = component(bytes, &inspected)?;
+    write_frame(out, &answer, &component).map_err(|e| broken(&e))?;
+    if let Answer::Rejected(_) = answer {
+        return Ok(());
+    }
+    let (answer, core) = match core(bytes, &inspected, began) {
+        Ok(core) => (CoreAnswer::Compiled, core),
+        Err(reason) => (CoreAnswer::Unqualified(reason.to_string()), Vec::new()),
+    };
+    write_frame(out, &answer, &core).map_err(|e| broken(&e))
+}
+
+/// The module's description with its component compiled, or why it is not taken. `Err` is a fault of the host.
+fn component(bytes: &[u8], inspected: &Inspected) -> Result<(Answer, Vec<u8>), String> {
     let engine = compiling_engine().map_err(|e| format!("{e:#}"))?;
-    let mismatch = |e: wasmtime::Error| Answer::Rejected(Rejection::Mismatch { problem: format!("{e:#}") });
+    let rejected = |rejection| Ok((Answer::Rejected(rejection), Vec::new()));
     let component = match wasmtime::component::Component::new(&engine, &inspected.component) {
         Ok(component) => component,
-        Err(error) => {
-            let rejection = Rejection::Invalid { problem: format!("{error:#}") };
-            return Ok((Answer::Rejected(rejection), Vec::new()));
-        }
+        Err(error) => return rejected(Rejection::Invalid { problem: format!("{error:#}") }),
     };
     if let Some(resources) = component.resources_required()
         && (resources.num_memories > 1 || resources.max_initial_memory_size.is_some_and(|m| m > 64 << 20))
@@ -103,25 +180,65 @@ pub(crate) fn compile(bytes: &[u8]) -> Result<(Answer, Vec<u8>), String> {
             resources.num_memories,
             resources.max_initial_memory_size.unwrap_or(0)
         );
-        return Ok((Answer::Rejected(Rejection::TooDemanding { problem }), Vec::new()));
+        return rejected(Rejection::TooDemanding { problem });
     }
     let linker = linker(&engine).map_err(|e| format!("{e:#}"))?;
     let linked =
         linker.instantiate_pre(&component).and_then(|_| linker.substituted_component_type(&component));
     match linked.map(|ty| signature::check(&engine, &ty)) {
         Ok(Ok(())) => {}
-        Ok(Err(rejection)) => return Ok((Answer::Rejected(rejection), Vec::new())),
-        Err(error) => return Ok((mismatch(error), Vec::new())),
+        Ok(Err(rejection)) => return rejected(rejection),
+        Err(error) => return rejected(Rejection::Mismatch { problem: format!("{error:#}") }),
     }
-    let artifact = component.serialize().map_err(|e| format!("{e:#}"))?;
     let info = ModuleInfo {
         digest: Digest::of(bytes),
         kind: inspected.kind,
-        phases: inspected.phases,
-        imports: inspected.imports,
+        phases: inspected.phases.clone(),
+        imports: inspected.imports.clone(),
+        tier: Tier::Component,
+        tier_reason: None,
         size: bytes.len() as u64,
-        artifact_size: artifact.len() as u64,
-        compile_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        // The host knows these when it has both frames.
+        artifact_size: 0,
+        compile_ms: 0,
     };
-    Ok((Answer::Taken(info), artifact))
+    Ok((Answer::Taken(info), component.serialize().map_err(|e| format!("{e:#}"))?))
+}
+
+/// The module compiled for the reset tier, or why it is not in it. `began`: this thread's CPU time at first.
+fn core(bytes: &[u8], inspected: &Inspected, began: Duration) -> Result<Vec<u8>, Unqualified> {
+    let qualified = qualify(bytes, inspected.kind, &inspected.component, &inspected.phases)?;
+    if thread_cpu().saturating_sub(began) > LONG {
+        return Err(Unqualified::Slow);
+    }
+    let rewritten = rewrite(&qualified)?;
+    compiling_core_engine()
+        .and_then(|engine| engine.precompile_module(&rewritten))
+        .map_err(|e| Unqualified::Rewrite(format!("{e:#}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_dies_of_the_second_compilation_has_answered_for_the_component() {
+        let module = crate::tests::guest("tiny.wasm");
+        let mut output = Vec::new();
+        answer(&module, &mut output).unwrap();
+        let (info, whole) = Told::parse(&output).unwrap().artifact().unwrap();
+        assert_eq!((info.tier, info.tier_reason), (Tier::Reset, None));
+        assert_eq!(info.artifact_size, whole.len() as u64);
+        let (_, component, rest) = parse_frame::<Answer>(&output).unwrap();
+        // Wherever within the second frame it ends.
+        for left in [0, 1, 10, rest.len() - 1] {
+            let cut = &output[..output.len() - rest.len() + left];
+            let (info, artifact) = Told::parse(cut).unwrap().artifact().unwrap();
+            assert_eq!(info.tier, Tier::Component);
+            assert_eq!(info.tier_reason, Some(Unqualified::OutOfBounds.to_string()));
+            assert_eq!(Artifact::split(&artifact), Some((component, None)));
+        }
+        // Within the first there is no answer.
+        assert!(Told::parse(&output[..output.len() - rest.len() - 1]).is_none());
+    }
 }

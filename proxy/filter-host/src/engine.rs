@@ -9,17 +9,21 @@ use wasmtime::{
 
 use crate::{
     admission::Seats,
+    artifact::Artifact,
     bindings::EveryPhase,
     chain::LONGEST_CALL,
     compile::CompileError,
     host::{CallState, MAX_TABLE_ELEMENTS},
-    inspect::{ModuleInfo, Rejection},
+    inspect::{ModuleInfo, Rejection, Tier},
     load::Unseated,
     module::Module,
+    reset::{CoreEngine, Hold},
     slow_lane::SlowLane,
     ticker::Ticker,
 };
 
+/// Bytes of stack that a guest may use.
+pub(crate) const MAX_STACK: usize = 256 << 10;
 /// The largest linear memory that any limit can grant; the pool's slots are this large.
 pub(crate) const MAX_MEMORY: usize = 64 << 20;
 
@@ -30,13 +34,15 @@ pub struct EngineSettings {
     pub pool_instances: u32,
     /// Niced threads that run calls which outlived their first slice. Default 1.
     pub slow_lane_threads: usize,
+    /// Whether modules that qualify run in the reset tier; else all run in the component tier. Default true.
+    pub reset_tier: bool,
     /// Wall time after which a call that is still in the slow lane is given up. Default [`LONGEST_CALL`].
     pub longest_call: Duration,
 }
 
 impl Default for EngineSettings {
     fn default() -> Self {
-        Self { pool_instances: 4096, slow_lane_threads: 1, longest_call: LONGEST_CALL }
+        Self { pool_instances: 4096, slow_lane_threads: 1, reset_tier: true, longest_call: LONGEST_CALL }
     }
 }
 
@@ -45,6 +51,8 @@ pub struct Engine {
     ticker: Ticker,
     wasmtime: wasmtime::Engine,
     linker: Linker<CallState>,
+    cores: CoreEngine,
+    reset_tier: bool,
     pub(crate) lane: SlowLane,
     pub(crate) seats: Arc<Seats>,
     pub(crate) longest_call: Duration,
@@ -57,12 +65,31 @@ fn common_config() -> Config {
     config
         .epoch_interruption(true)
         .wasm_component_model(true)
-        .max_wasm_stack(256 << 10)
+        .max_wasm_stack(MAX_STACK)
         .async_stack_size(512 << 10)
         // As the environment says otherwise, which the compile worker has not: both must be of one mind.
         .wasm_backtrace_details(WasmBacktraceDetails::Disable)
         .parallel_compilation(false);
     config
+}
+
+/// The same for core modules of the reset tier. Their memories come from the allocator, without a guard, a mapping or
+/// a system call; a trap is no signal, for a hostile guest's would cost its host several microseconds each.
+fn core_config() -> Config {
+    let mut config = common_config();
+    config
+        .wasm_multi_memory(true)
+        .signals_based_traps(false)
+        .memory_reservation(0)
+        .memory_reservation_for_growth(0)
+        .memory_guard_size(0)
+        .memory_init_cow(false);
+    config
+}
+
+/// An engine for core modules. It allocates on demand, so that the compile worker's is the host's.
+pub(crate) fn compiling_core_engine() -> wasmtime::Result<wasmtime::Engine> {
+    wasmtime::Engine::new(&core_config())
 }
 
 /// An engine that compiles and never runs a guest: for the compile worker.
@@ -109,7 +136,8 @@ impl Engine {
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(&settings)));
         let wasmtime = wasmtime::Engine::new(&config).map_err(broken)?;
         let linker = linker(&wasmtime).map_err(broken)?;
-        let ticker = Ticker::start(&wasmtime)
+        let cores = compiling_core_engine().and_then(CoreEngine::new).map_err(broken)?;
+        let ticker = Ticker::start(&wasmtime, cores.wasmtime())
             .map_err(|e| CompileError::Host(format!("no thread for the epoch tick: {e}")))?;
         let lane = SlowLane::start(settings.slow_lane_threads, ticker.clone())
             .map_err(|e| CompileError::Host(format!("no thread for the slow lane: {e}")))?;
@@ -118,6 +146,8 @@ impl Engine {
             ticker,
             wasmtime,
             linker,
+            cores,
+            reset_tier: settings.reset_tier,
             lane,
             seats: Seats::new(settings.pool_instances / 4 * 3),
             longest_call: settings.longest_call,
@@ -134,23 +164,55 @@ impl Engine {
         &self.wasmtime
     }
 
+    pub(crate) fn cores(&self) -> &CoreEngine {
+        &self.cores
+    }
+
     /// Makes an artifact of this build's compile worker ready to run.
     ///
     /// `artifact` is machine code: it must come from the compile worker or from the authenticated cache.
     #[expect(unsafe_code, reason = "wasmtime offers no safe way to load compiled code")]
-    pub(crate) fn load(&self, artifact: &[u8], info: ModuleInfo) -> Result<Arc<Module>, CompileError> {
+    pub(crate) fn load(&self, artifact: &[u8], mut info: ModuleInfo) -> Result<Arc<Module>, CompileError> {
+        let broken = |e: &dyn std::fmt::Display| {
+            CompileError::Host(format!("a compiled module could not be loaded: {e:#}"))
+        };
+        let (component, core) =
+            Artifact::split(artifact).ok_or_else(|| broken(&"it is not of the expected form"))?;
+        let core = core.filter(|_| self.reset_tier);
         // SAFETY: `deserialize` runs whatever machine code it is given. Both callers have it from our own compile
         // worker: straight from its pipe, or from the cache, whose MAC was checked with a key that only this node's
         // user can read. wasmtime itself checks that version and settings are this engine's. The cache's tests show
         // that a changed or foreign file is never handed here.
+        let (component, core) = unsafe {
+            (
+                Component::deserialize(&self.wasmtime, component),
+                core.map(|core| wasmtime::Module::deserialize(self.cores.wasmtime(), core)),
+            )
+        };
         // What is whole and of this engine, and yet does not load, is too large for the pool.
-        let component = unsafe { Component::deserialize(&self.wasmtime, artifact) }
-            .map_err(|e| Rejection::TooDemanding { problem: format!("{e:#}") })?;
+        let component = component.map_err(|e| Rejection::TooDemanding { problem: format!("{e:#}") })?;
+        let core = core.transpose().map_err(|e| broken(&e))?;
+        let core = self.prepared(core.as_ref(), &mut info);
         self.linker
             .instantiate_pre(&component)
-            .and_then(|pre| Module::new(self.wasmtime.clone(), pre, info))
+            .and_then(|pre| Module::new(self.wasmtime.clone(), pre, core, info))
             .map(Arc::new)
             .map_err(|e| CompileError::Host(format!("a compiled module could not be linked: {e:#}")))
+    }
+
+    /// The core module with its first state. Where there is none, `info` is made to say why.
+    fn prepared(&self, core: Option<&wasmtime::Module>, info: &mut ModuleInfo) -> Option<Hold> {
+        let reason = match core {
+            Some(core) => match self.cores.prepare(core, &self.ticker) {
+                Ok(hold) => return Some(hold),
+                Err(reason) => Some(reason.to_string()),
+            },
+            None if info.tier == Tier::Reset => Some("the reset tier is switched off on this node".into()),
+            None => None,
+        };
+        info.tier = Tier::Component;
+        info.tier_reason = reason.or_else(|| info.tier_reason.take());
+        None
     }
 }
 

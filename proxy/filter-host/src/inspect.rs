@@ -49,6 +49,21 @@ pub enum ModuleKind {
     Component,
 }
 
+/// How the sandbox of a module's request phase is made fresh for each request. Its other phases are always in the
+/// component tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tier {
+    /// A kept instance of its core module is put back to its first state after each request.
+    Reset,
+    /// A component instance is made for each request.
+    Component,
+}
+
+fn component_tier() -> Tier {
+    Tier::Component
+}
+
 /// What was found out about a module that can be taken.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModuleInfo {
@@ -60,6 +75,12 @@ pub struct ModuleInfo {
     pub phases: Vec<String>,
     /// The interfaces that it imports.
     pub imports: Vec<String>,
+    /// The tier that its request phase runs in. Described before there were tiers: `component`.
+    #[serde(default = "component_tier")]
+    pub tier: Tier,
+    /// Why it is not in the reset tier.
+    #[serde(default)]
+    pub tier_reason: Option<String>,
     /// Bytes as uploaded.
     pub size: u64,
     /// Bytes of machine code and metadata.

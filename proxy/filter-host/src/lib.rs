@@ -3,13 +3,15 @@
 //! * [`Compiler`] validates and compiles in a child process and keeps artifacts in a cache.
 //! * [`Engine`] owns wasmtime, its instance pool, the 1 ms epoch tick and the slow lane.
 //! * [`Chain`] runs a tenant's filters over a request head and backward over its response, each call in a fresh
-//!   instance, and always answers. A [`Passage`] is what its later phases know of the request.
+//!   sandbox, and always answers. A [`Passage`] is what its later phases know of the request. Which of two ways makes
+//!   the sandbox fresh is the module's [`Tier`].
 //!
 //! Guests are untrusted: whatever a module does ends as a verdict or as a [`Failure`], within its limits, and
 //! without delaying another tenant's requests for longer than one slice of [`SLICE`].
 //! Floor 2: knows nothing of upstreams, queue or store; what a guest may ask of them comes through [`HostView`].
 
 mod admission;
+mod artifact;
 mod bindings;
 mod breaker;
 mod cache;
@@ -25,6 +27,7 @@ mod load;
 mod module;
 mod passage;
 mod phases;
+mod reset;
 mod shared;
 mod signature;
 mod slow_lane;
@@ -46,7 +49,7 @@ pub use host::{
     Exchange, FilterConfig, GuestLog, HostView, LogLevel, MAX_CONTEXT, Metric, MetricRefusal, MetricUpdate,
     OutboundError, OutboundRequest, OutboundResponse, Properties, Redaction, UpstreamState, UpstreamStatus,
 };
-pub use inspect::{ModuleInfo, ModuleKind, Rejection};
+pub use inspect::{ModuleInfo, ModuleKind, Rejection, Tier};
 pub use module::Module;
 pub use passage::{BodyStage, FinishOutcome, Passage, ResponseDecision, ResponseStep};
 pub use phases::{Phase, PhaseSet};

@@ -10,6 +10,7 @@ use crate::{
     host::CallState,
     inspect::ModuleInfo,
     phases::{PhaseExports, PhaseSet},
+    reset::{Core, Hold},
 };
 
 /// A compiled module, linked as far as it can be before an instance exists. Shared by every tenant that uses it.
@@ -18,6 +19,8 @@ pub struct Module {
     pre: InstancePre<CallState>,
     exports: PhaseExports,
     phases: PhaseSet,
+    /// Its form for the reset tier, where it has that.
+    core: Option<Hold>,
     info: ModuleInfo,
     label: Arc<str>,
 }
@@ -26,11 +29,12 @@ impl Module {
     pub(crate) fn new(
         engine: wasmtime::Engine,
         pre: InstancePre<CallState>,
+        core: Option<Hold>,
         info: ModuleInfo,
     ) -> wasmtime::Result<Self> {
         let label = info.digest.to_string().into();
         let exports = PhaseExports::find(&pre, &info)?;
-        Ok(Self { engine, pre, exports, phases: PhaseSet::of(&info), info, label })
+        Ok(Self { engine, pre, exports, phases: PhaseSet::of(&info), core, info, label })
     }
 
     pub(crate) fn engine(&self) -> &wasmtime::Engine {
@@ -39,6 +43,11 @@ impl Module {
 
     pub(crate) fn pre(&self) -> &InstancePre<CallState> {
         &self.pre
+    }
+
+    /// Its form for the reset tier, where its request phase runs in that.
+    pub(crate) fn core(&self) -> Option<&Arc<Core>> {
+        self.core.as_ref().map(Hold::core)
     }
 
     /// Where its phases' functions are.

@@ -234,6 +234,7 @@ impl SlowLane {
             thread::Builder::new().name(format!("slow-lane-{i}")).spawn(move || {
                 // Without the right to change priorities the lane still works; the workers then share with it.
                 let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICENESS);
+                crate::reset::keep_nothing_on_this_thread();
                 shared.run();
             })?;
         }

@@ -22,7 +22,7 @@ use crate::{
     UpstreamStatus, compile_worker,
 };
 
-fn guest(name: &str) -> Vec<u8> {
+pub(crate) fn guest(name: &str) -> Vec<u8> {
     let dir = std::env::var_os("BEAMLINE_GUESTS").map_or_else(
         || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/guests")),
         PathBuf::from,
@@ -37,17 +37,20 @@ pub(crate) fn engine() -> &'static Arc<Engine> {
     ENGINE.get_or_init(|| Engine::new(EngineSettings { pool_instances: 128, ..Default::default() }).unwrap())
 }
 
-fn taken(bytes: &[u8]) -> (crate::ModuleInfo, Vec<u8>) {
-    match compile_worker::compile(bytes).unwrap() {
-        (compile_worker::Answer::Taken(info), artifact) => (info, artifact),
-        (compile_worker::Answer::Rejected(rejection), _) => panic!("rejected: {rejection}"),
-    }
+pub(crate) fn compiled(bytes: &[u8]) -> Result<(crate::ModuleInfo, Vec<u8>), Rejection> {
+    let mut output = Vec::new();
+    compile_worker::answer(bytes, &mut output).unwrap();
+    compile_worker::Told::parse(&output).unwrap().artifact()
+}
+
+pub(crate) fn taken(bytes: &[u8]) -> (crate::ModuleInfo, Vec<u8>) {
+    compiled(bytes).unwrap_or_else(|rejection| panic!("rejected: {rejection}"))
 }
 
 fn rejected(bytes: &[u8]) -> Rejection {
-    match compile_worker::compile(bytes).unwrap() {
-        (compile_worker::Answer::Rejected(rejection), _) => rejection,
-        (compile_worker::Answer::Taken(info), _) => panic!("taken: {info:?}"),
+    match compiled(bytes) {
+        Err(rejection) => rejection,
+        Ok((info, _)) => panic!("taken: {info:?}"),
     }
 }
 
@@ -76,13 +79,16 @@ fn the_reference_page_tells_the_limits_that_are_the_same_for_all() {
         ("handles of resources", vec!["1,000".into()]),
         ("what `get-many` gives", vec![mib(crate::host::MAX_GIVEN)]),
         ("keys, values and token buckets", vec![format!("{} GiB", crate::shared::NODE_BYTES >> 30)]),
+        ("kept instances of a worker", vec!["1,000".into(), mib(crate::reset::MAX_BYTES)]),
+        ("kept instances of a node", vec!["4,096".into(), mib(crate::reset::MAX_NODE_BYTES)]),
     ] {
         assert!(figures.iter().all(|figure| row(what).contains(figure)), "{what}: {figures:?}");
     }
     assert_eq!((crate::host::MAX_TABLE_ELEMENTS, crate::call::MAX_HANDLES), (20_000, 1_000));
+    assert_eq!((crate::reset::MAX_INSTANCES, crate::reset::MAX_NODE_INSTANCES), (1_000, 4_096));
 }
 
-struct View {
+pub(crate) struct View {
     state: TenantState,
     limits: FilterLimits,
     counted: Mutex<Vec<String>>,
@@ -92,11 +98,11 @@ struct View {
 }
 
 impl View {
-    fn shared(limits: FilterLimits) -> Arc<dyn HostView> {
+    pub(crate) fn shared(limits: FilterLimits) -> Arc<dyn HostView> {
         Arc::new(Self::new(limits))
     }
 
-    fn new(limits: FilterLimits) -> Self {
+    pub(crate) fn new(limits: FilterLimits) -> Self {
         Self {
             state: TenantState::new(),
             limits,
@@ -197,7 +203,7 @@ fn chain_of(tenant: &str, config: &str, limits: FilterLimits, on_error: OnError)
     Chain::new(tenant.parse().unwrap(), limits, vec![filter])
 }
 
-fn head(fields: &[(&'static str, &'static str)]) -> RequestHead {
+pub(crate) fn head(fields: &[(&'static str, &'static str)]) -> RequestHead {
     let headers: HeaderMap =
         fields.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect();
     RequestHead::new(Method::GET, "/a/b?c=d".parse().unwrap(), "acme.test".into(), headers)

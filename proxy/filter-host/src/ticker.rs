@@ -31,17 +31,18 @@ struct Shared {
 }
 
 impl Ticker {
-    /// Starts the thread; it ends with the engine.
-    pub(crate) fn start(engine: &wasmtime::Engine) -> io::Result<Self> {
+    /// Starts the thread, which ticks for both engines; it ends with them.
+    pub(crate) fn start(components: &wasmtime::Engine, cores: &wasmtime::Engine) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
-        let (engine, flags) = (engine.weak(), Arc::clone(&shared));
+        let (components, cores, flags) = (components.weak(), cores.weak(), Arc::clone(&shared));
         let ticking = thread::Builder::new().name("epoch".into()).spawn(move || {
             // A late tick is a late end of a guest's slice. Without the right to go first, the tick waits its turn.
             let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), -5);
             let mut idle = 0;
-            while let Some(engine) = engine.upgrade() {
-                engine.increment_epoch();
-                drop(engine);
+            while let (Some(components), Some(cores)) = (components.upgrade(), cores.upgrade()) {
+                components.increment_epoch();
+                cores.increment_epoch();
+                drop((components, cores));
                 idle = if flags.used.swap(false, Ordering::SeqCst) { 0 } else { idle + 1 };
                 if idle < REST_AFTER {
                     thread::sleep(TICK);
@@ -80,7 +81,7 @@ mod tests {
     #[test]
     fn a_resting_ticker_is_woken_by_the_next_guest() {
         let engine = crate::engine::compiling_engine().unwrap();
-        let ticker = Ticker::start(&engine).unwrap();
+        let ticker = Ticker::start(&engine, &engine).unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);
         while !ticker.shared.resting.load(Ordering::SeqCst) {
             assert!(Instant::now() < deadline, "it never rests");

@@ -2,6 +2,7 @@
 
 use std::{
     path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
 };
@@ -33,6 +34,9 @@ pub(crate) struct Stage {
     quick: QuickOrigin,
     threads: Vec<String>,
     resident: u64,
+    /// Modules that were taken, and those of them that are in the reset tier.
+    taken: AtomicU32,
+    reset: AtomicU32,
 }
 
 /// The threads that a node has all its life.
@@ -44,7 +48,13 @@ fn steady_threads(pid: u32) -> Vec<String> {
 
 impl Stage {
     pub(crate) fn start() -> Self {
-        let scene = Scene::with(Options::default()).unwrap();
+        Self::in_tier("reset")
+    }
+
+    /// A node whose modules run in this tier, where they can.
+    pub(crate) fn in_tier(tier: &str) -> Self {
+        let arguments = vec!["--reset-tier".into(), (tier == "reset").to_string()];
+        let scene = Scene::with(Options { arguments, ..Options::default() }).unwrap();
         let quick = QuickOrigin::start(64).unwrap();
         let probe = scene.filter("probe").unwrap();
         let endpoints = json!([quick.address().to_string()]);
@@ -57,7 +67,7 @@ impl Stage {
         let pid = scene.node.pid().unwrap();
         let (threads, resident) = (steady_threads(pid), process::memory(pid).unwrap().resident);
         assert!(threads.len() >= 4, "{threads:?}");
-        Self { scene, quick, threads, resident }
+        Self { scene, quick, threads, resident, taken: AtomicU32::new(0), reset: AtomicU32::new(0) }
     }
 
     /// The quiet tenant's requests, until they are stopped.
@@ -65,6 +75,11 @@ impl Stage {
         let request = load::request("GET", "/", HOST, &[("x-probe", "headers")], b"");
         let plan = Plan::new(self.scene.node.address(), request).connections(2).rate(200.0);
         load::start(plan.lasting(Duration::from_secs(3600)).timeout(PATIENCE)).unwrap()
+    }
+
+    /// Of the modules that were taken, how many are in the reset tier: the other number is of all.
+    pub(crate) fn in_the_reset_tier(&self) -> (u32, u32) {
+        (self.reset.load(Relaxed), self.taken.load(Relaxed))
     }
 
     /// Stops the quiet tenant's requests; says what went wrong with them, or with the node.
@@ -128,6 +143,8 @@ impl Stage {
             Ok(_) if matches!(kind.end, End::Refused) => return Err("it was taken".into()),
             Ok(module) => module,
         };
+        self.taken.fetch_add(1, Relaxed);
+        self.reset.fetch_add(u32::from(module.tier == "reset"), Relaxed);
         let manifest = self.manifest(NOISY, &module.digest);
         self.scene.admin.apply("noisy", &manifest).map_err(|e| e.to_string())?;
         let (rounds, at_once) = if is_long() { (8, 16) } else { (1, 3) };

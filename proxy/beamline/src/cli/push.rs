@@ -36,6 +36,8 @@ pub(crate) struct PushArgs {
 pub(crate) struct Pushed {
     pub(crate) digest: beamline_model::Digest,
     pub(crate) kind: String,
+    pub(crate) tier: String,
+    pub(crate) tier_reason: Option<String>,
     pub(crate) phases: Vec<String>,
     pub(crate) imports: Vec<String>,
     pub(crate) size: u64,
@@ -57,6 +59,13 @@ pub(crate) fn run(args: &PushArgs) -> Result<Report, Failure> {
     table.row(["digest".into(), module.digest.to_string()]);
     table.row(["size".into(), format!("{}, {}", size(module.size), module.effort())]);
     table.row(["kind".into(), module.kind]);
+    table.row([
+        "tier".into(),
+        match module.tier_reason {
+            Some(reason) => format!("{}: {reason}", module.tier),
+            None => module.tier,
+        },
+    ]);
     for (label, names) in [("phases", module.phases), ("imports", module.imports)] {
         for (i, name) in names.into_iter().enumerate() {
             table.row([if i == 0 { label.to_owned() } else { String::new() }, name]);
@@ -95,11 +104,18 @@ mod tests {
                 "digest   {DIGEST}\n\
                  size     48.2 KiB, compiled in 212 ms\n\
                  kind     core-module\n\
+                 tier     reset\n\
                  phases   beamline:edge/request-handler@0.1.0\n\
                  imports  beamline:edge/http@0.1.0\n         beamline:edge/verdicts@0.1.0\n"
             )
         );
         assert!(ask(&node, &line).unwrap().text.contains("compiled before"));
+        let mut component = module(false);
+        component["tier"] = "component".into();
+        component["tier_reason"] = "it was uploaded as a component".into();
+        let node = FakeNode::answering([(200, component)]);
+        let text = ask(&node, &line).unwrap().text;
+        assert!(text.contains("tier     component: it was uploaded as a component\n"), "{text}");
     }
 
     #[test]

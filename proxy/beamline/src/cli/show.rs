@@ -103,6 +103,7 @@ struct Revision {
 struct Module {
     digest: Digest,
     kind: String,
+    tier: String,
     size: u64,
     pushed_ms: u64,
 }
@@ -235,10 +236,11 @@ fn modules(node: &Node, tenant: &TenantName) -> Result<Report, Failure> {
     }
     let answer = node.get(&format!("/v1/tenants/{tenant}/modules"))?;
     let Modules { modules } = answer.as_a()?;
-    let mut table = Table::headed(["DIGEST", "SIZE", "KIND", "PUSHED"]);
+    let mut table = Table::headed(["DIGEST", "SIZE", "KIND", "TIER", "PUSHED"]);
     let none = modules.is_empty();
     for module in modules {
-        table.row([module.digest.to_string(), size(module.size), module.kind, time(module.pushed_ms)]);
+        let pushed = time(module.pushed_ms);
+        table.row([module.digest.to_string(), size(module.size), module.kind, module.tier, pushed]);
     }
     let text = if none { "no modules yet: `beamline push` uploads one".into() } else { table.rendered() };
     Ok(Report { json: answer.0, text })
@@ -343,7 +345,7 @@ mod tests {
         let node = FakeNode::answering([(200, json!({ "modules": [listed] }))]);
         let report = ask(&node, "show acme --modules").unwrap();
         assert!(
-            report.text.contains(&format!("{DIGEST}  48.2 KiB  core-module  1970-01-01T00:00:00Z")),
+            report.text.contains(&format!("{DIGEST}  48.2 KiB  core-module  reset  1970-01-01T00:00:00Z")),
             "{}",
             report.text
         );

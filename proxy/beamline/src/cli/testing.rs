@@ -21,6 +21,8 @@ pub(crate) fn module(cached: bool) -> Value {
         "kind": "core-module",
         "phases": ["beamline:edge/request-handler@0.1.0"],
         "imports": ["beamline:edge/http@0.1.0", "beamline:edge/verdicts@0.1.0"],
+        "tier": "reset",
+        "tier_reason": null,
         "size": 49_400,
         "artifact_size": 120_000,
         "compile_ms": 212,

@@ -21,11 +21,14 @@ fn refusal(error: beamline_http::HeadEditError) -> wit_http::HeaderError {
 
 /// The first value of each of several fields. A guest may name one field many times over: what it is given is bounded
 /// apart from what the head holds.
-fn many(headers: &HeaderMap, names: &[String]) -> wasmtime::Result<Vec<Option<Vec<u8>>>> {
+pub(crate) fn many(
+    headers: &HeaderMap,
+    names: impl IntoIterator<Item = impl AsRef<str>>,
+) -> wasmtime::Result<Vec<Option<&[u8]>>> {
     let mut bytes = 0;
-    let values = names.iter().map(|name| {
-        let value = first(headers, name);
-        bytes += size_of::<Option<Vec<u8>>>() + value.as_ref().map_or(0, Vec::len);
+    let values = names.into_iter().map(|name| {
+        let value = first(headers, name.as_ref());
+        bytes += size_of::<Option<Vec<u8>>>() + value.map_or(0, <[u8]>::len);
         (bytes <= MAX_GIVEN).then_some(value)
     });
     let values: Option<Vec<_>> = values.collect();
@@ -36,8 +39,13 @@ fn many(headers: &HeaderMap, names: &[String]) -> wasmtime::Result<Vec<Option<Ve
     })
 }
 
-fn first(headers: &HeaderMap, name: &str) -> Option<Vec<u8>> {
-    headers.get(name).map(|v| v.as_bytes().to_vec())
+/// The first value of a field.
+pub(crate) fn first<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h [u8]> {
+    headers.get(name).map(::http::HeaderValue::as_bytes)
+}
+
+fn owned(value: Option<&[u8]>) -> Option<Vec<u8>> {
+    value.map(<[u8]>::to_vec)
 }
 
 fn all(headers: &HeaderMap, name: &str) -> Vec<Vec<u8>> {
@@ -81,7 +89,7 @@ impl wit_http::HostRequestHead for CallState {
 
     fn get(&mut self, _: Resource<RequestHead>, name: String) -> wasmtime::Result<Option<Vec<u8>>> {
         self.count_call()?;
-        Ok(first(&self.head.headers, &name))
+        Ok(owned(first(&self.head.headers, &name)))
     }
 
     fn get_all(&mut self, _: Resource<RequestHead>, name: String) -> wasmtime::Result<Vec<Vec<u8>>> {
@@ -95,7 +103,7 @@ impl wit_http::HostRequestHead for CallState {
         names: Vec<String>,
     ) -> wasmtime::Result<Vec<Option<Vec<u8>>>> {
         self.count_call()?;
-        many(&self.head.headers, &names)
+        Ok(many(&self.head.headers, names)?.into_iter().map(owned).collect())
     }
 
     fn snapshot(&mut self, _: Resource<RequestHead>) -> wasmtime::Result<wit_http::HeadSnapshot> {
@@ -152,7 +160,7 @@ impl wit_http::HostResponseHead for CallState {
 
     fn get(&mut self, _: Resource<ResponseHead>, name: String) -> wasmtime::Result<Option<Vec<u8>>> {
         self.count_call()?;
-        Ok(first(&self.response.headers, &name))
+        Ok(owned(first(&self.response.headers, &name)))
     }
 
     fn get_all(&mut self, _: Resource<ResponseHead>, name: String) -> wasmtime::Result<Vec<Vec<u8>>> {
@@ -166,7 +174,7 @@ impl wit_http::HostResponseHead for CallState {
         names: Vec<String>,
     ) -> wasmtime::Result<Vec<Option<Vec<u8>>>> {
         self.count_call()?;
-        many(&self.response.headers, &names)
+        Ok(many(&self.response.headers, names)?.into_iter().map(owned).collect())
     }
 
     fn snapshot(&mut self, _: Resource<ResponseHead>) -> wasmtime::Result<wit_http::ResponseSnapshot> {
@@ -236,9 +244,9 @@ mod tests {
     fn what_a_guest_is_given_at_once_is_bounded_however_often_it_names_a_field() {
         let mut headers = HeaderMap::new();
         headers.insert("x-large", "x".repeat(60_000).parse().unwrap());
-        let given = |times| many(&headers, &vec!["x-large".to_owned(); times]);
+        let given = |times| many(&headers, vec!["x-large"; times]);
         assert_eq!(given(17).unwrap().len(), 17);
         assert!(given(18).unwrap_err().to_string().contains("get-many"));
-        assert!(many(&headers, &vec![String::new(); 100_000]).is_err(), "what is not there counts too");
+        assert!(many(&headers, vec![""; 100_000]).is_err(), "what is not there counts too");
     }
 }

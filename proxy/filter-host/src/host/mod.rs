@@ -24,7 +24,7 @@ use bytes::Bytes;
 use thiserror::Error;
 use wasmtime::ResourceLimiter;
 
-pub(crate) use self::http::final_status;
+pub(crate) use self::http::{final_status, first, many};
 pub use self::{
     config::FilterConfig,
     context::MAX_CONTEXT,
@@ -181,7 +181,7 @@ impl CallState {
     }
 
     /// Begins every host function: the call ends where it has used up what it may call.
-    fn count_call(&mut self) -> Result<(), HostCallsExhausted> {
+    pub(crate) fn count_call(&mut self) -> Result<(), HostCallsExhausted> {
         self.calls.left = self.calls.left.checked_sub(1).ok_or(HostCallsExhausted)?;
         Ok(())
     }

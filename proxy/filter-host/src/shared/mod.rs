@@ -31,8 +31,15 @@ pub struct TenantState {
     buckets: OnceLock<Buckets>,
 }
 
+impl Default for TenantState {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl TenantState {
-    pub(crate) fn new() -> Self {
+    /// Nothing kept.
+    pub fn new() -> Self {
         Self { since: Instant::now(), kv: OnceLock::new(), buckets: OnceLock::new() }
     }
 

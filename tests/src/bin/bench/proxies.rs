@@ -127,6 +127,11 @@ pub(crate) fn host(n: usize) -> String {
 }
 
 impl Node {
+    /// One that runs already.
+    pub(crate) fn of(node: Beamline) -> Self {
+        Self(node)
+    }
+
     /// With so many tenants, each without a filter or with a module of its own: `filter` with another custom section
     /// each time, so that no two have the same digest. `binary` in place of the one that is measured.
     pub(crate) fn start(
@@ -135,12 +140,22 @@ impl Node {
         filter: Option<&[u8]>,
         binary: Option<&Path>,
     ) -> Result<Self> {
+        let options = Options { binary: binary.map(Path::to_owned), ..Options::default() };
+        Self::with(options, origin, tenants, filter)
+    }
+
+    /// The same, with every filter in one tier.
+    pub(crate) fn in_tier(reset: bool, origin: SocketAddr, tenants: usize, filter: &[u8]) -> Result<Self> {
+        let arguments = vec!["--reset-tier".into(), reset.to_string()];
+        Self::with(Options { arguments, ..Options::default() }, origin, tenants, Some(filter))
+    }
+
+    fn with(options: Options, origin: SocketAddr, tenants: usize, filter: Option<&[u8]>) -> Result<Self> {
         let node = Beamline::start(Options {
-            binary: binary.map(Path::to_owned),
             workers: 1,
             cpu: Some(PROXY_CPU),
             ready_within: Duration::from_secs(60),
-            ..Options::default()
+            ..options
         })?;
         let admin = node.admin()?;
         let range = format!("{}/32:{}", origin.ip(), origin.port());

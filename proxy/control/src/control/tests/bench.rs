@@ -11,7 +11,7 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use beamline_filter_host::{Compilation, CompileError, ModuleInfo, ModuleKind, Rejection};
+use beamline_filter_host::{Compilation, CompileError, ModuleInfo, ModuleKind, Rejection, Tier};
 use beamline_model::{Digest, Grant, Manifest, TenantName, TokenScope};
 use beamline_queue::Queue;
 use beamline_store::SqliteStore;
@@ -58,6 +58,8 @@ impl Modules for Arc<TestModules> {
                 kind: ModuleKind::CoreModule,
                 phases: vec!["beamline:edge/request-handler@0.1.0".to_owned()],
                 imports: vec![],
+                tier: Tier::Reset,
+                tier_reason: None,
                 size: bytes.len() as u64,
                 artifact_size: 0,
                 compile_ms: 7,

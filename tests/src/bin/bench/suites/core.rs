@@ -26,20 +26,20 @@ use crate::{
 /// Rounds where nothing else is asked for.
 const ROUNDS: usize = 15;
 /// Bytes of each answer's body.
-const ANSWER: usize = 128;
+pub(super) const ANSWER: usize = 128;
 /// What runs before each measurement, for caches and connection pools.
 const WARM_UP: Duration = Duration::from_millis(150);
 
 /// Without a filter: at most so many times what nginx costs.
 const BAR_NO_FILTER: f64 = 1.25;
-/// A filter that reads 12 headers in a fresh instance: at most so many µs more.
+/// A filter that reads 12 headers in a fresh sandbox: at most so many µs more. The filter suite has bars for each tier.
 const BAR_FILTER: f64 = 14.0;
 
 /// One line of the table: a proxy and what is asked of it.
-struct Case {
+pub(super) struct Case {
     name: String,
-    proxy: usize,
-    /// The case that it is held against: nginx with the same requests.
+    pub(super) proxy: usize,
+    /// The case that it is held against: with nginx, the same requests there.
     base: usize,
     requests: Vec<Vec<u8>>,
     rounds: Vec<Round>,
@@ -54,6 +54,10 @@ struct Round {
 }
 
 impl Case {
+    pub(super) fn new(name: &str, proxy: usize, base: usize, requests: Vec<Vec<u8>>) -> Self {
+        Self { name: name.into(), proxy, base, requests, rounds: Vec::new(), usage: Usage::default() }
+    }
+
     /// The same requests, held against the same case, not measured yet.
     fn again(&self) -> Self {
         Self {
@@ -77,11 +81,22 @@ impl Case {
     }
 
     /// Against another case in the same round.
-    fn paired(&self, base: &Self, how: impl Fn(f64, f64) -> f64) -> f64 {
+    pub(super) fn paired(&self, base: &Self, how: impl Fn(f64, f64) -> f64) -> f64 {
         median(self.rounds.iter().zip(&base.rounds).map(|(a, b)| how(a.cpu_us, b.cpu_us)).collect())
     }
 
-    fn failed(&self) -> u64 {
+    /// Of requests a second, against another case in the same round.
+    pub(super) fn paired_rate(&self, base: &Self, how: impl Fn(f64, f64) -> f64) -> f64 {
+        median(
+            self.rounds
+                .iter()
+                .zip(&base.rounds)
+                .map(|(a, b)| how(a.report.rate(), b.report.rate()))
+                .collect(),
+        )
+    }
+
+    pub(super) fn failed(&self) -> u64 {
         self.rounds.iter().map(|r| r.report.failed()).sum()
     }
 
@@ -162,27 +177,11 @@ fn costs(settings: &Settings) -> Result<(Vec<Bar>, Value)> {
             .collect();
         cases.extend(theirs);
     }
-    proxies.iter().try_for_each(|p| p.freeze(true))?;
-    for case in &cases {
-        let proxy = &proxies[case.proxy];
-        proxy.freeze(false)?;
-        touch_all(case, proxy.as_ref(), &mut stage, settings)?;
-        proxy.freeze(true)?;
-    }
-    for round in 1..=settings.rounds(ROUNDS) {
-        for case in &mut cases {
-            let proxy = &proxies[case.proxy];
-            proxy.freeze(false)?;
-            measure(case, proxy.as_ref(), &mut stage, settings)?;
-            proxy.freeze(true)?;
-        }
-        println!("round {round} of {}", settings.rounds(ROUNDS));
-    }
-    let memory: Vec<_> = proxies.iter().map(|p| p.pid().map(cpu::resident_mib)).collect::<Result<_>>()?;
-    proxies.iter().try_for_each(|p| p.freeze(false))?;
-
+    let memory = turns(&mut cases, &proxies, &mut stage, settings)?;
     print(&cases, &memory, settings);
-    Ok((bars(&cases, settings.modules), figures(&cases, &memory, settings)))
+    let mut figures = figures(&cases, &memory, settings);
+    figures["noise"] = json!(cases[NGINX_AGAIN].paired(&cases[NGINX], |a, b| a / b));
+    Ok((bars(&cases, settings.modules), figures))
 }
 
 /// Of the proxies, the first that is BeamLine.
@@ -206,14 +205,7 @@ pub(crate) fn twelve_headers(n: usize) -> Vec<u8> {
 
 fn cases(modules: usize) -> Vec<Case> {
     let small = vec![load::get("/", &host(0))];
-    let case = |name: &str, proxy, base, requests| Case {
-        name: name.into(),
-        proxy,
-        base,
-        requests,
-        rounds: Vec::new(),
-        usage: Usage::default(),
-    };
+    let case = Case::new;
     vec![
         case("nginx", 0, NGINX, small.clone()),
         case("nginx again (noise)", 1, NGINX, small.clone()),
@@ -235,6 +227,34 @@ fn cases(modules: usize) -> Vec<Case> {
             (0..modules).map(twelve_headers).collect(),
         ),
     ]
+}
+
+/// Gives each case its turn in each round, the other proxies frozen; then the memory that each proxy takes, in MiB.
+pub(super) fn turns(
+    cases: &mut [Case],
+    proxies: &[Box<dyn Proxy>],
+    stage: &mut Stage,
+    settings: &Settings,
+) -> Result<Vec<f64>> {
+    proxies.iter().try_for_each(|p| p.freeze(true))?;
+    for case in &*cases {
+        let proxy = &proxies[case.proxy];
+        proxy.freeze(false)?;
+        touch_all(case, proxy.as_ref(), stage, settings)?;
+        proxy.freeze(true)?;
+    }
+    for round in 1..=settings.rounds(ROUNDS) {
+        for case in &mut *cases {
+            let proxy = &proxies[case.proxy];
+            proxy.freeze(false)?;
+            measure(case, proxy.as_ref(), stage, settings)?;
+            proxy.freeze(true)?;
+        }
+        println!("round {round} of {}", settings.rounds(ROUNDS));
+    }
+    let memory = proxies.iter().map(|p| p.pid().map(cpu::resident_mib)).collect::<Result<_>>()?;
+    proxies.iter().try_for_each(|p| p.freeze(false))?;
+    Ok(memory)
 }
 
 /// Sends each request a few times: no round is the first that a module sees.
@@ -259,7 +279,7 @@ fn measure(case: &mut Case, proxy: &dyn Proxy, stage: &mut Stage, settings: &Set
     Ok(())
 }
 
-fn print(cases: &[Case], memory: &[f64], settings: &Settings) {
+pub(super) fn print(cases: &[Case], memory: &[f64], settings: &Settings) {
     println!(
         "\nCPU per request of the proxy's processes: medians of {} rounds of {} ms, {} kept connections, GET, {ANSWER}-byte answers, access log on and buffered\n",
         settings.rounds(ROUNDS),
@@ -269,7 +289,7 @@ fn print(cases: &[Case], memory: &[f64], settings: &Settings) {
     let mut table = Table::new(&[
         "",
         "µs/request",
-        "× nginx",
+        "× base",
         "user µs",
         "kernel µs",
         "p50 µs",
@@ -338,7 +358,7 @@ fn bars(cases: &[Case], modules: usize) -> Vec<Bar> {
     ]
 }
 
-fn figures(cases: &[Case], memory: &[f64], settings: &Settings) -> Value {
+pub(super) fn figures(cases: &[Case], memory: &[f64], settings: &Settings) -> Value {
     let systems: Vec<_> = cases
         .iter()
         .map(|case| {
@@ -346,7 +366,7 @@ fn figures(cases: &[Case], memory: &[f64], settings: &Settings) -> Value {
                 "name": case.name,
                 "cpu_us": case.cpu_us(),
                 "cpu_us_rounds": case.rounds.iter().map(|r| r.cpu_us).collect::<Vec<_>>(),
-                "times_nginx": case.paired(&cases[case.base], |a, b| a / b),
+                "times_base": case.paired(&cases[case.base], |a, b| a / b),
                 "kernel_share": case.usage.kernel_share(),
                 "threads": case.usage.threads_by_share(),
                 "p50_us": case.latency(50.0),
@@ -362,7 +382,6 @@ fn figures(cases: &[Case], memory: &[f64], settings: &Settings) -> Value {
         "round_ms": settings.round_ms,
         "connections": settings.connections,
         "modules": settings.modules,
-        "noise": cases[NGINX_AGAIN].paired(&cases[NGINX], |a, b| a / b),
         "systems": systems,
     })
 }

@@ -1,0 +1,188 @@
+//! What the host knows of one kept instance: the call that it is in, and how its memory stands.
+
+use wasmtime::{Caller, Memory, ResourceLimiter as _, Result, Trap, bail};
+
+use super::{
+    abi::{Lowering, Marks},
+    qualify::PAGE,
+};
+use crate::{bindings::beamline::edge::verdicts::Verdict, host::CallState};
+
+/// The handle of the request's head: the same number in each call, as in a fresh component instance.
+pub(super) const HANDLE: u32 = 1;
+
+/// Bytes by which an instance's memory may have grown beyond its first size for the instance to be kept.
+const MAX_KEPT_GROWTH: usize = 1 << 20;
+/// Pages that a memory gets beyond what was asked for, at most, while its instance may be kept.
+const SPARE_PAGES: u64 = 8;
+/// How much larger a memory gets when its instance will not be kept: growing copies and clears it.
+const LEAP: u64 = 8;
+
+/// The data of a kept instance's store.
+#[derive(Default)]
+pub(super) struct Guest {
+    /// The call under way. Without one (while the module starts) no import can be called.
+    call: Option<CallState>,
+    memory: Option<Memory>,
+    /// Bytes that the guest has: what it was rewritten to believe.
+    size: usize,
+    /// Bytes of memory beyond which the instance is not kept.
+    keepable: usize,
+    max_pages: u64,
+    /// The guest has not dropped its handle yet.
+    handle_lives: bool,
+    /// The phase has returned.
+    returned: bool,
+    pub(super) verdict: Option<Verdict>,
+    pub(super) lowering: Lowering,
+    pub(super) marks: Marks,
+}
+
+impl Guest {
+    /// Of a memory that has `size` bytes and may have `max_pages`.
+    pub(super) fn new(max_pages: u64) -> Self {
+        Self { max_pages, ..Self::default() }
+    }
+
+    pub(super) fn memory(&self) -> Result<Memory> {
+        match self.memory {
+            Some(memory) => Ok(memory),
+            None => bail!("an import was called before there was a memory"),
+        }
+    }
+
+    /// Its memory, which begins with so many bytes.
+    pub(super) fn set_memory(&mut self, memory: Memory, size: usize) {
+        (self.memory, self.size, self.keepable) = (Some(memory), size, size + MAX_KEPT_GROWTH);
+    }
+
+    /// Whether a memory of so many bytes is small enough to be kept.
+    pub(super) fn may_keep(&self, bytes: usize) -> bool {
+        bytes <= self.keepable
+    }
+
+    pub(super) fn size(&self) -> usize {
+        self.size
+    }
+
+    pub(super) fn set_size(&mut self, size: usize) {
+        self.size = size;
+    }
+
+    /// Begins a call. `false` where its limit does not even grant the memory that the module begins with.
+    pub(super) fn begin(&mut self, call: CallState) -> Result<bool> {
+        let call = self.call.insert(call);
+        (self.handle_lives, self.returned) = (true, false);
+        call.memory.memory_growing(0, self.size, None)
+    }
+
+    /// Ends the call: its state, and the verdict where there is one.
+    pub(super) fn end(&mut self) -> (Option<CallState>, Option<Verdict>) {
+        self.lowering.end();
+        (self.call.take(), self.verdict.take())
+    }
+
+    /// The call's state, for the epoch's tick.
+    pub(super) fn running(&mut self) -> Option<&mut CallState> {
+        self.call.as_mut()
+    }
+
+    fn may_leave(&self) -> Result<()> {
+        if self.returned || self.lowering.is_under_way() {
+            return Err(Trap::CannotLeaveComponent.into());
+        }
+        Ok(())
+    }
+
+    /// An import was called: the call's state.
+    pub(super) fn enter(&mut self) -> Result<&mut CallState> {
+        self.may_leave()?;
+        match &mut self.call {
+            Some(call) => Ok(call),
+            None => bail!("an import was called while the module started"),
+        }
+    }
+
+    /// An import was called whose result borrows from the call's state.
+    pub(super) fn enter_lowering(&mut self) -> Result<(&mut CallState, &mut Lowering)> {
+        self.enter()?;
+        match &mut self.call {
+            Some(call) => Ok((call, &mut self.lowering)),
+            None => bail!("an import was called while the module started"),
+        }
+    }
+
+    /// An import was called with a handle.
+    pub(super) fn use_handle(&self, handle: u32) -> Result<()> {
+        self.may_leave()?;
+        if handle != HANDLE || !self.handle_lives {
+            bail!("unknown handle index {handle}")
+        }
+        Ok(())
+    }
+
+    /// An import was called with a handle of a response, of which this phase has none.
+    pub(super) fn use_response_handle(&self, handle: u32) -> Result<()> {
+        self.use_handle(handle)?;
+        bail!(
+            "handle index {handle} used with the wrong type, \
+             expected guest-defined resource but found a different guest-defined resource"
+        )
+    }
+
+    pub(super) fn drop_handle(&mut self, handle: u32) -> Result<()> {
+        self.use_handle(handle)?;
+        self.handle_lives = false;
+        Ok(())
+    }
+
+    /// The phase returned: the handle was only lent, and no import may be called from now on.
+    pub(super) fn leave(&mut self) -> Result<()> {
+        if self.handle_lives {
+            bail!("borrow handles still remain at the end of the call")
+        }
+        self.returned = true;
+        Ok(())
+    }
+
+    /// Places a result; the first layout to allocate for it, or 0.
+    pub(super) fn lower(&mut self, memory: &mut [u8]) -> Result<u64> {
+        self.lowering.advance(memory, &mut self.marks)
+    }
+
+    /// `memory.grow`: whether the guest gets `more` pages. What it once got stays there for later calls, unseen.
+    pub(super) fn grow(caller: &mut Caller<'_, Self>, old: u32, more: u32) -> Result<bool> {
+        let memory = caller.data().memory()?;
+        let guest = caller.data_mut();
+        let pages = u64::from(old) + u64::from(more);
+        let bytes = |pages: u64| usize::try_from(pages * PAGE).unwrap_or(usize::MAX);
+        // The limit is asked first, however much is wanted: its refusal is what a trap that follows is put down to.
+        let granted = match &mut guest.call {
+            Some(call) => call.memory.memory_growing(bytes(old.into()), bytes(pages), None)?,
+            None => bail!("the memory was grown while the module started"),
+        };
+        // No further than this call's limit, whatever the module may have.
+        let limit = guest.call.as_ref().map_or(0, |call| call.memory.limit as u64 / PAGE);
+        let (max_pages, kept) = (guest.max_pages, guest.may_keep(bytes(pages)));
+        if !granted || pages > max_pages {
+            return Ok(false);
+        }
+        let there = memory.size(&*caller);
+        if pages > there {
+            // Growing copies the memory: some more than was asked for, unseen, so that a thousand small steps do not.
+            let with_spare = if kept { there + (there / 4).min(SPARE_PAGES) } else { there * LEAP };
+            let target = pages.max(with_spare.min(limit)).min(max_pages);
+            if memory.grow(&mut *caller, target - there).is_err() {
+                return Ok(false);
+            }
+        }
+        caller.data_mut().size = bytes(pages);
+        Ok(true)
+    }
+
+    /// Whether nothing of a call is left.
+    #[cfg(test)]
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.call.is_none() && self.verdict.is_none() && self.lowering.is_at_rest() && self.marks.is_empty()
+    }
+}

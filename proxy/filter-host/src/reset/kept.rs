@@ -1,0 +1,454 @@
+//! Kept instances: built, called, and put back to the first state of their module.
+
+use std::{
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use wasmtime::{
+    ExternType, Global, Instance, InstancePre, Linker, Memory, Module, Result, Store, TypedFunc,
+    UpdateDeadline, Val, bail,
+};
+
+use super::{
+    abi,
+    guest::{Guest, HANDLE},
+    qualify::{MAX_IMAGE, Unqualified},
+    rewrite::{CARD, CARD_SHIFT, STRADDLE, names},
+    shelf::{Item, MAX_NODE_BYTES, MAX_NODE_INSTANCES, Node, Place},
+};
+use crate::{
+    bindings::beamline::edge::verdicts::Verdict,
+    call::{at_tick, thread_cpu},
+    engine::MAX_STACK,
+    host::CallState,
+    ticker::Ticker,
+};
+
+/// CPU time that a module's start may take, each time that it is loaded.
+const MAX_START: Duration = Duration::from_millis(10);
+/// More ticks than a node lives.
+const UNLIMITED_TICKS: u64 = 1 << 40;
+/// Calls of the component tier that a call which outgrew its kept instance is worth.
+const OUTGROWN: u32 = 64;
+/// So many that a module is to be taken for one that outgrows its instances: it does better in the component tier.
+const OUTGROWS: u32 = 8 * OUTGROWN;
+/// What an instance takes beside its memories, tables, functions and stack: the host's buffers, most of all.
+const OVERHEAD: usize = 128 << 10;
+/// Bytes of an element of a table.
+const TABLE_ELEMENT: u64 = 8;
+/// Bytes of wasmtime's record of a function, in each instance.
+const FUNCTION: usize = 32;
+
+/// wasmtime for core modules, what they can import, and what the node keeps of them.
+pub(crate) struct CoreEngine {
+    engine: wasmtime::Engine,
+    linker: Linker<Guest>,
+    node: Arc<Node>,
+}
+
+impl CoreEngine {
+    pub(crate) fn new(engine: wasmtime::Engine) -> Result<Self> {
+        let linker = abi::linker(&engine)?;
+        Ok(Self { engine, linker, node: Node::with_bounds(MAX_NODE_INSTANCES, MAX_NODE_BYTES) })
+    }
+
+    pub(crate) fn wasmtime(&self) -> &wasmtime::Engine {
+        &self.engine
+    }
+
+    /// Starts a compiled module once, with every import trapping, to see what its first state is.
+    ///
+    /// # Errors
+    /// Where its start traps, calls an import, grows the memory or does not end, and where its first state is too large.
+    pub(crate) fn prepare(&self, module: &Module, ticker: &Ticker) -> Result<Hold, Unqualified> {
+        let core =
+            self.started(module, ticker).map_err(|e| Unqualified::Start(e.root_cause().to_string()))?;
+        if core.first.bytes.len() > MAX_IMAGE {
+            return Err(Unqualified::Image(core.first.bytes.len()));
+        }
+        let wanted = Arc::new(());
+        let core = Arc::new(Core { wanted: Arc::downgrade(&wanted), ..core });
+        Ok(Hold { core, _wanted: wanted })
+    }
+
+    fn started(&self, module: &Module, ticker: &Ticker) -> Result<Core> {
+        static KEYS: AtomicU64 = AtomicU64::new(0);
+        let Some(ExternType::Memory(memory)) = module.get_export(names::MEMORY) else {
+            bail!("the rewritten module exports no memory")
+        };
+        let pre = self.linker.instantiate_pre(module)?;
+        let max_pages = memory.maximum().unwrap_or(memory.minimum());
+        let mut store = Store::new(&self.engine, Guest::new(max_pages));
+        let (began, ticks) = (thread_cpu(), ticker.clone());
+        store.epoch_deadline_callback(move |_| {
+            ticks.keep();
+            if thread_cpu().saturating_sub(began) > MAX_START {
+                bail!("it had not ended after {MAX_START:?} of CPU time")
+            }
+            Ok(UpdateDeadline::Continue(1))
+        });
+        ticker.keep();
+        store.set_epoch_deadline(1);
+        let instance = pre.instantiate(&mut store)?;
+        let parts = Parts::of(&mut store, &instance)?;
+        let before = parts.memory.data(&store).to_vec();
+        store.data_mut().set_memory(parts.memory, before.len());
+        instance.get_typed_func::<(), ()>(&mut store, names::INIT)?.call(&mut store, ())?;
+        let globals = parts.globals.iter().map(|global| global.get(&mut store)).collect();
+        let cards = parts.cards.data_size(&store);
+        let memory = parts.memory.data(&store);
+        let needs = module.resources_required();
+        let elements = u64::from(needs.num_tables) * needs.max_initial_table_size.unwrap_or(0);
+        let functions = module.functions().len() * FUNCTION;
+        let tables = usize::try_from(elements.saturating_mul(TABLE_ELEMENT)).unwrap_or(usize::MAX);
+        Ok(Core {
+            key: KEYS.fetch_add(1, Ordering::Relaxed),
+            wanted: Weak::new(),
+            node: Arc::clone(&self.node),
+            pre,
+            max_pages,
+            size: memory.len(),
+            beside: tables.saturating_add(functions + cards + MAX_STACK + OVERHEAD),
+            start_wrote: memory != before,
+            first: Image::of(memory),
+            globals,
+            outgrown: AtomicU32::new(0),
+        })
+    }
+}
+
+/// A loaded module's hold on its core: instances are kept for as long as there is one.
+pub(crate) struct Hold {
+    core: Arc<Core>,
+    _wanted: Arc<()>,
+}
+
+impl Hold {
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+}
+
+/// A core module that is ready to run, and its first state.
+pub(crate) struct Core {
+    /// Tells this module from every other one that was ever loaded.
+    key: u64,
+    /// Of the module's [`Hold`].
+    wanted: Weak<()>,
+    node: Arc<Node>,
+    pre: InstancePre<Guest>,
+    max_pages: u64,
+    /// Bytes of memory that it begins with.
+    size: usize,
+    /// Bytes that an instance may take beside its memory.
+    beside: usize,
+    first: Image,
+    /// The module's start changed memory: a new instance's is not the first state yet.
+    start_wrote: bool,
+    /// Values of [`Parts::globals`].
+    globals: Box<[Val]>,
+    /// Rises with each call that outgrows its instance, by what [`OUTGROWN`] others take away.
+    outgrown: AtomicU32,
+}
+
+impl Core {
+    pub(super) fn key(&self) -> u64 {
+        self.key
+    }
+
+    /// Bytes of memory that the module begins with.
+    pub(super) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Whether a call that begins now is likely to outgrow its instance. Asked for each call: it is tried again when as
+    /// many calls as it takes have passed.
+    pub(super) fn is_outgrown(&self) -> bool {
+        let outgrown = self.outgrown.load(Ordering::Relaxed) > OUTGROWS;
+        if outgrown {
+            self.outgrown.fetch_sub(1, Ordering::Relaxed);
+        }
+        outgrown
+    }
+
+    /// Takes a call's end down. Of a module that never outgrows its instances nothing is written.
+    pub(super) fn ended(&self, outgrew: bool) {
+        if outgrew {
+            self.outgrown.fetch_add(OUTGROWN, Ordering::Relaxed);
+        } else if self.outgrown.load(Ordering::Relaxed) > 0 {
+            // Calls that end at once may both take the last of it away.
+            let _ = self.outgrown.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        }
+    }
+}
+
+/// Memory as it is at first: what lies between its zeros at both ends.
+struct Image {
+    start: usize,
+    bytes: Box<[u8]>,
+}
+
+impl Image {
+    fn of(memory: &[u8]) -> Self {
+        let Some(start) = memory.iter().position(|byte| *byte != 0) else {
+            return Self { start: 0, bytes: Box::default() };
+        };
+        let end = memory.iter().rposition(|byte| *byte != 0).map_or(start, |last| last + 1);
+        Self { start, bytes: memory[start..end].into() }
+    }
+
+    /// Puts `from..to` of a memory (cut at its end) back.
+    fn restore(&self, memory: &mut [u8], from: usize, to: usize) {
+        let to = to.min(memory.len());
+        let end = self.start + self.bytes.len();
+        // Zeros, the image, zeros; each part may be empty.
+        let (first, last) = (self.start.clamp(from, to), end.clamp(from, to));
+        memory[from..first].fill(0);
+        if first < last {
+            memory[first..last].copy_from_slice(&self.bytes[first - self.start..last - self.start]);
+        }
+        memory[last.max(first)..to].fill(0);
+    }
+}
+
+/// What the host holds of a rewritten module's instance.
+struct Parts {
+    memory: Memory,
+    cards: Memory,
+    /// All that are mutable, the size among them, in the order of their names.
+    globals: Vec<Global>,
+}
+
+impl Parts {
+    fn of(store: &mut Store<Guest>, instance: &Instance) -> Result<Self> {
+        let (Some(memory), Some(cards)) =
+            (instance.get_memory(&mut *store, names::MEMORY), instance.get_memory(&mut *store, names::CARDS))
+        else {
+            bail!("the rewritten module exports no memory")
+        };
+        let mut globals: Vec<_> = instance
+            .exports(&mut *store)
+            .filter_map(|export| Some((export.name().to_owned(), export.into_global()?)))
+            .collect();
+        globals.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(Self { memory, cards, globals: globals.into_iter().map(|(_, global)| global).collect() })
+    }
+}
+
+/// An instance of a core module in its first state.
+pub(super) struct Kept {
+    core: Arc<Core>,
+    store: Store<Guest>,
+    parts: Parts,
+    run: TypedFunc<u32, ()>,
+    touched: Vec<usize>,
+    place: Place,
+}
+
+impl Item for Kept {
+    fn key(&self) -> u64 {
+        self.core.key
+    }
+
+    fn cost(&self) -> usize {
+        self.core.beside.saturating_add(self.bytes())
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.core.wanted.strong_count() > 0
+    }
+
+    fn place(&mut self) -> &mut Place {
+        &mut self.place
+    }
+}
+
+impl Kept {
+    /// A new instance.
+    pub(super) async fn new(core: &Arc<Core>) -> Result<Self> {
+        #[cfg(test)]
+        MADE.set(MADE.get() + 1);
+        let mut store = Store::new(core.pre.module().engine(), Guest::new(core.max_pages));
+        store.epoch_deadline_callback(|mut cx| match cx.data_mut().running() {
+            Some(call) => at_tick(call),
+            None => bail!("no call is under way"),
+        });
+        // Runs nothing of the guest, whose start is a function of its own, but may meet a tick.
+        store.set_epoch_deadline(UNLIMITED_TICKS);
+        let instance = core.pre.instantiate_async(&mut store).await?;
+        let parts = Parts::of(&mut store, &instance)?;
+        let run = instance.get_typed_func(&mut store, names::RUN)?;
+        store.data_mut().set_memory(parts.memory, core.size);
+        let place = Place::none(&core.node);
+        let mut kept = Self { core: Arc::clone(core), store, parts, run, touched: Vec::new(), place };
+        if core.start_wrote {
+            let memory = kept.parts.memory.data_mut(&mut kept.store);
+            core.first.restore(memory, 0, memory.len());
+        }
+        kept.restore_globals()?;
+        Ok(kept)
+    }
+
+    /// Bytes of linear memory that it takes.
+    pub(super) fn bytes(&self) -> usize {
+        self.parts.memory.data_size(&self.store)
+    }
+
+    /// Whether its memory has grown too much for it to be kept.
+    pub(super) fn is_outgrown(&self) -> bool {
+        !self.store.data().may_keep(self.bytes())
+    }
+
+    /// Runs the request phase: the call's state, and the verdict or what went wrong.
+    pub(super) async fn call(&mut self, state: CallState) -> (CallState, Result<Verdict>) {
+        let outcome = self.run(state).await;
+        let (state, verdict) = self.store.data_mut().end();
+        let state = state.expect("a call that began has its state until it ends");
+        let verdict = outcome.and_then(|()| match verdict {
+            Some(verdict) => Ok(verdict),
+            None => bail!("the phase ended without a verdict"),
+        });
+        (state, verdict)
+    }
+
+    async fn run(&mut self, state: CallState) -> Result<()> {
+        if !self.store.data_mut().begin(state)? {
+            bail!("the memory that the module begins with is more than its limit")
+        }
+        self.store.set_epoch_deadline(1);
+        self.run.call_async(&mut self.store, HANDLE).await
+    }
+
+    /// Puts the instance back to its module's first state, after a call that ended well. `false`: it is not worth
+    /// keeping.
+    pub(super) fn reset(&mut self) -> Result<bool> {
+        if self.is_outgrown() {
+            return Ok(false);
+        }
+        let cards = self.store.data().size() >> CARD_SHIFT;
+        collect(&mut self.parts.cards.data_mut(&mut self.store)[..cards], &mut self.touched);
+        let (memory, guest) = self.parts.memory.data_and_store_mut(&mut self.store);
+        for card in self.touched.drain(..) {
+            self.core.first.restore(memory, card * CARD, (card + 1) * CARD + STRADDLE);
+        }
+        for (first, last) in guest.marks.drain(cards) {
+            self.core.first.restore(memory, first * CARD, (last + 1) * CARD);
+        }
+        guest.set_size(self.core.size);
+        self.restore_globals()?;
+        Ok(true)
+    }
+
+    fn restore_globals(&mut self) -> Result<()> {
+        for (global, value) in self.parts.globals.iter().zip(&self.core.globals) {
+            global.set(&mut self.store, *value)?;
+        }
+        Ok(())
+    }
+}
+
+/// Notes which cards are set, and clears them. Their number is a multiple of 64: a page has as many.
+fn collect(cards: &mut [u8], touched: &mut Vec<usize>) {
+    let (words, _) = cards.as_chunks_mut::<8>();
+    for (index, word) in words.iter_mut().enumerate() {
+        if *word == [0; 8] {
+            continue;
+        }
+        touched.extend((0..8).filter(|i| word[*i] != 0).map(|i| index * 8 + i));
+        *word = [0; 8];
+    }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Instances that this thread has made.
+    pub(super) static MADE: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+}
+
+#[cfg(test)]
+impl Kept {
+    /// Panics where this instance's state differs from that of `new`, by a byte of memory, a card or a global.
+    pub(super) fn assert_is(&mut self, new: &mut Self) {
+        assert_eq!(self.store.data().size(), new.store.data().size());
+        let (ours, fresh) = (self.parts.memory.data(&self.store), new.parts.memory.data(&new.store));
+        let differs = |(a, b): (&u8, &u8)| a != b;
+        assert_eq!(ours.iter().zip(fresh).position(differs), None, "the first byte that is not as it was");
+        let grown = &ours[fresh.len()..];
+        assert_eq!(grown.iter().position(|byte| *byte != 0), None, "in what it once had more");
+        assert!(self.parts.cards.data(&self.store).iter().all(|card| *card == 0), "a card");
+        let guest = self.store.data();
+        assert!(guest.is_at_rest(), "what the host keeps of a call");
+        assert_eq!(self.parts.globals.len(), new.parts.globals.len());
+        for (index, (ours, fresh)) in self.parts.globals.iter().zip(&new.parts.globals).enumerate() {
+            let (ours, fresh) = (ours.get(&mut self.store), fresh.get(&mut new.store));
+            assert_eq!(format!("{ours:?}"), format!("{fresh:?}"), "global {index}");
+        }
+    }
+}
+
+#[cfg(test)]
+impl Kept {
+    /// Changes one thing that [`Self::assert_is`] must see.
+    pub(super) fn spoil(&mut self, what: usize) {
+        match what {
+            0 => self.parts.memory.data_mut(&mut self.store)[5_000] ^= 1,
+            1 => self.parts.cards.data_mut(&mut self.store)[3] = 1,
+            2 => {
+                let global = self.parts.globals[0];
+                let other = match global.get(&mut self.store) {
+                    Val::I32(value) => Val::I32(!value),
+                    Val::I64(value) => Val::I64(!value),
+                    value => panic!("an integer, found {value:?}"),
+                };
+                global.set(&mut self.store, other).expect("it is mutable");
+            }
+            3 => {
+                let size = self.store.data().size();
+                self.store.data_mut().set_size(size - 1);
+            }
+            _ => self.store.data_mut().marks.add(0, 1),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_puts_back_any_range() {
+        let mut memory = vec![0; 4096];
+        memory[1500..1510].fill(7);
+        memory[2047] = 9;
+        let image = Image::of(&memory);
+        assert_eq!((image.start, image.bytes.len()), (1500, 548));
+        let ranges =
+            [(0, 10), (0, 1500), (0, 1505), (1490, 1503), (1505, 3000), (2048, 9000), (0, 4096), (5, 5)];
+        for (from, to) in ranges {
+            let mut changed = vec![1; 4096];
+            image.restore(&mut changed, from, to);
+            for (i, byte) in changed.iter().enumerate() {
+                let expected = if (from..to).contains(&i) { memory[i] } else { 1 };
+                assert_eq!(*byte, expected, "byte {i} of {from}..{to}");
+            }
+        }
+        let zeros = Image::of(&[0; 64]);
+        let mut changed = [1; 64];
+        zeros.restore(&mut changed, 8, 64);
+        assert_eq!(changed.iter().filter(|b| **b == 1).count(), 8);
+    }
+
+    #[test]
+    fn cards_are_collected_and_cleared() {
+        let mut cards = vec![0; 128];
+        (cards[0], cards[63], cards[64], cards[127]) = (1, 1, 1, 1);
+        let mut touched = Vec::new();
+        collect(&mut cards, &mut touched);
+        assert_eq!(touched, [0, 63, 64, 127]);
+        assert!(cards.iter().all(|c| *c == 0));
+    }
+}

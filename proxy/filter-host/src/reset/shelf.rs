@@ -1,0 +1,343 @@
+//! Where a thread keeps its instances, one of each module, the least recently used out first; and what a node keeps on all
+//! its threads together.
+
+use std::{
+    cell::RefCell,
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use super::kept::{Core, Kept};
+
+/// Instances that a thread keeps. Beyond about so many the caches are cold, and a kept instance is no better than
+/// a new one.
+pub(crate) const MAX_INSTANCES: usize = 1_000;
+/// What the instances that a thread keeps may cost, in bytes.
+pub(crate) const MAX_BYTES: usize = 512 << 20;
+/// Instances that a node keeps. Each has a stack, which takes two of the 65,530 mappings that Linux grants a process.
+pub(crate) const MAX_NODE_INSTANCES: usize = 4_096;
+/// What the instances that a node keeps may cost, in bytes.
+pub(crate) const MAX_NODE_BYTES: usize = 1 << 30;
+
+/// What a node keeps.
+#[derive(Debug)]
+pub(super) struct Node {
+    max_instances: usize,
+    max_bytes: usize,
+    instances: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+impl Node {
+    pub(super) fn with_bounds(max_instances: usize, max_bytes: usize) -> Arc<Self> {
+        Arc::new(Self {
+            max_instances,
+            max_bytes,
+            instances: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+        })
+    }
+}
+
+/// An instance's part in what a node keeps. It stays with the instance while that is in use, so that a call writes
+/// nothing that threads share.
+#[derive(Debug)]
+pub(super) struct Place {
+    node: Arc<Node>,
+    /// 0: it has none yet.
+    bytes: usize,
+}
+
+impl Place {
+    /// Of an instance that was never kept.
+    pub(super) fn none(node: &Arc<Node>) -> Self {
+        Self { node: Arc::clone(node), bytes: 0 }
+    }
+
+    /// Makes it one of so many `bytes`; `false` where the node has no room: then it is as it was.
+    fn fit(&mut self, bytes: usize) -> bool {
+        let Self { node, bytes: before } = self;
+        if bytes > *before {
+            let more = bytes - *before;
+            if node.bytes.fetch_add(more, Relaxed) + more > node.max_bytes {
+                node.bytes.fetch_sub(more, Relaxed);
+                return false;
+            }
+            if *before == 0 && node.instances.fetch_add(1, Relaxed) >= node.max_instances {
+                node.instances.fetch_sub(1, Relaxed);
+                node.bytes.fetch_sub(more, Relaxed);
+                return false;
+            }
+            *before = bytes;
+        }
+        true
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.node.bytes.fetch_sub(self.bytes, Relaxed);
+            self.node.instances.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+/// What stands on a shelf.
+pub(super) trait Item {
+    /// Tells its module from every other.
+    fn key(&self) -> u64;
+    /// Bytes that it may take of the node's memory, all told. Never 0.
+    fn cost(&self) -> usize;
+    /// Whether its module is in use.
+    fn is_wanted(&self) -> bool;
+    fn place(&mut self) -> &mut Place;
+}
+
+struct Shelf<T> {
+    capacity: usize,
+    max_bytes: usize,
+    bytes: usize,
+    /// By [`Item::key`], with the turn in which it was put here, and its cost.
+    kept: HashMap<u64, (u64, usize, T)>,
+    /// Turns and keys, oldest first; those that are in `kept` no more, or with a later turn, are passed over.
+    order: VecDeque<(u64, u64)>,
+    turn: u64,
+    /// Puts until those are looked for whose module is gone.
+    until_sweep: usize,
+}
+
+impl<T: Item> Shelf<T> {
+    fn with_bounds(capacity: usize, max_bytes: usize) -> Self {
+        Self {
+            capacity,
+            max_bytes,
+            bytes: 0,
+            kept: HashMap::new(),
+            order: VecDeque::new(),
+            turn: 0,
+            until_sweep: 0,
+        }
+    }
+
+    fn take(&mut self, key: u64) -> Option<T> {
+        let (_, cost, item) = self.kept.remove(&key)?;
+        self.bytes -= cost;
+        Some(item)
+    }
+
+    fn put(&mut self, mut item: T) {
+        if self.capacity == 0 {
+            return;
+        }
+        match self.until_sweep.checked_sub(1) {
+            Some(left) => self.until_sweep = left,
+            None => self.sweep(),
+        }
+        if !item.is_wanted() {
+            return;
+        }
+        let (key, cost) = (item.key(), item.cost());
+        // Two calls of one module may have been under way on this thread.
+        drop(self.take(key));
+        // Where the node is full, one goes for one.
+        if !item.place().fit(cost) {
+            self.evict();
+            if !item.place().fit(cost) {
+                return;
+            }
+        }
+        self.turn += 1;
+        self.bytes += cost;
+        self.order.push_back((self.turn, key));
+        self.kept.insert(key, (self.turn, cost, item));
+        while self.kept.len() > self.capacity || self.bytes > self.max_bytes {
+            self.evict();
+        }
+        if self.order.len() > 2 * self.kept.len() + 64 {
+            let kept = &self.kept;
+            self.order.retain(|(turn, key)| kept.get(key).is_some_and(|(t, ..)| t == turn));
+        }
+    }
+
+    fn evict(&mut self) {
+        while let Some((turn, key)) = self.order.pop_front() {
+            if self.kept.get(&key).is_some_and(|(t, ..)| *t == turn) {
+                drop(self.take(key));
+                return;
+            }
+        }
+    }
+
+    /// Lets go of instances whose module is not in use any more. Rare enough to cost a put next to nothing.
+    fn sweep(&mut self) {
+        let gone = |(key, (.., item)): (&u64, &(u64, usize, T))| (!item.is_wanted()).then_some(*key);
+        let gone: Vec<_> = self.kept.iter().filter_map(gone).collect();
+        for key in gone {
+            drop(self.take(key));
+        }
+        self.until_sweep = 64 + 16 * self.kept.len();
+    }
+}
+
+thread_local! {
+    static SHELF: RefCell<Shelf<Kept>> = RefCell::new(Shelf::with_bounds(MAX_INSTANCES, MAX_BYTES));
+}
+
+/// The instance of `core` that this thread keeps, in its first state.
+pub(super) fn take(core: &Core) -> Option<Kept> {
+    SHELF.with_borrow_mut(|shelf| shelf.take(core.key()))
+}
+
+/// Keeps an instance that is in its first state.
+pub(super) fn put(kept: Kept) {
+    SHELF.with_borrow_mut(|shelf| shelf.put(kept));
+}
+
+/// For threads that run what outlived its slice: instances that come here are let go.
+pub(crate) fn keep_nothing_on_this_thread() {
+    SHELF.with_borrow_mut(|shelf| shelf.capacity = 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, rc::Rc};
+
+    use super::*;
+
+    struct Thing {
+        key: u64,
+        cost: usize,
+        wanted: Rc<Cell<bool>>,
+        place: Place,
+    }
+
+    impl Item for Thing {
+        fn key(&self) -> u64 {
+            self.key
+        }
+
+        fn cost(&self) -> usize {
+            self.cost
+        }
+
+        fn is_wanted(&self) -> bool {
+            self.wanted.get()
+        }
+
+        fn place(&mut self) -> &mut Place {
+            &mut self.place
+        }
+    }
+
+    fn thing(node: &Arc<Node>, key: u64, cost: usize) -> Thing {
+        Thing { key, cost, wanted: Rc::new(Cell::new(true)), place: Place::none(node) }
+    }
+
+    fn keys(shelf: &Shelf<Thing>) -> Vec<u64> {
+        let mut keys: Vec<_> = shelf.kept.keys().copied().collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    fn taken(node: &Node) -> (usize, usize) {
+        (node.instances.load(Relaxed), node.bytes.load(Relaxed))
+    }
+
+    #[test]
+    fn the_least_recently_used_goes_first() {
+        let node = Node::with_bounds(100, 10_000);
+        let mut shelf = Shelf::with_bounds(3, 1_000);
+        for key in 1..=3 {
+            shelf.put(thing(&node, key, 10));
+        }
+        let used = shelf.take(1).unwrap();
+        assert_eq!(
+            (keys(&shelf), shelf.bytes, taken(&node)),
+            (vec![2, 3], 20, (3, 30)),
+            "its place stays its own"
+        );
+        shelf.put(used);
+        shelf.put(thing(&node, 4, 10));
+        assert_eq!((keys(&shelf), shelf.bytes, taken(&node)), (vec![1, 3, 4], 30, (3, 30)));
+        // By bytes: however many it takes, itself where it is too large for any shelf.
+        shelf.put(thing(&node, 5, 985));
+        assert_eq!((keys(&shelf), taken(&node)), (vec![4, 5], (2, 995)));
+        shelf.put(thing(&node, 6, 1_001));
+        assert_eq!((keys(&shelf), shelf.bytes, taken(&node)), (vec![], 0, (0, 0)));
+    }
+
+    #[test]
+    fn of_two_of_one_module_the_later_is_kept_and_the_order_stays_short() {
+        let node = Node::with_bounds(100, 10_000);
+        let mut shelf = Shelf::with_bounds(3, 1_000);
+        shelf.put(thing(&node, 1, 10));
+        shelf.put(thing(&node, 1, 20));
+        assert_eq!((shelf.kept.len(), shelf.bytes, taken(&node)), (1, 20, (1, 20)));
+        for _ in 0..1_000 {
+            let item = shelf.take(1).unwrap();
+            shelf.put(item);
+        }
+        assert!(shelf.order.len() < 100, "{}", shelf.order.len());
+        // One that has grown takes more.
+        let mut item = shelf.take(1).unwrap();
+        item.cost = 50;
+        shelf.put(item);
+        assert_eq!((shelf.bytes, taken(&node)), (50, (1, 50)));
+    }
+
+    #[test]
+    fn a_module_that_is_gone_is_swept_out_though_others_are_put_here_all_the_time() {
+        let node = Node::with_bounds(100, 10_000);
+        let mut shelf = Shelf::with_bounds(10, 1_000);
+        let (gone, wanted) = (thing(&node, 1, 10), thing(&node, 2, 10));
+        let in_use = Rc::clone(&gone.wanted);
+        shelf.put(gone);
+        shelf.put(wanted);
+        in_use.set(false);
+        for _ in 0..200 {
+            let item = shelf.take(2).unwrap();
+            shelf.put(item);
+        }
+        assert_eq!((keys(&shelf), taken(&node)), (vec![2], (1, 10)));
+        // One whose module went during its call does not come back.
+        let item = shelf.take(2).unwrap();
+        item.wanted.set(false);
+        shelf.put(item);
+        assert_eq!((keys(&shelf), taken(&node)), (vec![], (0, 0)));
+    }
+
+    #[test]
+    fn a_node_has_bounds_for_all_its_threads_together() {
+        let node = Node::with_bounds(3, 100);
+        let (mut one, mut other) = (Shelf::with_bounds(10, 1_000), Shelf::with_bounds(10, 1_000));
+        one.put(thing(&node, 1, 10));
+        one.put(thing(&node, 2, 10));
+        other.put(thing(&node, 1, 10));
+        // Full by number: a thread's own make room, and where it has none, it keeps nothing.
+        other.put(thing(&node, 3, 10));
+        assert_eq!((keys(&other), taken(&node)), (vec![3], (3, 30)));
+        let mut third = Shelf::with_bounds(10, 1_000);
+        third.put(thing(&node, 4, 10));
+        assert_eq!((keys(&third), taken(&node)), (vec![], (3, 30)));
+        drop(one);
+        assert_eq!(taken(&node), (1, 10));
+        // Full by bytes.
+        third.put(thing(&node, 4, 91));
+        assert_eq!((keys(&third), taken(&node)), (vec![], (1, 10)));
+        third.put(thing(&node, 4, 90));
+        assert_eq!((keys(&third), taken(&node)), (vec![4], (2, 100)));
+    }
+
+    #[test]
+    fn a_lane_keeps_nothing() {
+        let node = Node::with_bounds(3, 100);
+        let mut shelf = Shelf::with_bounds(10, 1_000);
+        shelf.capacity = 0;
+        shelf.put(thing(&node, 1, 10));
+        assert_eq!((keys(&shelf), taken(&node)), (vec![], (0, 0)));
+    }
+}

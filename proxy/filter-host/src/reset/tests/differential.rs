@@ -1,0 +1,162 @@
+//! The same requests through both tiers: the same verdicts, failures, logs and heads.
+
+use beamline_model::{ByteSize, FilterLimits};
+use http::{HeaderMap, HeaderValue, Method};
+
+use super::Both;
+use crate::{
+    RequestHead,
+    tests::{guest, head},
+};
+
+pub(super) fn limits() -> FilterLimits {
+    FilterLimits { cpu: beamline_model::Duration::millis(20), memory: ByteSize::mib(4), ..Default::default() }
+}
+
+fn rich_head() -> RequestHead {
+    let mut headers = HeaderMap::new();
+    for (name, value) in [("x-a", "1"), ("x-b", ""), ("cookie", "a=b; c=d"), ("x-h12", "other")] {
+        headers.append(name, HeaderValue::from_static(value));
+    }
+    headers.append("x-a", HeaderValue::from_static("2"));
+    headers.append("x-raw", HeaderValue::from_bytes(b"\xff\xfe raw").unwrap());
+    headers.append("x-long", HeaderValue::from_str(&"long ".repeat(2000)).unwrap());
+    RequestHead::new(Method::PUT, "/a%20b/c?d=%C3%A9&e".parse().unwrap(), "acme.test".into(), headers)
+}
+
+#[test]
+fn the_probe_does_the_same_in_both() {
+    let probe = Both::of(&guest("probe.wasm"));
+    let steps = [
+        r#"{"do":"next"}"#,
+        r#"{"do":"route","upstream":"api","path":"/x?y","host":"other.test","timeout_ms":5}"#,
+        r#"{"do":"route","path":"no-slash"}"#,
+        r#"{"do":"respond","status":418,"headers":{"x-a":["1","2"],"x-b":"é"},"body":"tea"}"#,
+        r#"{"do":"respond","bytes":300000}"#,
+        r#"{"do":"respond","status":99}"#,
+        r#"{"do":"respond","headers":{"bad name":"1"}}"#,
+        r#"{"do":"enqueue","upstream":"api","ordering_key":"k","delay_ms":7,"expiry_ms":18446744073709551615}"#,
+        r#"{"do":"enqueue"}"#,
+        r#"{"do":"alloc","mib":1}"#,
+        r#"{"do":"alloc","mib":3,"then":"count"}"#,
+        r#"{"do":"alloc","mib":5}"#,
+        r#"{"do":"bomb"}"#,
+        r#"{"do":"trap"}"#,
+        r#"{"do":"unreachable"}"#,
+        r#"{"do":"recurse"}"#,
+        r#"{"do":"spin"}"#,
+        r#"{"do":"headers"}"#,
+        r#"{"do":"headers-many"}"#,
+        r#"{"do":"head"}"#,
+        r#"{"do":"set-headers","reply":true,"headers":{"x-a":["3","4"],"x-b":null,"host":"x","bad name":"1","x-c":"a\r\nb","x-d":"d"}}"#,
+        r#"{"do":"set-headers","headers":{"x-new":"1"},"then":"trap"}"#,
+        r#"{"do":"log","bytes":100}"#,
+        r#"{"do":"log","bytes":100000}"#,
+        r#"{"do":"log","body":"éé"}"#,
+        r#"{"do":"calls","n":100}"#,
+        r#"{"do":"count"}"#,
+        r#"{"do":"upstream","upstream":"api"}"#,
+        r#"{"do":"upstream","upstream":"none"}"#,
+        r#"{"do":"dance"}"#,
+        "null",
+    ];
+    // Twice, and in another order: what one request leaves, another would find.
+    let mut failed = 0;
+    for step in steps.iter().chain(steps.iter().rev()) {
+        failed += u32::from(probe.same(step, &limits(), &rich_head()).failed());
+    }
+    // In small steps to the usual limit, within the usual CPU time.
+    let bomb = probe.same(r#"{"do":"bomb"}"#, &FilterLimits::default(), &rich_head());
+    assert!(bomb.decision.contains("Memory(16777216)"), "{bomb:?}");
+    // Those that grew by much are not.
+    probe.assert_kept(75);
+    assert!(failed > 10, "only {failed} requests failed: the failures are not tried");
+}
+
+/// The request of one of a stock filter's cases.
+fn request_of(case: &serde_json::Value) -> RequestHead {
+    let request = &case["request"];
+    let text = |key: &str, default: &str| request[key].as_str().unwrap_or(default).to_owned();
+    let mut headers = HeaderMap::new();
+    let fields = request["headers"].as_object().into_iter().flatten();
+    for (name, values) in fields {
+        for value in values.as_array().into_iter().flatten().chain(values.is_string().then_some(values)) {
+            let value = HeaderValue::from_str(value.as_str().unwrap()).unwrap();
+            headers.append(name.parse::<http::HeaderName>().unwrap(), value);
+        }
+    }
+    let method = text("method", "GET").parse::<Method>().unwrap();
+    RequestHead::new(method, text("target", "/").parse().unwrap(), text("host", "acme.test").into(), headers)
+}
+
+#[test]
+fn the_stock_filters_do_the_same_in_both() {
+    for name in ["tiny", "router", "canary", "maintenance"] {
+        let filter = Both::of(&guest(&format!("{name}.wasm")));
+        let cases = format!("{}/../../wasm-filters/{name}/cases.json", env!("CARGO_MANIFEST_DIR"));
+        let cases = std::fs::read_to_string(cases).unwrap_or_else(|_| "[{}, {}, {}]".into());
+        let cases: Vec<serde_json::Value> = serde_json::from_str(&cases).unwrap();
+        for case in cases.iter().chain(cases.iter().rev()) {
+            let config = case["config"].to_string();
+            if case["random"].is_null() {
+                filter.same(&config, &limits(), &request_of(case));
+            } else {
+                // It draws lots.
+                filter.reset(&config, &limits(), &request_of(case));
+            }
+        }
+        for config in ["{}", r#"{"what":1}"#, "["] {
+            filter.same(config, &limits(), &rich_head());
+        }
+        filter.assert_kept(80);
+    }
+}
+
+/// A module with every phase: its request phase is in the reset tier, and what it remembers there the other phases find.
+#[test]
+fn a_module_with_other_phases_does_the_same_in_both() {
+    let phases = Both::of(&guest("phases.wasm"));
+    let acts = [
+        r#"{"request":{"remember":"a"}}"#,
+        r#"{"request":{"remember":"b","recall":"x-context","set":{"x-a":"1","x-b":null}}}"#,
+        r#"{"request":{"remember_bytes":4096}}"#,
+        r#"{"request":{"remember_bytes":4097}}"#,
+        r#"{"request":{"remember":"a","trap":true}}"#,
+        r#"{"request":{"read_body":true}}"#,
+        "{}",
+    ];
+    let mut remembered = 0;
+    for act in acts.iter().chain(acts.iter().rev()) {
+        let seen = phases.same(act, &limits(), &rich_head());
+        assert_eq!(seen.decision == "ReadBody", act.contains("read_body"), "{act}: {seen:?}");
+        assert_eq!(seen.failed(), act.contains("trap"), "{act}: {seen:?}");
+        remembered += u32::from(seen.context.is_some());
+    }
+    assert_eq!(remembered, 6);
+    phases.assert_kept(75);
+}
+
+/// The same words, but for where the code stands.
+#[test]
+fn a_trap_is_told_with_the_functions_that_were_running() {
+    let text = r#"(module $evil
+        (import "beamline:edge/http@0.1.0" "[resource-drop]request-head" (func $drop (param i32)))
+        (memory (export "memory") 1)
+        (func $outer (param i32) (result i32) (call 3 (local.get 0)))
+        (func (param i32) (result i32) (call $inner (local.get 0)))
+        (func (param i32) (result i32) (call 2 (local.get 0)))
+        (func $inner (param i32) (result i32) (i32.load (i32.const -1)))
+        (export "beamline:edge/request-handler@0.1.0#handle" (func $outer)))"#;
+    let both = Both::wat(text);
+    let functions = |outcome: &crate::ChainOutcome| -> Vec<String> {
+        let text = outcome.runs[0].backtrace.as_deref().expect("a backtrace");
+        text.lines().map(|line| line.rsplit(" - ").next().unwrap().to_owned()).collect()
+    };
+    let ask = |engine, module| functions(&super::ask(engine, module, "null", &limits(), &head(&[])));
+    let component = ask(&super::tiers().component, &both.component);
+    let reset = ask(&super::tiers().reset, &both.reset);
+    assert!(component.len() >= 3 && component[0].contains("inner"), "{component:?}");
+    // The glue code's comes last.
+    assert_eq!(reset[..component.len()], component[..], "{reset:?}");
+    assert!(reset.last().unwrap().contains("request-handler"), "{reset:?}");
+}

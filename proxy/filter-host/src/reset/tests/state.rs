@@ -1,0 +1,281 @@
+//! After every request, memory and globals equal those of a new instance, whatever the request did.
+
+use std::sync::Arc;
+
+use beamline_model::{ByteSize, FilterLimits};
+use http::{HeaderValue, Method};
+
+use super::{Both, REALLOC, handle, module};
+use crate::{
+    RequestHead,
+    reset::{kept::MADE, shelf},
+    tests::{guest, head},
+};
+
+/// A module that scribbles as a seed in the request says: stores of every width at any address, across cards and
+/// pages, copies, fills, growth, every kind of global, host writes to addresses that it draws; then it says `next` or
+/// traps. Every store is one of a few lines here.
+fn scribbler() -> String {
+    let at = "(call $at)";
+    let value = "(call $rand)";
+    let ops = [
+        format!("(i32.store8 {at} (i32.wrap_i64 {value}))"),
+        format!("(i32.store16 offset=1 {at} (i32.wrap_i64 {value}))"),
+        format!("(i32.store offset=3 {at} (i32.wrap_i64 {value}))"),
+        format!("(i64.store8 {at} {value})"),
+        format!("(i64.store16 {at} {value})"),
+        format!("(i64.store32 {at} {value})"),
+        format!("(i64.store offset=1020 {at} {value})"),
+        format!("(f32.store {at} (f32.convert_i64_u {value}))"),
+        format!("(f64.store {at} (f64.convert_i64_u {value}))"),
+        format!("(v128.store {at} (i64x2.splat {value}))"),
+        format!("(memory.copy {at} {at} (call $length))"),
+        format!("(memory.fill {at} (i32.wrap_i64 {value}) (call $length))"),
+        "(if (i32.lt_u (memory.size) (i32.const 4)) (then (drop (memory.grow (i32.const 1)))))".into(),
+        format!(
+            "(global.set $f (f32.convert_i64_u {value})) (global.set $d (f64.convert_i64_u {value}))
+             (global.set $v (i64x2.splat {value})) (global.set $n {value})"
+        ),
+        // The host writes: the return area, then a value where the allocator draws.
+        "(call $get (local.get $h) (i32.const 0) (i32.const 6) (i32.and (call $at) (i32.const -8)))".into(),
+        // The last bytes of a card, of a page and of the memory.
+        "(i64.store (i32.sub (i32.shl (memory.size) (i32.const 16)) (i32.const 8)) (call $rand))
+         (v128.store (i32.const 2047) (i64x2.splat (call $rand)))
+         (i64.store (i32.const 1017) (call $rand))"
+            .into(),
+    ];
+    let cases: String = ops
+        .iter()
+        .enumerate()
+        .map(|(i, op)| format!("(if (i32.eq (local.get $op) (i32.const {i})) (then {op}))\n"))
+        .collect();
+    let work = format!(
+        r#"(local $op i32) (local $left i32)
+        (call $get (local.get $h) (i32.const 0) (i32.const 6) (i32.const 64))
+        (global.set $rng (i64.or (i64.const 1) (i64.load (i32.load (i32.const 68)))))
+        (local.set $left (i32.const 60))
+        (loop $next
+            (local.set $op (i32.wrap_i64 (i64.and (i64.shr_u (call $rand) (i64.const 40)) (i64.const 15))))
+            {cases}
+            (br_if $next (local.tee $left (i32.sub (local.get $left) (i32.const 1)))))
+        (call $say (call $rand))
+        (local.set $op (i32.wrap_i64 (i64.and (i64.shr_u (call $rand) (i64.const 40)) (i64.const 7))))
+        (if (i32.eq (local.get $op) (i32.const 0)) (then (unreachable)))
+        (if (i32.eq (local.get $op) (i32.const 1)) (then
+            (i64.store (i32.shl (memory.size) (i32.const 16)) (i64.const 1))))
+        (i32.store8 (i32.const 256) (i32.const 0))"#
+    );
+    // Numbers of the test's own stay below 1024, so that nothing scribbles over the name that is asked for.
+    module(&format!(
+        r#"
+        (global $rng (mut i64) (i64.const 1))
+        (global $n (mut i64) (i64.const 5))
+        (global $f (mut f32) (f32.const 1.5))
+        (global $d (mut f64) (f64.const 2.5))
+        (global $v (mut v128) (v128.const i64x2 1 2))
+        (data (i32.const 3000) "first state") (data (i32.const 60000) "more of it")
+        (func $rand (result i64)
+            (global.set $rng (i64.xor (global.get $rng) (i64.shl (global.get $rng) (i64.const 13))))
+            (global.set $rng (i64.xor (global.get $rng) (i64.shr_u (global.get $rng) (i64.const 7))))
+            (global.set $rng (i64.xor (global.get $rng) (i64.shl (global.get $rng) (i64.const 17))))
+            (global.get $rng))
+        (func $at (result i32)
+            (i32.add (i32.const 1024) (i32.wrap_i64 (i64.rem_u (i64.shr_u (call $rand) (i64.const 8))
+                (i64.extend_i32_u (i32.sub (i32.shl (memory.size) (i32.const 16)) (i32.const 6400)))))))
+        (func $length (result i32)
+            (i32.wrap_i64 (i64.rem_u (i64.shr_u (call $rand) (i64.const 8)) (i64.const 3000))))
+        (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (call $at))
+        {}"#,
+        handle(&work)
+    ))
+}
+
+fn seeded(seed: u64) -> RequestHead {
+    // As long as a value may be that straddles cards. A field's value holds no zeros.
+    let bytes: Vec<u8> =
+        seed.to_le_bytes().iter().map(|b| b | 0x80).cycle().take(8 + (seed % 1500) as usize).collect();
+    let mut head =
+        RequestHead::new(Method::GET, "/".parse().unwrap(), "acme.test".into(), Default::default());
+    head.headers.insert("x-seed", HeaderValue::from_bytes(&bytes).unwrap());
+    head
+}
+
+/// `BEAMLINE_RUNS` sets how many requests.
+#[test]
+fn after_every_request_memory_and_globals_are_as_in_a_new_instance() {
+    let runs: u64 = std::env::var("BEAMLINE_RUNS").ok().and_then(|n| n.parse().ok()).unwrap_or(400);
+    let scribbler = Both::wat(&scribbler());
+    let (mut ended_well, mut failed) = (0, 0);
+    for run in 0..runs {
+        let seed = run.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let seen = scribbler.same("null", &FilterLimits::default(), &seeded(seed));
+        *if seen.failed() { &mut failed } else { &mut ended_well } += 1;
+    }
+    scribbler.assert_kept(90);
+    assert!(ended_well > runs / 4 && failed > runs / 20, "{ended_well} ended well, {failed} failed");
+}
+
+#[test]
+fn a_module_that_counts_its_calls_always_answers_1() {
+    let probe = Both::of(&guest("probe.wasm"));
+    for _ in 0..50 {
+        let seen = probe.same(r#"{"do":"count"}"#, &FilterLimits::default(), &head(&[]));
+        assert!(seen.head.contains(r#""x-count": "1""#), "{seen:?}");
+    }
+    probe.assert_kept(90);
+    // The same by hand: a counter in memory, and one in a global.
+    let counter = Both::wat(&module(&format!(
+        r#"(global $calls (mut i64) (i64.const 0)) {REALLOC} {}"#,
+        handle(
+            "(global.set $calls (i64.add (global.get $calls) (i64.const 1)))
+             (i64.store (i32.const 32768) (i64.add (i64.load (i32.const 32768)) (i64.const 1)))
+             (call $say (i64.add (i64.mul (i64.const 16) (global.get $calls)) (i64.load (i32.const 32768))))"
+        )
+    )));
+    for _ in 0..50 {
+        let seen = counter.same("null", &FilterLimits::default(), &head(&[]));
+        assert_eq!(seen.log, ["Info bbaaaaaaaaaaaaaa"]);
+    }
+    counter.assert_kept(90);
+}
+
+#[test]
+fn memory_that_an_earlier_request_grew_is_not_there_for_a_later_one() {
+    // Grows by a page where a field says so; tells the size; then reads just beyond the first page.
+    let module = Both::wat(&module(&format!(
+        "{REALLOC} {}",
+        handle(
+            "(call $get (local.get $h) (i32.const 0) (i32.const 6) (i32.const 64))
+             (if (i32.load8_u (i32.const 64)) (then
+                (drop (memory.grow (i32.const 1))) (i32.store (i32.const 65536) (i32.const -1))))
+             (call $say (i64.extend_i32_u (memory.size)))
+             (call $say (i64.extend_i32_u (i32.load (i32.const 65536))))"
+        )
+    )));
+    for _ in 0..3 {
+        let grown = module.same("null", &FilterLimits::default(), &head(&[("x-seed", "1")]));
+        assert_eq!(grown.log, ["Info caaaaaaaaaaaaaaa", "Info ppppppppaaaaaaaa"]);
+        let plain = module.same("null", &FilterLimits::default(), &head(&[]));
+        assert!(plain.decision.contains("out of bounds memory access"), "{plain:?}");
+        assert_eq!(plain.log, ["Info baaaaaaaaaaaaaaa"]);
+        // Now the instance is a new one; grow it and come back without a trap between.
+        module.same("null", &FilterLimits::default(), &head(&[("x-seed", "1")]));
+    }
+}
+
+#[test]
+fn the_limit_of_memory_bounds_what_the_guest_believes_it_has() {
+    let module = Both::wat(&module(&format!(
+        "{REALLOC} {}",
+        handle(
+            "(call $say (i64.extend_i32_s (memory.grow (i32.const 15))))
+             (call $say (i64.extend_i32_s (memory.grow (i32.const 1))))
+             (call $say (i64.extend_i32_s (memory.grow (i32.const 0))))
+             (call $say (i64.extend_i32_s (memory.grow (i32.const 70000))))"
+        )
+    )));
+    let limits = |bytes| FilterLimits { memory: ByteSize::kib(bytes), ..Default::default() };
+    // The instance keeps what it once got, and no later call with a lower limit sees it.
+    for kib in [1024, 2048, 512, 1024, 64] {
+        let seen = module.same("null", &limits(kib), &head(&[]));
+        let first = if kib < 1024 { "Info pppppppppppppppp" } else { "Info baaaaaaaaaaaaaaa" };
+        assert_eq!(seen.log[0], first, "{kib} KiB");
+    }
+    let made = MADE.get();
+    let refused = module.same("null", &limits(32), &head(&[]));
+    assert!(refused.decision.contains("Memory(32768)"), "{refused:?}");
+    assert_eq!(MADE.get() - made, 1, "none but the one that the kept one is compared with");
+}
+
+#[test]
+fn a_call_that_is_not_granted_the_first_memory_has_no_instance_made() {
+    let module = Both::wat(&module(&format!("{REALLOC} {}", handle(""))));
+    let limits = FilterLimits { memory: ByteSize::kib(32), ..Default::default() };
+    for _ in 0..3 {
+        assert!(module.same("null", &limits, &head(&[])).failed());
+    }
+    assert_eq!(MADE.get(), 0);
+}
+
+#[test]
+fn a_memory_gets_no_more_beyond_what_was_asked_for_than_its_limit() {
+    let module = Both::wat(&module(&format!(
+        "{REALLOC} {}",
+        handle("(drop (memory.grow (i32.const 8))) (drop (memory.grow (i32.const 1)))")
+    )));
+    for pages in [10, 16] {
+        let limits = FilterLimits { memory: ByteSize::kib(64 * pages), ..Default::default() };
+        assert!(!module.same("null", &limits, &head(&[])).failed());
+        let kept = shelf::take(module.reset.core().unwrap()).expect("it was kept");
+        // 10 pages were asked for, the last when there were 9: a quarter of these more, or up to the limit.
+        assert_eq!(kept.bytes() >> 16, if pages == 10 { 10 } else { 11 });
+    }
+}
+
+#[test]
+fn a_module_that_outgrows_its_instances_does_so_in_the_other_tier_and_is_tried_again() {
+    // Grows where a field says so.
+    let module = Both::wat(&module(&format!(
+        "{REALLOC} {}",
+        handle(
+            "(call $get (local.get $h) (i32.const 0) (i32.const 6) (i32.const 64))
+             (if (i32.load8_u (i32.const 64)) (then (drop (memory.grow (i32.const 20)))))"
+        )
+    )));
+    let made = |head: &crate::RequestHead| {
+        let before = MADE.get();
+        assert!(!module.same("null", &FilterLimits::default(), head).failed());
+        MADE.get() - before
+    };
+    let (grows, plain) = (head(&[("x-seed", "1")]), head(&[]));
+    let in_this_tier: u32 = (0..1_000).map(|_| made(&grows)).sum();
+    // 9 calls; then one for each 64 that ran in the other.
+    assert!((9..40).contains(&in_this_tier), "{in_this_tier}");
+    // One that does not grow is tried again in its turn, and then for good.
+    for _ in 0..1_000 {
+        made(&plain);
+    }
+    assert_eq!(made(&plain), 1, "the one that the kept one is compared with");
+}
+
+#[test]
+fn instances_of_a_module_that_is_gone_are_let_go_while_others_are_kept() {
+    let text = module(&format!("{REALLOC} {}", handle("")));
+    let (gone, other) = (Both::wat(&text), Both::wat(&format!("{text} ;; another")));
+    gone.same("null", &FilterLimits::default(), &head(&[]));
+    gone.assert_kept(100);
+    let core = Arc::downgrade(gone.reset.core().unwrap());
+    drop(gone);
+    assert!(core.upgrade().is_some(), "this thread keeps an instance of it");
+    // All of them find a kept instance.
+    for _ in 0..200 {
+        other.same("null", &FilterLimits::default(), &head(&[]));
+    }
+    other.assert_kept(90);
+    assert!(core.upgrade().is_none());
+}
+
+#[test]
+fn what_the_modules_start_left_is_there_each_time() {
+    let start = |export: &str| {
+        Both::wat(&module(&format!(
+            r#"(global $g (mut i64) (i64.const 0)) {REALLOC}
+            (func $start {export} (i64.store (i32.const 40000) (i64.const 7)) (global.set $g (i64.const 8))
+                (i32.store8 (i32.const 0) (i32.const 0x78)) (memory.fill (i32.const 5) (i32.const 0) (i32.const 1)))
+            {} {}"#,
+            if export.is_empty() { "(start $start)" } else { "" },
+            handle(
+                "(call $say (i64.add (i64.mul (i64.const 16) (global.get $g)) (i64.load (i32.const 40000))))
+                 (call $say (i64.load8_u (i32.const 5)))
+                 (i64.store (i32.const 40000) (i64.const 1)) (global.set $g (i64.const 1))
+                 (i32.store8 (i32.const 5) (i32.const 3))"
+            )
+        )))
+    };
+    for module in [start(""), start(r#"(export "_initialize")"#)] {
+        for _ in 0..5 {
+            let seen = module.same("null", &FilterLimits::default(), &head(&[]));
+            assert_eq!(seen.log, ["Info hiaaaaaaaaaaaaaa", "Info aaaaaaaaaaaaaaaa"]);
+        }
+    }
+}
