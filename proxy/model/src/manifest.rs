@@ -574,7 +574,7 @@ mod tests {
     #[test]
     fn a_manifest_has_a_bounded_number_of_filters() {
         let with = |filters: usize| {
-            let filter = |i| format!("[[filters]]\nname = \"f{i}\"\nmodule = \"f.wasm\"\n");
+            let filter = |i| format!("[[filters]]\nname = \"f{i}\"\nmodule = \"./f.wasm\"\n");
             let filters: String = (0..filters).map(filter).collect();
             Manifest::from_toml(&format!("version = 1\nhosts = [\"a.test\"]\n{filters}"), "m.toml")
         };
