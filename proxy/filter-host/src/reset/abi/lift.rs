@@ -120,11 +120,16 @@ impl<'m> Record<'m> {
 
     /// An `option` whose discriminant is at `at`: the payload is read where there is one.
     pub(crate) fn option<T>(self, at: usize, some: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
-        match self.u8(at) {
-            0 => Ok(None),
-            1 => some().map(Some),
-            _ => bail!("invalid option discriminant"),
-        }
+        flat_option(self.u8(at).into(), some)
+    }
+}
+
+/// An `option` among a function's arguments: the payload is read where there is one.
+pub(crate) fn flat_option<T>(discriminant: u32, some: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
+    match discriminant {
+        0 => Ok(None),
+        1 => some().map(Some),
+        _ => bail!("invalid option discriminant"),
     }
 }
 

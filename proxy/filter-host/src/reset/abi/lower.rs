@@ -68,26 +68,12 @@ impl Place {
 
 #[derive(Debug)]
 enum Step {
-    Byte {
-        at: Place,
-        value: u8,
-    },
-    Word {
-        at: Place,
-        value: u64,
-    },
+    /// The first `len` bytes of a number.
+    Number { at: Place, value: u64, len: usize },
     /// Asks for a block; what stands in `data` from `start` on goes into it, or nothing.
-    Allocate {
-        align: u32,
-        size: usize,
-        start: Option<usize>,
-    },
+    Allocate { align: u32, size: usize, start: Option<usize> },
     /// Address of a block, and a number of elements.
-    Pair {
-        at: Place,
-        block: usize,
-        count: u32,
-    },
+    Pair { at: Place, block: usize, count: u32 },
 }
 
 /// The result of one host function on its way into the guest's memory. Its buffers are kept from call to call.
@@ -126,12 +112,22 @@ impl Lowering {
 
     /// A discriminant.
     pub(crate) fn byte(&mut self, at: Place, value: u8) {
-        self.steps.push(Step::Byte { at, value });
+        self.steps.push(Step::Number { at, value: value.into(), len: 1 });
+    }
+
+    /// A `u16`.
+    pub(crate) fn half(&mut self, at: Place, value: u16) {
+        self.steps.push(Step::Number { at, value: value.into(), len: 2 });
+    }
+
+    /// A `u32`.
+    pub(crate) fn quad(&mut self, at: Place, value: u32) {
+        self.steps.push(Step::Number { at, value: value.into(), len: 4 });
     }
 
     /// A `u64`.
     pub(crate) fn word(&mut self, at: Place, value: u64) {
-        self.steps.push(Step::Word { at, value });
+        self.steps.push(Step::Number { at, value, len: 8 });
     }
 
     fn block(&mut self, align: u32, size: usize, start: Option<usize>) -> usize {
@@ -187,11 +183,8 @@ impl Lowering {
     pub(crate) fn advance(&mut self, memory: &mut [u8], marks: &mut Marks) -> Result<u64> {
         while let Some(step) = self.steps.get(self.next) {
             match *step {
-                Step::Byte { at, value } => {
-                    write(memory, marks, self.blocks[at.block] + at.offset, &[value])?
-                }
-                Step::Word { at, value } => {
-                    write(memory, marks, self.blocks[at.block] + at.offset, &value.to_le_bytes())?;
+                Step::Number { at, value, len } => {
+                    write(memory, marks, self.blocks[at.block] + at.offset, &value.to_le_bytes()[..len])?;
                 }
                 Step::Pair { at, block, count } => {
                     let address = u32::try_from(self.blocks[block]).expect("an address of the guest");

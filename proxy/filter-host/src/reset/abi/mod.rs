@@ -6,14 +6,21 @@
 //! where `cabi_realloc` says, checked in the same way. While `cabi_realloc` or the guest's tidying up runs, no
 //! import may be called. Errors have the words of wasmtime's own canonical ABI, so that a tenant sees no difference.
 
+mod buckets;
+mod clock;
 mod config;
 mod context;
 mod http;
+mod kv;
 mod lift;
 mod log;
 mod lower;
+mod metrics;
+mod outbound;
+mod properties;
 mod random;
 mod response;
+mod secrets;
 mod upstreams;
 mod verdict;
 
@@ -43,12 +50,19 @@ struct Interface {
 }
 
 const INTERFACES: &[Interface] = &[
+    buckets::INTERFACE,
+    clock::INTERFACE,
     config::INTERFACE,
     context::INTERFACE,
     http::INTERFACE,
+    kv::INTERFACE,
     log::INTERFACE,
+    metrics::INTERFACE,
+    outbound::INTERFACE,
+    properties::INTERFACE,
     random::INTERFACE,
     response::INTERFACE,
+    secrets::INTERFACE,
     upstreams::INTERFACE,
 ];
 

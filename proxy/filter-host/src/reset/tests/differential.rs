@@ -73,6 +73,50 @@ fn the_probe_does_the_same_in_both() {
     assert!(failed > 10, "only {failed} requests failed: the failures are not tried");
 }
 
+#[test]
+fn what_the_host_offers_is_the_same_in_both() {
+    let probe = Both::of(&guest("probe.wasm"));
+    let steps = [
+        r#"{"do":"properties"}"#,
+        r#"{"do":"kv","call":"get","key":"none"}"#,
+        r#"{"do":"kv","call":"set","key":"a","body":"b"}"#,
+        r#"{"do":"kv","call":"set","key":"a","body":"b","ttl_ms":18446744073709551615}"#,
+        r#"{"do":"kv","call":"set","key":"","body":"b"}"#,
+        r#"{"do":"kv","call":"set","key":"a","n":65537}"#,
+        r#"{"do":"kv","call":"delete","key":"a"}"#,
+        r#"{"do":"kv","call":"increment","key":"n","by":-9223372036854775808,"ttl_ms":9}"#,
+        r#"{"do":"kv","call":"increment","key":"","by":1}"#,
+        r#"{"do":"kv","call":"compare-and-set","key":"a","body":"b"}"#,
+        r#"{"do":"kv","call":"compare-and-set","key":"a","expected":"c","body":"b","ttl_ms":5}"#,
+        r#"{"do":"kv","call":"compare-and-set","key":"","body":"b"}"#,
+        r#"{"do":"kv","call":"nothing","key":"a"}"#,
+        r#"{"do":"take","bucket":"b","key":"k","n":1,"rate":[1,1000,5]}"#,
+        r#"{"do":"take","bucket":"b","key":"k","n":9,"rate":[1,1000,5]}"#,
+        r#"{"do":"take","bucket":"b","key":"k","n":5,"rate":[1,1000,5],"then":"next"}"#,
+        r#"{"do":"take","bucket":"b","key":"k","n":1,"rate":[0,0,0]}"#,
+        r#"{"do":"metric","key":"seen_total","by":18,"headers":{"kind":"x"}}"#,
+        r#"{"do":"metric","key":"seconds","value":0.25,"headers":{}}"#,
+        r#"{"do":"metric","key":"not a name","by":1}"#,
+        r#"{"do":"secret","key":"none"}"#,
+        r#"{"do":"send","url":"http://nobody.test/"}"#,
+        r#"{"do":"send","url":"no url"}"#,
+        r#"{"do":"send","call":"GET POST","url":"http://nobody.test/"}"#,
+        r#"{"do":"send","url":"http://wait.test/20","headers":{"x-a":["1","2"]},"body":"hello","timeout_ms":1000}"#,
+        r#"{"do":"send","n":9,"url":"http://nobody.test/"}"#,
+    ];
+    let mut answers = 0;
+    for step in steps.iter().chain(steps.iter().rev()) {
+        let seen = probe.same(step, &limits(), &rich_head());
+        answers += u32::from(seen.decision.starts_with("Respond"));
+    }
+    assert!(answers >= 48, "{answers} answers: the host functions are not tried");
+    // The clock gives no two calls the same.
+    probe.reset(r#"{"do":"clock"}"#, &limits(), &rich_head());
+    let few = FilterLimits { host_calls: 20, ..limits() };
+    assert!(probe.same(r#"{"do":"calls","n":100}"#, &few, &rich_head()).decision.contains("HostCalls(20)"));
+    probe.assert_kept(75);
+}
+
 /// The request of one of a stock filter's cases.
 fn request_of(case: &serde_json::Value) -> RequestHead {
     let request = &case["request"];
