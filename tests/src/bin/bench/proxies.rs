@@ -127,6 +127,11 @@ pub(crate) fn host(n: usize) -> String {
 }
 
 impl Node {
+    /// One that runs already.
+    pub(crate) fn of(node: Beamline) -> Self {
+        Self(node)
+    }
+
     /// With so many tenants, each without a filter or with a module of its own: `filter` with another custom section
     /// each time, so that no two have the same digest. `binary` in place of the one that is measured.
     pub(crate) fn start(

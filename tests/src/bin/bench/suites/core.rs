@@ -85,6 +85,17 @@ impl Case {
         median(self.rounds.iter().zip(&base.rounds).map(|(a, b)| how(a.cpu_us, b.cpu_us)).collect())
     }
 
+    /// Of requests a second, against another case in the same round.
+    pub(super) fn paired_rate(&self, base: &Self, how: impl Fn(f64, f64) -> f64) -> f64 {
+        median(
+            self.rounds
+                .iter()
+                .zip(&base.rounds)
+                .map(|(a, b)| how(a.report.rate(), b.report.rate()))
+                .collect(),
+        )
+    }
+
     pub(super) fn failed(&self) -> u64 {
         self.rounds.iter().map(|r| r.report.failed()).sum()
     }

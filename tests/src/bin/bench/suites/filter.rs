@@ -1,5 +1,7 @@
 //! The filter suite: what a filter adds to a request, in each tier, with one module and with many.
 //!
+//! Beside Envoy, whose filter is one instance for all requests.
+//!
 //! By the core suite's means: CPU per request of the proxy, systems in turn, medians within the rounds. The sandbox
 //! alone, without a proxy around it, is measured by `cargo bench --bench sandbox`.
 
@@ -9,6 +11,7 @@ use beamline_tests::{load::Stage, ports::Port, process};
 use super::core::{ANSWER, Case, figures, print, turns, twelve_headers};
 use crate::{
     Settings,
+    envoy::Envoy,
     proxies::{Node, PROXY_CPU, Proxy},
     report::{self, Bar, Bound},
 };
@@ -19,6 +22,8 @@ const BAR_RESET: f64 = 3.0;
 const BAR_RESET_MANY: f64 = 4.0;
 /// The same filter in the component tier.
 const BAR_COMPONENT: f64 = 14.0;
+/// Requests a second with the filter in the reset tier: at least so many times Envoy's with its like.
+const BAR_ENVOY: f64 = 4.0;
 
 // The cases by their place.
 const PLAIN: usize = 0;
@@ -27,6 +32,8 @@ const COMPONENT: usize = 2;
 const PLAIN_MANY: usize = 3;
 const RESET_MANY: usize = 4;
 const COMPONENT_MANY: usize = 5;
+const ENVOY: usize = 6;
+const ENVOY_WASM: usize = 7;
 
 /// Runs the suite; gives how many bars were missed.
 pub(crate) fn run(settings: &Settings) -> Result<usize> {
@@ -48,6 +55,8 @@ pub(crate) fn run(settings: &Settings) -> Result<usize> {
         Box::new(Node::start(origin, many, None, None)?),
         Box::new(Node::in_tier(true, origin, many, &filter)?),
         Box::new(Node::in_tier(false, origin, many, &filter)?),
+        Box::new(Envoy::start(origin, false)?),
+        Box::new(Envoy::start(origin, true)?),
     ];
     let one = || vec![twelve_headers(0)];
     let all = || (0..many).map(twelve_headers).collect();
@@ -58,6 +67,8 @@ pub(crate) fn run(settings: &Settings) -> Result<usize> {
         Case::new(&format!("no filter, {many} tenants"), PLAIN_MANY, PLAIN_MANY, all()),
         Case::new(&format!("reset tier, {many} modules"), RESET_MANY, PLAIN_MANY, all()),
         Case::new(&format!("component tier, {many} modules"), COMPONENT_MANY, PLAIN_MANY, all()),
+        Case::new("Envoy, no filter", ENVOY, PLAIN, one()),
+        Case::new("Envoy, Wasm filter of all requests", ENVOY_WASM, PLAIN, one()),
     ];
     let memory = turns(&mut cases, &proxies, &mut stage, settings)?;
     print(&cases, &memory, settings);
@@ -82,5 +93,12 @@ fn bars(cases: &[Case], many: usize) -> Vec<Bar> {
         bar("reset tier, 12 headers read, 1 module".into(), RESET, PLAIN, BAR_RESET),
         bar(format!("reset tier, {many} modules in turn"), RESET_MANY, PLAIN_MANY, BAR_RESET_MANY),
         bar("component tier, 12 headers read, 1 module".into(), COMPONENT, PLAIN, BAR_COMPONENT),
+        Bar {
+            what: "reset tier, 1 module, requests a second beside Envoy with a Wasm filter".into(),
+            found: cases[RESET].paired_rate(&cases[ENVOY_WASM], |a, b| a / b),
+            bound: Bound::AtLeast(BAR_ENVOY),
+            unit: "× Envoy",
+            void: (cases[RESET].failed() + cases[ENVOY_WASM].failed() > 0).then(|| "requests failed".into()),
+        },
     ]
 }

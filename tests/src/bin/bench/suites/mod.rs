@@ -1,6 +1,7 @@
 //! One module for each suite that has bars; each runs, prints, writes its JSON and gives how many bars were missed.
 
 pub(crate) mod core;
+pub(crate) mod density;
 pub(crate) mod filter;
 pub(crate) mod queue;
 mod scenes;
