@@ -102,6 +102,8 @@ fn notices_nothing(step: &str, limit: Duration, expected: &str) {
         println!("once more, for this was slow: {beside}");
         beside = load::run(&acme).unwrap();
     }
+    // A quarter of them fails: on a busy machine it takes longer until each connection has had a call ended.
+    noise.wait_for_more(5 * CALLS as u64, PATIENCE).unwrap();
     let noise = noise.stop().unwrap();
 
     println!("alone:  {alone}\nbeside: {beside}\nnoise:  {noise}");

@@ -81,6 +81,7 @@ fn the_reference_page_tells_the_limits_that_are_the_same_for_all() {
         ("keys, values and token buckets", vec![format!("{} GiB", crate::shared::NODE_BYTES >> 30)]),
         ("kept instances of a worker", vec!["1,000".into(), mib(crate::reset::MAX_BYTES)]),
         ("kept instances of a node", vec!["4,096".into(), mib(crate::reset::MAX_NODE_BYTES)]),
+        ("first states", vec![mib(crate::reset::MAX_IMAGES)]),
     ] {
         assert!(figures.iter().all(|figure| row(what).contains(figure)), "{what}: {figures:?}");
     }

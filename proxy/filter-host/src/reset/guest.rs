@@ -15,8 +15,9 @@ pub(super) const HANDLE: u32 = 1;
 const MAX_KEPT_GROWTH: usize = 1 << 20;
 /// Pages that a memory gets beyond what was asked for, at most, while its instance may be kept.
 const SPARE_PAGES: u64 = 8;
-/// How much larger a memory gets when its instance will not be kept: growing copies and clears it.
-const LEAP: u64 = 8;
+/// How much larger a memory gets, at most, than it is, beyond what was asked for, when its instance will not be kept:
+/// growing copies it, and clears what is new, so that neither many small steps nor one may cost much more than they need.
+const LEAP: u64 = 2;
 
 /// The data of a kept instance's store.
 #[derive(Default)]
@@ -163,15 +164,13 @@ impl Guest {
         };
         // No further than this call's limit, whatever the module may have.
         let limit = guest.call.as_ref().map_or(0, |call| call.memory.limit as u64 / PAGE);
-        let (max_pages, kept) = (guest.max_pages, guest.may_keep(bytes(pages)));
+        let (max_pages, keepable) = (guest.max_pages, guest.keepable as u64 / PAGE);
         if !granted || pages > max_pages {
             return Ok(false);
         }
         let there = memory.size(&*caller);
         if pages > there {
-            // Growing copies the memory: some more than was asked for, unseen, so that a thousand small steps do not.
-            let with_spare = if kept { there + (there / 4).min(SPARE_PAGES) } else { there * LEAP };
-            let target = pages.max(with_spare.min(limit)).min(max_pages);
+            let target = with_spare(there, pages, keepable).min(limit).max(pages).min(max_pages);
             if memory.grow(&mut *caller, target - there).is_err() {
                 return Ok(false);
             }
@@ -184,5 +183,35 @@ impl Guest {
     #[cfg(test)]
     pub(super) fn is_at_rest(&self) -> bool {
         self.call.is_none() && self.verdict.is_none() && self.lowering.is_at_rest() && self.marks.is_empty()
+    }
+}
+
+/// Pages for a memory that has `there` and is to have `pages`. Growing copies the memory: some more than was asked for,
+/// unseen, so that a thousand small steps do not. What would make an instance outgrow its `keepable` pages is no spare.
+fn with_spare(there: u64, pages: u64, keepable: u64) -> u64 {
+    if pages <= keepable { (there + (there / 4).min(SPARE_PAGES)).min(keepable) } else { there * LEAP }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_memory_that_is_grown_gets_some_more_but_not_much() {
+        // There, wanted, keepable; with spare.
+        let cases = [
+            ((1, 2, 17), 1),
+            ((8, 9, 17), 10),
+            ((40, 41, 60), 48),
+            // Asked for is what can be kept: it stays so.
+            ((15, 16, 17), 17),
+            ((16, 17, 17), 17),
+            // It will not be kept: twice as much as there is, and no more.
+            ((17, 18, 17), 34),
+            ((100, 101, 17), 200),
+        ];
+        for ((there, pages, keepable), expected) in cases {
+            assert_eq!(with_spare(there, pages, keepable), expected, "{pages} for {there}");
+        }
     }
 }

@@ -2,8 +2,8 @@
 
 use std::{
     sync::{
-        Arc, Weak,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -16,9 +16,10 @@ use wasmtime::{
 use super::{
     abi,
     guest::{Guest, HANDLE},
-    qualify::{MAX_IMAGE, Unqualified},
+    image::{Budget, Image, MAX_IMAGES},
+    qualify::Unqualified,
     rewrite::{CARD, CARD_SHIFT, STRADDLE, names},
-    shelf::{Item, MAX_NODE_BYTES, MAX_NODE_INSTANCES, Node, Place},
+    shelf::{self, Item, MAX_NODE_BYTES, MAX_NODE_INSTANCES, Node, Place},
 };
 use crate::{
     bindings::beamline::edge::verdicts::Verdict,
@@ -48,12 +49,18 @@ pub(crate) struct CoreEngine {
     engine: wasmtime::Engine,
     linker: Linker<Guest>,
     node: Arc<Node>,
+    images: Arc<Budget>,
 }
 
 impl CoreEngine {
     pub(crate) fn new(engine: wasmtime::Engine) -> Result<Self> {
+        Self::with_images(engine, Budget::of(MAX_IMAGES))
+    }
+
+    pub(super) fn with_images(engine: wasmtime::Engine, images: Arc<Budget>) -> Result<Self> {
         let linker = abi::linker(&engine)?;
-        Ok(Self { engine, linker, node: Node::with_bounds(MAX_NODE_INSTANCES, MAX_NODE_BYTES) })
+        let node = Node::with_bounds(MAX_NODE_INSTANCES, MAX_NODE_BYTES);
+        Ok(Self { engine, linker, node, images })
     }
 
     pub(crate) fn wasmtime(&self) -> &wasmtime::Engine {
@@ -63,22 +70,16 @@ impl CoreEngine {
     /// Starts a compiled module once, with every import trapping, to see what its first state is.
     ///
     /// # Errors
-    /// Where its start traps, calls an import, grows the memory or does not end, and where its first state is too large.
+    /// Where its start traps, calls an import, grows the memory or does not end, and where its first state is too large for itself or
+    /// beside those of the modules that are loaded already.
     pub(crate) fn prepare(&self, module: &Module, ticker: &Ticker) -> Result<Hold, Unqualified> {
-        let core =
-            self.started(module, ticker).map_err(|e| Unqualified::Start(e.root_cause().to_string()))?;
-        if core.first.bytes.len() > MAX_IMAGE {
-            return Err(Unqualified::Image(core.first.bytes.len()));
-        }
-        let wanted = Arc::new(());
-        let core = Arc::new(Core { wanted: Arc::downgrade(&wanted), ..core });
-        Ok(Hold { core, _wanted: wanted })
+        self.started(module, ticker).map(|core| Hold { core: Arc::new(core) })
     }
 
-    fn started(&self, module: &Module, ticker: &Ticker) -> Result<Core> {
+    fn started(&self, module: &Module, ticker: &Ticker) -> Result<Core, Unqualified> {
         static KEYS: AtomicU64 = AtomicU64::new(0);
         let Some(ExternType::Memory(memory)) = module.get_export(names::MEMORY) else {
-            bail!("the rewritten module exports no memory")
+            return Err(Unqualified::Start("the rewritten module exports no memory".into()));
         };
         let pre = self.linker.instantiate_pre(module)?;
         let max_pages = memory.maximum().unwrap_or(memory.minimum());
@@ -107,24 +108,32 @@ impl CoreEngine {
         let tables = usize::try_from(elements.saturating_mul(TABLE_ELEMENT)).unwrap_or(usize::MAX);
         Ok(Core {
             key: KEYS.fetch_add(1, Ordering::Relaxed),
-            wanted: Weak::new(),
+            wanted: AtomicBool::new(true),
             node: Arc::clone(&self.node),
             pre,
             max_pages,
             size: memory.len(),
             beside: tables.saturating_add(functions + cards + MAX_STACK + OVERHEAD),
             start_wrote: memory != before,
-            first: Image::of(memory),
+            first: Image::of(memory, &self.images)?,
             globals,
             outgrown: AtomicU32::new(0),
         })
     }
 }
 
-/// A loaded module's hold on its core: instances are kept for as long as there is one.
+/// A loaded module's hold on its core: instances are kept for as long as there is one. Who drops it frees those that
+/// threads keep, and then the machine code: no thread that serves requests has to.
 pub(crate) struct Hold {
     core: Arc<Core>,
-    _wanted: Arc<()>,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // In this order: what is put on a shelf that was looked at already is not wanted any more.
+        self.core.wanted.store(false, Ordering::Relaxed);
+        shelf::let_go(self.core.key);
+    }
 }
 
 impl Hold {
@@ -137,8 +146,8 @@ impl Hold {
 pub(crate) struct Core {
     /// Tells this module from every other one that was ever loaded.
     key: u64,
-    /// Of the module's [`Hold`].
-    wanted: Weak<()>,
+    /// Whether there still is the module's [`Hold`].
+    wanted: AtomicBool,
     node: Arc<Node>,
     pre: InstancePre<Guest>,
     max_pages: u64,
@@ -186,35 +195,6 @@ impl Core {
     }
 }
 
-/// Memory as it is at first: what lies between its zeros at both ends.
-struct Image {
-    start: usize,
-    bytes: Box<[u8]>,
-}
-
-impl Image {
-    fn of(memory: &[u8]) -> Self {
-        let Some(start) = memory.iter().position(|byte| *byte != 0) else {
-            return Self { start: 0, bytes: Box::default() };
-        };
-        let end = memory.iter().rposition(|byte| *byte != 0).map_or(start, |last| last + 1);
-        Self { start, bytes: memory[start..end].into() }
-    }
-
-    /// Puts `from..to` of a memory (cut at its end) back.
-    fn restore(&self, memory: &mut [u8], from: usize, to: usize) {
-        let to = to.min(memory.len());
-        let end = self.start + self.bytes.len();
-        // Zeros, the image, zeros; each part may be empty.
-        let (first, last) = (self.start.clamp(from, to), end.clamp(from, to));
-        memory[from..first].fill(0);
-        if first < last {
-            memory[first..last].copy_from_slice(&self.bytes[first - self.start..last - self.start]);
-        }
-        memory[last.max(first)..to].fill(0);
-    }
-}
-
 /// What the host holds of a rewritten module's instance.
 struct Parts {
     memory: Memory,
@@ -259,7 +239,7 @@ impl Item for Kept {
     }
 
     fn is_wanted(&self) -> bool {
-        self.core.wanted.strong_count() > 0
+        self.core.wanted.load(Ordering::Relaxed)
     }
 
     fn place(&mut self) -> &mut Place {
@@ -418,29 +398,6 @@ impl Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_image_puts_back_any_range() {
-        let mut memory = vec![0; 4096];
-        memory[1500..1510].fill(7);
-        memory[2047] = 9;
-        let image = Image::of(&memory);
-        assert_eq!((image.start, image.bytes.len()), (1500, 548));
-        let ranges =
-            [(0, 10), (0, 1500), (0, 1505), (1490, 1503), (1505, 3000), (2048, 9000), (0, 4096), (5, 5)];
-        for (from, to) in ranges {
-            let mut changed = vec![1; 4096];
-            image.restore(&mut changed, from, to);
-            for (i, byte) in changed.iter().enumerate() {
-                let expected = if (from..to).contains(&i) { memory[i] } else { 1 };
-                assert_eq!(*byte, expected, "byte {i} of {from}..{to}");
-            }
-        }
-        let zeros = Image::of(&[0; 64]);
-        let mut changed = [1; 64];
-        zeros.restore(&mut changed, 8, 64);
-        assert_eq!(changed.iter().filter(|b| **b == 1).count(), 8);
-    }
 
     #[test]
     fn cards_are_collected_and_cleared() {

@@ -16,6 +16,7 @@
 mod abi;
 mod call;
 mod guest;
+mod image;
 mod kept;
 mod qualify;
 mod rewrite;
@@ -24,6 +25,8 @@ mod shelf;
 mod tests;
 
 pub(crate) use call::on_request;
+#[cfg(test)]
+pub(crate) use image::MAX_IMAGES;
 pub(crate) use kept::{Core, CoreEngine, Hold};
 pub(crate) use qualify::{Unqualified, qualify};
 pub(crate) use rewrite::{REWRITE_VERSION, rewrite};

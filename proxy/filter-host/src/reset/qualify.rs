@@ -9,7 +9,10 @@ use wasmparser::{
     Payload, TypeRef, ValType, Validator, WasmFeatures,
 };
 
-use super::abi::{self, Function};
+use super::{
+    abi::{self, Function},
+    image::MAX_IMAGES,
+};
 use crate::{inspect::ModuleKind, phases::Phase};
 
 /// Bytes of a page of linear memory.
@@ -20,7 +23,7 @@ const MAX_PAGES: u64 = 1024;
 const MAX_BYTES: usize = 4 << 20;
 /// Pages that a memory may begin with: a kept instance takes them for as long as it is kept.
 const MAX_FIRST_PAGES: u64 = 32;
-/// Bytes of a first state, without the zeros at both ends: kept for each module that is loaded.
+/// Bytes that a first state may take, without its long rows of zeros: kept for each module that is loaded.
 pub(super) const MAX_IMAGE: usize = 1 << 20;
 /// Elements of all tables together: as many as an instance of the component tier may have.
 const MAX_TABLE_ELEMENTS: u64 = crate::host::MAX_TABLE_ELEMENTS as u64;
@@ -92,6 +95,17 @@ pub(crate) enum Unqualified {
     Start(String),
     #[error("its first state has {0} bytes, more than {MAX_IMAGE}")]
     Image(usize),
+    #[error(
+        "its first state has {0} bytes, more than is left of the {MAX_IMAGES} that a node keeps for all its modules"
+    )]
+    Images(usize),
+}
+
+/// What went wrong while a module was started.
+impl From<wasmtime::Error> for Unqualified {
+    fn from(error: wasmtime::Error) -> Self {
+        Self::Start(error.root_cause().to_string())
+    }
 }
 
 /// A module that qualifies, and what rewriting needs to know of it.

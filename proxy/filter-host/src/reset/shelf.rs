@@ -1,11 +1,13 @@
 //! Where a thread keeps its instances, one of each module, the least recently used out first; and what a node keeps on all
 //! its threads together.
+//!
+//! A shelf is its thread's own, but for one thing: who lets go of a module takes that module's instances from all
+//! shelves, idle threads' too. A thread that would have to wait for that does without its shelf for once.
 
 use std::{
-    cell::RefCell,
     collections::{HashMap, VecDeque},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
 };
@@ -57,6 +59,14 @@ impl Place {
         Self { node: Arc::clone(node), bytes: 0 }
     }
 
+    /// Instances and bytes that have to go before it can be one of so many `bytes`.
+    fn lacks(&self, bytes: usize) -> (usize, usize) {
+        let Self { node, bytes: before } = self;
+        let instances = if *before == 0 { node.instances.load(Relaxed) + 1 } else { 0 };
+        let bytes = node.bytes.load(Relaxed) + bytes.saturating_sub(*before);
+        (instances.saturating_sub(node.max_instances), bytes.saturating_sub(node.max_bytes))
+    }
+
     /// Makes it one of so many `bytes`; `false` where the node has no room: then it is as it was.
     fn fit(&mut self, bytes: usize) -> bool {
         let Self { node, bytes: before } = self;
@@ -106,21 +116,11 @@ struct Shelf<T> {
     /// Turns and keys, oldest first; those that are in `kept` no more, or with a later turn, are passed over.
     order: VecDeque<(u64, u64)>,
     turn: u64,
-    /// Puts until those are looked for whose module is gone.
-    until_sweep: usize,
 }
 
 impl<T: Item> Shelf<T> {
     fn with_bounds(capacity: usize, max_bytes: usize) -> Self {
-        Self {
-            capacity,
-            max_bytes,
-            bytes: 0,
-            kept: HashMap::new(),
-            order: VecDeque::new(),
-            turn: 0,
-            until_sweep: 0,
-        }
+        Self { capacity, max_bytes, bytes: 0, kept: HashMap::new(), order: VecDeque::new(), turn: 0 }
     }
 
     fn take(&mut self, key: u64) -> Option<T> {
@@ -133,22 +133,22 @@ impl<T: Item> Shelf<T> {
         if self.capacity == 0 {
             return;
         }
-        match self.until_sweep.checked_sub(1) {
-            Some(left) => self.until_sweep = left,
-            None => self.sweep(),
-        }
-        if !item.is_wanted() {
+        let (key, cost) = (item.key(), item.cost());
+        if !item.is_wanted() || cost > self.max_bytes {
             return;
         }
-        let (key, cost) = (item.key(), item.cost());
         // Two calls of one module may have been under way on this thread.
         drop(self.take(key));
-        // Where the node is full, one goes for one.
-        if !item.place().fit(cost) {
-            self.evict();
-            if !item.place().fit(cost) {
+        // Where the node is full, others of this thread make room; none goes where they have too little.
+        let (instances, bytes) = item.place().lacks(cost);
+        if instances > self.kept.len() || bytes > self.bytes {
+            return;
+        }
+        while !item.place().fit(cost) {
+            if self.kept.is_empty() {
                 return;
             }
+            self.evict();
         }
         self.turn += 1;
         self.bytes += cost;
@@ -171,35 +171,58 @@ impl<T: Item> Shelf<T> {
             }
         }
     }
-
-    /// Lets go of instances whose module is not in use any more. Rare enough to cost a put next to nothing.
-    fn sweep(&mut self) {
-        let gone = |(key, (.., item)): (&u64, &(u64, usize, T))| (!item.is_wanted()).then_some(*key);
-        let gone: Vec<_> = self.kept.iter().filter_map(gone).collect();
-        for key in gone {
-            drop(self.take(key));
-        }
-        self.until_sweep = 64 + 16 * self.kept.len();
-    }
 }
 
+/// The shelves of all threads.
+static SHELVES: Mutex<Vec<Weak<Mutex<Shelf<Kept>>>>> = Mutex::new(Vec::new());
+
 thread_local! {
-    static SHELF: RefCell<Shelf<Kept>> = RefCell::new(Shelf::with_bounds(MAX_INSTANCES, MAX_BYTES));
+    static SHELF: Arc<Mutex<Shelf<Kept>>> = {
+        let shelf = Arc::new(Mutex::new(Shelf::with_bounds(MAX_INSTANCES, MAX_BYTES)));
+        let mut shelves = lock(&SHELVES);
+        shelves.retain(|shelf| shelf.strong_count() > 0);
+        shelves.push(Arc::downgrade(&shelf));
+        shelf
+    };
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Uses this thread's shelf, where nobody else does right now.
+fn with_own<R>(use_it: impl FnOnce(&mut Shelf<Kept>) -> R) -> Option<R> {
+    SHELF.with(|shelf| match shelf.try_lock() {
+        Ok(mut shelf) => Some(use_it(&mut shelf)),
+        Err(TryLockError::Poisoned(shelf)) => Some(use_it(&mut shelf.into_inner())),
+        Err(TryLockError::WouldBlock) => None,
+    })
 }
 
 /// The instance of `core` that this thread keeps, in its first state.
 pub(super) fn take(core: &Core) -> Option<Kept> {
-    SHELF.with_borrow_mut(|shelf| shelf.take(core.key()))
+    with_own(|shelf| shelf.take(core.key())).flatten()
 }
 
 /// Keeps an instance that is in its first state.
 pub(super) fn put(kept: Kept) {
-    SHELF.with_borrow_mut(|shelf| shelf.put(kept));
+    // Where the shelf is in use, the instance ends here.
+    let _ = with_own(|shelf| shelf.put(kept));
+}
+
+/// Frees the instances that all threads keep of a module.
+pub(super) fn let_go(key: u64) {
+    let shelves: Vec<_> = lock(&SHELVES).iter().filter_map(Weak::upgrade).collect();
+    for shelf in shelves {
+        // Freed when the shelf's own thread can have it again.
+        let gone = lock(&shelf).take(key);
+        drop(gone);
+    }
 }
 
 /// For threads that run what outlived its slice: instances that come here are let go.
 pub(crate) fn keep_nothing_on_this_thread() {
-    SHELF.with_borrow_mut(|shelf| shelf.capacity = 0);
+    SHELF.with(|shelf| lock(shelf).capacity = 0);
 }
 
 #[cfg(test)]
@@ -263,11 +286,11 @@ mod tests {
         shelf.put(used);
         shelf.put(thing(&node, 4, 10));
         assert_eq!((keys(&shelf), shelf.bytes, taken(&node)), (vec![1, 3, 4], 30, (3, 30)));
-        // By bytes: however many it takes, itself where it is too large for any shelf.
+        // By bytes: however many it takes, and none for what is too large for any shelf.
         shelf.put(thing(&node, 5, 985));
         assert_eq!((keys(&shelf), taken(&node)), (vec![4, 5], (2, 995)));
         shelf.put(thing(&node, 6, 1_001));
-        assert_eq!((keys(&shelf), shelf.bytes, taken(&node)), (vec![], 0, (0, 0)));
+        assert_eq!((keys(&shelf), shelf.bytes, taken(&node)), (vec![4, 5], 995, (2, 995)));
     }
 
     #[test]
@@ -290,24 +313,34 @@ mod tests {
     }
 
     #[test]
-    fn a_module_that_is_gone_is_swept_out_though_others_are_put_here_all_the_time() {
+    fn one_whose_module_went_during_its_call_does_not_come_back() {
         let node = Node::with_bounds(100, 10_000);
         let mut shelf = Shelf::with_bounds(10, 1_000);
-        let (gone, wanted) = (thing(&node, 1, 10), thing(&node, 2, 10));
-        let in_use = Rc::clone(&gone.wanted);
-        shelf.put(gone);
-        shelf.put(wanted);
-        in_use.set(false);
-        for _ in 0..200 {
-            let item = shelf.take(2).unwrap();
-            shelf.put(item);
-        }
-        assert_eq!((keys(&shelf), taken(&node)), (vec![2], (1, 10)));
-        // One whose module went during its call does not come back.
-        let item = shelf.take(2).unwrap();
+        shelf.put(thing(&node, 1, 10));
+        let item = shelf.take(1).unwrap();
         item.wanted.set(false);
         shelf.put(item);
         assert_eq!((keys(&shelf), taken(&node)), (vec![], (0, 0)));
+    }
+
+    #[test]
+    fn where_a_node_is_full_as_many_go_as_make_room_and_none_where_they_do_not() {
+        let node = Node::with_bounds(100, 100);
+        let (mut one, mut other) = (Shelf::with_bounds(10, 1_000), Shelf::with_bounds(10, 1_000));
+        other.put(thing(&node, 1, 40));
+        for key in 1..=3 {
+            one.put(thing(&node, key, 20));
+        }
+        // Its own have 60.
+        one.put(thing(&node, 4, 61));
+        assert_eq!((keys(&one), taken(&node)), (vec![1, 2, 3], (4, 100)));
+        one.put(thing(&node, 5, 35));
+        assert_eq!((keys(&one), taken(&node)), (vec![3, 5], (3, 95)));
+        // One that has grown has a place already: only what it has more is to be found.
+        let mut item = one.take(5).unwrap();
+        item.cost = 55;
+        one.put(item);
+        assert_eq!((keys(&one), taken(&node)), (vec![5], (2, 95)));
     }
 
     #[test]

@@ -138,7 +138,10 @@ fn the_stock_filters_do_the_same_in_both() {
     for name in ["tiny", "router", "canary", "maintenance"] {
         let filter = Both::of(&guest(&format!("{name}.wasm")));
         let cases = format!("{}/../../wasm-filters/{name}/cases.json", env!("CARGO_MANIFEST_DIR"));
-        let cases = std::fs::read_to_string(cases).unwrap_or_else(|_| "[{}, {}, {}]".into());
+        let cases = match name {
+            "tiny" => "[{}, {}, {}]".into(),
+            _ => std::fs::read_to_string(&cases).unwrap_or_else(|e| panic!("{cases}: {e}")),
+        };
         let cases: Vec<serde_json::Value> = serde_json::from_str(&cases).unwrap();
         for case in cases.iter().chain(cases.iter().rev()) {
             let config = case["config"].to_string();

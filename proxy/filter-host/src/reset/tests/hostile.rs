@@ -284,4 +284,6 @@ fn a_call_that_was_set_aside_leaves_nothing_either() {
     for _ in 0..3 {
         assert_eq!(module.reset("null", &limits, &head(&[])).log, ["Info aaaaaaaaaaaaaaaa"]);
     }
+    // Had one of them ended on this thread, it would have left its instance here.
+    assert_eq!((module.well.get(), module.kept.get()), (3, 0));
 }

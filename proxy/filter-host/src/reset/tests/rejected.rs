@@ -3,9 +3,11 @@
 use super::{REALLOC, handle, module, tiers, typed};
 use crate::{
     ModuleKind, Tier,
+    engine::compiling_core_engine,
     inspect::inspect,
-    reset::{Unqualified, qualify, rewrite},
+    reset::{CoreEngine, Unqualified, image::Budget, qualify, rewrite},
     tests::{guest, taken},
+    ticker::Ticker,
 };
 
 const PHASES: [&str; 2] = ["beamline:edge/request-handler@0.1.0", "beamline:edge/finish-handler@0.1.0"];
@@ -124,22 +126,41 @@ fn what_would_be_much_to_keep() {
 
 #[test]
 fn a_first_state_that_would_be_much_to_keep() {
-    let start = |last: u32| {
-        let text = with(&format!(
-            r#"(func (export "_initialize") (i32.store8 (i32.const 512) (i32.const 1)) (i32.store8 (i32.const {last}) (i32.const 1)))"#
-        ));
-        // Data of the frame around it begins at 0, so that the first state does.
+    let start = |body: &str| {
+        let text = with(&format!(r#"(func (export "_initialize") {body})"#));
         let text = text.replacen("(memory (export \"memory\") 1)", "(memory (export \"memory\") 20)", 1);
         let (info, artifact) = taken(&typed(&text));
         assert_eq!(info.tier, Tier::Reset, "{:?}", info.tier_reason);
         tiers().reset.load(&artifact, info).unwrap().info().clone()
     };
-    assert_eq!(start((1 << 20) - 1).tier, Tier::Reset);
-    let info = start(1 << 20);
+    let filled = |bytes: u32| format!("(memory.fill (i32.const 0) (i32.const 1) (i32.const {bytes}))");
+    assert_eq!(start(&filled((1 << 20) - 256)).tier, Tier::Reset);
+    let info = start(&filled(1 << 20));
     assert_eq!(
         (info.tier, info.tier_reason),
-        (Tier::Component, Some(Unqualified::Image((1 << 20) + 1).to_string()))
+        (Tier::Component, Some(Unqualified::Image((1 << 20) + 64).to_string()))
     );
+    // It is what is kept that counts, not how far it lies apart.
+    assert_eq!(start("(i32.store8 (i32.const 1310719) (i32.const 1))").tier, Tier::Reset);
+}
+
+#[test]
+fn first_states_that_would_be_much_to_keep_together() {
+    let engine = compiling_core_engine().unwrap();
+    let ticker = Ticker::start(&engine, &engine).unwrap();
+    let cores = CoreEngine::with_images(engine, Budget::of(100_000)).unwrap();
+    let bytes = typed(&with(&format!("(data (i32.const 2000) \"{}\")", "x".repeat(40_000))));
+    let component = inspect(&guest("tiny.wasm")).unwrap().component;
+    let phases = PHASES.map(str::to_owned);
+    let qualified = qualify(&bytes, ModuleKind::CoreModule, &component, &phases).unwrap();
+    let module = wasmtime::Module::new(cores.wasmtime(), rewrite(&qualified).unwrap()).unwrap();
+    let first = cores.prepare(&module, &ticker).unwrap();
+    let _second = cores.prepare(&module, &ticker).unwrap();
+    // Of the frame around it a block more.
+    let bytes = 158 * 256 + 64 + 256 + 64;
+    assert_eq!(cores.prepare(&module, &ticker).err(), Some(Unqualified::Images(bytes)));
+    drop(first);
+    assert!(cores.prepare(&module, &ticker).is_ok());
 }
 
 #[test]

@@ -1,11 +1,14 @@
 //! After every request, memory and globals equal those of a new instance, whatever the request did.
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, mpsc},
+    thread,
+};
 
 use beamline_model::{ByteSize, FilterLimits};
 use http::{HeaderValue, Method};
 
-use super::{Both, REALLOC, handle, module};
+use super::{Both, REALLOC, ask, handle, module, tiers};
 use crate::{
     RequestHead,
     reset::{kept::MADE, shelf},
@@ -239,20 +242,62 @@ fn a_module_that_outgrows_its_instances_does_so_in_the_other_tier_and_is_tried_a
 }
 
 #[test]
-fn instances_of_a_module_that_is_gone_are_let_go_while_others_are_kept() {
-    let text = module(&format!("{REALLOC} {}", handle("")));
-    let (gone, other) = (Both::wat(&text), Both::wat(&format!("{text} ;; another")));
-    gone.same("null", &FilterLimits::default(), &head(&[]));
-    gone.assert_kept(100);
-    let core = Arc::downgrade(gone.reset.core().unwrap());
-    drop(gone);
-    assert!(core.upgrade().is_some(), "this thread keeps an instance of it");
-    // All of them find a kept instance.
-    for _ in 0..200 {
-        other.same("null", &FilterLimits::default(), &head(&[]));
+fn a_memory_gets_no_more_than_what_can_be_kept_unless_that_was_asked_for() {
+    let module = Both::wat(&module(&format!(
+        "{REALLOC} {}",
+        handle("(drop (memory.grow (i32.const 14))) (drop (memory.grow (i32.const 1)))")
+    )));
+    let limits = FilterLimits { memory: ByteSize::mib(4), ..Default::default() };
+    assert!(!module.same("null", &limits, &head(&[])).failed());
+    let kept = shelf::take(module.reset.core().unwrap()).expect("it was kept");
+    // 16 pages were asked for; a quarter of 15 more would be 18, and 17 can be kept.
+    assert_eq!(kept.bytes() >> 16, 17);
+}
+
+#[test]
+fn what_the_host_wrote_is_put_back_however_often_it_wrote() {
+    // The host alone writes: each value has two places that no other has.
+    let module = Both::wat(&module(&format!(
+        "{REALLOC} {}",
+        handle(
+            "(local $i i32)
+             (loop $next
+                (call $get (local.get $h) (i32.const 0) (i32.const 6)
+                    (i32.add (i32.const 20000) (i32.shl (local.get $i) (i32.const 4))))
+                (br_if $next (i32.lt_u
+                    (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 1500))))
+             (call $say (i64.load8_u (i32.const 43988)))"
+        )
+    )));
+    let limits = FilterLimits { cpu: beamline_model::Duration::millis(1000), ..Default::default() };
+    for _ in 0..5 {
+        let seen = module.same("null", &limits, &head(&[("x-seed", "abc")]));
+        assert!(!seen.failed(), "{seen:?}");
     }
-    other.assert_kept(90);
-    assert!(core.upgrade().is_none());
+    module.assert_kept(60);
+}
+
+#[test]
+fn who_lets_go_of_a_module_frees_the_instances_that_idle_threads_keep_of_it() {
+    let gone = Both::wat(&module(&format!("{REALLOC} {}", handle(""))));
+    let core = Arc::downgrade(gone.reset.core().unwrap());
+    let module = Arc::clone(&gone.reset);
+    let ((asked, was_asked), (end, ends)) = (mpsc::channel(), mpsc::channel::<()>());
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            ask(&tiers().reset, &module, "null", &FilterLimits::default(), &head(&[]));
+            drop(module);
+            asked.send(()).unwrap();
+            // Idle until the other end is dropped.
+            ends.recv().unwrap_err();
+        });
+        was_asked.recv().unwrap();
+        let instances = core.strong_count() - 1;
+        drop(gone);
+        let left = core.strong_count();
+        drop(end);
+        assert_eq!((instances, left), (1, 0));
+    });
 }
 
 #[test]
