@@ -1,10 +1,12 @@
 //! Kept instances: built, called, and put back to the first state of their module.
 
 use std::{
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -94,11 +96,12 @@ impl CoreEngine {
         });
         ticker.keep();
         store.set_epoch_deadline(1);
-        let instance = pre.instantiate(&mut store)?;
+        let instance = at_once(pre.instantiate_async(&mut store))?;
         let parts = Parts::of(&mut store, &instance)?;
         let before = parts.memory.data(&store).to_vec();
         store.data_mut().set_memory(parts.memory, before.len());
-        instance.get_typed_func::<(), ()>(&mut store, names::INIT)?.call(&mut store, ())?;
+        let init = instance.get_typed_func::<(), ()>(&mut store, names::INIT)?;
+        at_once(init.call_async(&mut store, ()))?;
         let globals = parts.globals.iter().map(|global| global.get(&mut store)).collect();
         let cards = parts.cards.data_size(&store);
         let memory = parts.memory.data(&store);
@@ -119,6 +122,14 @@ impl CoreEngine {
             globals,
             outgrown: AtomicU32::new(0),
         })
+    }
+}
+
+/// The outcome of a future that has nothing to wait for: while a module starts, no import can be called.
+fn at_once<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(outcome) => outcome,
+        Poll::Pending => bail!("it waits for something"),
     }
 }
 
