@@ -275,9 +275,28 @@ fn a_filter_reaches_no_address_beyond_its_tenants_grant() {
     for port in [port, admin.port()] {
         let step = json!({ "do": "send", "url": format!("http://localhost:{port}/") }).to_string();
         let request = Request::get("/").host("second.test").header("x-probe", &step);
-        assert_eq!(request.send(scene.node.address()).unwrap().json().unwrap(), "denied");
+        assert_eq!(request.send(scene.node.address()).unwrap().json().unwrap(), "connect");
+    }
+    // However loopback is written: as what it is, or as a name that a resolver makes it of.
+    for host in ["127.1", "2130706433", "0x7f.1", "0.0.0.0", "[::1]", "[::ffff:127.0.0.1]", "[::]"] {
+        let url = format!("http://{host}:{port}");
+        if let Err(refused) = apply(std::slice::from_ref(&url)) {
+            assert!(["outside-grant", "invalid-manifest"].contains(&refused.kind()), "{host}: {refused}");
+            continue;
+        }
+        let step = json!({ "do": "send", "url": url }).to_string();
+        let request = Request::get("/").host("second.test").header("x-probe", &step);
+        assert_eq!(request.send(scene.node.address()).unwrap().json().unwrap(), "connect", "{host}");
     }
     assert!(scene.origin.requests().is_empty(), "nothing was sent");
+    // The log says what the filter is not told.
+    let explains = |record: &Value| {
+        record["kind"] == "guest"
+            && record["body"].as_str().is_some_and(|body| {
+                body.starts_with(&format!("outbound request: localhost:{port}: ")) && body.contains("granted")
+            })
+    };
+    scene.node.wait_log(PATIENCE, |log| log.iter().any(explains)).unwrap();
 
     // With loopback granted the admin address is still nobody's.
     let admins = sending(&[format!("http://localhost:{}", admin.port())]);
@@ -291,7 +310,7 @@ fn a_filter_reaches_no_address_beyond_its_tenants_grant() {
         .unwrap();
     assert_eq!(
         told(&admins, json!({ "do": "send", "url": format!("http://localhost:{own}/livez") })),
-        "denied"
+        "connect"
     );
 }
 
@@ -316,4 +335,80 @@ fn requests_go_on_while_filters_wait_for_their_answers() {
         })
     });
     assert!(went_on, "50 requests ended before one of 16 that wait");
+}
+
+#[test]
+fn requests_of_filters_that_lead_back_to_the_node_end_as_a_loop() {
+    let scene = probed();
+    let at = format!("http://localhost:{}", scene.node.address().port());
+    scene.admin.create_tenant("second", &["localhost"], &["127.0.0.0/8"]).unwrap();
+    scene.admin.push("second", &guests::module("probe").unwrap()).unwrap();
+    let mut probe = scene.filter("probe").unwrap();
+    probe["config"] = json!({ "do": "send", "url": format!("{at}/"), "timeout_ms": 4000 });
+    let mut manifest = manifest("localhost", scene.origin.address());
+    (manifest["filters"], manifest["egress"]) = (json!([probe]), json!({ "allow": [at] }));
+    scene.admin.apply("second", &manifest).unwrap();
+    let request = Request::get("/").host("localhost");
+    assert_eq!(request.send(scene.node.address()).unwrap().json().unwrap()["status"], 200);
+    scene.access(|record| record["error.type"] == "loop-detected").unwrap();
+    // Each round's record is written when it has been answered: the first is the last.
+    let is_round = |record: &&Value| record["kind"] == "access" && record["server.address"] == "localhost";
+    let log = scene.node.wait_log(PATIENCE, |log| log.iter().filter(is_round).count() >= 9).unwrap();
+    assert_eq!(log.iter().filter(is_round).count(), 9, "eight rounds, and the refusal");
+}
+
+#[test]
+fn the_filters_of_one_request_send_a_bounded_number_of_requests() {
+    let other = Origin::start("other").unwrap();
+    let scene = probed();
+    let url = format!("http://{}/", other.address());
+    let (probe, limits) = (scene.filter("probe").unwrap(), json!({ "outbound_calls": 32, "cpu": "1s" }));
+    let filter = |name: &str, step: Value| {
+        let mut filter = probe.clone();
+        (filter["name"], filter["config"]) = (json!(name), step);
+        filter
+    };
+    let many = json!({ "do": "send", "url": url, "n": 32, "then": "next" });
+    let filters = json!([
+        filter("a", many.clone()),
+        filter("b", many),
+        filter("c", json!({ "do": "send", "url": url }))
+    ]);
+    scene
+        .apply(|m| {
+            (m["filters"], m["limits"]) = (filters, limits);
+            m["egress"] = json!({ "allow": [format!("http://{}", other.address())] });
+        })
+        .unwrap();
+    for round in 1..=2 {
+        let answer = scene.send(Request::get("/")).unwrap();
+        assert_eq!(answer.json().unwrap(), "too-many");
+        assert_eq!(other.count(), round * 64);
+    }
+}
+
+#[test]
+fn a_request_of_a_filter_never_outlives_its_call() {
+    let other = Origin::start("other").unwrap();
+    let scene = sending(&[format!("http://{}", other.address())]);
+    let probe = scene.filter("probe").unwrap();
+    scene
+        .apply(|m| {
+            m["filters"] = json!([probe]);
+            m["limits"] = json!({ "concurrency": 1, "cpu": "1s" });
+            m["egress"] = json!({ "allow": [format!("http://{}", other.address())] });
+        })
+        .unwrap();
+    let hang =
+        json!({ "do": "send", "url": format!("http://{}/hang", other.address()), "timeout_ms": u32::MAX });
+    let in_lane = json!({ "do": "spin-ms", "n": 5, "then": hang });
+    for step in [hang, in_lane] {
+        // Its own end, or that of the call, whichever is seen first.
+        let answer = scene.probe("/", step).unwrap();
+        assert!(answer.status == 200 || answer.problem() == "filter-timeout", "{}", answer.text());
+        let until = Instant::now() + PATIENCE;
+        while scene.probe("/", "next").unwrap().status != 200 {
+            assert!(Instant::now() < until, "the one place of the tenant is free again");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use axum::{
 use beamline_node_state::Phase;
 use beamline_queue::{LaneStatus, Totals};
 use beamline_telemetry::{Drops, Exposition};
-use http::{HeaderValue, header};
+use http::{HeaderValue, StatusCode, header};
 
 use crate::{AdminState, node::kind};
 
@@ -27,9 +27,21 @@ pub(crate) async fn metrics(State(state): State<AdminState>) -> Response {
         }
     }
     write_totals(&state.queue.totals(), &mut out);
-    state.telemetry.metrics().write_guests(&mut out);
-    let text = HeaderValue::from_static(Exposition::CONTENT_TYPE);
-    ([(header::CONTENT_TYPE, text)], out.finish()).into_response()
+    // What filters count may be long, and this thread has other requests.
+    let guests = move || {
+        state.telemetry.metrics().write_guests(&mut out);
+        out.finish()
+    };
+    match tokio::task::spawn_blocking(guests).await {
+        Ok(text) => {
+            let media = HeaderValue::from_static(Exposition::CONTENT_TYPE);
+            ([(header::CONTENT_TYPE, media)], text).into_response()
+        }
+        Err(error) => {
+            tracing::error!(%error, "what the node counts could not be written");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
 }
 
 fn write_node(state: &AdminState, out: &mut Exposition) {

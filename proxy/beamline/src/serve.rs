@@ -22,6 +22,7 @@ use beamline_node_state::NodeState;
 use beamline_queue::Queue;
 use beamline_store::SqliteStore;
 use beamline_telemetry::Telemetry;
+use beamline_upstream::EgressNode;
 use serde_json::json;
 use tokio::{runtime, sync::watch};
 
@@ -111,6 +112,7 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
         nats: nats.clone(),
         seal_keys: seal_keys.clone(),
         metrics: telemetry.metrics().clone(),
+        egress: Some(EgressNode::start(give_way).context("no thread for requests of filters")?),
         ..ControlSettings::default()
     };
     let control = Control::open(Arc::new(store), queue.clone(), settings, compiler, telemetry.clone())

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr, UdpSocket},
     sync::Arc,
 };
 
@@ -13,9 +13,8 @@ use beamline_model::{
 };
 use beamline_nats::Connections;
 use beamline_telemetry::GuestMetrics;
-use beamline_upstream::{AddressPolicy, Cluster, ClusterKey, EgressClient};
+use beamline_upstream::{AddressPolicy, Cluster, ClusterKey, EgressClient, EgressNode};
 use serde::Serialize;
-use tokio::runtime::Handle;
 
 use crate::InjectedHeaders;
 
@@ -119,12 +118,21 @@ struct Granted {
 
 impl AddressPolicy for Granted {
     fn permits(&self, addr: SocketAddr) -> Result<(), GrantRefusal> {
+        let everywhere = |admin: &SocketAddr| admin.ip().is_unspecified() && admin.port() == addr.port();
+        if self.admin.iter().any(everywhere) && is_this_machines(addr.ip().to_canonical()) {
+            return Err(GrantRefusal::Admin(addr));
+        }
         self.grant.permits_address(addr, &self.admin)
     }
 
     fn permits_subject(&self, target: &NatsTarget) -> Result<(), GrantRefusal> {
         self.grant.permits_subject(target)
     }
+}
+
+/// Whether a socket of this machine can have the address.
+fn is_this_machines(ip: IpAddr) -> bool {
+    UdpSocket::bind((ip, 0)).is_ok()
 }
 
 /// For tenants whose filters send nothing.
@@ -146,6 +154,14 @@ pub(crate) struct Prepared {
     pub(crate) leaving: bool,
 }
 
+/// What a runtime needs of the node.
+pub(crate) struct OnThisNode<'a> {
+    /// Where it serves the admin API.
+    pub(crate) admin: &'a Arc<[SocketAddr]>,
+    pub(crate) nats: &'a Connections,
+    pub(crate) egress: Option<&'a EgressNode>,
+}
+
 /// What of a manifest was made ready beforehand.
 pub(crate) struct Ready {
     pub(crate) filters: Vec<FilterSetup>,
@@ -160,7 +176,7 @@ impl Prepared {
     pub(crate) fn new(
         name: &TenantName,
         grant: &Grant,
-        (admin, nats): (&Arc<[SocketAddr]>, &Connections),
+        OnThisNode { admin, nats, egress }: OnThisNode<'_>,
         manifest: &Manifest,
         Ready { filters, unloaded, mut headers, metrics }: Ready,
         current: Option<&TenantRuntime>,
@@ -197,7 +213,10 @@ impl Prepared {
             limits: manifest.limits.clone(),
             upstreams,
             default_upstream: manifest.default_upstream.clone(),
-            egress: Arc::new(EgressClient::new(manifest.egress.clone(), policy, Handle::current())),
+            egress: egress.map_or_else(no_egress, |node| {
+                let earlier = current.map(|current| &*current.egress);
+                Arc::new(EgressClient::new(manifest.egress.clone(), policy, node, earlier))
+            }),
             metrics,
             unloaded,
             leaving: false,
@@ -354,5 +373,28 @@ mod tests {
         assert!(matches!(asked("127.0.0.1:9090"), Err(GrantRefusal::Admin(_))));
         assert!(matches!(asked("169.254.169.254:80"), Err(GrantRefusal::Special(_))));
         assert!(matches!(asked("93.184.217.1:80"), Err(GrantRefusal::Address(_))));
+    }
+
+    #[test]
+    fn an_admin_api_on_every_address_is_refused_at_each_of_this_machines() {
+        assert!(is_this_machines("127.0.0.1".parse().unwrap()));
+        assert!(!is_this_machines("93.184.216.34".parse().unwrap()));
+        let ranges = ["127.0.0.0/8", "0.0.0.0/8", "93.184.216.0/24"];
+        let grant = Grant {
+            upstream_ranges: ranges.iter().map(|range| range.parse().unwrap()).collect(),
+            ..Grant::default()
+        };
+        let admin: SocketAddr = "0.0.0.0:9090".parse().unwrap();
+        let policy = Granted { grant: Arc::new(grant), admin: [admin].into() };
+        for (asked, refused) in [
+            ("127.0.0.1:9090", true),
+            ("0.0.0.0:9090", true),
+            ("[::ffff:127.0.0.1]:9090", true),
+            ("127.0.0.1:9091", false),
+            ("93.184.216.34:9090", false),
+        ] {
+            let permitted = policy.permits(asked.parse().unwrap());
+            assert_eq!(matches!(permitted, Err(GrantRefusal::Admin(_))), refused, "{asked}: {permitted:?}");
+        }
     }
 }

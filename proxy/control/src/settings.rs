@@ -9,6 +9,7 @@ use std::{
 use beamline_nats::Connections;
 use beamline_seal::SealKeys;
 use beamline_telemetry::Metrics;
+use beamline_upstream::EgressNode;
 
 /// Settings of [`crate::Control`].
 #[derive(Clone, Debug)]
@@ -30,6 +31,8 @@ pub struct ControlSettings {
     pub seal_keys: Option<Arc<SealKeys>>,
     /// Where what tenants' filters count is shown. Default: nowhere.
     pub metrics: Metrics,
+    /// What requests of filters run on. Default: nothing, and none is sent.
+    pub egress: Option<EgressNode>,
     /// The wall clock, for what is recorded; nothing is decided by it. Default [`SystemTime::now`].
     pub now: fn() -> SystemTime,
 }
@@ -45,6 +48,7 @@ impl Default for ControlSettings {
             tenant_module_bytes: 1 << 30,
             seal_keys: None,
             metrics: Metrics::default(),
+            egress: None,
             now: SystemTime::now,
         }
     }

@@ -1,6 +1,12 @@
 //! What a tenant's filters may see of their upstreams.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
 
 use beamline_control::TenantRuntime;
 use beamline_filter_host::{
@@ -14,6 +20,9 @@ use beamline_upstream::{EgressError, EgressRequest, EgressResponse};
 
 use crate::worker::Shared;
 
+/// Requests that the filters of one request send, over all their phases and chunks.
+const MAX_SENT: u32 = 64;
+
 /// One tenant's surroundings, for one request.
 pub(crate) struct TenantView {
     tenant: Arc<TenantRuntime>,
@@ -21,6 +30,8 @@ pub(crate) struct TenantView {
     client: SocketAddr,
     request_id: RequestId,
     trace_id: TraceId,
+    /// Requests that its filters have sent.
+    sent: AtomicU32,
 }
 
 impl TenantView {
@@ -32,6 +43,7 @@ impl TenantView {
             client: record.client,
             request_id: record.request_id,
             trace_id: record.trace.trace_id,
+            sent: AtomicU32::new(0),
         }
     }
 }
@@ -70,6 +82,9 @@ impl HostView for TenantView {
     }
 
     fn send(&self, request: OutboundRequest) -> Exchange {
+        if self.sent.fetch_add(1, Ordering::Relaxed) >= MAX_SENT {
+            return Box::pin(async { Err(OutboundError::TooMany) });
+        }
         let OutboundRequest { method, url, headers, body, timeout } = request;
         let sent = self.tenant.egress.send(EgressRequest { method, url, headers, body, timeout });
         Box::pin(async move {
@@ -80,11 +95,10 @@ impl HostView for TenantView {
                 Err(error) => Err(match error {
                     EgressError::Invalid(problem) => OutboundError::Invalid(problem.to_owned()),
                     EgressError::NotAllowed => OutboundError::NotAllowed,
-                    EgressError::Denied => OutboundError::Denied,
-                    EgressError::Connect => OutboundError::Connect,
+                    EgressError::Connect(problem) => OutboundError::Connect(problem),
                     EgressError::Timeout => OutboundError::Timeout,
                     EgressError::TooLarge => OutboundError::TooLarge,
-                    EgressError::Broken => OutboundError::Broken,
+                    EgressError::Broken(problem) => OutboundError::Broken(problem),
                 }),
             }
         })

@@ -1,8 +1,9 @@
 //! Seats for long calls: so many on the node, so many for each tenant, given out fairly where they are short.
 //!
 //! A call that ends within its slice takes none: at most one such call runs on each data worker, and the instance pool
-//! is larger than the seats by what these may need. A call that goes on needs a seat in the slow lane, and a call
-//! of a tenant that has all of its seats needs one before it begins. Where there is none it waits in its tenant's
+//! is larger than the seats by what these may need. A call that goes on needs a seat in the slow lane, one that is to wait
+//! for an answer from outside needs one before it sends its request, and a call of a tenant that has all of its seats needs
+//! one before it begins. Where there is none it waits in its tenant's
 //! queue, for [`PATIENCE`] at most; a seat that becomes free goes to the waiting tenant that has the fewest.
 
 use std::{

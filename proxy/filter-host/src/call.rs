@@ -85,7 +85,10 @@ pub enum Failure {
 impl Failure {
     /// Whether the module is to blame, not the node or what else the tenant runs.
     pub(crate) fn is_the_modules(&self) -> bool {
-        matches!(self, Self::Trap(_) | Self::CpuTime(_) | Self::Memory(_) | Self::Verdict(_))
+        matches!(
+            self,
+            Self::Trap(_) | Self::CpuTime(_) | Self::Memory(_) | Self::HostCalls(_) | Self::Verdict(_)
+        )
     }
 }
 
@@ -112,6 +115,8 @@ thread_local! {
     static SLICE_CLOCK: Cell<Option<SliceClock>> = const { Cell::new(None) };
     /// Whether the call that was polled last on this thread waits for an answer from outside.
     static WAITING: Cell<bool> = const { Cell::new(false) };
+    /// Whether the call that runs on this thread has a seat.
+    static SEATED: Cell<bool> = const { Cell::new(false) };
 }
 
 fn thread_cpu() -> Duration {
@@ -119,15 +124,17 @@ fn thread_cpu() -> Duration {
     Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
-/// Begins a slice on a data worker.
-pub(crate) fn begin_inline_slice(now: Instant) {
+/// Begins a slice on a data worker, of a call that has a seat or not.
+pub(crate) fn begin_inline_slice(now: Instant, seated: bool) {
     WAITING.set(false);
+    SEATED.set(seated);
     SLICE_CLOCK.set(Some(SliceClock::Wall(now)));
 }
 
 /// Begins a slice on a slow-lane thread; returns the thread's CPU time.
 pub(crate) fn begin_lane_slice() -> Duration {
     WAITING.set(false);
+    SEATED.set(true);
     let now = thread_cpu();
     SLICE_CLOCK.set(Some(SliceClock::Cpu(now)));
     now
@@ -154,6 +161,11 @@ pub(crate) fn begin_waiting(cpu: &mut CpuClock) {
 /// its next slice.
 pub(crate) fn is_waiting() -> bool {
     WAITING.get()
+}
+
+/// Whether the call that runs on this thread has a seat, without which none waits for an answer from outside.
+pub(crate) fn has_seat() -> bool {
+    SEATED.get()
 }
 
 fn slice_elapsed() -> Duration {
@@ -206,6 +218,10 @@ fn at_tick(state: &mut CallState) -> wasmtime::Result<UpdateDeadline> {
         // The first tick on a data worker. By the wall the guest may have used anything from nothing to a tick: the
         // thread may have been off its processor. From here on its CPU time is read, which few calls live to pay for.
         state.cpu.before += slice.min(TICK);
+        // A call that waits often may meet no other tick in any of its slices.
+        if state.cpu.before >= state.cpu.limit {
+            return Err(CpuExhausted.into());
+        }
         SLICE_CLOCK.set(Some(SliceClock::Cpu(thread_cpu())));
         return Ok(UpdateDeadline::Continue(1));
     }

@@ -4,7 +4,6 @@
 //! first: each wraps what comes after it. An answer that a filter gives itself goes back through the filters before it.
 
 use std::{
-    pin::Pin,
     sync::Arc,
     task::Poll,
     time::{Duration, Instant},
@@ -18,16 +17,16 @@ use tokio::time::timeout_at;
 use crate::{
     bindings::beamline::edge::verdicts::{self, Verdict},
     breaker::{self, Breaker, BreakerChange, BreakerState, Leave},
-    call::{Failure, Finished, Given, begin_inline_slice, is_waiting, on_request},
+    call::{Failure, Finished, Given, SLICE, begin_inline_slice, is_waiting, on_request},
     engine::Engine,
     head::{RequestHead, Seen},
     host::{CallState, FilterConfig, GuestLog, HostView, Subject, final_status},
-    load::{TenantLoad, Waiting},
+    load::TenantLoad,
     module::Module,
     passage::{Contexts, Passage},
     phases::{Phase, PhaseSet},
     shared::TenantState,
-    slow_lane::Call,
+    slow_lane::{Call, poll_call},
 };
 
 /// How long after its beginning a call must have ended, whatever it waited for: a starved slow lane answers, too.
@@ -50,6 +49,14 @@ impl FilterSetup {
     /// The phases that it takes part in. Of a module that is not loaded nothing else is known than that it fails in the first.
     pub(crate) fn has(&self, phase: Phase) -> bool {
         self.module.as_ref().map_or(phase == Phase::Request, |module| module.phases().has(phase))
+    }
+
+    /// A failure as it may be told: what it repeats of a verdict is the guest's text.
+    fn without_secrets(&self, failure: Failure) -> Failure {
+        match failure {
+            Failure::Verdict(text) => Failure::Verdict(self.config.without_secrets(text)),
+            other => other,
+        }
     }
 }
 
@@ -352,7 +359,7 @@ impl Chain {
     /// What a failure of the filter at this place leads to: nothing where it may fail open.
     pub(crate) fn failed(&self, at: usize, failure: Failure) -> Option<(Arc<str>, Failure)> {
         let Link { label, setup, .. } = &self.filters[at];
-        (setup.on_error == OnError::FailClosed).then(|| (Arc::clone(label), failure))
+        (setup.on_error == OnError::FailClosed).then(|| (Arc::clone(label), setup.without_secrets(failure)))
     }
 
     /// Takes a call down, and tells the filter's breaker how it ended.
@@ -367,6 +374,7 @@ impl Chain {
         let Link { label, setup, .. } = &self.filters[at];
         let Told { phase, started, cpu, backtrace, leave } = told;
         let (told, breaker) = leave.map_or((false, None), |leave| counted(leave, failure.as_ref()));
+        let failure = failure.map(|failure| setup.without_secrets(failure));
         FilterRun {
             filter: Arc::clone(label),
             module: setup.module.as_ref().map(|m| Arc::clone(m.label())),
@@ -425,31 +433,39 @@ impl Chain {
             let (request, response) = spare.unwrap_or_default();
             refused(told, Subject { request, response, ..Subject::default() }, failure)
         };
-        let state =
-            CallState::new(subject, Arc::clone(&filter.config), Arc::clone(view), &self.limits, started);
+        let ends = started + engine.longest_call;
+        let config = Arc::clone(&filter.config);
+        let state = CallState::new(subject, config, Arc::clone(view), &self.limits, (started, ends));
         let mut call = begin(Arc::clone(module), state);
         let taken_apart = |told, Finished { state, given, cpu, backtrace }: Finished| Ended {
             subject: state.into_subject(),
             given,
             told: Told { cpu, backtrace, ..told },
         };
-        if seat.is_none() && self.load.may_begin_inline(long_calls, started) {
+        if seat.is_none() && self.load.may_begin_inline(self.load.in_lane(), started) {
             engine.about_to_run();
-            begin_inline_slice(started);
-            let first = std::future::poll_fn(|cx| Poll::Ready(Pin::as_mut(&mut call).poll(cx))).await;
-            if let Poll::Ready(finished) = first {
-                return taken_apart(told, finished);
-            }
-            if is_waiting() {
-                let waited = self.wait_on_worker(engine, &mut call);
-                match timeout_at((started + engine.longest_call).into(), waited).await {
-                    Ok(Ok(Some(finished))) => return taken_apart(told, finished),
-                    Ok(Ok(None)) => {}
-                    Ok(Err(failure)) => return lost(told, failure),
-                    Err(_) => return lost(told, Failure::WallTime(engine.longest_call)),
+            begin_inline_slice(started, false);
+            let first = std::future::poll_fn(|cx| Poll::Ready(poll_call(&mut call, cx))).await;
+            match first {
+                Poll::Ready(Some(finished)) => return taken_apart(told, finished),
+                Poll::Ready(None) => return lost(told, host_failed()),
+                Poll::Pending if is_waiting() => {
+                    if let Some(unseated) = self.load.wants_a_seat(engine.most_unseated) {
+                        seat = a_seat().await;
+                        drop(unseated);
+                    }
+                    if seat.is_none() {
+                        return lost(told, Failure::Capacity);
+                    }
+                    match timeout_at(ends.into(), self.wait_on_worker(engine, &mut call)).await {
+                        Ok(Ok(Some(finished))) => return taken_apart(told, finished),
+                        Ok(Ok(None)) => {}
+                        Ok(Err(failure)) => return lost(told, failure),
+                        Err(_) => return lost(told, Failure::WallTime(engine.longest_call)),
+                    }
                 }
+                Poll::Pending => self.load.used_up_a_slice(started),
             }
-            self.load.used_up_a_slice(started);
         }
         if seat.is_none() {
             seat = a_seat().await;
@@ -457,9 +473,9 @@ impl Chain {
         let failure = if let Some(seat) = seat {
             let given = engine.lane.take(self.tenant.clone(), call, seat);
             // The receiver goes with the time-out: the lane drops the call at what would be its next slice.
-            match timeout_at((started + engine.longest_call).into(), given).await {
+            match timeout_at(ends.into(), given).await {
                 Ok(Ok(finished)) => return taken_apart(told, finished),
-                Ok(Err(_)) => Failure::Trap("the host's side of the call failed".into()),
+                Ok(Err(_)) => host_failed(),
                 Err(_) => Failure::WallTime(engine.longest_call),
             }
         } else {
@@ -468,19 +484,24 @@ impl Chain {
         lost(told, failure)
     }
 
-    /// Goes on with a call that waits for an answer from outside, on this thread, which serves others meanwhile. None where the
-    /// call has used up a slice since: it is one for the lane then.
+    /// Goes on with a call that has a seat and waits for an answer from outside, on this thread, which serves others meanwhile.
+    /// None where it is one for the lane: it has used up a slice since, or its tenant has used up too many.
     async fn wait_on_worker(&self, engine: &Engine, call: &mut Call) -> Result<Option<Finished>, Failure> {
-        if self.load.under_way() >= self.limits.concurrency {
-            return Err(Failure::Capacity);
-        }
-        let _waiting =
-            Waiting::begin(&self.load, &engine.waiting, engine.most_waiting).ok_or(Failure::Capacity)?;
+        let _waits = self.load.waits();
         std::future::poll_fn(|cx| {
+            let began = Instant::now();
+            if !self.load.may_begin_inline(self.load.in_lane(), began) {
+                return Poll::Ready(Ok(None));
+            }
             engine.about_to_run();
-            begin_inline_slice(Instant::now());
-            match Pin::as_mut(call).poll(cx) {
-                Poll::Ready(finished) => Poll::Ready(Ok(Some(finished))),
+            begin_inline_slice(began, true);
+            let polled = poll_call(call, cx);
+            if began.elapsed() >= SLICE {
+                self.load.used_up_a_slice(began);
+            }
+            match polled {
+                Poll::Ready(Some(finished)) => Poll::Ready(Ok(Some(finished))),
+                Poll::Ready(None) => Poll::Ready(Err(host_failed())),
                 Poll::Pending if is_waiting() => Poll::Pending,
                 Poll::Pending => Poll::Ready(Ok(None)),
             }
@@ -538,9 +559,14 @@ fn counted(leave: Leave<'_>, failure: Option<&Failure>) -> (bool, Option<Breaker
     }
 }
 
+/// A host function panicked.
+fn host_failed() -> Failure {
+    Failure::Trap("the host's side of the call failed".into())
+}
+
 /// A call gave what belongs to another phase: none of the guest's doing.
 pub(crate) fn misplaced() -> Failure {
-    Failure::Trap("the host's side of the call failed".into())
+    host_failed()
 }
 
 fn name_of(decision: &Decision) -> &'static str {

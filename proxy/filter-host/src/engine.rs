@@ -1,9 +1,6 @@
 //! wasmtime as BeamLine uses it: one engine, one instance pool, one tick, one slow lane.
 
-use std::{
-    sync::{Arc, atomic::AtomicU32},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use wasmtime::{
     Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails,
@@ -50,9 +47,8 @@ pub struct Engine {
     pub(crate) lane: SlowLane,
     pub(crate) seats: Arc<Seats>,
     pub(crate) longest_call: Duration,
-    /// Calls that wait on data workers for an answer from outside; each holds an instance. And how many may.
-    pub(crate) waiting: AtomicU32,
-    pub(crate) most_waiting: u32,
+    /// Calls of one tenant that may hold an instance while they wait for the seat without which they send no request.
+    pub(crate) most_unseated: u32,
 }
 
 /// What must be the same wherever a module is compiled or run.
@@ -125,8 +121,8 @@ impl Engine {
             lane,
             seats: Seats::new(settings.pool_instances / 4 * 3),
             longest_call: settings.longest_call,
-            waiting: AtomicU32::new(0),
-            most_waiting: settings.pool_instances / 2,
+            // So that it takes many tenants to use that quarter up.
+            most_unseated: (settings.pool_instances / 32).max(1),
         }))
     }
 

@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-/// Long calls of one tenant under way beyond which its further calls do not begin on a data worker at all.
+/// Calls of one tenant in the lane beyond which its further calls do not begin on a data worker at all.
 const LONG_CALLS_BEFORE_LANE: u32 = 4;
 /// Slices that one tenant may use up on data workers in a second; beyond it its calls begin in the lane.
 const LONG_SLICES_PER_SECOND: u32 = 16;
@@ -17,10 +17,12 @@ const LONG_SLICES_PER_SECOND: u32 = 16;
 #[derive(Debug)]
 pub(crate) struct TenantLoad {
     since: Instant,
-    /// Its calls that have a seat in the slow lane. Counted by the seats themselves.
+    /// Its calls that have a seat. Counted by the seats themselves.
     pub(crate) long_calls: Arc<AtomicU32>,
-    /// Its calls that wait on data workers for an answer from outside.
+    /// Of these, those that wait on data workers for an answer from outside.
     waiting: AtomicU32,
+    /// Its calls that have begun, and wait for a seat before they send a request.
+    unseated: AtomicU32,
     /// The second (since `since`) in the upper half, and in the lower the slices that were used up in it.
     long_slices: AtomicU64,
 }
@@ -31,6 +33,7 @@ impl TenantLoad {
             since: Instant::now(),
             long_calls: Arc::default(),
             waiting: AtomicU32::new(0),
+            unseated: AtomicU32::new(0),
             long_slices: AtomicU64::new(0),
         })
     }
@@ -39,22 +42,35 @@ impl TenantLoad {
         now.saturating_duration_since(self.since).as_secs() << 32
     }
 
-    /// Its calls that have a seat in the slow lane.
+    /// Its calls that have a seat.
     pub(crate) fn long_calls(&self) -> u32 {
         self.long_calls.load(Ordering::Acquire)
     }
 
-    /// Its calls under way that are not short: in the slow lane, or waiting on data workers.
-    pub(crate) fn under_way(&self) -> u32 {
-        self.long_calls().saturating_add(self.waiting.load(Ordering::Acquire))
+    /// Its calls that have a seat and do not wait on a data worker.
+    pub(crate) fn in_lane(&self) -> u32 {
+        self.long_calls().saturating_sub(self.waiting.load(Ordering::Acquire))
+    }
+
+    /// Marks a call that waits on a data worker for an answer from outside.
+    pub(crate) fn waits(&self) -> Mark<'_> {
+        self.waiting.fetch_add(1, Ordering::AcqRel);
+        Mark(&self.waiting)
+    }
+
+    /// Marks a call that has begun and wants a seat. None where `most` do already: each holds an instance.
+    pub(crate) fn wants_a_seat(&self, most: u32) -> Option<Mark<'_>> {
+        let before = self.unseated.fetch_add(1, Ordering::AcqRel);
+        let mark = Mark(&self.unseated);
+        (before < most).then_some(mark)
     }
 
     /// Whether a call may begin on a data worker.
-    pub(crate) fn may_begin_inline(&self, long_calls: u32, now: Instant) -> bool {
+    pub(crate) fn may_begin_inline(&self, in_lane: u32, now: Instant) -> bool {
         let slices = self.long_slices.load(Ordering::Relaxed);
         // No call was long in this second: the rule, told without a clock's arithmetic.
         slices == 0
-            || long_calls < LONG_CALLS_BEFORE_LANE
+            || in_lane < LONG_CALLS_BEFORE_LANE
                 && (slices & !0xffff_ffff != self.second(now)
                     || slices & 0xffff_ffff < u64::from(LONG_SLICES_PER_SECOND))
     }
@@ -68,25 +84,51 @@ impl TenantLoad {
     }
 }
 
-/// The mark that a call waits on a data worker for an answer from outside: of the tenant's calls, and of the node's.
-pub(crate) struct Waiting<'a> {
-    load: &'a TenantLoad,
-    node: &'a AtomicU32,
-}
+/// A call's mark on one of its tenant's counts, gone when it is dropped.
+pub(crate) struct Mark<'a>(&'a AtomicU32);
 
-impl<'a> Waiting<'a> {
-    /// None where `most` calls of the node wait already.
-    pub(crate) fn begin(load: &'a TenantLoad, node: &'a AtomicU32, most: u32) -> Option<Self> {
-        load.waiting.fetch_add(1, Ordering::AcqRel);
-        let before = node.fetch_add(1, Ordering::AcqRel);
-        let waiting = Self { load, node };
-        (before < most).then_some(waiting)
+impl Drop for Mark<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.load.waiting.fetch_sub(1, Ordering::AcqRel);
-        self.node.fetch_sub(1, Ordering::AcqRel);
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn only_so_many_calls_hold_an_instance_and_no_seat() {
+        let load = TenantLoad::new();
+        let first = load.wants_a_seat(2).unwrap();
+        let _second = load.wants_a_seat(2).unwrap();
+        assert!(load.wants_a_seat(2).is_none());
+        drop(first);
+        assert!(load.wants_a_seat(2).is_some());
+    }
+
+    #[test]
+    fn who_waits_is_not_in_the_lane() {
+        let load = TenantLoad::new();
+        load.long_calls.store(LONG_CALLS_BEFORE_LANE, Ordering::Release);
+        load.used_up_a_slice(load.since);
+        assert!(!load.may_begin_inline(load.in_lane(), load.since));
+        let waits = load.waits();
+        assert!(load.may_begin_inline(load.in_lane(), load.since));
+        drop(waits);
+        assert_eq!(load.in_lane(), LONG_CALLS_BEFORE_LANE);
+    }
+
+    #[test]
+    fn who_used_up_many_slices_goes_to_the_lane_until_the_second_is_over() {
+        let load = TenantLoad::new();
+        for _ in 0..LONG_SLICES_PER_SECOND {
+            assert!(load.may_begin_inline(0, load.since));
+            load.used_up_a_slice(load.since);
+        }
+        assert!(!load.may_begin_inline(0, load.since));
+        assert!(load.may_begin_inline(0, load.since + Duration::from_secs(1)));
     }
 }

@@ -3,7 +3,7 @@
 //! A data worker polls a call once. If the call is still running when its slice is over, its future moves here,
 //! and the worker goes on with other requests; the verdict comes back through a channel. Two tenants with long
 //! calls share a lane thread evenly, however many calls each has. A call whose client went away is dropped at its
-//! next slice.
+//! next slice, or at once where it waits.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -28,6 +28,16 @@ use crate::{
 const NICENESS: i32 = 10;
 
 pub(crate) type Call = Pin<Box<dyn Future<Output = Finished> + Send>>;
+
+/// Polls a call on whichever thread: none where a host function of it panicked, which ends this call alone and not what else
+/// the thread runs.
+pub(crate) fn poll_call(call: &mut Call, cx: &mut Context<'_>) -> Poll<Option<Finished>> {
+    let poll = std::panic::AssertUnwindSafe(|| call.as_mut().poll(cx));
+    match std::panic::catch_unwind(poll) {
+        Ok(polled) => polled.map(Some),
+        Err(_) => Poll::Ready(None),
+    }
+}
 
 pub(crate) struct SlowLane {
     shared: Arc<Shared>,
@@ -189,19 +199,12 @@ impl Shared {
             let Some(mut task) = entry.lift() else { continue };
             self.ticker.keep();
             let start = begin_lane_slice();
-            let polled = if task.done.is_closed() {
-                Poll::Ready(None)
-            } else {
-                let waker = Waker::from(Arc::clone(&entry));
-                // A panic in a host function must end this call alone, not the lane.
-                let poll = std::panic::AssertUnwindSafe(|| {
-                    task.call.as_mut().poll(&mut Context::from_waker(&waker))
-                });
-                match std::panic::catch_unwind(poll) {
-                    Ok(Poll::Ready(finished)) => Poll::Ready(Some(finished)),
-                    Ok(Poll::Pending) => Poll::Pending,
-                    Err(_) => Poll::Ready(None),
-                }
+            let waker = Waker::from(Arc::clone(&entry));
+            let mut cx = Context::from_waker(&waker);
+            // Wakes a call that waits when nobody waits for it any more.
+            let polled = match task.done.poll_closed(&mut cx) {
+                Poll::Ready(()) => Poll::Ready(None),
+                Poll::Pending => poll_call(&mut task.call, &mut cx),
             };
             let nanos = i64::try_from(end_lane_slice(start).as_nanos()).unwrap_or(i64::MAX);
             locked(&self.queue).charge(&entry.tenant, nanos, polled.is_ready());

@@ -4,7 +4,10 @@ mod phases;
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -75,6 +78,7 @@ fn the_reference_page_tells_the_limits_that_are_the_same_for_all() {
         ("what a guest hands over", vec![mib(crate::call::MAX_HANDED_OVER)]),
         ("handles of resources", vec!["1,000".into()]),
         ("what `get-many` gives", vec![mib(crate::host::MAX_GIVEN)]),
+        ("keys, values and token buckets", vec![format!("{} GiB", crate::shared::NODE_BYTES >> 30)]),
     ] {
         assert!(figures.iter().all(|figure| row(what).contains(figure)), "{what}: {figures:?}");
     }
@@ -85,6 +89,7 @@ struct View {
     state: TenantState,
     limits: FilterLimits,
     counted: Mutex<Vec<String>>,
+    sent: AtomicU32,
 }
 
 impl View {
@@ -93,7 +98,7 @@ impl View {
     }
 
     fn new(limits: FilterLimits) -> Self {
-        Self { state: TenantState::new(), limits, counted: Mutex::default() }
+        Self { state: TenantState::new(), limits, counted: Mutex::default(), sent: AtomicU32::new(0) }
     }
 }
 
@@ -124,7 +129,19 @@ impl HostView for View {
 
     fn send(&self, request: OutboundRequest) -> Exchange {
         let url = request.url.to_string();
+        self.sent.fetch_add(1, Ordering::Relaxed);
         Box::pin(async move {
+            match url.as_str() {
+                "http://never.test/" => return std::future::pending().await,
+                "http://panics.test/" => {
+                    tokio::task::yield_now().await;
+                    panic!("a host function that has a fault");
+                }
+                "http://nobody.test/" => {
+                    return Err(OutboundError::Connect("nobody.test:80: nobody is there".into()));
+                }
+                _ => {}
+            }
             match url.strip_prefix("http://wait.test/").map(|ms| Duration::from_millis(ms.parse().unwrap())) {
                 Some(wait) => {
                     // Not by a timer of tokio's: the call may be polled in the slow lane.
@@ -134,7 +151,11 @@ impl HostView for View {
                         let _ = done.send(());
                     });
                     over.await.unwrap();
-                    let body = format!("{} {}", request.method, request.timeout.as_millis()).into();
+                    let via: Vec<_> =
+                        request.headers.get_all("via").iter().map(|v| v.to_str().unwrap()).collect();
+                    let body =
+                        format!("{} {} {}", request.method, request.timeout.as_millis(), via.join(", "));
+                    let body = body.into();
                     Ok(OutboundResponse { status: StatusCode::OK, headers: request.headers, body })
                 }
                 None => Err(OutboundError::NotAllowed),
@@ -148,6 +169,7 @@ impl HostView for View {
             MetricUpdate::Observe(value) => format!("{filter} {} {value} {:?}", metric.name, metric.labels),
         };
         self.counted.lock().unwrap().push(what);
+        assert!(metric.name != "panics", "a host function that has a fault");
         if metric.name == "refused" { Err(MetricRefusal::TooManyNames) } else { Ok(()) }
     }
 }
@@ -459,7 +481,7 @@ async fn a_call_waits_for_its_answer_and_its_cpu_time_stands_still() {
     let chain = chain(&sends("http://wait.test/300", r#","timeout_ms":900"#), limits, OnError::FailClosed);
     let outcome = run(&chain, head(&[])).await;
     let answer = answer(&outcome);
-    assert_eq!((&answer["status"], &answer["body"]), (&json!(200), &json!("GET 900")));
+    assert_eq!((&answer["status"], &answer["body"]), (&json!(200), &json!("GET 900 1.1 beamline")));
     let run = &outcome.runs[0];
     assert!(run.duration >= Duration::from_millis(300) && run.cpu < Duration::from_millis(20), "{run:?}");
 }
@@ -523,6 +545,198 @@ async fn what_waits_too_long_or_too_often_ends() {
     assert_eq!(*failure(&c), Failure::Capacity, "two wait already");
     let often = chain(&sends("http://wait.test/0", r#","n":5"#));
     assert_eq!(answer(&often.on_request(&engine, &view, head(&[])).await), json!("too-many"), "beyond four");
+}
+
+/// An engine of its own, for what a test's calls hold.
+fn small_engine(longest_call: Duration) -> (Arc<Engine>, Arc<Module>) {
+    let engine =
+        Engine::new(EngineSettings { pool_instances: 32, longest_call, ..Default::default() }).unwrap();
+    let (info, artifact) = taken(&guest("probe.wasm"));
+    let module = engine.load(&artifact, info).unwrap();
+    (engine, module)
+}
+
+fn chain_with(module: &Arc<Module>, tenant: &str, config: &str, limits: &FilterLimits) -> Chain {
+    let filter = FilterSetup {
+        name: "probe".parse().unwrap(),
+        module: Some(Arc::clone(module)),
+        config: FilterConfig::new(&"probe".parse().unwrap(), config),
+        on_error: OnError::FailClosed,
+    };
+    Chain::new(tenant.parse().unwrap(), limits.clone(), vec![filter])
+}
+
+/// How long what must happen may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn a_request_waits_no_longer_than_its_call() {
+    let all = json!({ "do": "send", "url": "http://wait.test/0", "timeout_ms": u32::MAX });
+    let in_lane = json!({ "do": "spin-ms", "n": 3, "then": all });
+    let limits = FilterLimits { cpu: beamline_model::Duration::secs(1), ..Default::default() };
+    for step in [all, in_lane] {
+        let chain = chain(&step.to_string(), limits.clone(), OnError::FailClosed);
+        let answer = answer(&run(&chain, head(&[])).await);
+        let timeout: u128 = answer["body"].as_str().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        assert!(timeout < crate::LONGEST_CALL.as_millis(), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_waits_in_the_lane_ends_when_its_client_goes() {
+    let (engine, module) = small_engine(Duration::from_secs(3600));
+    let limits =
+        FilterLimits { cpu: beamline_model::Duration::secs(1), concurrency: 1, ..Default::default() };
+    let told = Arc::new(View::new(limits.clone()));
+    let view: Arc<dyn HostView> = told.clone();
+    let never = json!({ "do": "spin-ms", "n": 5, "then": { "do": "send", "url": "http://never.test/" } });
+    let waits = chain_with(&module, "acme", &never.to_string(), &limits);
+    {
+        let call = waits.on_request(&engine, &view, head(&[]));
+        tokio::pin!(call);
+        let began = Instant::now();
+        while told.sent.load(Ordering::Relaxed) == 0 {
+            assert!(began.elapsed() < PATIENCE, "the call never sent its request");
+            assert!(futures_util::poll!(&mut call).is_pending());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    let mut next = chain_with(&module, "acme", r#"{"do":"next"}"#, &limits);
+    next.succeed(&waits);
+    let began = Instant::now();
+    while !matches!(next.on_request(&engine, &view, head(&[])).await.decision, Decision::Next) {
+        assert!(began.elapsed() < PATIENCE, "its seat was never given back");
+    }
+}
+
+#[tokio::test]
+async fn a_host_function_that_panics_ends_its_call_alone() {
+    for step in [
+        json!({ "do": "metric", "key": "panics" }),
+        json!({ "do": "send", "url": "http://panics.test/" }),
+        json!({ "do": "spin-ms", "n": 5, "then": { "do": "send", "url": "http://panics.test/" } }),
+    ] {
+        let limits = FilterLimits { cpu: beamline_model::Duration::secs(1), ..Default::default() };
+        let chain = chain(&step.to_string(), limits, OnError::FailClosed);
+        let outcome = run(&chain, head(&[])).await;
+        let expected = Failure::Trap("the host's side of the call failed".into());
+        assert_eq!(*failure(&outcome), expected, "{step}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_with_more_fields_than_a_head_may_have_is_refused() {
+    let limits = FilterLimits {
+        cpu: beamline_model::Duration::secs(1),
+        memory: ByteSize::mib(64),
+        ..Default::default()
+    };
+    for (fields, refused) in [(100, false), (101, true), (30_000, true)] {
+        let headers: serde_json::Map<_, _> = (0..fields).map(|i| (format!("x-{i}"), json!("1"))).collect();
+        let step = json!({ "do": "send", "url": "http://wait.test/0", "headers": headers });
+        let chain = chain(&step.to_string(), limits.clone(), OnError::FailClosed);
+        let answer = answer(&run(&chain, head(&[])).await);
+        let expected = format!("invalid-request: headers: expected at most 100 fields; found {fields}");
+        assert_eq!(answer.as_str() == Some(&expected), refused, "{fields}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn what_waits_leaves_seats_and_instances_for_others() {
+    let (engine, module) = small_engine(Duration::from_secs(2));
+    let limits = FilterLimits { concurrency: 4096, ..Default::default() };
+    let view = View::shared(limits.clone());
+    let waits = chain_with(&module, "greedy", &sends("http://never.test/", ""), &limits);
+    let quiet = chain_with(&module, "quiet", r#"{"do":"next"}"#, &limits);
+    let asks = chain_with(&module, "asks", &sends("http://wait.test/1", ""), &limits);
+    let many = futures_util::future::join_all((0..200).map(|_| waits.on_request(&engine, &view, head(&[]))));
+    let others = async {
+        // The greedy tenant's calls have begun.
+        tokio::task::yield_now().await;
+        for _ in 0..50 {
+            let outcome = quiet.on_request(&engine, &view, head(&[])).await;
+            assert!(matches!(outcome.decision, Decision::Next), "{:?}", outcome.decision);
+            tokio::task::yield_now().await;
+        }
+        // Whoever has none gets the next seat that becomes free.
+        let began = Instant::now();
+        loop {
+            let outcome = asks.on_request(&engine, &view, head(&[])).await;
+            if matches!(outcome.decision, Decision::Respond(_)) {
+                return;
+            }
+            assert_eq!(*failure(&outcome), Failure::Capacity);
+            assert!(began.elapsed() < PATIENCE);
+        }
+    };
+    let (all, ()) = tokio::join!(many, others);
+    let had_seats = all.iter().filter(|outcome| matches!(failure(outcome), Failure::WallTime(_))).count();
+    assert_eq!(had_seats, 24, "three quarters of the instances");
+    assert!(all.iter().all(|outcome| matches!(failure(outcome), Failure::WallTime(_) | Failure::Capacity)));
+}
+
+#[tokio::test]
+async fn nothing_is_sent_for_a_call_that_gets_no_seat() {
+    let (engine, module) = small_engine(Duration::from_secs(2));
+    let limits = FilterLimits { concurrency: 1, ..Default::default() };
+    let told = Arc::new(View::new(limits.clone()));
+    let view: Arc<dyn HostView> = told.clone();
+    let waits = chain_with(&module, "acme", &sends("http://never.test/", ""), &limits);
+    let call = || waits.on_request(&engine, &view, head(&[]));
+    let (a, b, c) = tokio::join!(call(), call(), call());
+    let refused = [a, b, c].iter().filter(|outcome| *failure(outcome) == Failure::Capacity).count();
+    assert_eq!((refused, told.sent.load(Ordering::Relaxed)), (2, 1));
+}
+
+#[tokio::test]
+async fn requests_say_on_whose_way_they_are() {
+    let chain = chain(&sends("http://wait.test/0", ""), FilterLimits::default(), OnError::FailClosed);
+    let outcome = run(&chain, head(&[("via", "1.0 front, 1.1 beamline")])).await;
+    let answer = answer(&outcome);
+    let body = answer["body"].as_str().unwrap();
+    assert!(body.ends_with(" 1.0 front, 1.1 beamline, 1.1 beamline"), "{body}");
+}
+
+#[tokio::test]
+async fn why_there_is_no_connection_is_for_the_log_alone() {
+    let outcome = run_default(&sends("http://nobody.test/", "")).await;
+    assert_eq!(answer(&outcome), json!("connect"));
+    let lines = &outcome.runs[0].log.lines;
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].1.contains("nobody.test:80: nobody is there"), "{lines:?}");
+}
+
+#[tokio::test]
+async fn who_calls_the_host_too_often_again_and_again_is_left_out() {
+    let limits = FilterLimits { host_calls: 10, ..Default::default() };
+    let chain = chain(r#"{"do":"calls","n":50}"#, limits, OnError::FailClosed);
+    let began = Instant::now();
+    loop {
+        match failure(&run(&chain, head(&[])).await) {
+            Failure::LeftOut(_) => break,
+            other => assert_eq!(*other, Failure::HostCalls(10)),
+        }
+        assert!(began.elapsed() < PATIENCE, "it was never left out");
+    }
+}
+
+#[tokio::test]
+async fn what_a_verdict_repeats_of_a_secret_is_not_told() {
+    let name: beamline_model::FilterName = "probe".parse().unwrap();
+    let secret = beamline_model::SecretValue::new(b"s3cret").unwrap();
+    let config = r#"{"do":"route","path":"no-path-s3cret"}"#;
+    let filter = FilterSetup {
+        config: FilterConfig::with_secrets(&name, config, vec![("key".parse().unwrap(), Ok(secret))]),
+        name,
+        module: Some(probe()),
+        on_error: OnError::FailClosed,
+    };
+    let chain = Chain::new("acme".parse().unwrap(), FilterLimits::default(), vec![filter]);
+    let outcome = run(&chain, head(&[])).await;
+    for told in [failure(&outcome), outcome.runs[0].failure.as_ref().unwrap()] {
+        let told = told.to_string();
+        assert!(told.contains("no-path-[redacted]") && !told.contains("s3cret"), "{told}");
+    }
 }
 
 #[tokio::test]

@@ -135,6 +135,15 @@ pub fn response_for_client(headers: &mut HeaderMap, version: Version) {
     add_via(headers, version);
 }
 
+/// Gives a request that is made on behalf of another what that has of `Via`, and this proxy's own member: a loop of such
+/// requests is then one that [`is_loop`] sees.
+pub fn hand_on_via(from: &HeaderMap, to: &mut HeaderMap) {
+    for via in from.get_all(header::VIA) {
+        to.append(header::VIA, via.clone());
+    }
+    add_via(to, Version::HTTP_11);
+}
+
 /// Whether the request has been here before more often than any sane chain would have it.
 ///
 /// `Via` members with this proxy's name are counted; a chain of several BeamLine nodes is fine.
@@ -237,6 +246,19 @@ mod tests {
         response_for_client(&mut headers, Version::HTTP_11);
         assert_eq!(headers.len(), 2);
         assert_eq!(headers["via"], "1.1 beamline");
+    }
+
+    #[test]
+    fn requests_on_behalf_of_requests_end_as_a_loop() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::VIA, HeaderValue::from_static("1.1 front"));
+        let mut rounds = 0;
+        while !is_loop(&headers) {
+            let mut next = HeaderMap::new();
+            hand_on_via(&headers, &mut next);
+            (headers, rounds) = (next, rounds + 1);
+        }
+        assert_eq!((rounds, &headers[header::VIA]), (8, &HeaderValue::from_static("1.1 front")));
     }
 
     #[test]

@@ -48,6 +48,11 @@ impl Egress {
         self.allow.iter().any(|rule| rule.allows(to))
     }
 
+    /// Whether a rule names this endpoint in full, and not only what it is below.
+    pub fn names(&self, to: &Endpoint) -> bool {
+        self.allow.iter().any(|rule| !matches!(rule.host, HostRule::Below(_)) && rule.allows(to))
+    }
+
     pub(crate) fn check(&self) -> Result<(), String> {
         if self.allow.len() > RULES_MAX {
             return Err(format!("expected at most {RULES_MAX} rules; found {}", self.allow.len()));
@@ -161,7 +166,9 @@ mod tests {
             "10.0.0.1:80",
             "[fd00::1]:81",
         ] {
-            assert!(egress.allows(&Endpoint::of_http(allowed).unwrap()), "{allowed}");
+            let endpoint = Endpoint::of_http(allowed).unwrap();
+            assert!(egress.allows(&endpoint), "{allowed}");
+            assert_eq!(egress.names(&endpoint), !allowed.contains("api"), "{allowed}");
         }
         for refused in [
             "auth.test",

@@ -72,7 +72,7 @@ pub enum GrantRefusal {
     Undefined(ConnectionName),
 }
 
-const SPECIAL: [&str; 20] = [
+const SPECIAL: [&str; 28] = [
     "0.0.0.0/8",
     "10.0.0.0/8",
     "100.64.0.0/10",
@@ -81,18 +81,27 @@ const SPECIAL: [&str; 20] = [
     "172.16.0.0/12",
     "192.0.0.0/24",
     "192.0.2.0/24",
+    "192.88.99.0/24",
     "192.168.0.0/16",
     "198.18.0.0/15",
     "198.51.100.0/24",
     "203.0.113.0/24",
     "224.0.0.0/4",
     "240.0.0.0/4",
-    "::/127",
+    // What IPv4 addresses are written as, and translated or tunnelled to, among them: each could be one of those above.
+    "::/96",
     "64:ff9b::/96",
+    "64:ff9b:1::/48",
+    "100::/64",
+    "2001::/23",
+    "2001:db8::/32",
+    "2002::/16",
+    "3fff::/20",
+    "5f00::/16",
     "fc00::/7",
     "fe80::/10",
+    "fec0::/10",
     "ff00::/8",
-    "2001:db8::/32",
 ];
 
 fn special_block(ip: IpAddr) -> Option<IpNet> {
@@ -223,6 +232,14 @@ mod tests {
             "[::1]:80",
             "[::ffff:127.0.0.1]:80",
             "[fe80::1]:80",
+            "0.0.0.0:80",
+            "[::]:80",
+            "[::127.0.0.1]:80",
+            "[64:ff9b::7f00:1]:80",
+            "[64:ff9b:1::7f00:1]:80",
+            "[2002:7f00:1::]:80",
+            "[2001::1]:80",
+            "[fec0::1]:80",
         ] {
             assert!(
                 matches!(wide.permits_address(addr(special), &[]), Err(GrantRefusal::Special(_))),

@@ -80,7 +80,7 @@ pub const LIMITS: [LimitRow; 10] = [
     LimitRow { key: "outbound_calls", default: "4", ceiling: "32", crossed: "the request is refused" },
     LimitRow { key: "kv_bytes", default: "4MiB", ceiling: "64MiB", crossed: "the write is refused" },
     LimitRow { key: "kv_entries", default: "10000", ceiling: "1000000", crossed: "the write is refused" },
-    LimitRow { key: "bucket_keys", default: "10000", ceiling: "1000000", crossed: "the take is refused" },
+    LimitRow { key: "bucket_keys", default: "10000", ceiling: "100000", crossed: "the take is refused" },
 ];
 
 impl FilterLimits {
@@ -110,11 +110,10 @@ impl FilterLimits {
         if self.outbound_calls > 32 {
             return too_much("outbound_calls", self.outbound_calls.to_string(), "32");
         }
-        for (key, found) in [
-            ("host_calls", self.host_calls),
-            ("kv_entries", self.kv_entries),
-            ("bucket_keys", self.bucket_keys),
-        ] {
+        if self.bucket_keys > 100_000 {
+            return too_much("bucket_keys", self.bucket_keys.to_string(), "100000");
+        }
+        for (key, found) in [("host_calls", self.host_calls), ("kv_entries", self.kv_entries)] {
             if found > 1_000_000 {
                 return too_much(key, found.to_string(), "1000000");
             }
@@ -142,5 +141,6 @@ mod tests {
             assert!(page.contains(&line), "docs/reference/limits.md lacks: {line}");
         }
         assert!(FilterLimits { cpu: Duration::secs(2), ..Default::default() }.check().is_err());
+        assert!(FilterLimits { bucket_keys: 100_001, ..Default::default() }.check().is_err());
     }
 }

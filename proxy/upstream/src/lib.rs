@@ -6,7 +6,8 @@
 //! another thread lies on a request's way. [`Pools::send`] takes a request to a response head and says, where it
 //! fails, whether a byte of the request can have left: what may be queued or tried elsewhere hangs on that.
 //!
-//! [`EgressClient`] sends the requests that filters make by themselves.
+//! [`EgressClient`] sends the requests that filters make by themselves, on the threads and within the bounds of an
+//! [`EgressNode`].
 //!
 //! Never here: which upstream a request goes to, what is queued, which header fields are passed on. The request
 //! comes with its `Host` and its target in origin form, free of hop-by-hop fields.
@@ -32,7 +33,7 @@ pub use body::{BoxError, BrokenBody, UpstreamBody};
 pub use breaker::BreakerSettings;
 pub use clock::Clock;
 pub use cluster::{AddressPolicy, Cluster, ClusterKey, ClusterSettings, UpstreamState};
-pub use egress::{EgressClient, EgressError, EgressRequest, EgressResponse};
+pub use egress::{EgressClient, EgressError, EgressNode, EgressRequest, EgressResponse};
 pub use error::{ErrorKind, SendError, Sentness};
 pub use nats::OwnKey;
 pub use pool::{PoolSettings, Pools};

@@ -27,7 +27,8 @@ impl Rate {
         Self { tokens, period_ms: 60_000, burst: tokens }
     }
 
-    /// What a bucket holds at most: how many can be taken at once.
+    /// What a bucket holds at most: how many can be taken at once. At most 100,000, and so many that an empty bucket is full
+    /// within a day.
     pub const fn burst(self, burst: u32) -> Self {
         Self { burst, ..self }
     }
@@ -38,7 +39,7 @@ impl Rate {
 /// # Errors
 /// [`BucketError::InvalidKey`] where bucket and key have more than 256 bytes together; [`BucketError::InvalidRate`] where a
 /// part of the rate is beyond its bounds or `tokens` are more than the burst; [`BucketError::TooManyKeys`] where the tenant has
-/// as many buckets that are not full as `limits.bucket_keys` allows.
+/// as many buckets that are not full as `limits.bucket_keys` allows, or the node has no memory for more.
 pub fn take(bucket: &str, key: &str, tokens: u32, rate: Rate) -> Result<Taken, BucketError> {
     crate::host::take(bucket, key, tokens, rate)
 }

@@ -13,7 +13,7 @@ use tokio::{sync::Semaphore, task::JoinSet};
 use super::{Control, Inner, secrets::Secrets};
 use crate::{
     ControlError, Snapshot, TenantRuntime, Unloaded,
-    runtime::{Prepared, Ready},
+    runtime::{OnThisNode, Prepared, Ready},
 };
 
 /// Tenants that load at once when the node starts: their waits for the disk overlap, their compilations queue anyway.
@@ -108,7 +108,11 @@ impl Inner {
         let headers = secrets.injected(manifest);
         let metrics = self.guest_metrics(&tenant.name);
         let ready = Ready { filters, unloaded, headers, metrics };
-        let node = (&self.admin, &self.settings.nats);
+        let node = OnThisNode {
+            admin: &self.admin,
+            nats: &self.settings.nats,
+            egress: self.settings.egress.as_ref(),
+        };
         Prepared::new(&tenant.name, &tenant.grant, node, manifest, ready, current)
     }
 

@@ -4,17 +4,29 @@ use std::sync::Arc;
 
 use beamline_model::{FilterName, SecretName, SecretValue};
 
-use super::CallState;
+use super::{CallState, secrets::Redaction};
 use crate::bindings::beamline::edge::config;
 
 /// What of its manifest one filter may see.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct FilterConfig {
     pub(super) name: Box<str>,
     json: Box<str>,
     /// The value of each secret that it may read, or why there is none.
     secrets: Vec<(SecretName, Result<SecretValue, String>)>,
+    /// Keeps these values out of what is told of the filter.
+    pub(super) redaction: Redaction,
 }
+
+impl PartialEq for FilterConfig {
+    fn eq(&self, other: &Self) -> bool {
+        // The same secrets make the same redaction.
+        let Self { name, json, secrets, redaction: _ } = self;
+        (name, json, secrets) == (&other.name, &other.json, &other.secrets)
+    }
+}
+
+impl Eq for FilterConfig {}
 
 impl FilterConfig {
     /// For the filter of this name: its configuration as JSON text, and no secrets.
@@ -28,7 +40,9 @@ impl FilterConfig {
         json: &str,
         secrets: Vec<(SecretName, Result<SecretValue, String>)>,
     ) -> Arc<Self> {
-        Arc::new(Self { name: name.as_str().into(), json: json.into(), secrets })
+        let values = secrets.iter().filter_map(|(_, secret)| secret.as_ref().ok());
+        let redaction = Redaction::of(&values.map(SecretValue::reveal).collect::<Vec<_>>());
+        Arc::new(Self { name: name.as_str().into(), json: json.into(), secrets, redaction })
     }
 
     /// The configuration as JSON text; `null` where there is none.
@@ -46,10 +60,9 @@ impl FilterConfig {
         secret.as_ref().ok()
     }
 
-    /// The secrets that could stand in a text.
-    pub(super) fn secret_texts(&self) -> Vec<&str> {
-        let values = self.secrets.iter().filter_map(|(_, secret)| secret.as_ref().ok());
-        values.filter_map(|secret| std::str::from_utf8(secret.reveal()).ok()).collect()
+    /// A text of the filter's, without its secrets.
+    pub(crate) fn without_secrets(&self, text: String) -> String {
+        if self.redaction.is_needed() { self.redaction.redacted(&text, usize::MAX).0 } else { text }
     }
 }
 

@@ -3,7 +3,7 @@
 use ::http::{HeaderMap, StatusCode};
 use wasmtime::component::Resource;
 
-use super::CallState;
+use super::{CallState, MAX_GIVEN};
 use crate::{
     bindings::beamline::edge::http as wit_http,
     head::{RequestHead, ResponseHead},

@@ -1,6 +1,6 @@
 //! `log`: messages of a guest, bounded.
 
-use super::{CallState, secrets::redacted};
+use super::{CallState, secrets::Redaction};
 use crate::bindings::beamline::edge::log;
 
 /// The severity of a guest's message.
@@ -28,8 +28,8 @@ impl GuestLog {
         Self { lines: Vec::new(), cut: 0, left: bytes }
     }
 
-    /// Writes what there is room for, with none of these secrets.
-    fn write(&mut self, level: LogLevel, mut message: String, secrets: &[&str]) {
+    /// Writes what there is room for, without secrets.
+    pub(super) fn write(&mut self, level: LogLevel, mut message: String, redaction: &Redaction) {
         /// Empty messages would otherwise be free.
         const LINE_COST: u64 = 32;
         let room = usize::try_from(self.left.saturating_sub(LINE_COST)).unwrap_or(usize::MAX);
@@ -37,12 +37,12 @@ impl GuestLog {
             self.cut += message.len() as u64;
             return;
         }
-        if !secrets.is_empty() {
-            let (told, read) = redacted(&message, secrets, room);
+        if redaction.is_needed() {
+            let (told, read) = redaction.redacted(&message, room);
             self.cut += (message.len() - read) as u64;
             message = told;
         } else if message.len() > room {
-            let end = (0..=room).rev().find(|i| message.is_char_boundary(*i)).unwrap_or(0);
+            let end = message.floor_char_boundary(room);
             self.cut += (message.len() - end) as u64;
             message.truncate(end);
         }
@@ -60,7 +60,7 @@ impl log::Host for CallState {
             log::Level::Warn => LogLevel::Warn,
             log::Level::Error => LogLevel::Error,
         };
-        self.log.write(level, message, &self.config.secret_texts());
+        self.log.write(level, message, &self.config.redaction);
         Ok(())
     }
 }
@@ -72,8 +72,8 @@ mod tests {
     #[test]
     fn a_log_is_cut_at_its_limit_and_between_characters() {
         let mut log = GuestLog::with_limit(100);
-        log.write(LogLevel::Info, "é".repeat(100), &[]);
-        log.write(LogLevel::Info, "more".into(), &[]);
+        log.write(LogLevel::Info, "é".repeat(100), &Redaction::of(&[]));
+        log.write(LogLevel::Info, "more".into(), &Redaction::of(&[]));
         assert_eq!(log.lines.len(), 1);
         assert_eq!(log.lines[0].1, "é".repeat(34));
         assert_eq!(log.cut, 132 + 4);
@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn a_secret_does_not_get_into_a_log() {
         let mut log = GuestLog::with_limit(60);
-        log.write(LogLevel::Info, "a s3cret b".repeat(3), &["s3cret"]);
+        log.write(LogLevel::Info, "a s3cret b".repeat(3), &Redaction::of(&[b"s3cret"]));
         assert_eq!(log.lines[0].1, "a [redacted] ba [redacted] b");
         assert_eq!(log.cut, 10);
     }

@@ -61,7 +61,7 @@ pub trait HostView: Send + Sync {
     /// [`MetricRefusal`].
     fn count(&self, filter: &str, metric: Metric<'_>) -> Result<(), MetricRefusal>;
 
-    /// Sends a request of a filter, as far as its tenant may.
+    /// Sends a request of a filter, as far as its tenant and the filters of this request together may.
     fn send(&self, request: OutboundRequest) -> Exchange;
 }
 
@@ -90,6 +90,8 @@ pub(crate) struct CallState {
     pub(crate) view: Arc<dyn HostView>,
     pub(crate) log: GuestLog,
     pub(crate) started: Instant,
+    /// When the call has ended at the latest.
+    ends: Instant,
     pub(crate) cpu: CpuClock,
     pub(crate) memory: MemoryMeter,
     pub(crate) calls: CallMeter,
@@ -149,7 +151,7 @@ impl CallState {
         config: Arc<FilterConfig>,
         view: Arc<dyn HostView>,
         limits: &FilterLimits,
-        started: Instant,
+        (started, ends): (Instant, Instant),
     ) -> Self {
         let Subject { request, response, context, log } = subject;
         Self {
@@ -160,6 +162,7 @@ impl CallState {
             view,
             log,
             started,
+            ends,
             cpu: CpuClock::start(limits.cpu.get()),
             memory: MemoryMeter {
                 limit: usize::try_from(limits.memory.get()).unwrap_or(usize::MAX),

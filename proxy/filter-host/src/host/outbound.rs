@@ -1,11 +1,16 @@
 //! `outbound`: requests of the filter itself. The call waits for the answer, its CPU clock and its worker do not.
 
-use std::{future::Future, pin::Pin, time::Duration};
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    task::Poll,
+    time::{Duration, Instant},
+};
 
 use ::http::{HeaderMap, Method, StatusCode, Uri};
 use bytes::Bytes;
 
-use super::{CallState, http::fields};
+use super::{CallState, LogLevel, http::fields};
 use crate::{bindings::beamline::edge::outbound, call};
 
 /// How long a request may take that does not say so.
@@ -18,11 +23,11 @@ pub struct OutboundRequest {
     pub method: Method,
     /// Its URL, which may be of any form.
     pub url: Uri,
-    /// Its fields, by the rules of `beamline_http::append`.
+    /// Its fields: the filter's, by the rules of `beamline_http::append`, and `Via`.
     pub headers: HeaderMap,
     /// Its body, of any size.
     pub body: Bytes,
-    /// How long all of it may take.
+    /// How long all of it may take: no longer than the call.
     pub timeout: Duration,
 }
 
@@ -44,30 +49,36 @@ pub enum OutboundError {
     Invalid(String),
     /// The manifest does not allow it.
     NotAllowed,
-    /// The address is beyond the grant.
-    Denied,
-    /// No connection could be made.
-    Connect,
+    /// The filters of this request have sent as many as they may.
+    TooMany,
+    /// No connection could be made. Why is for the log alone: a filter that learned it could look around.
+    Connect(String),
     /// Not in time.
     Timeout,
     /// The answer is too large.
     TooLarge,
-    /// The exchange broke.
-    Broken,
+    /// The exchange broke. Why is for the log alone.
+    Broken(String),
 }
 
 /// An exchange under way, which ends with its drop. Polled on any thread, within no runtime.
 pub type Exchange = Pin<Box<dyn Future<Output = Result<OutboundResponse, OutboundError>> + Send>>;
 
-fn checked(request: outbound::OutgoingRequest) -> Result<OutboundRequest, String> {
+/// What a guest asks for, as far as it is a request. `on_behalf_of` are the fields of the request that it is about.
+fn checked(request: outbound::OutgoingRequest, on_behalf_of: &HeaderMap) -> Result<OutboundRequest, String> {
     let method = Method::from_bytes(request.method.as_bytes())
         .map_err(|_| "method: expected a token such as \"GET\"".to_owned())?;
     let url = request.url.parse().map_err(|error| format!("url: {error}"))?;
-    let mut headers = HeaderMap::with_capacity(request.headers.len());
+    let (most, found) = (beamline_http::MAX_FIELDS, request.headers.len());
+    if found > most {
+        return Err(format!("headers: expected at most {most} fields; found {found}"));
+    }
+    let mut headers = HeaderMap::with_capacity(found);
     for field in &request.headers {
         beamline_http::append(&mut headers, &field.name, &field.value)
             .map_err(|error| format!("headers: {:?}: {error}", field.name))?;
     }
+    beamline_http::hand_on_via(on_behalf_of, &mut headers);
     let timeout = request.timeout_ms.map_or(TIMEOUT, |ms| Duration::from_millis(ms.into()));
     Ok(OutboundRequest { method, url, headers, body: request.body.into(), timeout })
 }
@@ -76,11 +87,11 @@ fn told(error: OutboundError) -> outbound::OutboundError {
     match error {
         OutboundError::Invalid(problem) => outbound::OutboundError::InvalidRequest(problem),
         OutboundError::NotAllowed => outbound::OutboundError::NotAllowed,
-        OutboundError::Denied => outbound::OutboundError::Denied,
-        OutboundError::Connect => outbound::OutboundError::Connect,
+        OutboundError::TooMany => outbound::OutboundError::TooMany,
+        OutboundError::Connect(_) => outbound::OutboundError::Connect,
         OutboundError::Timeout => outbound::OutboundError::Timeout,
         OutboundError::TooLarge => outbound::OutboundError::TooLarge,
-        OutboundError::Broken => outbound::OutboundError::Broken,
+        OutboundError::Broken(_) => outbound::OutboundError::Broken,
     }
 }
 
@@ -93,20 +104,35 @@ impl outbound::Host for CallState {
         let Some(left) = self.outbound_left.checked_sub(1) else {
             return Ok(Err(outbound::OutboundError::TooMany));
         };
-        let request = match checked(request) {
+        let mut request = match checked(request, &self.head.headers) {
             Ok(request) => request,
             Err(problem) => return Ok(Err(outbound::OutboundError::InvalidRequest(problem))),
         };
         self.outbound_left = left;
+        // Nothing is sent before there is a seat to wait on: whoever polls takes one for the call, or ends it.
+        poll_fn(|_| {
+            if call::has_seat() {
+                return Poll::Ready(());
+            }
+            call::begin_waiting(&mut self.cpu);
+            Poll::Pending
+        })
+        .await;
+        request.timeout = request.timeout.min(self.ends.saturating_duration_since(Instant::now()));
         let mut exchange = self.view.send(request);
-        let answer = std::future::poll_fn(|cx| {
+        let answer = poll_fn(|cx| {
             let polled = exchange.as_mut().poll(cx);
             if polled.is_pending() {
                 call::begin_waiting(&mut self.cpu);
             }
             polled
-        });
-        Ok(match answer.await {
+        })
+        .await;
+        if let Err(OutboundError::Connect(problem) | OutboundError::Broken(problem)) = &answer {
+            let told = format!("outbound request: {problem}");
+            self.log.write(LogLevel::Warn, told, &self.config.redaction);
+        }
+        Ok(match answer {
             Ok(response) => Ok(outbound::IncomingResponse {
                 status: response.status.as_u16(),
                 headers: fields(&response.headers),

@@ -8,12 +8,20 @@ use std::{
     time::Duration,
 };
 
-use super::expiring::Expiring;
+use super::{
+    expiring::Expiring,
+    room::{self, Room},
+};
 
 /// The most bytes of a bucket's name and key together.
 const MAX_KEY: usize = 256;
 const MAX_TOKENS: u32 = 1_000_000;
+/// A bucket larger than this limits nothing.
+const MAX_BURST: u32 = 100_000;
+/// A day: of a period, and until an empty bucket is full. So long is a bucket remembered.
 const MAX_PERIOD_MS: u32 = 86_400_000;
+/// What a bucket counts in the node's memory beside its names.
+const BUCKET_COST: u64 = 192;
 
 /// How a bucket fills.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,14 +56,19 @@ struct Level {
 
 pub(crate) struct Buckets {
     levels: Expiring<Level>,
+    node: &'static Room,
     count: AtomicU64,
+    /// Bytes taken from `node`.
+    used: AtomicU64,
 }
 
 impl Rate {
     fn is_valid(self) -> bool {
         (1..=MAX_TOKENS).contains(&self.tokens)
             && (1..=MAX_PERIOD_MS).contains(&self.period_ms)
-            && (1..=MAX_TOKENS).contains(&self.burst)
+            && (1..=MAX_BURST).contains(&self.burst)
+            && u64::from(self.burst) * u64::from(self.period_ms)
+                <= u64::from(self.tokens) * u64::from(MAX_PERIOD_MS)
     }
 
     /// Until so many tokens have come.
@@ -72,8 +85,9 @@ impl Rate {
 }
 
 impl Buckets {
-    pub(crate) fn new() -> Self {
-        Self { levels: Expiring::new(), count: AtomicU64::new(0) }
+    /// None yet. The memory of those that will be is taken from `node`.
+    pub(crate) fn within(node: &'static Room) -> Self {
+        Self { levels: Expiring::new(), node, count: AtomicU64::new(0), used: AtomicU64::new(0) }
     }
 
     /// Takes `tokens` from a key's bucket, where the tenant may have `most` buckets that are not full.
@@ -97,7 +111,7 @@ impl Buckets {
         let name = format!("{}:{bucket}{key}", bucket.len());
         loop {
             let mut shard = self.levels.shard(&name);
-            shard.drop_expired(now, &mut |_, _| self.forget());
+            shard.drop_expired(now, &mut |name, _| self.forget(name));
             let held = shard.get(&name, now).map(|(level, _)| *level);
             let filled = held.map_or_else(|| f64::from(rate.burst), |level| rate.filled(level, now));
             let left = filled - f64::from(tokens) + GRAIN;
@@ -106,22 +120,19 @@ impl Buckets {
                 return Ok(Taken::RetryAfter(Duration::from_millis(ceil_ms(wait))));
             }
             let left = (left - GRAIN).max(0.0);
-            if held.is_none() {
-                // What is taken from counts; what is full does not.
-                if self.count.fetch_add(1, Ordering::Relaxed) >= most {
-                    self.forget();
-                    drop(shard);
-                    if self.levels.drop_expired(now, |_, _| self.forget()) {
-                        continue;
-                    }
-                    return Err(BucketError::TooManyKeys);
+            // What is taken from counts; what is full does not.
+            if held.is_none() && !self.remember(&name, most) {
+                drop(shard);
+                if self.levels.drop_expired(now, |name, _| self.forget(name)) {
+                    continue;
                 }
+                return Err(BucketError::TooManyKeys);
             }
             let full_at = now + rate.time_for(f64::from(rate.burst) - left);
             let before = shard.insert(&name, Level { tokens: left, at: now }, Some(full_at));
             if held.is_none() && before.is_some() {
                 // It was full again, and not forgotten yet.
-                self.forget();
+                self.forget(&name);
             }
             #[expect(
                 clippy::cast_possible_truncation,
@@ -132,9 +143,34 @@ impl Buckets {
         }
     }
 
-    fn forget(&self) {
-        self.count.fetch_sub(1, Ordering::Relaxed);
+    /// Whether there is room for one bucket more, which is then taken.
+    fn remember(&self, name: &str, most: u64) -> bool {
+        if !room::take(&self.count, 1, 0, most) {
+            return false;
+        }
+        if !self.node.take(cost(name), 0) {
+            self.count.fetch_sub(1, Ordering::Relaxed);
+            return false;
+        }
+        self.used.fetch_add(cost(name), Ordering::Relaxed);
+        true
     }
+
+    fn forget(&self, name: &str) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        self.used.fetch_sub(cost(name), Ordering::Relaxed);
+        self.node.give_back(cost(name));
+    }
+}
+
+impl Drop for Buckets {
+    fn drop(&mut self) {
+        self.node.give_back(*self.used.get_mut());
+    }
+}
+
+fn cost(name: &str) -> u64 {
+    name.len() as u64 + BUCKET_COST
 }
 
 fn ceil_ms(time: Duration) -> u64 {
@@ -146,6 +182,31 @@ mod tests {
     use super::*;
 
     const RATE: Rate = Rate { tokens: 10, period_ms: 1000, burst: 5 };
+
+    fn node(bytes: u64) -> &'static Room {
+        Box::leak(Box::new(Room::of(bytes)))
+    }
+
+    fn new() -> Buckets {
+        Buckets::within(node(1 << 20))
+    }
+
+    #[test]
+    fn all_tenants_buckets_take_no_more_memory_than_the_node_has_room_for() {
+        // The names are written with their length before them.
+        let node = node(2 * cost("1:bk"));
+        let (first, second) = (Buckets::within(node), Buckets::within(node));
+        assert_eq!(take(&first, "1", 1, 0), Ok(Taken::Allowed(4)));
+        assert_eq!(take(&second, "1", 1, 0), Ok(Taken::Allowed(4)));
+        assert_eq!(take(&second, "2", 1, 0), Err(BucketError::TooManyKeys));
+        assert_eq!(take(&second, "1", 1, 0), Ok(Taken::Allowed(3)), "those that are there go on");
+        assert_eq!(take(&second, "2", 1, 200), Ok(Taken::Allowed(4)), "its own is full again");
+        drop(first);
+        assert_eq!(take(&second, "3", 1, 200), Ok(Taken::Allowed(4)));
+        assert_eq!(node.used(), 2 * cost("1:bk"));
+        drop(second);
+        assert_eq!(node.used(), 0);
+    }
 
     fn at(ms: u64) -> Duration {
         Duration::from_secs(1000) + Duration::from_millis(ms)
@@ -161,7 +222,7 @@ mod tests {
 
     #[test]
     fn a_burst_goes_through_then_the_rate_counts() {
-        let buckets = Buckets::new();
+        let buckets = new();
         for left in (0..5).rev() {
             assert_eq!(take(&buckets, "k", 1, 0), Ok(Taken::Allowed(left)));
         }
@@ -176,7 +237,7 @@ mod tests {
 
     #[test]
     fn in_the_long_run_no_more_than_the_rate_goes_through() {
-        let (buckets, mut allowed) = (Buckets::new(), 0);
+        let (buckets, mut allowed) = (new(), 0);
         for now in 0..10_000 {
             allowed += u32::from(matches!(take(&buckets, "k", 1, now), Ok(Taken::Allowed(_))));
         }
@@ -185,7 +246,7 @@ mod tests {
 
     #[test]
     fn a_rate_may_change_and_what_is_in_the_bucket_stays() {
-        let buckets = Buckets::new();
+        let buckets = new();
         assert_eq!(take(&buckets, "k", 5, 0), Ok(Taken::Allowed(0)));
         let faster = Rate { tokens: 1000, period_ms: 1000, burst: 50 };
         let fast = |now| buckets.take(("b", "k"), 20, faster, at(now), 3);
@@ -194,14 +255,15 @@ mod tests {
 
     #[test]
     fn what_never_fits_is_refused() {
-        let buckets = Buckets::new();
+        let buckets = new();
         assert_eq!(take(&buckets, "k", 6, 0), Err(BucketError::InvalidRate));
         assert_eq!(take(&buckets, &"k".repeat(256), 1, 0), Err(BucketError::InvalidKey));
         for rate in [
             Rate { tokens: 0, ..RATE },
             Rate { period_ms: 0, ..RATE },
             Rate { burst: 0, ..RATE },
-            Rate { burst: 1_000_001, ..RATE },
+            Rate { burst: 100_001, ..RATE },
+            Rate { tokens: 1, period_ms: 86_400_000, burst: 2 },
             Rate { period_ms: 86_400_001, ..RATE },
         ] {
             assert_eq!(
@@ -214,7 +276,7 @@ mod tests {
 
     #[test]
     fn keys_are_bounded_and_full_buckets_are_forgotten() {
-        let buckets = Buckets::new();
+        let buckets = new();
         for key in ["1", "2", "3"] {
             assert_eq!(take(&buckets, key, 1, 0), Ok(Taken::Allowed(4)));
         }
@@ -228,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_pair_of_names_is_not_another_pair() {
-        let buckets = Buckets::new();
+        let buckets = new();
         let take = |bucket, key| buckets.take((bucket, key), 5, RATE, at(0), 3);
         assert_eq!(take("ab", "c"), Ok(Taken::Allowed(0)));
         assert_eq!(take("a", "bc"), Ok(Taken::Allowed(0)));

@@ -10,7 +10,10 @@ use std::{
 
 use bytes::Bytes;
 
-use super::expiring::{Expiring, Shard};
+use super::{
+    expiring::{Expiring, Shard},
+    room::{Room, take},
+};
 
 /// The most bytes of a key.
 const MAX_KEY: usize = 256;
@@ -18,12 +21,6 @@ const MAX_KEY: usize = 256;
 const MAX_VALUE: usize = 64 << 10;
 /// What an entry counts beside its key and value.
 const ENTRY_COST: u64 = 128;
-/// The most that the entries of all tenants count together, so that no number of tenants fills a node's memory.
-const NODE_BYTES: u64 = 1 << 30;
-
-/// What all tenants have kept: one budget for the process, as its memory is one.
-static NODE_USED: AtomicU64 = AtomicU64::new(0);
-
 /// What one tenant may keep.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Quota {
@@ -58,16 +55,21 @@ enum Change {
 
 pub(crate) struct Kv {
     entries: Expiring<Bytes>,
+    node: &'static Room,
     used: AtomicU64,
     count: AtomicU64,
 }
 
 impl Kv {
-    pub(crate) fn new() -> Self {
-        Self { entries: Expiring::new(), used: AtomicU64::new(0), count: AtomicU64::new(0) }
+    /// Nothing yet. What will be kept is taken from `node`, too.
+    pub(crate) fn within(node: &'static Room) -> Self {
+        Self { entries: Expiring::new(), node, used: AtomicU64::new(0), count: AtomicU64::new(0) }
     }
 
     pub(crate) fn get(&self, key: &str, now: Duration) -> Option<Bytes> {
+        if !is_key(key) {
+            return None;
+        }
         self.entries.shard(key).get(key, now).map(|(value, _)| value.clone())
     }
 
@@ -84,6 +86,9 @@ impl Kv {
     }
 
     pub(crate) fn delete(&self, key: &str, now: Duration) -> bool {
+        if !is_key(key) {
+            return false;
+        }
         let mut shard = self.entries.shard(key);
         let was_there = shard.get(key, now).is_some();
         if let Some(value) = shard.remove(key) {
@@ -139,7 +144,7 @@ impl Kv {
     ) -> Result<T, KvError> {
         /// Enough for the largest value in place of the smallest ones.
         const TRIES: usize = 16;
-        if key.is_empty() || key.len() > MAX_KEY {
+        if !is_key(key) {
             return Err(KvError::InvalidKey);
         }
         for _ in 0..TRIES {
@@ -183,7 +188,7 @@ impl Kv {
             self.count.fetch_sub(new, Ordering::Relaxed);
             return false;
         }
-        if !take(&NODE_USED, cost, freed, NODE_BYTES) {
+        if !self.node.take(cost, freed) {
             self.count.fetch_sub(new, Ordering::Relaxed);
             self.used.fetch_add(freed, Ordering::Relaxed);
             self.used.fetch_sub(cost, Ordering::Relaxed);
@@ -202,13 +207,13 @@ impl Kv {
         let cost = cost(key, value);
         self.count.fetch_sub(1, Ordering::Relaxed);
         self.used.fetch_sub(cost, Ordering::Relaxed);
-        NODE_USED.fetch_sub(cost, Ordering::Relaxed);
+        self.node.give_back(cost);
     }
 }
 
 impl Drop for Kv {
     fn drop(&mut self) {
-        NODE_USED.fetch_sub(*self.used.get_mut(), Ordering::Relaxed);
+        self.node.give_back(*self.used.get_mut());
     }
 }
 
@@ -225,13 +230,9 @@ fn number(value: &Bytes) -> Result<i64, KvError> {
     text.parse().map_err(|_| KvError::NotANumber)
 }
 
-/// Adds `more` to a balance and takes `less` from it, unless it would grow beyond `limit`.
-fn take(balance: &AtomicU64, more: u64, less: u64, limit: u64) -> bool {
-    let after = |held: u64| {
-        let after = held + more - less;
-        (after <= limit || after <= held).then_some(after)
-    };
-    balance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, after).is_ok()
+/// What is no key is nobody's: it is not even looked for, which would cost its length.
+fn is_key(key: &str) -> bool {
+    (1..=MAX_KEY).contains(&key.len())
 }
 
 #[cfg(test)]
@@ -240,6 +241,41 @@ mod tests {
 
     const QUOTA: Quota = Quota { bytes: 4096, entries: 10 };
     const NOW: Duration = Duration::from_secs(100);
+
+    fn new() -> Kv {
+        Kv::within(room(1 << 30))
+    }
+
+    fn room(bytes: u64) -> &'static Room {
+        Box::leak(Box::new(Room::of(bytes)))
+    }
+
+    #[test]
+    fn all_tenants_together_keep_no_more_than_the_node_has_room_for() {
+        let node = room(2 * (1 + 10 + ENTRY_COST));
+        let (first, second) = (Kv::within(node), Kv::within(node));
+        set(&first, "a", &[0; 10], None, NOW).unwrap();
+        set(&second, "a", &[0; 10], None, NOW).unwrap();
+        assert_eq!(set(&second, "b", b"", None, NOW), Err(KvError::QuotaExceeded));
+        assert_eq!(set(&second, "a", &[0; 11], None, NOW), Err(KvError::QuotaExceeded));
+        set(&second, "a", &[1; 10], None, NOW).unwrap();
+        drop(first);
+        set(&second, "b", b"", None, NOW).unwrap();
+        drop(second);
+        assert_eq!(node.used(), 0);
+    }
+
+    #[test]
+    fn what_is_no_key_is_not_looked_for() {
+        let kv = new();
+        let long = "k".repeat(17 << 20);
+        let began = std::time::Instant::now();
+        // 170 GB to be hashed, else.
+        for _ in 0..10_000 {
+            assert_eq!((kv.get(&long, NOW), kv.delete(&long, NOW)), (None, false));
+        }
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    }
 
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
@@ -251,7 +287,7 @@ mod tests {
 
     #[test]
     fn a_value_is_there_until_it_expires_or_is_deleted() {
-        let kv = Kv::new();
+        let kv = new();
         set(&kv, "a", b"1", None, NOW).unwrap();
         set(&kv, "b", b"2", Some(ms(50)), NOW).unwrap();
         assert_eq!(kv.get("a", NOW).unwrap(), "1");
@@ -264,7 +300,7 @@ mod tests {
 
     #[test]
     fn keys_and_values_are_bounded() {
-        let kv = Kv::new();
+        let kv = new();
         assert_eq!(set(&kv, "", b"", None, NOW), Err(KvError::InvalidKey));
         assert_eq!(set(&kv, &"k".repeat(257), b"", None, NOW), Err(KvError::InvalidKey));
         assert_eq!(set(&kv, "a", &[0; (64 << 10) + 1], None, NOW), Err(KvError::ValueTooLarge));
@@ -274,7 +310,7 @@ mod tests {
 
     #[test]
     fn numbers_add_up_and_keep_the_time_of_the_first() {
-        let kv = Kv::new();
+        let kv = new();
         let add = |by, now| kv.increment("n", by, Some(ms(100)), now, QUOTA);
         assert_eq!(add(5, NOW), Ok(5));
         assert_eq!(add(-7, NOW + ms(60)), Ok(-2));
@@ -289,7 +325,7 @@ mod tests {
 
     #[test]
     fn a_value_is_set_only_in_place_of_what_was_expected() {
-        let kv = Kv::new();
+        let kv = new();
         let cas = |expected: Option<&[u8]>, value: &[u8], now| {
             kv.compare_and_set("k", expected, value.to_vec(), Some(ms(10)), now, QUOTA)
         };
@@ -303,7 +339,7 @@ mod tests {
 
     #[test]
     fn a_full_quota_refuses_and_what_has_expired_goes_first() {
-        let kv = Kv::new();
+        let kv = new();
         for i in 0..10 {
             set(&kv, &format!("k{i}"), b"x", (i < 3).then(|| ms(10)), NOW).unwrap();
         }
@@ -327,7 +363,7 @@ mod tests {
 
     #[test]
     fn many_threads_count_right() {
-        let kv = Kv::new();
+        let kv = new();
         std::thread::scope(|scope| {
             for thread in 0..4 {
                 let kv = &kv;

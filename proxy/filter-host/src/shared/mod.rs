@@ -4,6 +4,7 @@
 mod buckets;
 mod expiring;
 mod kv;
+mod room;
 
 use std::{
     fmt,
@@ -11,10 +12,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use self::room::Room;
 pub(crate) use self::{
     buckets::{BucketError, Buckets, Rate, Taken},
     kv::{Kv, KvError, Quota},
 };
+
+/// The most that keys, values and buckets of all tenants take together, so that no number of tenants fills a node's memory.
+pub(crate) const NODE_BYTES: u64 = 1 << 30;
+
+/// One budget for the process, as its memory is one.
+static NODE: Room = Room::of(NODE_BYTES);
 
 /// One tenant's keys and values, and its token buckets. Costs next to nothing before something is kept.
 pub struct TenantState {
@@ -34,11 +42,11 @@ impl TenantState {
     }
 
     pub(crate) fn kv(&self) -> &Kv {
-        self.kv.get_or_init(Kv::new)
+        self.kv.get_or_init(|| Kv::within(&NODE))
     }
 
     pub(crate) fn buckets(&self) -> &Buckets {
-        self.buckets.get_or_init(Buckets::new)
+        self.buckets.get_or_init(|| Buckets::within(&NODE))
     }
 }
 

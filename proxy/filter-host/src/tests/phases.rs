@@ -124,7 +124,7 @@ async fn every_phase_can_wait_for_an_answer() {
     let passage = passage(&chain).await;
     let step = chain.on_response(engine(), &passage, 0, response()).await;
     assert!(matches!(step.decision, ResponseDecision::Next), "{:?}", step.decision);
-    assert_eq!(step.head.headers["x-asked"], "GET 2000");
+    assert_eq!(step.head.headers["x-asked"], "GET 2000 1.1 beamline");
     for run in [step.run, chain.on_finish(engine(), &passage, 0, ended()).await] {
         assert_eq!(run.failure, None);
         assert!(run.duration >= Duration::from_millis(100) && run.cpu < Duration::from_millis(20), "{run:?}");

@@ -13,6 +13,10 @@ use super::exposition::{Exposition, MetricKind, labels};
 
 /// Series of one tenant on a node. Updates of further ones go to one series for each name, with the label `overflow`.
 const MAX_SERIES: u64 = 1000;
+/// Lines that the series of all tenants of a node are shown as, so that no number of tenants makes `/metrics` too large to be
+/// read: one for a counter, [`HISTOGRAM_LINES`] for a histogram. What is beyond goes to the series `overflow`, too.
+const MAX_LINES: u64 = 200_000;
+const HISTOGRAM_LINES: u64 = BOUNDS.len() as u64 + 3;
 /// Names of one tenant. Updates of further ones are refused.
 const MAX_NAMES: usize = 64;
 const MAX_NAME: usize = 64;
@@ -60,14 +64,18 @@ pub struct GuestMetrics {
     families: RwLock<BTreeMap<Box<str>, Arc<Family>>>,
     series: AtomicU64,
     folded: AtomicU64,
+    /// Lines of these series, and of those of all tenants.
+    lines: AtomicU64,
+    lines_of_all: Arc<AtomicU64>,
 }
 
 struct Family {
     kind: MetricKind,
-    /// By labels as they are shown. A mutex, held for one look-up.
-    series: Mutex<HashMap<Box<str>, Series>>,
+    /// By labels as they are shown. A mutex, held for one look-up, or for a copy of at most [`MAX_SERIES`] and one.
+    series: Mutex<HashMap<Arc<str>, Series>>,
 }
 
+#[derive(Clone)]
 enum Series {
     Counter(u64),
     Histogram(Box<Histogram>),
@@ -81,12 +89,14 @@ struct Histogram {
 }
 
 impl GuestMetrics {
-    pub(super) fn new(tenant: &str) -> Self {
+    pub(super) fn new(tenant: &str, lines_of_all: &Arc<AtomicU64>) -> Self {
         Self {
             tenant: tenant.into(),
             families: RwLock::default(),
             series: AtomicU64::new(0),
             folded: AtomicU64::new(0),
+            lines: AtomicU64::new(0),
+            lines_of_all: Arc::clone(lines_of_all),
         }
     }
 
@@ -118,8 +128,7 @@ impl GuestMetrics {
             series.update(update);
             return Ok(());
         }
-        let room = |held: u64| (held < MAX_SERIES).then_some(held + 1);
-        let key = if self.series.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_ok() {
+        let key = if self.has_room(update) {
             key
         } else {
             self.folded.fetch_add(1, Ordering::Relaxed);
@@ -127,6 +136,23 @@ impl GuestMetrics {
         };
         series.entry(key.into()).or_insert_with(|| Series::new(update)).update(update);
         Ok(())
+    }
+
+    /// Takes room for one series more, where there is any.
+    fn has_room(&self, update: Update) -> bool {
+        let lines = match update {
+            Update::Count(_) => 1,
+            Update::Observe(_) => HISTOGRAM_LINES,
+        };
+        if !take(&self.series, 1, MAX_SERIES) {
+            return false;
+        }
+        if !take(&self.lines_of_all, lines, MAX_LINES) {
+            self.series.fetch_sub(1, Ordering::Relaxed);
+            return false;
+        }
+        self.lines.fetch_add(lines, Ordering::Relaxed);
+        true
     }
 
     /// The family of this name, made where there is none.
@@ -155,9 +181,29 @@ impl GuestMetrics {
     }
 }
 
+impl Drop for GuestMetrics {
+    fn drop(&mut self) {
+        self.lines_of_all.fetch_sub(*self.lines.get_mut(), Ordering::Relaxed);
+    }
+}
+
+/// Adds to a balance, unless it would grow beyond `most`.
+fn take(balance: &AtomicU64, more: u64, most: u64) -> bool {
+    let room = |held: u64| (held + more <= most).then_some(held + more);
+    balance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_ok()
+}
+
 impl Family {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, Series>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Series>> {
         self.series.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The series as they are now, by their labels: what is made of them holds up no filter.
+    fn copied(&self) -> Vec<(Arc<str>, Series)> {
+        let copy = |(labels, series): (&Arc<str>, &Series)| (Arc::clone(labels), series.clone());
+        let mut series: Vec<_> = self.lock().iter().map(copy).collect();
+        series.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        series
     }
 }
 
@@ -222,11 +268,8 @@ pub(super) fn write(guests: &[Arc<GuestMetrics>], out: &mut Exposition) {
     for ((name, _), families) in families {
         out.head(&name, families[0].kind, "Counted by filters");
         for family in families {
-            let series = family.lock();
-            let mut sorted: Vec<_> = series.iter().collect();
-            sorted.sort_unstable_by_key(|(labels, _)| *labels);
-            for (labels, series) in sorted {
-                series.write(&name, labels, out);
+            for (labels, series) in family.copied() {
+                series.write(&name, &labels, out);
             }
         }
     }
@@ -273,13 +316,48 @@ mod tests {
         out.finish()
     }
 
+    fn metrics() -> GuestMetrics {
+        GuestMetrics::new("acme", &Arc::default())
+    }
+
+    #[test]
+    fn all_tenants_together_are_shown_in_a_bounded_number_of_lines() {
+        let lines = Arc::new(AtomicU64::new(MAX_LINES - 1 - HISTOGRAM_LINES));
+        let (first, second) = (GuestMetrics::new("first", &lines), GuestMetrics::new("second", &lines));
+        first.update("f", "hits", &[], Update::Count(1)).unwrap();
+        first.update("f", "size", &[], Update::Observe(1.0)).unwrap();
+        second.update("f", "hits", &[], Update::Count(1)).unwrap();
+        assert_eq!(lines.load(Ordering::Relaxed), MAX_LINES);
+        assert_eq!((second.series.load(Ordering::Relaxed), second.folded.load(Ordering::Relaxed)), (0, 1));
+        let text = shown(second);
+        assert!(
+            text.contains("beamline_guest_hits_total{tenant=\"second\",overflow=\"true\"} 1\n"),
+            "{text}"
+        );
+        assert_eq!(shown(first).matches("beamline_guest_size_").count() as u64, HISTOGRAM_LINES);
+        assert_eq!(
+            lines.load(Ordering::Relaxed),
+            MAX_LINES - 1 - HISTOGRAM_LINES,
+            "given back with the tenant"
+        );
+    }
+
+    #[test]
+    fn what_is_being_shown_holds_up_no_filter() {
+        let metrics = metrics();
+        metrics.update("f", "hits", &[], Update::Count(1)).unwrap();
+        let family = metrics.family("hits", Update::Count(1)).unwrap();
+        let copied = family.copied();
+        assert!(family.series.try_lock().is_ok() && copied.len() == 1);
+    }
+
     fn pair(name: &str, value: &str) -> (String, String) {
         (name.to_owned(), value.to_owned())
     }
 
     #[test]
     fn counters_and_histograms_are_shown_with_the_hosts_labels_first() {
-        let metrics = GuestMetrics::new("acme");
+        let metrics = metrics();
         let plan = [pair("plan", "a\"b")];
         for _ in 0..2 {
             metrics.update("quota", "hits", &plan, Update::Count(2)).unwrap();
@@ -308,7 +386,7 @@ mod tests {
 
     #[test]
     fn what_the_format_or_the_host_has_a_meaning_for_is_refused() {
-        let metrics = GuestMetrics::new("acme");
+        let metrics = metrics();
         let count =
             |name: &str, labels: &[(String, String)]| metrics.update("f", name, labels, Update::Count(1));
         for name in
@@ -338,7 +416,7 @@ mod tests {
 
     #[test]
     fn beyond_the_bounds_updates_are_folded_and_counted() {
-        let metrics = GuestMetrics::new("acme");
+        let metrics = metrics();
         let count =
             |name: &str, id: u64| metrics.update("f", name, &[pair("id", &id.to_string())], Update::Count(1));
         for id in 0..MAX_SERIES + 5 {

@@ -230,7 +230,6 @@ fn send(step: &Step) -> Value {
         Err(error) => json!(match error {
             OutboundError::InvalidRequest(problem) => return json!(format!("invalid-request: {problem}")),
             OutboundError::NotAllowed => "not-allowed",
-            OutboundError::Denied => "denied",
             OutboundError::TooMany => "too-many",
             OutboundError::Connect => "connect",
             OutboundError::Timeout => "timeout",

@@ -128,10 +128,11 @@ impl Kept {
         if bucket.len() + key.len() > 256 {
             return Err(BucketError::InvalidKey);
         }
-        let most = 1..=1_000_000;
-        if !most.contains(&rate.tokens)
-            || !most.contains(&rate.burst)
-            || !(1..=86_400_000).contains(&rate.period_ms)
+        let day = 86_400_000;
+        if !(1..=1_000_000).contains(&rate.tokens)
+            || !(1..=100_000).contains(&rate.burst)
+            || !(1..=day).contains(&rate.period_ms)
+            || u64::from(rate.burst) * u64::from(rate.period_ms) > u64::from(rate.tokens) * u64::from(day)
             || tokens > rate.burst
         {
             return Err(BucketError::InvalidRate);
