@@ -73,7 +73,7 @@ impl Default for AddressFrom {
     }
 }
 
-const MAX_TOKENS: u32 = 1_000_000;
+const MAX_TOKENS: u32 = 100_000;
 const DAY: u32 = 86_400;
 
 impl TryFrom<WrittenLimit> for Limit {
@@ -87,10 +87,13 @@ impl TryFrom<WrittenLimit> for Limit {
         }
         let burst = limit.burst.unwrap_or(limit.requests);
         if !(1..=MAX_TOKENS).contains(&limit.requests) || !(1..=MAX_TOKENS).contains(&burst) {
-            return wrong("expected requests and burst of 1 to 1000000");
+            return wrong("expected requests and burst of 1 to 100000");
         }
         if !(1..=DAY).contains(&limit.per_seconds) {
             return wrong("expected per_seconds of 1 to 86400");
+        }
+        if u64::from(burst) * u64::from(limit.per_seconds) > u64::from(limit.requests) * u64::from(DAY) {
+            return wrong("expected a burst that is there again within a day");
         }
         let rate = Rate { tokens: limit.requests, period_ms: limit.per_seconds * 1000, burst };
         Ok(Self { name: limit.name, key: limit.key, rate })
