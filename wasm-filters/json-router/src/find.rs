@@ -113,3 +113,16 @@ fn index(token: &str) -> Option<usize> {
     let is_one = token == "0" || !token.starts_with(['0', '+']);
     token.parse().ok().filter(|_| is_one)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde::de::value::{BytesDeserializer, Error};
+
+    use super::*;
+
+    #[test]
+    fn what_is_no_value_of_json_is_told() {
+        let error = Seek(&[]).deserialize(BytesDeserializer::<Error>::new(b"x")).unwrap_err();
+        assert!(error.to_string().contains("expected a JSON value"), "{error}");
+    }
+}

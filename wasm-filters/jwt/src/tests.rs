@@ -434,7 +434,11 @@ fn a_new_key_is_asked_for_when_a_token_names_it_and_not_for_each() {
     let own = with_claims(&claims());
     let told = |outcome: Outcome| (refused(&outcome), outcome.sent.len());
     assert_eq!(told(ask(&made_token("ES256"), 0, std::slice::from_ref(&other))), (None, 1));
-    assert_eq!(told(ask(&own, 1, std::slice::from_ref(&other))), (Some(Refusal::UnknownKey), 1), "not there yet");
+    assert_eq!(
+        told(ask(&own, 1, std::slice::from_ref(&other))),
+        (Some(Refusal::UnknownKey), 1),
+        "not there yet"
+    );
     assert_eq!(
         told(ask(&own, 2, &[own_jwk(), other.clone()])),
         (Some(Refusal::UnknownKey), 0),

@@ -51,13 +51,15 @@ impl ResponseFilter for Replace {
 
 /// Whether a response has a body of text that is plain and whole, and may be changed (RFC 9110, section 7.7).
 fn is_meant(config: &Config, response: &ResponseHead) -> bool {
-    let [content_type, encoding, range] = response.headers(["content-type", "content-encoding", "content-range"]);
+    let [content_type, encoding, range] =
+        response.headers(["content-type", "content-encoding", "content-range"]);
     let cache_control = response.header_all("cache-control");
     let mut directives = cache_control.iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
     response.status() != 206
         && range.is_none()
         && encoding.is_none_or(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
-        && content_type.is_some_and(|value| config.content_types.iter().any(|wanted| wanted.holds(value.as_bytes())))
+        && content_type
+            .is_some_and(|value| config.content_types.iter().any(|wanted| wanted.holds(value.as_bytes())))
         && !directives.any(|directive| directive.trim_ascii().eq_ignore_ascii_case(b"no-transform"))
 }
 
