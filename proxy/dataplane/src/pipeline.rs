@@ -132,7 +132,7 @@ fn identify(worker: &Shared, exchange: &mut Finishing, parts: &Parts) -> Result<
     if is_loop(&parts.headers) {
         return Err(Refusal::new(
             ErrorKind::Loop,
-            "Via names this proxy too often: an upstream leads back to it",
+            "Via names this proxy too often: an upstream, or a request of a filter, leads back to it",
         ));
     }
     let host = authority.host.to_ascii_lowercase();

@@ -120,3 +120,15 @@ impl HostView for TenantView {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reference_page_tells_how_many_requests_the_filters_of_one_send() {
+        let page = include_str!("../../../docs/reference/limits.md");
+        let what = "requests that the filters of one request send, over all their phases and chunks";
+        assert!(page.contains(&format!("| {what} | {MAX_SENT} |")), "{MAX_SENT}");
+    }
+}

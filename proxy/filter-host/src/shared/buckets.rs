@@ -289,6 +289,14 @@ mod tests {
     }
 
     #[test]
+    fn the_reference_page_tells_the_bounds() {
+        let page = include_str!("../../../../docs/reference/limits.md");
+        let row = page.lines().find(|line| line.starts_with("| a token bucket |")).unwrap();
+        assert!(row.contains("256 bytes") && row.contains("100,000") && row.contains("a day"), "{row}");
+        assert_eq!((MAX_KEY, MAX_BURST, MAX_PERIOD_MS), (256, 100_000, 24 * 3_600_000));
+    }
+
+    #[test]
     fn a_pair_of_names_is_not_another_pair() {
         let buckets = new();
         let take = |bucket, key| buckets.take((bucket, key), 5, RATE, at(0), 3);

@@ -343,6 +343,17 @@ mod tests {
     }
 
     #[test]
+    fn the_reference_page_tells_the_bounds() {
+        let page = include_str!("../../../../docs/reference/limits.md");
+        let row = page.lines().find(|line| line.starts_with("| what filters count |")).unwrap();
+        assert!(
+            row.contains("1,000 series and 64 names of a tenant") && row.contains("200,000 lines"),
+            "{row}"
+        );
+        assert_eq!((MAX_SERIES, MAX_NAMES, MAX_LINES, HISTOGRAM_LINES), (1000, 64, 200_000, 22));
+    }
+
+    #[test]
     fn what_is_being_shown_holds_up_no_filter() {
         let metrics = metrics();
         metrics.update("f", "hits", &[], Update::Count(1)).unwrap();
