@@ -13,6 +13,9 @@ use crate::config::{AddressFrom, Key};
 /// How many bytes of a header's value stand in a key as they are; four times as many where all have to be escaped.
 const PLAIN: usize = 32;
 
+/// The most proxies that are gone back through.
+const MAX_HOPS: usize = 32;
+
 /// The key of a request's bucket; none where it has not what is counted by. Different kinds cannot meet: each begins
 /// with its own letter.
 pub(crate) fn of(key: &Key, from: &AddressFrom, request: &Request) -> Option<String> {
@@ -64,7 +67,7 @@ fn client(from: &AddressFrom, request: &Request) -> Client {
     // client. What stands before it anybody may have written.
     let lines = if is_trusted(client) { request.header_all(&from.header) } else { Vec::new() };
     let named = lines.iter().rev().flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
-    for text in named {
+    for text in named.take(MAX_HOPS) {
         let Some(address) = std::str::from_utf8(text.trim_ascii()).ok().and_then(address::parse) else {
             break;
         };

@@ -132,6 +132,8 @@ fn a_client_is_the_peer_or_whom_trusted_proxies_name() {
         assert_eq!(of(call, &proxies), client);
     }
     assert_eq!(of(named("10.0.0.1", &["192.0.2.1"]), &[]), "a10.0.0.1", "nobody is trusted by default");
+    let long = format!("192.0.2.1{}", ", 10.5.5.5".repeat(5000));
+    assert_eq!(of(named("10.0.0.1", &[&long]), &proxies), "a10.5.5.5", "a list has an end");
 }
 
 #[test]

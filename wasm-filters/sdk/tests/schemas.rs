@@ -23,7 +23,8 @@ fn filters(folder: &Path) -> Vec<String> {
     let entries =
         fs::read_dir(folder).expect("the workspace's folder").map(|entry| entry.expect("an entry").path());
     let entries = entries.filter(|path| path.join("cases.json").exists());
-    let names = entries.map(|path| path.file_name().expect("a folder has a name").to_string_lossy().into_owned());
+    let names =
+        entries.map(|path| path.file_name().expect("a folder has a name").to_string_lossy().into_owned());
     let names: Vec<_> = names.collect();
     assert!(names.len() >= 14, "expected the stock filters, found {names:?}");
     names
@@ -39,7 +40,9 @@ fn read(folder: &Path, file: &str) -> Value {
 fn problem(folder: &Path, config: &Value) -> Option<String> {
     let mut schemas = Schemas::new();
     let mut compiler = Compiler::new();
-    compiler.add_resource("file:///config.schema.json", read(folder, "config.schema.json")).expect("a schema");
+    compiler
+        .add_resource("file:///config.schema.json", read(folder, "config.schema.json"))
+        .expect("a schema");
     let schema = compiler.compile("file:///config.schema.json", &mut schemas).expect("a valid schema");
     schemas.validate(config, schema).err().map(|error| error.to_string())
 }
@@ -62,7 +65,8 @@ fn each_readme_has_an_example_that_is_valid() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     for filter in filters(&folder) {
         let readme = fs::read_to_string(folder.join(&filter).join("README.md")).expect("each filter has one");
-        let example = readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+        let example =
+            readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
         let manifest: Value = toml::from_str(example).unwrap_or_else(|error| panic!("{filter}: {error}"));
         let wanted = &manifest["filters"][0];
         assert_eq!(wanted["name"], filter.as_str());
