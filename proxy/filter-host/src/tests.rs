@@ -90,6 +90,8 @@ struct View {
     limits: FilterLimits,
     counted: Mutex<Vec<String>>,
     sent: AtomicU32,
+    /// Kept, as the other side of a connection keeps who waits for it.
+    unanswered: Mutex<Vec<tokio::sync::oneshot::Sender<()>>>,
 }
 
 impl View {
@@ -98,7 +100,13 @@ impl View {
     }
 
     fn new(limits: FilterLimits) -> Self {
-        Self { state: TenantState::new(), limits, counted: Mutex::default(), sent: AtomicU32::new(0) }
+        Self {
+            state: TenantState::new(),
+            limits,
+            counted: Mutex::default(),
+            sent: AtomicU32::new(0),
+            unanswered: Mutex::default(),
+        }
     }
 }
 
@@ -130,9 +138,13 @@ impl HostView for View {
     fn send(&self, request: OutboundRequest) -> Exchange {
         let url = request.url.to_string();
         self.sent.fetch_add(1, Ordering::Relaxed);
+        let (unanswered, never) = tokio::sync::oneshot::channel::<()>();
+        self.unanswered.lock().unwrap().push(unanswered);
         Box::pin(async move {
             match url.as_str() {
-                "http://never.test/" => return std::future::pending().await,
+                "http://never.test/" => {
+                    never.await.unwrap();
+                }
                 "http://panics.test/" => {
                     tokio::task::yield_now().await;
                     panic!("a host function that has a fault");
@@ -572,7 +584,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[tokio::test]
 async fn a_request_waits_no_longer_than_its_call() {
     let all = json!({ "do": "send", "url": "http://wait.test/0", "timeout_ms": u32::MAX });
-    let in_lane = json!({ "do": "spin-ms", "n": 3, "then": all });
+    let in_lane = json!({ "do": "spin-ms", "n": 100, "then": all });
     let limits = FilterLimits { cpu: beamline_model::Duration::secs(1), ..Default::default() };
     for step in [all, in_lane] {
         let chain = chain(&step.to_string(), limits.clone(), OnError::FailClosed);
@@ -589,7 +601,7 @@ async fn a_call_that_waits_in_the_lane_ends_when_its_client_goes() {
         FilterLimits { cpu: beamline_model::Duration::secs(1), concurrency: 1, ..Default::default() };
     let told = Arc::new(View::new(limits.clone()));
     let view: Arc<dyn HostView> = told.clone();
-    let never = json!({ "do": "spin-ms", "n": 5, "then": { "do": "send", "url": "http://never.test/" } });
+    let never = json!({ "do": "spin-ms", "n": 100, "then": { "do": "send", "url": "http://never.test/" } });
     let waits = chain_with(&module, "acme", &never.to_string(), &limits);
     {
         let call = waits.on_request(&engine, &view, head(&[]));
@@ -614,7 +626,7 @@ async fn a_host_function_that_panics_ends_its_call_alone() {
     for step in [
         json!({ "do": "metric", "key": "panics" }),
         json!({ "do": "send", "url": "http://panics.test/" }),
-        json!({ "do": "spin-ms", "n": 5, "then": { "do": "send", "url": "http://panics.test/" } }),
+        json!({ "do": "spin-ms", "n": 100, "then": { "do": "send", "url": "http://panics.test/" } }),
     ] {
         let limits = FilterLimits { cpu: beamline_model::Duration::secs(1), ..Default::default() };
         let chain = chain(&step.to_string(), limits, OnError::FailClosed);
@@ -678,14 +690,20 @@ async fn what_waits_leaves_seats_and_instances_for_others() {
 #[tokio::test]
 async fn nothing_is_sent_for_a_call_that_gets_no_seat() {
     let (engine, module) = small_engine(Duration::from_secs(2));
-    let limits = FilterLimits { concurrency: 1, ..Default::default() };
+    let limits = FilterLimits::default();
     let told = Arc::new(View::new(limits.clone()));
     let view: Arc<dyn HostView> = told.clone();
-    let waits = chain_with(&module, "acme", &sends("http://never.test/", ""), &limits);
-    let call = || waits.on_request(&engine, &view, head(&[]));
-    let (a, b, c) = tokio::join!(call(), call(), call());
-    let refused = [a, b, c].iter().filter(|outcome| *failure(outcome) == Failure::Capacity).count();
-    assert_eq!((refused, told.sent.load(Ordering::Relaxed)), (2, 1));
+    let waits = chain_with(&module, "acme", &sends("http://wait.test/0", ""), &limits);
+    // Another tenant has all of the node's.
+    let (other, long_calls) = ("other".parse().unwrap(), Arc::default());
+    let taken = (0..24).map(|_| engine.seats.take(&other, 24, &long_calls));
+    let taken: Vec<_> = futures_util::future::join_all(taken).await;
+    assert!(taken.iter().all(Option::is_some));
+    let outcome = waits.on_request(&engine, &view, head(&[])).await;
+    assert_eq!((failure(&outcome), told.sent.load(Ordering::Relaxed)), (&Failure::Capacity, 0));
+    drop(taken);
+    let outcome = waits.on_request(&engine, &view, head(&[])).await;
+    assert_eq!((answer(&outcome)["status"].as_u64(), told.sent.load(Ordering::Relaxed)), (Some(200), 1));
 }
 
 #[tokio::test]
