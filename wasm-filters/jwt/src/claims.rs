@@ -51,17 +51,26 @@ impl Claims {
     }
 
     /// A claim as it stands in a field: a text, a number, true or false. Texts of a list are separated by a space, as in OAuth's
-    /// `scope`; one with a space in it could pass for two, and that list is none. Nor is anything else.
-    pub(crate) fn field(&self, name: &str) -> Option<String> {
-        match self.0.get(name)? {
-            Value::String(text) => Some(text.clone()),
-            Value::Number(number) => Some(number.to_string()),
-            Value::Bool(boolean) => Some(boolean.to_string()),
-            Value::Array(items) => {
-                let texts = items.iter().map(|item| item.as_str().filter(|text| !text.contains(' ')));
-                texts.collect::<Option<Vec<_>>>().map(|texts| texts.join(" "))
+    /// `scope`. Nothing else is handed on.
+    ///
+    /// # Errors
+    /// [`Refusal::Field`] for a text that its reader would take for another: whitespace around a field's value is no part of it,
+    /// and in a list's text it would make two of it.
+    pub(crate) fn field(&self, name: &str) -> Result<Option<String>, Refusal> {
+        Ok(match self.0.get(name) {
+            Some(Value::String(text)) if text.trim() != text => return Err(Refusal::Field),
+            Some(Value::String(text)) => Some(text.clone()),
+            Some(Value::Number(number)) => Some(number.to_string()),
+            Some(Value::Bool(boolean)) => Some(boolean.to_string()),
+            Some(Value::Array(items)) => {
+                let texts = items.iter().map(Value::as_str).collect::<Option<Vec<_>>>();
+                let is_other = |text: &&str| text.is_empty() || text.contains(char::is_whitespace);
+                if texts.as_ref().is_some_and(|texts| texts.iter().any(is_other)) {
+                    return Err(Refusal::Field);
+                }
+                texts.map(|texts| texts.join(" "))
             }
-            Value::Null | Value::Object(_) => None,
-        }
+            Some(Value::Null | Value::Object(_)) | None => None,
+        })
     }
 }

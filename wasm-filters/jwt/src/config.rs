@@ -2,7 +2,10 @@
 
 use serde::Deserialize;
 
-use crate::jwk::{Algorithm, Jwk};
+use crate::{
+    jwk::{Algorithm, Jwk},
+    token,
+};
 
 /// The filter's configuration.
 #[derive(Deserialize)]
@@ -12,6 +15,8 @@ pub(crate) struct Config {
     /// One of them must be the token's; any is, where there are none.
     pub(crate) audiences: Vec<String>,
     pub(crate) algorithms: Vec<Algorithm>,
+    /// One of them must be the token's, as [`token::kind`] writes it; any is, where there are none.
+    pub(crate) types: Vec<String>,
     pub(crate) keys: Vec<Jwk>,
     pub(crate) jwks: Option<Jwks>,
     pub(crate) leeway_seconds: u32,
@@ -56,6 +61,8 @@ struct Written {
     #[serde(default = "all")]
     algorithms: Vec<Algorithm>,
     #[serde(default)]
+    types: Vec<String>,
+    #[serde(default)]
     keys: Vec<Jwk>,
     jwks: Option<Jwks>,
     #[serde(default = "a_minute")]
@@ -98,6 +105,8 @@ fn a_second() -> u32 {
 /// A URL is part of a key of `kv`, which has at most 256 bytes.
 const MAX_URL: usize = 200;
 const MAX_LEEWAY: u32 = 600;
+/// A set is fetched no more often.
+const MIN_CACHE: u32 = 10;
 
 impl TryFrom<Written> for Config {
     type Error = &'static str;
@@ -113,6 +122,9 @@ impl TryFrom<Written> for Config {
         {
             return Err("jwks.url: expected http://… with at most 200 bytes");
         }
+        if written.jwks.as_ref().is_some_and(|jwks| jwks.cache_seconds < MIN_CACHE) {
+            return Err("jwks.cache_seconds: expected at least 10");
+        }
         if written.issuer.is_empty() {
             return Err("issuer: expected the token's iss, found nothing");
         }
@@ -123,6 +135,7 @@ impl TryFrom<Written> for Config {
             issuer: written.issuer,
             audiences: written.audiences,
             algorithms: written.algorithms,
+            types: written.types.iter().map(|text| token::kind(text)).collect(),
             keys: written.keys,
             jwks: written.jwks,
             leeway_seconds: written.leeway_seconds,

@@ -82,6 +82,11 @@ impl Jwk {
             && token.key_id.as_ref().is_none_or(|id| self.key_id.as_ref().is_none_or(|own| own == id))
     }
 
+    /// Whether it fits a token, and the token names it or names none.
+    pub(crate) fn is_named_by(&self, token: &Token) -> bool {
+        self.fits(token) && (token.key_id.is_none() || token.key_id == self.key_id)
+    }
+
     fn algorithm(&self) -> Algorithm {
         match self.material {
             Material::Rsa { .. } => Algorithm::Rs256,
@@ -161,6 +166,7 @@ impl<'de> Deserialize<'de> for Jwk {
 }
 
 fn usable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Jwk>, D::Error> {
-    let written = Vec::<Written>::deserialize(deserializer)?;
-    Ok(written.into_iter().filter_map(|key| Jwk::from_written(key).ok()).take(MAX_KEYS).collect())
+    // Each by itself: one that is written in another way keeps none of the others off.
+    let written = Vec::<serde_json::Value>::deserialize(deserializer)?;
+    Ok(written.into_iter().filter_map(|key| serde_json::from_value(key).ok()).take(MAX_KEYS).collect())
 }

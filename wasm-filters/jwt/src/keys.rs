@@ -2,73 +2,70 @@
 
 use std::time::Duration;
 
-use beamline_sdk::{
-    buckets::{self, Rate, Taken},
-    clock, kv, log, outbound,
-};
+use beamline_sdk::{clock, kv, log, outbound};
 
 use crate::{
     config::{Config, Jwks},
     jwk::{Jwk, JwkSet},
-    refusal::Refusal,
     token::Token,
 };
 
 /// The keys that there are.
 pub(crate) struct Keys<'a> {
     config: &'a Config,
-    fetched: Vec<Jwk>,
-    /// Whether the set was fetched in this call.
-    is_new: bool,
+    /// None where there should be a set, and it is not to be had.
+    fetched: Option<Vec<Jwk>>,
+    /// Whether this call has fetched the set, or found that another does.
+    tried: bool,
 }
 
 /// At most one call of the node in so long fetches a set that is there already, whatever key ids tokens bring.
-const BETWEEN_FETCHES: Rate = Rate { tokens: 1, period_ms: 10_000, burst: 1 };
-/// For so long after a failure nobody tries where there is no set.
-const AFTER_FAILURE: Duration = Duration::from_secs(2);
+const BETWEEN_FETCHES: Duration = Duration::from_secs(10);
+/// The same where there is no set.
+const BETWEEN_TRIES: Duration = Duration::from_secs(2);
 /// What `kv` takes for a value, and the time before the set.
 const MAX_SET: usize = (64 << 10) - 8;
 
 impl<'a> Keys<'a> {
-    /// The keys. A set that has grown old is fetched by one call, while others go on with the old one; a failure leaves it
-    /// valid for as long as the configuration says.
-    pub(crate) fn get(config: &'a Config) -> Result<Self, Refusal> {
+    /// The keys. A set that is not there, or has grown old, is fetched by one call; others go on with what there is. A
+    /// failure leaves an old set valid for as long as the configuration says.
+    pub(crate) fn get(config: &'a Config) -> Self {
         let Some(jwks) = &config.jwks else {
-            return Ok(Self { config, fetched: Vec::new(), is_new: false });
+            return Self { config, fetched: Some(Vec::new()), tried: false };
         };
         let kept = kv::get(&key_of(jwks)).and_then(|value| {
             let (at, set) = value.split_first_chunk()?;
             Some((u64::from_le_bytes(*at), read(set)?))
         });
-        let age = |at: u64| clock::now_ms().saturating_sub(at);
-        let (fetched, is_new) = match kept {
-            Some((at, set)) if age(at) < u64::from(jwks.cache_seconds) * 1000 => (set, false),
-            Some((_, old)) => {
-                may_fetch(jwks).then(|| fetch(jwks)).flatten().map_or((old, false), |set| (set, true))
+        let (old, between) = match kept {
+            Some((at, set)) if clock::now_ms().saturating_sub(at) < u64::from(jwks.cache_seconds) * 1000 => {
+                return Self { config, fetched: Some(set), tried: false };
             }
-            None if kv::get(&failure_of(jwks)).is_some() => return Err(Refusal::NoKeys),
-            None => match fetch(jwks) {
-                Some(set) => (set, true),
-                // Static keys are there all the same.
-                None if !config.keys.is_empty() => (Vec::new(), true),
-                None => return Err(Refusal::NoKeys),
-            },
+            Some((_, old)) => (Some(old), BETWEEN_FETCHES),
+            None => (None, BETWEEN_TRIES),
         };
-        Ok(Self { config, fetched, is_new })
+        let fetched = may_fetch(jwks, between).then(|| fetch(jwks)).flatten().or(old);
+        Self { config, fetched, tried: true }
     }
 
-    /// The keys that may have signed a token.
+    /// The keys that may have signed a token: first those that it names, then those that have no name.
     pub(crate) fn of(&self, token: &Token) -> impl Iterator<Item = &Jwk> {
-        self.config.keys.iter().chain(&self.fetched).filter(move |key| key.fits(token))
+        let all = || self.config.keys.iter().chain(self.fetched.iter().flatten());
+        all()
+            .filter(move |key| key.is_named_by(token))
+            .chain(all().filter(move |key| key.fits(token) && !key.is_named_by(token)))
+    }
+
+    /// Whether a set is missing in which there may be other keys.
+    pub(crate) fn are_incomplete(&self) -> bool {
+        self.fetched.is_none()
     }
 
     /// Fetches the set anew, because a token names a key that is not in it: the issuer may have made one.
     pub(crate) fn renew(&mut self) {
-        let Some(jwks) = self.config.jwks.as_ref().filter(|jwks| !self.is_new && may_fetch(jwks)) else {
-            return;
-        };
-        if let Some(set) = fetch(jwks) {
-            self.fetched = set;
+        let jwks = self.config.jwks.as_ref().filter(|jwks| !self.tried && may_fetch(jwks, BETWEEN_FETCHES));
+        if let Some(set) = jwks.and_then(fetch) {
+            self.fetched = Some(set);
         }
     }
 }
@@ -77,12 +74,37 @@ fn key_of(jwks: &Jwks) -> String {
     ["jwt-jwks ", &jwks.url].concat()
 }
 
-fn failure_of(jwks: &Jwks) -> String {
-    ["jwt-failed ", &jwks.url].concat()
+fn lease_of(jwks: &Jwks) -> String {
+    ["jwt-fetch ", &jwks.url].concat()
 }
 
-fn may_fetch(jwks: &Jwks) -> bool {
-    matches!(buckets::take("jwt-fetch", &jwks.url, 1, BETWEEN_FETCHES), Ok(Taken::Allowed(_)))
+/// How long a set is kept.
+fn kept_for(jwks: &Jwks) -> Duration {
+    Duration::from_secs(u64::from(jwks.cache_seconds) + u64::from(jwks.stale_seconds))
+}
+
+/// Whether this call is the one to fetch the set: none on this node has begun to in this time. No tokens, however many, and
+/// no issuer, however slow, make more fetches of it.
+///
+/// The lease stays where it is once it is over, so that it can be taken again in a store that is full.
+fn may_fetch(jwks: &Jwks, between: Duration) -> bool {
+    let now = clock::now_ms();
+    let lease = kv::get(&lease_of(jwks));
+    let taken = lease.as_deref().and_then(|at| at.try_into().ok()).map(u64::from_le_bytes);
+    // One that lies ahead is of a clock that was set back since.
+    if taken.and_then(|at| now.checked_sub(at)).is_some_and(|ago| u128::from(ago) < between.as_millis()) {
+        return false;
+    }
+    let ttl = kept_for(jwks).max(BETWEEN_FETCHES);
+    let leased = kv::compare_and_set(&lease_of(jwks), lease.as_deref(), now.to_le_bytes(), Some(ttl));
+    leased.unwrap_or_else(|error| {
+        not_kept(jwks, error);
+        false
+    })
+}
+
+fn not_kept(jwks: &Jwks, error: kv::KvError) {
+    log::warn!("keys from {} could not be kept: {error:?}: raise limits.kv_bytes or kv_entries", jwks.url);
 }
 
 fn read(set: &[u8]) -> Option<Vec<Jwk>> {
@@ -107,22 +129,17 @@ fn fetch(jwks: &Jwks) -> Option<Vec<Jwk>> {
         )),
         Err(error) => Err(format!("{error:?}")),
     };
-    let kept = match &fetched {
-        Ok((set, _)) => {
-            let value = [&clock::now_ms().to_le_bytes(), &**set].concat();
-            let ttl = u64::from(jwks.cache_seconds) + u64::from(jwks.stale_seconds);
-            kv::set(&key_of(jwks), value, Some(Duration::from_secs(ttl)))
+    match fetched {
+        Ok((set, keys)) => {
+            let value = [&clock::now_ms().to_le_bytes(), &*set].concat();
+            if let Err(error) = kv::set(&key_of(jwks), value, Some(kept_for(jwks))) {
+                not_kept(jwks, error);
+            }
+            Some(keys)
         }
         Err(problem) => {
             log::warn!("no keys from {}: {problem}", jwks.url);
-            kv::set(&failure_of(jwks), [], Some(AFTER_FAILURE))
+            None
         }
-    };
-    if let Err(error) = kept {
-        log::warn!(
-            "what came from {} could not be kept: {error:?}: raise limits.kv_bytes or kv_entries",
-            jwks.url
-        );
     }
-    fetched.ok().map(|(_, keys)| keys)
 }

@@ -13,6 +13,7 @@ pub(crate) enum Refusal {
     Algorithm,
     /// An extension that must be understood, and is not (RFC 7515, section 4.1.11).
     Critical,
+    Type,
     UnknownKey,
     Signature,
     Issuer,
@@ -35,8 +36,8 @@ impl Refusal {
             .body(format!("{self}\n"));
         match self {
             Self::NoKeys => answer.header("retry-after", "2"),
-            // Without a token there is no error to be told of.
-            Self::NoToken => answer.header("www-authenticate", "Bearer"),
+            // Without a token there is no error to be told of; a parameter there must be.
+            Self::NoToken => answer.header("www-authenticate", "Bearer realm=\"jwt\""),
             _ => answer.header(
                 "www-authenticate",
                 format!("Bearer error=\"invalid_token\", error_description=\"{self}\""),
@@ -53,6 +54,7 @@ impl fmt::Display for Refusal {
             Self::Malformed => "expected one JSON Web Token, signed and in compact form",
             Self::Algorithm => "the token's algorithm is not accepted",
             Self::Critical => "the token has critical extensions, of which none is understood",
+            Self::Type => "the token's type is not accepted",
             Self::UnknownKey => "the token's key is not known",
             Self::Signature => "the token's signature is not valid",
             Self::Issuer => "the token is another issuer's",

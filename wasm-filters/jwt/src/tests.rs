@@ -70,7 +70,7 @@ fn refused(outcome: &Outcome) -> Option<Refusal> {
     use Refusal::*;
     let all = [
         NoToken, Malformed, Algorithm, Critical, UnknownKey, Signature, Issuer, Audience, NoExpiry, Expired,
-        NotYet, Field, NoKeys,
+        NotYet, Field, NoKeys, Type,
     ];
     match &outcome.verdict {
         Verdict::Next => None,
@@ -209,18 +209,26 @@ fn what_is_no_token_is_refused() {
         &format!("{header}.{payload}.{signature}.x"),
         &format!("{header}.{payload}.{signature}="),
         &format!("{header}.{payload} .{signature}"),
-        &format!("{header}.{payload}.{signature}\n"),
+        &format!("{header}.{payload}\n.{signature}"),
         &"a".repeat(9000),
         &signed("[]", "{}"),
         &signed(r#"{"kid":"own"}"#, "{}"),
         &signed(r#"{"alg":"EdDSA","alg":"EdDSA"}"#, "{}"),
         &signed(r#"{"alg":["EdDSA"]}"#, "{}"),
+        &signed(r#"{"alg":"EdDSA","typ":1}"#, "{}"),
     ] {
         assert_refused(token, config(json!({})), Some(Refusal::Malformed));
     }
     let call = || Call::get("/").config(config(json!({}))).now_ms(NOW * 1000);
+    assert_refused(
+        &signed(r#"{"alg":"EdDSA","crit":null}"#, "{}"),
+        config(json!({})),
+        Some(Refusal::Critical),
+    );
     let bearer = format!("bEaReR  {good}");
-    assert_eq!(refused(&call().header("authorization", &bearer).run::<Jwt>()), None);
+    for bearer in [&bearer, &format!(" Bearer\t{good} ")] {
+        assert_eq!(refused(&call().header("authorization", bearer).run::<Jwt>()), None, "{bearer}");
+    }
     let twice = call().header("authorization", &bearer).header("authorization", &bearer);
     assert_eq!(refused(&twice.run::<Jwt>()), Some(Refusal::Malformed));
     assert_eq!(
@@ -258,21 +266,76 @@ fn a_token_comes_in_a_cookie_where_the_configuration_says_so() {
 }
 
 #[test]
+fn no_token_passes_unverified_where_requests_may_have_none() {
+    let good = with_claims(&claims());
+    let ask = |authorization: &str, cookies: &[&str]| {
+        let mut call = Call::get("/").config(config(json!({ "cookie": "token", "optional": true })));
+        if !authorization.is_empty() {
+            call = call.header("authorization", authorization);
+        }
+        let call = cookies.iter().fold(call, |call, line| call.header("cookie", line));
+        refused(&call.now_ms(NOW * 1000).run::<Jwt>())
+    };
+    let cookie = format!("token={good}");
+    for (authorization, cookies) in [
+        ("", &[][..]),
+        ("Basic YTpi", &[]),
+        ("Basic YTpi", &[&*cookie]),
+        (&*format!("Bearer {good}"), &[&*cookie]),
+        ("", &["atoken=forged; token", &cookie]),
+        ("", &[&*cookie, &cookie]),
+    ] {
+        assert_eq!(ask(authorization, cookies), None, "{authorization} {cookies:?}");
+    }
+    for (authorization, cookies) in [
+        ("Bearer\tforged", &[][..]),
+        ("Bearer\u{b}forged", &[]),
+        ("Basic YTpi", &["token=forged"]),
+        (&*format!("Bearer {good}"), &["token=forged"]),
+        ("Bearer forged", &[&*cookie]),
+        ("", &[&*format!("{cookie}; token=forged")]),
+        ("", &[&*cookie, "token=forged"]),
+        ("", &[&*cookie, "token = forged"]),
+        ("", &["token=\"forged\""]),
+    ] {
+        assert_eq!(ask(authorization, cookies), Some(Refusal::Malformed), "{authorization} {cookies:?}");
+    }
+    let bytes = Call::get("/").header("cookie", b"token=\xff").config(config(json!({ "cookie": "token" })));
+    assert_eq!(refused(&bytes.run::<Jwt>()), Some(Refusal::Malformed));
+}
+
+#[test]
+fn a_token_is_of_a_type_that_the_configuration_names() {
+    let types = || config(json!({ "types": ["application/AT+jwt"] }));
+    for (typ, expected) in [
+        (r#","typ":"at+jwt""#, None),
+        (r#","typ":"application/at+JWT""#, None),
+        (r#","typ":"JWT""#, Some(Refusal::Type)),
+        ("", Some(Refusal::Type)),
+    ] {
+        let token = signed(format!(r#"{{"alg":"EdDSA"{typ}}}"#), claims().to_string());
+        assert_refused(&token, types(), expected);
+        assert_refused(&token, config(json!({})), None);
+    }
+}
+
+#[test]
 fn claims_are_handed_on_in_fields_that_a_client_cannot_write() {
     let forward = json!({ "forward": [
         { "claim": "sub", "header": "x-user" }, { "claim": "scope", "header": "x-scope" }, { "claim": "age", "header": "x-age" },
         { "claim": "admin", "header": "x-admin" }, { "claim": "none", "header": "x-none" }, { "claim": "map", "header": "x-map" },
-        { "claim": "odd", "header": "x-odd" },
+        { "claim": "odd", "header": "x_odd" },
     ], "strip": true });
     let mut claims = claims();
     claims.as_object_mut().unwrap().extend(
-        json!({ "scope": ["read", "write"], "age": 7, "admin": false, "map": {}, "odd": ["a b"] })
+        json!({ "scope": ["read", "write"], "age": 7, "admin": false, "map": {}, "odd": [1] })
             .as_object()
             .unwrap()
             .clone(),
     );
     let mut call = with_token(&with_claims(&claims), config(forward.clone()));
-    for name in ["x-user", "x-none", "x-map", "x-odd", "x-admin"] {
+    let aliases = ["X_User", "x-odd", "X_odd"];
+    for name in ["x-user", "x-none", "x-map", "x-admin"].into_iter().chain(aliases) {
         call = call.header(name, "forged");
     }
     let outcome = call.run::<Jwt>();
@@ -281,14 +344,16 @@ fn claims_are_handed_on_in_fields_that_a_client_cannot_write() {
     assert_eq!((field("x-user"), field("x-scope")), (Some("alice".into()), Some("read write".into())));
     assert_eq!((field("x-age"), field("x-admin")), (Some("7".into()), Some("false".into())));
     assert_eq!(
-        (field("x-none"), field("x-map"), field("x-odd"), field("authorization")),
-        (None, None, None, None)
+        (field("x-none"), field("x-map"), field("authorization"), aliases.map(field)),
+        (None, None, None, [None, None, None])
     );
 
     let mut optional = forward;
     optional["optional"] = json!(true);
-    let passes = Call::get("/").header("x-user", "forged").config(config(optional.clone())).run::<Jwt>();
-    assert_eq!((refused(&passes), passes.head.get("x-user")), (None, None));
+    let call = Call::get("/").header("x-user", "forged").header("authorization", "Basic YTpi");
+    let passes = call.config(config(optional.clone())).run::<Jwt>();
+    assert_eq!(refused(&passes), None);
+    assert_eq!((passes.head.get("x-user"), passes.head.get("authorization")), (None, None));
     assert_refused("forged", config(optional), Some(Refusal::Malformed));
 }
 
@@ -300,6 +365,26 @@ fn a_claim_that_splits_a_field_is_refused() {
     assert_refused(&with_claims(&claims), config(forward), Some(Refusal::Field));
     let hosts = json!({ "forward": [{ "claim": "sub", "header": "host" }] });
     assert_refused(&with_claims(&claims), config(hosts), Some(Refusal::Field));
+}
+
+#[test]
+fn a_claim_that_its_reader_would_take_for_another_is_refused() {
+    for (value, expected) in [
+        (json!("a b"), None),
+        (json!(["a", "b"]), None),
+        (json!([]), None),
+        (json!(" admin"), Some(Refusal::Field)),
+        (json!("admin\t"), Some(Refusal::Field)),
+        (json!("admin\u{a0}"), Some(Refusal::Field)),
+        (json!(["user admin"]), Some(Refusal::Field)),
+        (json!(["user", "\tadmin"]), Some(Refusal::Field)),
+        (json!([""]), Some(Refusal::Field)),
+    ] {
+        let mut claims = claims();
+        claims["role"] = value;
+        let forward = json!({ "forward": [{ "claim": "role", "header": "x-role" }] });
+        assert_refused(&with_claims(&claims), config(forward), expected);
+    }
 }
 
 #[test]
@@ -324,6 +409,9 @@ fn keys_that_are_no_use_are_passed_over_in_a_set_and_refused_in_a_configuration(
         (changed("x", json!(null)), "expected n and e"),
         (made("small_key"), "expected an RSA key of 2048 to 4096 bits"),
         (rsa, "expected an RSA key of 2048 to 4096 bits"),
+        (changed("kid", json!(7)), "expected a string"),
+        (changed("key_ops", json!("verify")), "expected a sequence"),
+        (json!("key"), "expected struct"),
     ] {
         let refused = serde_json::from_value::<jwk::Jwk>(key.clone()).unwrap_err().to_string();
         assert!(refused.contains(problem), "{key}: {refused}");
@@ -413,14 +501,62 @@ fn without_keys_nobody_passes_and_few_try() {
                 with_token(&with_claims(&claims()), fetching(json!({}))).kept(&kept).now_ms(NOW * 1000 + at);
             call.answer(URL, status, body).run::<Jwt>()
         };
-        let told: Vec<_> = [0, 1999, 2000].map(ask).iter().map(|o| (refused(o), o.sent.len())).collect();
+        let told: Vec<_> =
+            [0, 1999, 2000, 2001].map(ask).iter().map(|o| (refused(o), o.sent.len())).collect();
         let none = Some(Refusal::NoKeys);
-        assert_eq!(told, [(none, 1), (none, 0), (none, 1)]);
+        assert_eq!(told, [(none, 1), (none, 0), (none, 1), (none, 0)]);
     }
+}
+
+#[test]
+fn keys_of_the_configuration_count_while_others_cannot_be_had() {
+    let kept = Kept::new();
     let mut both = fetching(json!({}));
     both["keys"] = json!([own_jwk()]);
-    let call = with_token(&with_claims(&claims()), both).no_answer(URL, OutboundError::Connect);
-    assert_eq!(refused(&call.run::<Jwt>()), None, "static keys are there all the same");
+    let ask = |token: &str, at: u64| {
+        let call = with_token(token, both.clone()).kept(&kept).now_ms(NOW * 1000 + at);
+        let outcome = call.no_answer(URL, OutboundError::Connect).run::<Jwt>();
+        (refused(&outcome), outcome.sent.len())
+    };
+    let own = with_claims(&claims());
+    assert_eq!([0, 1, 1999].map(|at| ask(&own, at)), [(None, 1), (None, 0), (None, 0)]);
+    let other = made_token("ES256");
+    assert_eq!(ask(&other, 1999), (Some(Refusal::NoKeys), 0), "its key may be in the set");
+}
+
+#[test]
+fn one_call_fetches_a_set_while_others_wait_for_it() {
+    // Another call has begun to at NOW, and its answer has not come.
+    let kept = Kept::new().with(&format!("jwt-fetch {URL}"), (NOW * 1000).to_le_bytes());
+    let ask = |at: u64| {
+        let call = with_token(&with_claims(&claims()), fetching(json!({}))).kept(&kept).now_ms(at);
+        let outcome = call.answer(URL, 200, set(&[own_jwk()])).run::<Jwt>();
+        (refused(&outcome), outcome.sent.len())
+    };
+    assert_eq!(ask(NOW * 1000 + 1999), (Some(Refusal::NoKeys), 0));
+    assert_eq!(ask(NOW * 1000 - 1), (None, 1), "the clock was set back");
+}
+
+#[test]
+fn the_key_that_a_token_names_is_the_first_to_be_tried() {
+    let without_id = || {
+        let mut key = own_jwk();
+        key.as_object_mut().unwrap().remove("kid");
+        key["x"] = json!("11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo");
+        key
+    };
+    let keys = [without_id(), without_id(), without_id(), without_id(), own_jwk()];
+    assert_refused(&with_claims(&claims()), config(json!({ "keys": keys })), None);
+    let mut fetching = fetching(json!({}));
+    fetching["keys"] = json!(keys[..4]);
+    let kept = Kept::new();
+    let ask = |at: u64, keys: &[Value]| {
+        let call =
+            with_token(&with_claims(&claims()), fetching.clone()).kept(&kept).now_ms((NOW + at) * 1000);
+        refused(&call.answer(URL, 200, set(keys)).run::<Jwt>())
+    };
+    assert_eq!(ask(0, &[]), Some(Refusal::Signature));
+    assert_eq!(ask(10, &[own_jwk()]), None, "the issuer has made one since");
 }
 
 #[test]
@@ -435,17 +571,17 @@ fn a_new_key_is_asked_for_when_a_token_names_it_and_not_for_each() {
     let told = |outcome: Outcome| (refused(&outcome), outcome.sent.len());
     assert_eq!(told(ask(&made_token("ES256"), 0, std::slice::from_ref(&other))), (None, 1));
     assert_eq!(
-        told(ask(&own, 1, std::slice::from_ref(&other))),
-        (Some(Refusal::UnknownKey), 1),
-        "not there yet"
-    );
-    assert_eq!(
-        told(ask(&own, 2, &[own_jwk(), other.clone()])),
+        told(ask(&own, 9, &[own_jwk(), other.clone()])),
         (Some(Refusal::UnknownKey), 0),
         "not so soon again"
     );
-    assert_eq!(told(ask(&own, 11, &[own_jwk(), other.clone()])), (None, 1));
-    assert_eq!(told(ask(&own, 12, &[])), (None, 0));
+    assert_eq!(
+        told(ask(&own, 10, std::slice::from_ref(&other))),
+        (Some(Refusal::UnknownKey), 1),
+        "not there yet"
+    );
+    assert_eq!(told(ask(&own, 20, &[own_jwk(), other.clone()])), (None, 1));
+    assert_eq!(told(ask(&own, 21, &[])), (None, 0));
     let mut call =
         with_token(&made_token("unknown-kid"), fetching(json!({}))).kept(&kept).now_ms((NOW + 30) * 1000);
     call = call.no_answer(URL, OutboundError::Broken);
@@ -453,10 +589,18 @@ fn a_new_key_is_asked_for_when_a_token_names_it_and_not_for_each() {
 }
 
 #[test]
-fn a_full_store_is_told_in_the_log_and_costs_a_fetch() {
-    let call = with_token(&with_claims(&claims()), fetching(json!({}))).kept(&Kept::new().full());
-    let outcome = call.answer(URL, 200, set(&[own_jwk()])).run::<Jwt>();
-    assert_eq!((refused(&outcome), outcome.log.len()), (None, 1));
+fn a_full_store_is_told_in_the_log_and_makes_no_flood_of_fetches() {
+    let lease = format!("jwt-fetch {URL}");
+    let ask = |kept: &Kept, at: u64| {
+        let call =
+            with_token(&with_claims(&claims()), fetching(json!({}))).kept(kept).now_ms((NOW + at) * 1000);
+        let outcome = call.answer(URL, 200, set(&[own_jwk()])).run::<Jwt>();
+        (refused(&outcome), outcome.sent.len(), outcome.log.len())
+    };
+    assert_eq!(ask(&Kept::new().full(), 0), (Some(Refusal::NoKeys), 0, 2), "no lease, no fetch");
+    let kept = Kept::new().with(&lease, b"").full();
+    assert_eq!(ask(&kept, 0), (None, 1, 1), "a lease that was taken once can be again");
+    assert_eq!(ask(&kept, 1), (Some(Refusal::NoKeys), 0, 1), "the store does not matter, the time does");
 }
 
 #[test]
