@@ -37,13 +37,14 @@ pub(crate) struct Limit {
 pub(crate) enum Key {
     Address,
     Tenant,
-    Header(String),
+    Header(#[serde(deserialize_with = "field_name")] String),
 }
 
 /// Where clients' addresses come from, behind other proxies.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct AddressFrom {
+    #[serde(deserialize_with = "field_name")]
     pub(crate) header: String,
     pub(crate) trusted_proxies: Vec<Network>,
 }
@@ -52,8 +53,9 @@ pub(crate) struct AddressFrom {
 #[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum OnTrouble {
-    #[default]
     Pass,
+    /// By default: who can use up the tenant's buckets must not be able to turn its limits off by it.
+    #[default]
     Refuse,
 }
 
@@ -98,6 +100,17 @@ impl TryFrom<WrittenLimit> for Limit {
         let rate = Rate { tokens: limit.requests, period_ms: limit.per_seconds * 1000, burst };
         Ok(Self { name: limit.name, key: limit.key, rate })
     }
+}
+
+/// The name of a field (RFC 9110, section 5.1).
+fn field_name<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    use serde::de::Error as _;
+    let name = String::deserialize(deserializer)?;
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if name.is_empty() || !name.bytes().all(is_token) {
+        return Err(D::Error::custom("header: expected a field's name: letters, digits and !#$%&'*+-.^_`|~"));
+    }
+    Ok(name)
 }
 
 /// A few limits of different names: a name is a bucket's.

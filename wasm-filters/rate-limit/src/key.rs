@@ -16,13 +16,21 @@ const PLAIN: usize = 32;
 /// The most proxies that are gone back through.
 const MAX_HOPS: usize = 32;
 
+/// A request has several values where one is to be counted by: which of them the upstream goes by, it alone knows.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Several;
+
 /// The key of a request's bucket; none where it has not what is counted by. Different kinds cannot meet: each begins
 /// with its own letter.
-pub(crate) fn of(key: &Key, from: &AddressFrom, request: &Request) -> Option<String> {
+pub(crate) fn of(key: &Key, from: &AddressFrom, request: &Request) -> Result<Option<String>, Several> {
     match key {
-        Key::Tenant => Some("t".to_owned()),
-        Key::Address => Some(["a", &of_address(&client(from, request))].concat()),
-        Key::Header(name) => request.header(name).map(|value| ["h", &of_value(&value)].concat()),
+        Key::Tenant => Ok(Some("t".to_owned())),
+        Key::Address => Ok(Some(["a", &of_address(&client(from, request))].concat())),
+        Key::Header(name) => match &*request.header_all(name) {
+            [] => Ok(None),
+            [value] => Ok(Some(["h", &of_value(value)].concat())),
+            _ => Err(Several),
+        },
     }
 }
 

@@ -15,6 +15,7 @@ use beamline_sdk::{
 use crate::{
     config::{Config, Limit, OnTrouble},
     fields::Standing,
+    key::Several,
 };
 
 /// The filter.
@@ -26,9 +27,11 @@ impl Filter for RateLimit {
     fn on_request(config: &Config, request: &mut Request) -> Verdict {
         let mut tightest: Option<Standing> = None;
         for limit in &config.limits {
-            let Some(key) = key::of(&limit.key, &config.address, request) else {
+            let key = match key::of(&limit.key, &config.address, request) {
+                Ok(Some(key)) => key,
                 // Who has not what the limit counts by is another limit's to count, or nobody's.
-                continue;
+                Ok(None) => continue,
+                Err(Several) => return refuse_several(limit),
             };
             match buckets::take(&limit.name, &key, 1, limit.rate) {
                 Ok(Taken::Allowed(left)) => {
@@ -53,6 +56,15 @@ impl Filter for RateLimit {
         }
         Verdict::next()
     }
+}
+
+fn refuse_several(limit: &Limit) -> Verdict {
+    log::info!("limit {}: expected one value of the field that it counts by, found several", limit.name);
+    Verdict::respond(400)
+        .header("content-type", "text/plain; charset=utf-8")
+        .header("cache-control", "no-store")
+        .body("A field that requests are counted by stands there more than once.\n")
+        .into()
 }
 
 fn refuse(config: &Config, limit: &Limit, wait_ms: u64) -> Verdict {

@@ -26,7 +26,7 @@ fn key(key: Value, call: Call, trusted: &[&str]) -> Option<String> {
         type Config = Config;
 
         fn on_request(config: &Config, request: &mut Request) -> Verdict {
-            KEY.replace(key::of(&config.limits[0].key, &config.address, request));
+            KEY.replace(key::of(&config.limits[0].key, &config.address, request).unwrap());
             Verdict::next()
         }
     }
@@ -93,10 +93,22 @@ fn nothing_is_told_where_the_configuration_says_so() {
 }
 
 #[test]
-fn without_a_bucket_requests_pass_unless_they_should_not() {
-    for (on_trouble, refused) in [("pass", false), ("refuse", true)] {
-        let limits = json!([{ "name": "all", "key": "tenant", "requests": 1, "per_seconds": 1 }]);
-        let config = json!({ "limits": limits, "on_trouble": on_trouble });
+fn a_request_with_two_keys_is_refused() {
+    let config = json!({ "limits": [{ "name": "keys", "key": { "header": "x-key" }, "requests": 1, "per_seconds": 1 }] });
+    let call = Call::get("/").config(config).header("x-key", "own").header("x-key", "another's");
+    let refused = format!("{:?}", call.run::<RateLimit>().verdict);
+    assert!(refused.contains("status: 400"), "{refused}");
+}
+
+#[test]
+fn without_a_bucket_requests_are_refused_unless_they_should_pass() {
+    for (on_trouble, refused) in [
+        (json!({ "on_trouble": "pass" }), false),
+        (json!({ "on_trouble": "refuse" }), true),
+        (json!({}), true),
+    ] {
+        let mut config = on_trouble.clone();
+        config["limits"] = json!([{ "name": "all", "key": "tenant", "requests": 1, "per_seconds": 1 }]);
         let outcome = Call::get("/").config(config).kept(&Kept::new().full()).run::<RateLimit>();
         assert_eq!((is_refused(&outcome.verdict), outcome.log.len()), (refused, 1), "{on_trouble}");
     }
