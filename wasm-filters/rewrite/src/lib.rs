@@ -2,6 +2,7 @@
 //!
 //! The first rule that matches decides; where none does, the next filter. See `README.md` for the configuration.
 
+mod query;
 mod rule;
 mod template;
 

@@ -3,7 +3,10 @@
 use beamline_sdk::path;
 use serde::Deserialize;
 
-use crate::template::{Pattern, Template};
+use crate::{
+    query,
+    template::{Pattern, Template},
+};
 
 /// A rule whose parts fit each other.
 #[derive(Deserialize)]
@@ -58,15 +61,20 @@ impl Rule {
         }
     }
 
-    /// Where a request goes, with the client's query where the rule keeps it.
+    /// Where a request goes, with the client's query where the rule keeps it, but for parameters that the rule sets itself.
     pub(crate) fn target(&self, captured: &[&str], query: Option<&str>) -> String {
         let filled = self.to.fill(captured);
         // `//evil.test` and `/\evil.test` are other hosts to a browser.
         let path = filled[self.base.len()..].trim_start_matches(['/', '\\']);
         let mut target = [&self.base, "/", path].concat();
         if let (true, Some(query)) = (self.keep_query, query) {
-            target.push(if target.contains('?') { '&' } else { '?' });
-            target.push_str(query);
+            match target.split_once('?') {
+                None => target.extend(["?", query]),
+                Some((_, own)) => {
+                    let kept = query::without(query, own);
+                    target.extend(kept.into_iter().flat_map(|parameter| ["&", parameter]));
+                }
+            }
         }
         target
     }

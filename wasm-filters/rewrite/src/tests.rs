@@ -25,6 +25,52 @@ fn a_redirect_names_what_was_captured() {
     assert_eq!(location("/to/{b}/{a}", "/go/1"), None);
 }
 
+#[test]
+fn a_client_sets_no_parameter_that_the_rule_sets() {
+    let asked = |query: &str| location("/x?user={a}&a_b=1", &format!("/go/me/2?{query}")).unwrap();
+    for query in [
+        "user=victim",
+        "user",
+        "us%65r=victim",
+        "%55ser=victim",
+        "USER=victim",
+        "user[]=victim",
+        "user%5B%5D=victim",
+        "user%00=victim",
+        "+user=victim",
+        "x=1;user=victim",
+        "a.b=2",
+        "a+b=2",
+        "user=1&user=2",
+        "",
+        "&",
+    ] {
+        assert_eq!(asked(query), "/x?user=me&a_b=1", "{query}");
+    }
+    for query in [
+        "page=2",
+        "users=1",
+        "xuser=1",
+        "us%65=1",
+        "user%=1",
+        "user%zz=1",
+        "a=user",
+        "[user]=1",
+        "p=%5B%5D&q",
+    ] {
+        assert_eq!(asked(query), format!("/x?user=me&a_b=1&{query}"));
+        assert_eq!(asked(&format!("user=a&{query}&user=b")), format!("/x?user=me&a_b=1&{query}"));
+    }
+    assert_eq!(
+        location("/x", "/go/1/2?a&&b=;").unwrap(),
+        "/x?a&&b=;",
+        "a query beside none is left as it is"
+    );
+    let named = json!({ "rules": [{ "pattern": "/go/{a}", "to": "/x?{a}=1", "redirect": 302 }] });
+    let named = format!("{:?}", Call::get("/go/user?user=2").config(named).run::<Rewrite>().verdict);
+    assert!(named.contains(&format!("{:?}", b"/x?user=1")), "{named}");
+}
+
 proptest::proptest! {
     #[test]
     fn no_path_of_a_client_names_another_host(a in "[!-.0-~]{1,12}", b in "[!-.0-~]{1,12}") {
