@@ -127,8 +127,16 @@ impl TryFrom<Written> for Config {
         if let Some((name, _)) = fields.iter().find(|(_, value)| !is_value(value)) {
             return Err([name, ": expected visible ASCII and spaces, on one line"].concat());
         }
+        if let Some(name) = written.remove.iter().find(|name| !is_name(name)) {
+            return Err(["remove: ", name, ": expected names of fields"].concat());
+        }
         Ok(Self { fields, remove: written.remove, overwrite: written.overwrite })
     }
+}
+
+/// Whether a text is a field's name (RFC 9110, section 5.1).
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
 }
 
 fn is_value(text: &str) -> bool {
