@@ -52,8 +52,8 @@ fn yes() -> bool {
     true
 }
 
-/// Fields that are set after the signature was made, or signed already: a signature over them never holds.
-const NOT_SIGNED: [&str; 11] = [
+/// Fields that are set or removed after the signature was made, or signed already; with them `proxy` and all that begin with `proxy-`. A signature over them never holds.
+const NOT_SIGNED: [&str; 20] = [
     "signature",
     "signature-input",
     "content-digest",
@@ -65,6 +65,15 @@ const NOT_SIGNED: [&str; 11] = [
     "x-forwarded-for",
     "forwarded",
     "traceparent",
+    "tracestate",
+    "baggage",
+    "x-request-id",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "keep-alive",
+    "te",
+    "upgrade",
+    "expect",
 ];
 
 impl TryFrom<Written> for Config {
@@ -87,8 +96,8 @@ impl TryFrom<Written> for Config {
             if name.is_empty() || !is_token || fields[..place].contains(name) {
                 return Err(["fields: ", name, ": expected names of fields, each once"].concat());
             }
-            if NOT_SIGNED.contains(&&**name) {
-                let why = ": expected none that the proxy sets later, or that is signed by digest or date";
+            if NOT_SIGNED.contains(&&**name) || name == "proxy" || name.starts_with("proxy-") {
+                let why = ": expected none that the proxy sets or removes later, or that is signed by digest or date";
                 return Err(["fields: ", name, why].concat());
             }
         }

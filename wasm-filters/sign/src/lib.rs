@@ -80,8 +80,10 @@ fn answer(status: u16, body: &str) -> Verdict {
 fn add(config: &Config, request: &mut Request, body: Option<&[u8]>) -> Result<(), Trouble> {
     let key = secrets::get(&config.secret).filter(|key| key.len() >= MIN_KEY).ok_or(Trouble::NoKey)?;
     let created = clock::now_ms() / 1000;
+    // What a client sends under these names is nobody's signature, whatever its label, and nobody's digest: by one that is not
+    // signed, the body would seem to be.
+    request.remove_header("content-digest").map_err(Trouble::Head)?;
     let mut set = |name: &str, value: &str| request.set_header(name, value).map_err(Trouble::Head);
-    // What a client sends under these names is nobody's signature, whatever its label.
     if let Some(body) = body {
         set("content-digest", &digest::sha256(body))?;
     }
