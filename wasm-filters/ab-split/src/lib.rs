@@ -23,8 +23,10 @@ impl Filter for AbSplit {
         let known =
             request.cookie(&config.cookie.name).and_then(|name| config.variants.named(name.as_bytes()));
         let variant = known.unwrap_or_else(|| deal(config));
+        // Removed first: a head that takes nothing more must not keep what the client says.
         if let Some(header) = &config.header
-            && let Err(error) = request.set_header(header, &variant.name)
+            && let Err(error) =
+                request.remove_header(header).and_then(|()| request.set_header(header, &variant.name))
         {
             log::warn!("header {header} could not be set: {error:?}");
         }

@@ -48,6 +48,14 @@ fn a_head_that_takes_nothing_more_is_told_in_the_log() {
     assert_eq!(full.run_response::<AbSplit>().log.len(), 1);
 }
 
+#[test]
+fn what_a_client_says_of_its_variant_goes_even_where_a_head_is_full() {
+    let config = json!({ "variants": [{ "name": "a" }], "header": "x-variant" });
+    let full = (0..99).fold(Call::get("/").config(config), |call, n| call.header(&format!("x-{n}"), "1"));
+    let outcome = full.header("x-variant", "forged").run::<AbSplit>();
+    assert_eq!((outcome.head.get("x-variant").as_deref(), outcome.log.len()), (Some(&b"a"[..]), 0));
+}
+
 proptest::proptest! {
     #[test]
     fn no_cookie_of_a_client_reaches_the_response(cookie in "[ -~]{0,40}", name in "(ab=|ab=x)?[a-z;= ]{0,9}") {
