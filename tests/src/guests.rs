@@ -33,3 +33,15 @@ pub fn variant(module: &[u8], mark: &str) -> Vec<u8> {
     // A custom section (id 0): its length, its name's length, its name.
     [module, &[0, name + 1, name], mark.as_bytes()].concat()
 }
+
+/// The same module, made longer by so many bytes that nothing reads, and a few for their frame.
+///
+/// # Panics
+/// Where it would be longer than a section can be.
+pub fn longer(module: &[u8], by: usize) -> Vec<u8> {
+    let length = u32::try_from(by + 1).expect("a section's length has 32 bits");
+    // LEB128 in its longest form, of five bytes.
+    let bytes = (0..5).map(|i| (length >> (7 * i) & 0x7f) as u8 | if i < 4 { 0x80 } else { 0 });
+    // A custom section (id 0): its length, its empty name, its content.
+    [module, &[0], &bytes.collect::<Vec<_>>(), &[0], &vec![0; by]].concat()
+}

@@ -97,6 +97,27 @@ fn an_upstream_sees_the_head_as_the_filter_left_it() {
 }
 
 #[test]
+fn a_client_cannot_take_away_what_a_filter_sets() {
+    let scene = probed();
+    let mut probe = scene.filter("probe").unwrap();
+    let set = json!({ "do": "set-headers", "headers": { "x-user": "alice" } });
+    probe["config"] = json!({ "paths": { "/inspect": set, "/head": { "do": "head" } } });
+    scene.apply(|m| m["filters"] = json!([probe])).unwrap();
+    let asked = |path: &str| {
+        let request = Request::get(path).header("connection", "x-user").header("x-user", "mallory");
+        scene.send(request).unwrap().json().unwrap()
+    };
+    let user = |seen: &Value| -> Vec<String> {
+        let fields = seen["headers"].as_array().unwrap().iter();
+        fields.filter(|pair| pair[0] == "x-user").map(|pair| pair[1].as_str().unwrap().to_owned()).collect()
+    };
+    // The origin sees what the filter set; the filter does not see what the client said is for the next hop alone.
+    assert_eq!(user(&asked("/inspect")), ["alice"]);
+    let seen = asked("/head").to_string();
+    assert!(!seen.contains("mallory"), "{seen}");
+}
+
+#[test]
 fn what_belongs_to_the_host_or_breaks_the_head_is_refused_to_a_filter() {
     let scene = probed();
     let refused = json!({
@@ -432,7 +453,7 @@ fn a_module_that_cannot_be_taken_is_refused_by_what_stands_against_it() {
 fn a_module_that_is_too_large_is_refused_before_it_is_sent() {
     let scene = Scene::start().unwrap();
     let file = scene.node.folder().join("large.wasm");
-    std::fs::write(&file, vec![0; 5 << 20]).unwrap();
+    std::fs::File::create(&file).unwrap().set_len(65 << 20).unwrap();
     let url = format!("http://{}/v1/tenants/{TENANT}/modules", scene.node.admin_address());
     let (authorization, data) =
         (format!("authorization: Bearer {}", scene.token), format!("@{}", file.display()));
@@ -441,7 +462,7 @@ fn a_module_that_is_too_large_is_refused_before_it_is_sent() {
             .unwrap();
     let problem: Value = serde_json::from_slice(&answer.body).unwrap();
     assert_eq!((answer.status, &problem["type"]), (413, &json!("urn:beamline:problem:body-too-large")));
-    assert!(problem["detail"].as_str().unwrap().contains("4194304"), "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains("67108864"), "{problem}");
 }
 
 #[test]

@@ -203,7 +203,8 @@ pub const ROUTES: &[RouteRow] = &[
         path: "/v1/tenants/{tenant}/modules",
         who: Who::Tenant,
         does: "upload, check and compile a module",
-        max_body: 4 * MIB,
+        // The largest that any limit class can allow; a tenant's own is asked for afterwards.
+        max_body: 64 * MIB,
         success: 200,
         problems: of_a_tenant![
             "store-unconfirmed",

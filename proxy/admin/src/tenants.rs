@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use axum::extract::State;
 use beamline_control::{Deletion, DeletionView, Suspended, TenantView, Unloaded, UpstreamView};
-use beamline_model::{Grant, HostName, RevisionId, SubjectGrant, TenantName, UpstreamName, UpstreamRange};
+use beamline_model::{
+    Grant, HostName, LimitClass, RevisionId, SubjectGrant, TenantName, UpstreamName, UpstreamRange,
+};
 use beamline_queue::Queue;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -26,6 +28,8 @@ pub(crate) struct NewTenant {
     upstream_ranges: Vec<UpstreamRange>,
     #[serde(default)]
     nats_subjects: Vec<SubjectGrant>,
+    #[serde(default)]
+    limit_class: LimitClass,
 }
 
 #[derive(Deserialize)]
@@ -49,6 +53,7 @@ pub(crate) struct TenantAnswer {
     hosts: Vec<HostName>,
     upstream_ranges: Vec<UpstreamRange>,
     nats_subjects: Vec<SubjectGrant>,
+    limit_class: LimitClass,
     created_ms: u64,
     revision: Option<RevisionId>,
     previous: Option<RevisionId>,
@@ -82,6 +87,7 @@ fn answer(view: TenantView, queue: &Queue) -> TenantAnswer {
         hosts: view.grant.hosts,
         upstream_ranges: view.grant.upstream_ranges,
         nats_subjects: view.grant.nats_subjects,
+        limit_class: view.grant.limit_class,
         created_ms: view.created_ms,
         revision: view.revision,
         previous: view.previous,
@@ -96,8 +102,8 @@ pub(crate) async fn create(
     Caller(actor): Caller,
     Document(new): Document<NewTenant>,
 ) -> Result<Answer<Created>, Refusal> {
-    let NewTenant { name, hosts, upstream_ranges, nats_subjects } = new;
-    let grant = Grant { hosts, upstream_ranges, nats_subjects };
+    let NewTenant { name, hosts, upstream_ranges, nats_subjects, limit_class } = new;
+    let grant = Grant { hosts, upstream_ranges, nats_subjects, limit_class };
     let token = state.control.create_tenant(name.clone(), grant, &actor).await?;
     Ok(Answer(StatusCode::CREATED, Created { tenant: name, token: token.reveal().to_owned() }))
 }

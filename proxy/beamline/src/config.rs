@@ -12,7 +12,10 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use beamline_filter_host::EngineSettings;
-use beamline_model::{ByteSize, ConnectionName, Duration as HumanDuration, misread};
+use beamline_model::{
+    ByteSize, Ceilings, ConnectionName, Duration as HumanDuration, FilterLimits, LimitClass, LimitClasses,
+    MAX_MODULE, ModuleLimits, misread,
+};
 use beamline_nats::{Auth, ConnectionSettings, Connections, ServerAddress};
 use beamline_telemetry::{LogTarget, OtlpEndpoint, Sampler};
 use serde::Deserialize;
@@ -23,6 +26,11 @@ use crate::bounded::Bounded;
 const NATS_SERVERS: usize = 16;
 /// The most that `nats.NAME.max_body` can be: NATS is not for larger messages than 8 MiB.
 const NATS_MAX_BODY: ByteSize = ByteSize::kib(8 * 1024 - 64);
+/// What compiling a module can be let take at most.
+const COMPILE_CPU_MAX: HumanDuration = HumanDuration::secs(600);
+/// Address space that compiling the smallest module takes.
+const COMPILE_MEMORY_LEAST: ByteSize = ByteSize::mib(512);
+const COMPILE_MEMORY_MAX: ByteSize = ByteSize::mib(16 << 10);
 /// The longest secret that is read from a file.
 const SECRET_MAX: usize = 4096;
 
@@ -96,6 +104,7 @@ pub(crate) struct FileConfig {
     drain: DrainFile,
     queue: QueueFile,
     filters: FiltersFile,
+    limits: LimitsFile,
     nats: BTreeMap<ConnectionName, NatsFile>,
 }
 
@@ -124,6 +133,32 @@ struct QueueFile {
 struct FiltersFile {
     pool_instances: Option<Bounded<16, 16_384>>,
     slow_lane_threads: Option<Bounded<1, 64>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LimitsFile {
+    small: ClassFile,
+    large: ClassFile,
+}
+
+/// The ceilings of one limit class.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ClassFile {
+    cpu: Option<HumanDuration>,
+    memory: Option<ByteSize>,
+    log: Option<ByteSize>,
+    body: Option<ByteSize>,
+    concurrency: Option<u32>,
+    host_calls: Option<u32>,
+    outbound_calls: Option<u32>,
+    kv_bytes: Option<ByteSize>,
+    kv_entries: Option<u32>,
+    bucket_keys: Option<u32>,
+    module_size: Option<ByteSize>,
+    compile_cpu: Option<HumanDuration>,
+    compile_memory: Option<ByteSize>,
 }
 
 /// One NATS connection. Secrets are in files of their own.
@@ -165,6 +200,7 @@ pub(crate) struct Config {
     pub(crate) queue: beamline_queue::Settings,
     pub(crate) pool_instances: u32,
     pub(crate) slow_lane_threads: usize,
+    pub(crate) limits: LimitClasses,
     pub(crate) nats: Connections,
 }
 
@@ -181,6 +217,48 @@ impl QueueFile {
             receipt_retention: self.receipt_retention.map_or(defaults.receipt_retention, HumanDuration::get),
             ..defaults
         }
+    }
+}
+
+impl ClassFile {
+    /// The ceilings of `class`, their bounds held.
+    fn ceilings(&self, class: LimitClass) -> anyhow::Result<Ceilings> {
+        let Ceilings { filter, module } = Ceilings::of(class);
+        let filter = FilterLimits {
+            cpu: self.cpu.unwrap_or(filter.cpu),
+            memory: self.memory.unwrap_or(filter.memory),
+            log: self.log.unwrap_or(filter.log),
+            body: self.body.unwrap_or(filter.body),
+            concurrency: self.concurrency.unwrap_or(filter.concurrency),
+            host_calls: self.host_calls.unwrap_or(filter.host_calls),
+            outbound_calls: self.outbound_calls.unwrap_or(filter.outbound_calls),
+            kv_bytes: self.kv_bytes.unwrap_or(filter.kv_bytes),
+            kv_entries: self.kv_entries.unwrap_or(filter.kv_entries),
+            bucket_keys: self.bucket_keys.unwrap_or(filter.bucket_keys),
+        };
+        // A ceiling is itself below what any manifest may ask for.
+        filter.check().map_err(|problem| anyhow::anyhow!("limits.{class}: {problem}"))?;
+        let module = ModuleLimits {
+            size: self.module_size.unwrap_or(module.size),
+            compile_cpu: self.compile_cpu.unwrap_or(module.compile_cpu),
+            compile_memory: self.compile_memory.unwrap_or(module.compile_memory),
+        };
+        if module.size > MAX_MODULE {
+            bail!("limits.{class}.module_size: expected at most {MAX_MODULE}; found {}", module.size);
+        }
+        if !(HumanDuration::secs(1)..=COMPILE_CPU_MAX).contains(&module.compile_cpu) {
+            bail!(
+                "limits.{class}.compile_cpu: expected 1s to {COMPILE_CPU_MAX}; found {}",
+                module.compile_cpu
+            );
+        }
+        if !(COMPILE_MEMORY_LEAST..=COMPILE_MEMORY_MAX).contains(&module.compile_memory) {
+            bail!(
+                "limits.{class}.compile_memory: expected {COMPILE_MEMORY_LEAST} to {COMPILE_MEMORY_MAX}; found {}",
+                module.compile_memory
+            );
+        }
+        Ok(Ceilings { filter, module })
     }
 }
 
@@ -303,6 +381,10 @@ impl Config {
                 .filters
                 .slow_lane_threads
                 .map_or(defaults.slow_lane_threads, |n| n.get() as usize),
+            limits: LimitClasses {
+                small: file.limits.small.ceilings(LimitClass::Small)?,
+                large: file.limits.large.ceilings(LimitClass::Large)?,
+            },
             nats,
         })
     }
@@ -419,6 +501,27 @@ mod tests {
         ] {
             let row = page.lines().find(|line| line.starts_with(&format!("| `{key}`"))).unwrap();
             assert!(row.contains(&format!("| `{default}` |")), "{row}: expected {default}");
+        }
+    }
+
+    #[test]
+    fn the_ceilings_of_a_class_are_held_within_what_the_node_can_do() {
+        let of = |text: &str| {
+            let file = FileConfig::parse(text, "f").map_err(|e| e.to_string())?;
+            file.limits.large.ceilings(LimitClass::Large).map_err(|e| e.to_string())
+        };
+        assert_eq!(of(""), Ok(Ceilings::of(LimitClass::Large)));
+        let set = of("[limits.large]\ncpu = \"10ms\"\nmodule_size = \"64MiB\"\n").unwrap();
+        assert_eq!((set.filter.cpu, set.module.size), (HumanDuration::millis(10), ByteSize::mib(64)));
+        for (text, expected) in [
+            ("memory = \"65MiB\"", "limits.large: limits.memory = 65MiB is beyond the ceiling of 64MiB"),
+            ("module_size = \"65MiB\"", "limits.large.module_size: expected at most 64MiB"),
+            ("compile_cpu = \"11m\"", "limits.large.compile_cpu: expected 1s to 10m; found 11m"),
+            ("compile_memory = \"1MiB\"", "limits.large.compile_memory: expected 512MiB to 16GiB"),
+            ("modul_size = \"1MiB\"", "unknown field `modul_size`"),
+        ] {
+            let error = of(&format!("[limits.large]\n{text}\n")).unwrap_err();
+            assert!(error.contains(expected), "{text}: {error}");
         }
     }
 

@@ -109,6 +109,7 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
     let (queue, delivery) = Queue::open(config.queue.clone()).context("the queue cannot be opened")?;
     let settings = ControlSettings {
         admin_addresses: vec![admin.local_addr()],
+        limits: config.limits.clone(),
         nats: nats.clone(),
         seal_keys: seal_keys.clone(),
         metrics: telemetry.metrics().clone(),

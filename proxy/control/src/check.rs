@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use beamline_model::{Digest, Endpoint, Grant, GrantRefusal, Manifest, ModuleRef};
+use beamline_model::{Digest, Endpoint, Grant, GrantRefusal, LimitClasses, Manifest, ModuleRef};
 use beamline_nats::Connections;
 
 use crate::{ControlError, Uncovered};
@@ -15,6 +15,7 @@ pub(crate) fn within_grant(
     grant: &Grant,
     admin: &[SocketAddr],
     nats: &Connections,
+    classes: &LimitClasses,
 ) -> Result<(), ControlError> {
     let hosts =
         manifest.hosts.iter().enumerate().map(|(i, host)| (format!("hosts[{i}]"), grant.permits_host(host)));
@@ -35,10 +36,12 @@ pub(crate) fn within_grant(
     let egress = manifest.egress.allow.iter().enumerate().filter_map(|(i, rule)| {
         Some((format!("egress.allow[{i}]"), grant.permits_address(rule.address()?, admin)))
     });
+    let limits = classes.permit(grant.limit_class, &manifest.limits).map_err(GrantRefusal::from);
     let uncovered: Vec<_> = hosts
         .chain(endpoints)
         .chain(egress)
         .chain(subjects)
+        .chain([("limits".to_owned(), limits)])
         .filter_map(|(key, asked)| asked.err().map(|refusal| Uncovered { key, refusal }))
         .collect();
     if uncovered.is_empty() { Ok(()) } else { Err(ControlError::Grant(uncovered)) }

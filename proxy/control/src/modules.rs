@@ -2,7 +2,7 @@
 
 use std::{pin::Pin, sync::Arc};
 
-use beamline_filter_host::{CompileError, Compiler, Module, ModuleInfo};
+use beamline_filter_host::{Compilation, CompileError, Compiler, Module, ModuleInfo};
 use bytes::Bytes;
 
 /// A future of a trait that is used as an object.
@@ -21,13 +21,13 @@ pub(crate) struct Ready {
 /// Makes modules ready.
 pub(crate) trait Modules: Send + Sync + 'static {
     /// The module of `bytes`, validated and loaded, compiled where it was not before.
-    fn ready(&self, bytes: Bytes) -> BoxFuture<'_, Result<Ready, CompileError>>;
+    fn ready(&self, bytes: Bytes, of: Compilation) -> BoxFuture<'_, Result<Ready, CompileError>>;
 }
 
 impl Modules for Compiler {
-    fn ready(&self, bytes: Bytes) -> BoxFuture<'_, Result<Ready, CompileError>> {
+    fn ready(&self, bytes: Bytes, of: Compilation) -> BoxFuture<'_, Result<Ready, CompileError>> {
         Box::pin(async move {
-            let compiled = self.compile(bytes).await?;
+            let compiled = self.compile(bytes, &of).await?;
             Ok(Ready { module: Some(compiled.module), info: compiled.info, cached: compiled.cached })
         })
     }

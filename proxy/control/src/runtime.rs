@@ -160,6 +160,8 @@ pub(crate) struct OnThisNode<'a> {
     pub(crate) admin: &'a Arc<[SocketAddr]>,
     pub(crate) nats: &'a Connections,
     pub(crate) egress: Option<&'a EgressNode>,
+    /// The most that limits of the tenant's class can be.
+    pub(crate) ceiling: &'a FilterLimits,
 }
 
 /// What of a manifest was made ready beforehand.
@@ -176,7 +178,7 @@ impl Prepared {
     pub(crate) fn new(
         name: &TenantName,
         grant: &Grant,
-        OnThisNode { admin, nats, egress }: OnThisNode<'_>,
+        OnThisNode { admin, nats, egress, ceiling }: OnThisNode<'_>,
         manifest: &Manifest,
         Ready { filters, unloaded, mut headers, metrics }: Ready,
         current: Option<&TenantRuntime>,
@@ -202,7 +204,9 @@ impl Prepared {
                 (upstream.clone(), UpstreamRuntime { label, cluster, headers, queue: queue_of(spec, nats) })
             })
             .collect();
-        let mut chain = Chain::new(name.clone(), manifest.limits.clone(), filters);
+        // The operator may have lowered a ceiling since the manifest was applied.
+        let limits = manifest.limits.within(ceiling);
+        let mut chain = Chain::new(name.clone(), limits.clone(), filters);
         if let Some(current) = current {
             chain.succeed(&current.chain);
         }
@@ -210,7 +214,7 @@ impl Prepared {
             name: name.clone(),
             hosts: manifest.hosts.clone(),
             chain,
-            limits: manifest.limits.clone(),
+            limits,
             upstreams,
             default_upstream: manifest.default_upstream.clone(),
             egress: egress.map_or_else(no_egress, |node| {

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use beamline_model::LimitClasses;
 use beamline_nats::Connections;
 use beamline_seal::SealKeys;
 use beamline_telemetry::Metrics;
@@ -16,6 +17,8 @@ use beamline_upstream::EgressNode;
 pub struct ControlSettings {
     /// Where this node serves its admin API: no tenant's upstream may be there. Default: none.
     pub admin_addresses: Vec<SocketAddr>,
+    /// What tenants of each limit class may ask for. Default: [`LimitClasses::default`].
+    pub limits: LimitClasses,
     /// The NATS connections that upstreams may name. Default: none.
     pub nats: Connections,
     /// The least time between two swaps of the snapshot; changes that come within it share the next one. A change
@@ -41,6 +44,7 @@ impl Default for ControlSettings {
     fn default() -> Self {
         Self {
             admin_addresses: Vec::new(),
+            limits: LimitClasses::default(),
             nats: Connections::default(),
             coalesce: Duration::from_millis(20),
             reload_every: Duration::from_secs(30),

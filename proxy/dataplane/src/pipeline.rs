@@ -7,7 +7,7 @@ use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use beamline_control::{TenantRuntime, UpstreamRuntime};
 use beamline_filter_host::{Decision, Failure, HostView, RequestHead};
-use beamline_http::{ErrorKind, RESERVED_PATH, authority_of, is_loop};
+use beamline_http::{ErrorKind, RESERVED_PATH, authority_of, is_loop, without_connection_options};
 use beamline_telemetry::Verdict;
 use http::{HeaderValue, Request, Response, header, request::Parts};
 use hyper::body::Incoming;
@@ -53,7 +53,7 @@ async fn answer(
     worker: &Rc<Shared>,
     exchange: &mut Finishing,
     client: SocketAddr,
-    parts: Parts,
+    mut parts: Parts,
     body: Incoming,
 ) -> Result<Response<ClientBody>, Refusal> {
     // Identify the tenant.
@@ -66,8 +66,12 @@ async fn answer(
         return Err(Refusal::new(ErrorKind::UnknownHost, detail));
     }
 
-    // Who sent it, before filters change what it shows.
-    let caller = if tenant.chain.is_empty() { None } else { Caller::of_keyed(&parts.headers) };
+    // Who sent it, before filters change what it shows; and what the client may take away again is gone before they do.
+    let mut caller = None;
+    if !tenant.chain.is_empty() {
+        caller = Caller::of_keyed(&parts.headers);
+        without_connection_options(&mut parts.headers);
+    }
 
     // Filter chain, request phases.
     let mut body = Passed::Plain(Counted::new(body, exchange));

@@ -6,31 +6,29 @@ use std::{
     path::PathBuf,
     process::Stdio,
     sync::{Arc, Mutex, PoisonError, Weak},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use beamline_model::Digest;
+use beamline_model::{ByteSize, Digest, Duration as HumanDuration, LimitClass, ModuleLimits, TenantName};
 use bytes::Bytes;
 use thiserror::Error;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     process::Command,
-    sync::Semaphore,
 };
 
 use crate::{
     cache::Cache,
-    compile_worker::Answer,
+    compile_worker::{self, Answer},
     engine::Engine,
-    inspect::{MAX_MODULE_BYTES, ModuleInfo, Rejection},
+    inspect::{ModuleInfo, Rejection},
     module::Module,
     signature,
+    turns::Turns,
 };
 
-/// Wall time of one compilation, beside the worker's own limit of CPU time.
-const TIME_LIMIT: Duration = Duration::from_secs(40);
 /// The largest answer of the worker.
-const MAX_ANSWER: u64 = 128 << 20;
+const MAX_ANSWER: u64 = 256 << 20;
 
 /// Why there is no compiled module.
 #[derive(Clone, Debug, Error)]
@@ -40,9 +38,14 @@ pub enum CompileError {
     Rejected(#[from] Rejection),
     /// The worker was ended by its limits.
     #[error(
-        "compiling the module took more than the node gives it (20 s of CPU time, 2 GiB of memory): make the module smaller or simpler"
+        "compiling the module took more than the node gives it ({cpu} of CPU time, {memory} of memory): make the module smaller or simpler"
     )]
-    OutOfBounds,
+    OutOfBounds {
+        /// The limit of CPU time; of wall time it is twice that.
+        cpu: HumanDuration,
+        /// The limit of address space.
+        memory: ByteSize,
+    },
     /// A fault of the node, not of the module.
     #[error("{0}")]
     Host(String),
@@ -64,6 +67,17 @@ impl CompilerSettings {
     }
 }
 
+/// For whom a module is made ready, and what that may cost.
+#[derive(Clone, Debug)]
+pub struct Compilation {
+    /// The tenant: it has one compilation under way at a time.
+    pub tenant: TenantName,
+    /// Its class: each has a turn of its own, so that what may take long keeps nobody waiting who has not asked for that.
+    pub class: LimitClass,
+    /// What the module may be, and what compiling it may cost.
+    pub limits: ModuleLimits,
+}
+
 /// A module that is ready, and whether it had to be compiled for that.
 #[derive(Clone, Debug)]
 pub struct Compiled {
@@ -75,7 +89,7 @@ pub struct Compiled {
     pub cached: bool,
 }
 
-/// Compiles modules one at a time, each digest once. Cheap to clone.
+/// Compiles modules one at a time for each limit class, each digest once. Cheap to clone.
 #[derive(Clone)]
 pub struct Compiler {
     shared: Arc<Shared>,
@@ -85,7 +99,7 @@ struct Shared {
     engine: Arc<Engine>,
     cache: Cache,
     worker: PathBuf,
-    one_at_a_time: Semaphore,
+    turns: Turns,
     // Control plane only, held for a look-up.
     loaded: Mutex<HashMap<Digest, Weak<Module>>>,
 }
@@ -117,7 +131,7 @@ impl Compiler {
                 engine,
                 cache,
                 worker: settings.worker,
-                one_at_a_time: Semaphore::new(1),
+                turns: Turns::default(),
                 loaded: Mutex::default(),
             }),
         })
@@ -137,9 +151,10 @@ impl Compiler {
     ///
     /// # Errors
     /// [`CompileError::Rejected`] says what is wrong with the module; the others what the node could not do.
-    pub async fn compile(&self, bytes: Bytes) -> Result<Compiled, CompileError> {
-        if bytes.len() > MAX_MODULE_BYTES {
-            return Err(Rejection::TooLarge { size: bytes.len(), limit: MAX_MODULE_BYTES }.into());
+    pub async fn compile(&self, bytes: Bytes, of: &Compilation) -> Result<Compiled, CompileError> {
+        let limit = usize::try_from(of.limits.size.get()).unwrap_or(usize::MAX);
+        if bytes.len() > limit {
+            return Err(Rejection::TooLarge { size: bytes.len(), limit }.into());
         }
         let digest = Digest::of(&bytes);
         if let Some(compiled) = self.loaded(&digest) {
@@ -149,8 +164,7 @@ impl Compiler {
         if let Some(compiled) = self.cached(digest).await? {
             return Ok(compiled);
         }
-        let _turn =
-            self.shared.one_at_a_time.acquire().await.map_err(|e| CompileError::Host(e.to_string()))?;
+        let _turn = self.shared.turns.take(&of.tenant, of.class).await;
         // Somebody before us in the queue may have brought the same module.
         if let Some(compiled) = self.loaded(&digest) {
             return Ok(compiled);
@@ -159,7 +173,7 @@ impl Compiler {
             return Ok(compiled);
         }
         let started = Instant::now();
-        let (mut info, artifact) = self.in_worker(&bytes).await?;
+        let (mut info, artifact) = self.in_worker(&bytes, &of.limits).await?;
         info.compile_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let this = self.clone();
         let module = tokio::task::spawn_blocking(move || {
@@ -192,12 +206,19 @@ impl Compiler {
         Compiled { info: module.info().clone(), module, cached }
     }
 
-    async fn in_worker(&self, bytes: &[u8]) -> Result<(ModuleInfo, Vec<u8>), CompileError> {
+    async fn in_worker(
+        &self,
+        bytes: &[u8],
+        limits: &ModuleLimits,
+    ) -> Result<(ModuleInfo, Vec<u8>), CompileError> {
+        let out_of_bounds =
+            || CompileError::OutOfBounds { cpu: limits.compile_cpu, memory: limits.compile_memory };
         let host = |e: std::io::Error| CompileError::Host(format!("compile worker: {e}"));
         // What this process was started with and knows nothing of is not for the worker either.
         close_fds::set_fds_cloexec_threadsafe(3, &[]);
         let mut child = Command::new(&self.shared.worker)
             .arg("compile-worker")
+            .args(compile_worker::arguments(limits))
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::piped())
@@ -231,13 +252,13 @@ impl Compiler {
             let ((), answer, complaint) = tokio::join!(feed, answer, complaint);
             Ok::<_, std::io::Error>((answer?, complaint, child.wait().await?))
         };
-        let (answer, complaint, status) = tokio::time::timeout(TIME_LIMIT, exchange)
+        let (answer, complaint, status) = tokio::time::timeout(limits.compile_cpu.get() * 2, exchange)
             .await
-            .map_err(|_| CompileError::OutOfBounds)?
+            .map_err(|_| out_of_bounds())?
             .map_err(host)?;
         if !status.success() {
             tracing::warn!(%status, complaint = complaint.trim(), "the compile worker ended without an answer");
-            return Err(CompileError::OutOfBounds);
+            return Err(out_of_bounds());
         }
         let garbled = || CompileError::Host("the compile worker's answer is not of the expected form".into());
         let (length, rest) = answer.split_first_chunk::<4>().ok_or_else(garbled)?;

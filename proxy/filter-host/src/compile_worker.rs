@@ -2,27 +2,23 @@
 //!
 //! `beamline compile-worker` reads one module from standard input and writes one answer to standard output: the
 //! length of a JSON document (u32, little endian), the document, and where the module was taken, its artifact.
-//! It sets its own limits of address space and CPU time before it reads a byte. A bomb kills it, never the proxy.
+//! Its arguments are its limits: bytes of the module, seconds of CPU time, bytes of address space. It sets them before it
+//! reads a byte. A bomb kills it, never the proxy.
 
 use std::{
     io::{self, Read, Write},
     time::Instant,
 };
 
-use beamline_model::Digest;
+use beamline_model::{Digest, ModuleLimits};
 use rustix::process::{Resource, Rlimit};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     engine::{compiling_engine, linker},
-    inspect::{MAX_MODULE_BYTES, ModuleInfo, Rejection, inspect},
+    inspect::{ModuleInfo, Rejection, inspect},
     signature,
 };
-
-/// Address space of the worker.
-pub(crate) const MAX_ADDRESS_SPACE: u64 = 2 << 30;
-/// CPU seconds of the worker.
-pub(crate) const MAX_CPU_SECONDS: u64 = 20;
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -31,11 +27,24 @@ pub(crate) enum Answer {
     Rejected(Rejection),
 }
 
-/// The worker's whole life. Returns the process's exit code.
-pub fn run() -> i32 {
+/// The worker's limits as its arguments, in the order in which [`run`] reads them.
+pub(crate) fn arguments(limits: &ModuleLimits) -> [String; 3] {
+    [limits.size.get(), limits.compile_cpu.get().as_secs().max(1), limits.compile_memory.get()]
+        .map(|n| n.to_string())
+}
+
+/// The worker's whole life. `arguments` are those after its name. Returns the process's exit code.
+pub fn run(arguments: impl Iterator<Item = String>) -> i32 {
+    let numbers: Option<Vec<u64>> = arguments.map(|n| n.parse().ok()).collect();
+    let Some(&[size, cpu_seconds, address_space]) = numbers.as_deref() else {
+        eprintln!(
+            "compile-worker: expected three numbers: module bytes, CPU seconds, bytes of address space"
+        );
+        return 1;
+    };
     let limit = |maximum| Rlimit { current: Some(maximum), maximum: Some(maximum) };
-    let limited = rustix::process::setrlimit(Resource::As, limit(MAX_ADDRESS_SPACE))
-        .and_then(|()| rustix::process::setrlimit(Resource::Cpu, limit(MAX_CPU_SECONDS)))
+    let limited = rustix::process::setrlimit(Resource::As, limit(address_space))
+        .and_then(|()| rustix::process::setrlimit(Resource::Cpu, limit(cpu_seconds)))
         .and_then(|()| rustix::process::setrlimit(Resource::Core, limit(0)));
     if let Err(error) = limited {
         eprintln!("compile-worker: limits could not be set: {error}");
@@ -46,7 +55,7 @@ pub fn run() -> i32 {
     let mut bytes = Vec::new();
     let answered = io::stdin()
         .lock()
-        .take(MAX_MODULE_BYTES as u64 + 1)
+        .take(size)
         .read_to_end(&mut bytes)
         .map_err(|e| e.to_string())
         .and_then(|_| compile(&bytes))

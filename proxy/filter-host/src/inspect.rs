@@ -7,9 +7,6 @@ use wasmparser::{Encoding, Parser, Payload, Validator, WasmFeatures};
 
 use crate::phases::Phase;
 
-/// The most bytes that a module may have.
-pub const MAX_MODULE_BYTES: usize = 4 << 20;
-
 const PACKAGE: &str = "beamline:edge/";
 
 /// The interfaces that a module may import.
@@ -87,9 +84,9 @@ pub enum Rejection {
         /// The validator's words.
         problem: String,
     },
-    /// Larger than [`MAX_MODULE_BYTES`].
+    /// Larger than its tenant's limit class takes.
     #[error(
-        "the module has {size} bytes, more than the limit of {limit}: build it with opt-level = \"s\", lto and strip"
+        "the module has {size} bytes, more than the limit of {limit}: build it with opt-level = \"s\", lto and strip, or ask the operator for another limit class"
     )]
     TooLarge {
         /// Its bytes.
@@ -148,9 +145,6 @@ fn invalid(error: impl std::fmt::Display) -> Rejection {
 
 /// Checks a module and makes it a component.
 pub(crate) fn inspect(bytes: &[u8]) -> Result<Inspected, Rejection> {
-    if bytes.len() > MAX_MODULE_BYTES {
-        return Err(Rejection::TooLarge { size: bytes.len(), limit: MAX_MODULE_BYTES });
-    }
     if !bytes.starts_with(b"\0asm") {
         let found = bytes.iter().take(8).map(|b| b.escape_ascii().to_string()).collect::<String>();
         return Err(Rejection::NotWasm { found: format!("\"{found}\"") });

@@ -31,13 +31,14 @@ mod slow_lane;
 #[cfg(test)]
 mod tests;
 mod ticker;
+mod turns;
 
 pub use breaker::{BreakerChange, BreakerState};
 pub use call::{Failure, SLICE};
 pub use chain::{
     Answer, Chain, ChainOutcome, Decision, EnqueueOptions, FilterRun, FilterSetup, LONGEST_CALL,
 };
-pub use compile::{CompileError, Compiled, Compiler, CompilerSettings};
+pub use compile::{Compilation, CompileError, Compiled, Compiler, CompilerSettings};
 pub use compile_worker::run as compile_worker;
 pub use engine::{Engine, EngineSettings};
 pub use head::{RequestHead, ResponseHead};
@@ -45,7 +46,7 @@ pub use host::{
     Exchange, FilterConfig, GuestLog, HostView, LogLevel, MAX_CONTEXT, Metric, MetricRefusal, MetricUpdate,
     OutboundError, OutboundRequest, OutboundResponse, Properties, UpstreamState, UpstreamStatus,
 };
-pub use inspect::{MAX_MODULE_BYTES, ModuleInfo, ModuleKind, Rejection};
+pub use inspect::{ModuleInfo, ModuleKind, Rejection};
 pub use module::Module;
 pub use passage::{BodyStage, FinishOutcome, Passage, ResponseDecision, ResponseStep};
 pub use phases::{Phase, PhaseSet};

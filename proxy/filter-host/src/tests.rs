@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use beamline_model::{ByteSize, FilterLimits, OnError};
+use beamline_model::{ByteSize, Ceilings, FilterLimits, LimitClass, ModuleLimits, OnError};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use serde_json::json;
 
@@ -64,16 +64,13 @@ fn probe() -> Arc<Module> {
 fn the_reference_page_tells_the_limits_that_are_the_same_for_all() {
     let page = include_str!("../../../docs/reference/limits.md");
     let mib = |bytes: usize| format!("{} MiB", bytes >> 20);
+    for class in [LimitClass::Small, LimitClass::Large] {
+        let ModuleLimits { size, compile_cpu, compile_memory } = Ceilings::of(class).module;
+        let line = format!("| `{class}` | `{size}` | `{compile_cpu}` | `{compile_memory}` |");
+        assert!(page.contains(&line), "docs/reference/limits.md lacks: {line}");
+    }
     let row = |what: &str| page.lines().find(|line| line.starts_with(&format!("| {what}"))).unwrap();
     for (what, figures) in [
-        ("a module's size", vec![mib(crate::MAX_MODULE_BYTES)]),
-        (
-            "compiling a module",
-            vec![
-                format!("{} s of CPU time", compile_worker::MAX_CPU_SECONDS),
-                format!("{} GiB", compile_worker::MAX_ADDRESS_SPACE >> 30),
-            ],
-        ),
         ("memories and tables", vec![mib(crate::engine::MAX_MEMORY), "20,000".into()]),
         ("what a guest hands over", vec![mib(crate::call::MAX_HANDED_OVER)]),
         ("handles of resources", vec!["1,000".into()]),

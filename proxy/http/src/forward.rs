@@ -73,10 +73,21 @@ fn remove_named(headers: &mut HeaderMap) {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .filter_map(|option| HeaderName::from_bytes(option.trim().as_bytes()).ok())
-        .filter(|name| !KEPT.contains(&name.as_str()))
+        .filter(|name| !KEPT.contains(&name.as_str()) && !REMOVED.contains(name))
         .collect();
     for name in named {
         headers.remove(name);
+    }
+}
+
+/// Carries out what a client's `Connection` says of the request's other fields, and removes it.
+///
+/// For before filters see the head: a client that names a field there takes away its own, not one that a filter sets. What is
+/// hop by hop of itself stays until the head leaves ([`request_for_upstream`]).
+pub fn without_connection_options(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) {
+        remove_named(headers);
+        headers.remove(header::CONNECTION);
     }
 }
 
@@ -163,6 +174,25 @@ pub fn is_loop(headers: &HeaderMap) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_connection_names_is_gone_before_filters_set_fields_of_that_name() {
+        let mut headers = request(&[
+            ("connection", "x-user, TE, cookie"),
+            ("x-user", "forged"),
+            ("te", "trailers"),
+            ("cookie", "a=b"),
+        ]);
+        without_connection_options(&mut headers);
+        assert_eq!(headers, request(&[("te", "trailers"), ("cookie", "a=b")]));
+        headers.insert("x-user", HeaderValue::from_static("alice"));
+        let host = HeaderValue::from_static("acme.test");
+        let client = "192.0.2.7".parse().unwrap();
+        let forwarding = Forwarding { client, scheme: "http", host: &host, version: Version::HTTP_11 };
+        request_for_upstream(&mut headers, &forwarding);
+        assert_eq!(headers["x-user"], "alice");
+        assert_eq!(headers[header::TE], "trailers");
+    }
 
     fn request(fields: &[(&'static str, &'static str)]) -> HeaderMap {
         fields.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect()

@@ -11,7 +11,9 @@ mod problem;
 
 pub use edit::{HeadEditError, MAX_FIELDS, MAX_HEAD_BYTES, append, checked_field, remove, set};
 pub use error::{ERRORS, ErrorKind, ErrorRow};
-pub use forward::{Forwarding, hand_on_via, is_loop, request_for_upstream, response_for_client};
+pub use forward::{
+    Forwarding, hand_on_via, is_loop, request_for_upstream, response_for_client, without_connection_options,
+};
 pub use host::{Authority, BadRequest, authority_of};
 pub use problem::{PROBLEM_JSON, Problem, proxy_status};
 

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{ConnectionName, HostName, NatsTarget, Subject, SubjectGrant};
+use crate::{BeyondCeiling, ConnectionName, HostName, LimitClass, NatsTarget, Subject, SubjectGrant};
 
 /// What one tenant was granted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +24,9 @@ pub struct Grant {
     /// The NATS subjects that its upstreams may send to. Grants from before there were any read as none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nats_subjects: Vec<SubjectGrant>,
+    /// Which ceilings hold for its manifests and modules. Grants from before there were any read as small.
+    #[serde(default, skip_serializing_if = "LimitClass::is_default")]
+    pub limit_class: LimitClass,
 }
 
 /// A range of addresses and ports: `10.1.0.0/16`, `127.0.0.1/32:9001`, `10.0.0.0/8:8000-8999`, `[fd00::/8]:443`.
@@ -65,6 +68,9 @@ pub enum GrantRefusal {
         /// The subject.
         subject: Subject,
     },
+    /// A limit is beyond its ceiling.
+    #[error(transparent)]
+    Limit(#[from] BeyondCeiling),
     /// This node has no such connection.
     #[error(
         "NATS connection {0} is not defined on this node: the operator defines it as [nats.{0}] in the node's configuration"

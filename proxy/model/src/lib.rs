@@ -6,6 +6,7 @@
 mod digest;
 mod egress;
 mod grant;
+mod limit_class;
 mod limits;
 mod manifest;
 mod misread;
@@ -20,6 +21,9 @@ mod units;
 pub use digest::{Digest, InvalidDigest};
 pub use egress::{Egress, EgressRule};
 pub use grant::{Grant, GrantRefusal, UpstreamRange, is_special};
+pub use limit_class::{
+    BeyondCeiling, Ceilings, InvalidLimitClass, LimitClass, LimitClasses, MAX_MODULE, ModuleLimits,
+};
 pub use limits::{FilterLimits, LIMITS, LimitRow};
 pub use manifest::{
     Credentials, Endpoint, FilterSpec, KeepResponse, Manifest, ManifestError, ModuleRef, OnDead, OnError,

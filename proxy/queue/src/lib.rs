@@ -68,6 +68,7 @@ mod keys;
 mod log;
 mod notices;
 mod owner;
+mod priority;
 mod queue;
 mod rate;
 mod reader;

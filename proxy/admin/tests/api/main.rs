@@ -36,7 +36,9 @@ const FILTER: &str = include_str!("filter.wat");
 fn main() -> ExitCode {
     let argument = std::env::args().nth(1).filter(|a| !a.starts_with('-'));
     if argument.as_deref() == Some("compile-worker") {
-        return ExitCode::from(u8::try_from(beamline_filter_host::compile_worker()).unwrap_or(1));
+        return ExitCode::from(
+            u8::try_from(beamline_filter_host::compile_worker(std::env::args().skip(2))).unwrap_or(1),
+        );
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let wanted = |name: &str| argument.as_deref().is_none_or(|a| name.contains(a));

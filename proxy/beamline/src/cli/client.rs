@@ -18,7 +18,7 @@ use super::{
 /// Until a connection stands.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
 /// For a whole exchange. The longest is an upload that waits for others to be compiled before it.
-const EXCHANGE_TIME: Duration = Duration::from_secs(180);
+const EXCHANGE_TIME: Duration = Duration::from_secs(600);
 /// The largest answer that is read.
 const ANSWER_MAX: u64 = 64 << 20;
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use beamline_model::{Digest, Manifest, RevisionId, TenantName};
+use beamline_model::{Digest, LimitClass, Manifest, RevisionId, TenantName};
 use clap::Args;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -57,6 +57,8 @@ struct Tenant {
     upstream_ranges: Vec<String>,
     #[serde(default)]
     nats_subjects: Vec<String>,
+    #[serde(default)]
+    limit_class: LimitClass,
     created_ms: u64,
     revision: Option<RevisionId>,
     previous: Option<RevisionId>,
@@ -164,6 +166,7 @@ fn whole(node: &Node, tenant: &TenantName) -> Result<Report, Failure> {
     lines("hosts", &mut tenant.hosts.into_iter());
     lines("ranges", &mut tenant.upstream_ranges.into_iter());
     lines("nats", &mut tenant.nats_subjects.into_iter());
+    lines("class", &mut std::iter::once(tenant.limit_class.to_string()));
     lines(
         "upstreams",
         &mut tenant.upstreams.iter().map(|(name, u)| {
@@ -252,6 +255,7 @@ mod tests {
             "hosts": ["acme.test", "www.acme.test"],
             "upstream_ranges": ["127.0.0.1/32:9001"],
             "nats_subjects": ["main=acme.orders"],
+            "limit_class": "large",
             "created_ms": 951_782_400_000_u64,
             "revision": 4,
             "previous": 3,
@@ -274,6 +278,7 @@ mod tests {
              hosts      acme.test\n           www.acme.test\n\
              ranges     127.0.0.1/32:9001\n\
              nats       main=acme.orders\n\
+             class      large\n\
              upstreams  api: down, 12 queued, secret token is not set\n\
              unloaded   filter router: it is gone\n\
              suspended  filter canary: it failed too often, and is tried again within 2 s\n"

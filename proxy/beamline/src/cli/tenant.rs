@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use beamline_model::{HostName, RevisionId, SubjectGrant, TenantName, UpstreamRange};
+use beamline_model::{HostName, LimitClass, RevisionId, SubjectGrant, TenantName, UpstreamRange};
 use clap::{Args, Subcommand};
 use serde::Deserialize;
 use serde_json::json;
@@ -93,6 +93,10 @@ struct CreateArgs {
     #[arg(long = "nats-subject", value_name = "CONNECTION=PREFIX", value_delimiter = ',')]
     nats_subjects: Vec<SubjectGrant>,
 
+    /// What its manifests and modules may ask for at most: small, or large for modules that bring a language's engine along
+    #[arg(long, value_name = "CLASS", default_value_t)]
+    limit_class: LimitClass,
+
     /// Write the new token to this file, which must not exist yet, in place of showing it
     #[arg(long, value_name = "FILE")]
     save_token: Option<PathBuf>,
@@ -179,6 +183,7 @@ fn create(node: &Node, args: &CreateArgs) -> Result<Report, Failure> {
         "hosts": args.hosts,
         "upstream_ranges": args.upstream_ranges,
         "nats_subjects": args.nats_subjects,
+        "limit_class": args.limit_class,
     });
     let answer = node.post("/v1/tenants", &new)?;
     let Created { tenant, token } = answer.as_a()?;
@@ -211,7 +216,7 @@ mod tests {
         let node = FakeNode::answering([(201, json!({ "tenant": "acme", "token": "blt_1" }))]);
         let report = ask(
             &node,
-            "tenant create acme --host acme.test,www.acme.test --host API.acme.test --upstream-range 127.0.0.1:9001 --nats-subject main=acme.orders",
+            "tenant create acme --host acme.test,www.acme.test --host API.acme.test --upstream-range 127.0.0.1:9001 --nats-subject main=acme.orders --limit-class large",
         )
         .unwrap();
         assert_eq!(
@@ -221,6 +226,7 @@ mod tests {
                 "hosts": ["acme.test", "www.acme.test", "api.acme.test"],
                 "upstream_ranges": ["127.0.0.1/32:9001"],
                 "nats_subjects": ["main=acme.orders"],
+                "limit_class": "large",
             })
         );
         assert!(report.text.starts_with("tenant acme created\ntoken blt_1\n"), "{}", report.text);

@@ -40,8 +40,8 @@ impl Control {
         actor: &TokenScope,
     ) -> Result<ModuleView, ControlError> {
         permit(actor, tenant)?;
-        self.inner.tenant(tenant).await?;
-        let ready = self.inner.modules.ready(bytes.clone()).await?;
+        let of = self.inner.compilation(&self.inner.tenant(tenant).await?);
+        let ready = self.inner.modules.ready(bytes.clone(), of).await?;
         let view = ModuleView { info: ready.info, cached: ready.cached };
         let (this, tenant, actor) = (self.clone(), tenant.clone(), named(actor));
         to_its_end(async move {
@@ -95,6 +95,11 @@ impl Control {
 }
 
 impl Inner {
+    /// Refuses what the tenant's grant, as it is now, does not cover.
+    fn within_grant(&self, manifest: &Manifest, tenant: &TenantRecord) -> Result<(), ControlError> {
+        within_grant(manifest, &tenant.grant, &self.admin, &self.settings.nats, &self.settings.limits)
+    }
+
     async fn store_module(
         &self,
         tenant: &TenantName,
@@ -141,7 +146,7 @@ impl Inner {
         actor: &str,
     ) -> Result<Applied, ControlError> {
         let (_turn, tenant) = self.turn(name).await?;
-        within_grant(manifest, &tenant.grant, &self.admin, &self.settings.nats)?;
+        self.within_grant(manifest, &tenant)?;
         for (key, digest) in digests(manifest)? {
             self.owns_module(name, key, digest).await?;
         }
@@ -193,7 +198,7 @@ impl Inner {
         }
         let record = self.revision_record(name, target).await?;
         let manifest = readable(name, &record)?;
-        within_grant(&manifest, &tenant.grant, &self.admin, &self.settings.nats)?;
+        self.within_grant(&manifest, &tenant)?;
         let removed = self.removed_with_backlog(&tenant, Some(&active), &manifest, discard_queue).await?;
         let diff = diff(&parsed(Some(&active)), &parsed(Some(&record)));
         let prepared = self.prepare_whole(&tenant, &manifest).await?;

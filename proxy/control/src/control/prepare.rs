@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Weak};
 
-use beamline_filter_host::{FilterConfig, FilterSetup, Module};
+use beamline_filter_host::{Compilation, FilterConfig, FilterSetup, Module};
 use beamline_model::{FilterSpec, Manifest, ModuleRef, RevisionId, TenantName};
 use beamline_store::TenantRecord;
 use beamline_telemetry::GuestMetrics;
@@ -93,7 +93,7 @@ impl Inner {
         let current = snapshot.by_name(&tenant.name).map(Arc::as_ref);
         let (mut modules, mut unloaded) = (Vec::with_capacity(manifest.filters.len()), Vec::new());
         for filter in &manifest.filters {
-            let module = match self.module(&filter.module, current).await {
+            let module = match self.module(tenant, &filter.module, current).await {
                 Ok(module) => module,
                 Err(problem) => {
                     unloaded.push(Unloaded { filter: filter.name.clone(), problem });
@@ -112,6 +112,7 @@ impl Inner {
             admin: &self.admin,
             nats: &self.settings.nats,
             egress: self.settings.egress.as_ref(),
+            ceiling: &self.settings.limits.of(tenant.grant.limit_class).filter,
         };
         Prepared::new(&tenant.name, &tenant.grant, node, manifest, ready, current)
     }
@@ -125,9 +126,17 @@ impl Inner {
         }
     }
 
+    /// What making a module of the tenant ready may cost.
+    pub(super) fn compilation(&self, tenant: &TenantRecord) -> Compilation {
+        let class = tenant.grant.limit_class;
+        let limits = self.settings.limits.of(class).module;
+        Compilation { tenant: tenant.name.clone(), class, limits }
+    }
+
     /// A filter's module: the one that already runs in `current`, or the store's, made ready.
     async fn module(
         &self,
+        tenant: &TenantRecord,
         wanted: &ModuleRef,
         current: Option<&TenantRuntime>,
     ) -> Result<Option<Arc<Module>>, String> {
@@ -146,7 +155,11 @@ impl Inner {
             .await
             .map_err(|e| e.to_string())?
             .ok_or_else(|| format!("module {digest} is not in the store"))?;
-        let ready = self.modules.ready(Bytes::from(bytes)).await.map_err(|e| e.to_string())?;
+        let ready = self
+            .modules
+            .ready(Bytes::from(bytes), self.compilation(tenant))
+            .await
+            .map_err(|e| e.to_string())?;
         Ok(ready.module)
     }
 

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use beamline_filter_host::{CompileError, ModuleInfo, ModuleKind, Rejection};
+use beamline_filter_host::{Compilation, CompileError, ModuleInfo, ModuleKind, Rejection};
 use beamline_model::{Digest, Grant, Manifest, TenantName, TokenScope};
 use beamline_queue::Queue;
 use beamline_store::SqliteStore;
@@ -42,7 +42,7 @@ pub(super) struct TestModules {
 }
 
 impl Modules for Arc<TestModules> {
-    fn ready(&self, bytes: Bytes) -> BoxFuture<'_, Result<Ready, CompileError>> {
+    fn ready(&self, bytes: Bytes, _: Compilation) -> BoxFuture<'_, Result<Ready, CompileError>> {
         Box::pin(async move {
             self.asked.fetch_add(1, Ordering::SeqCst);
             let _passed = self.gate.acquire().await.expect("the gate is never closed");

@@ -1,0 +1,107 @@
+//! What an operator lets tenants ask for: limit classes, and the ceilings that the configuration sets for them.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
+
+use std::fs;
+
+use beamline_tests::{
+    admin::AdminError,
+    beamline::Options,
+    client::Request,
+    guests,
+    scene::{HOST, PATIENCE, Scene, TENANT},
+};
+use serde_json::{Value, json};
+
+const LARGE: &str = "large.test";
+const MIB: usize = 1 << 20;
+
+/// The problem of a refusal.
+fn refused(error: &AdminError) -> (u16, &Value) {
+    match error {
+        AdminError::Refused { status, problem } => (*status, problem),
+        AdminError::Unknown(what) => panic!("expected a refusal: {what}"),
+    }
+}
+
+/// A node whose configuration file holds this.
+fn configured(configuration: &str) -> (tempfile::TempDir, Scene) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("beamline.toml");
+    fs::write(&file, configuration).unwrap();
+    let arguments = vec!["--config".into(), file.display().to_string()];
+    let scene = Scene::with(Options { workers: 1, arguments, ..Options::default() }).unwrap();
+    (folder, scene)
+}
+
+#[test]
+fn a_large_module_is_for_tenants_of_the_class_large() {
+    let (_folder, scene) = configured("[limits.large]\nmodule_size = \"6MiB\"\n");
+    let grant = json!({ "name": "large", "hosts": [LARGE], "upstream_ranges": ["127.0.0.0/8"], "limit_class": "large" });
+    scene.admin.create_tenant_with(&grant).unwrap();
+    assert_eq!(scene.admin.show("large").unwrap()["limit_class"], "large");
+    assert_eq!(scene.admin.show(TENANT).unwrap()["limit_class"], "small");
+
+    let module = guests::longer(&guests::module("probe").unwrap(), 5 * MIB);
+    let error = scene.admin.push(TENANT, &module).err().unwrap();
+    let (status, problem) = refused(&error);
+    assert_eq!((status, &problem["type"]), (422, &json!("urn:beamline:problem:module-rejected")));
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("the limit of 4194304") && detail.contains("another limit class"), "{detail}");
+
+    let pushed = scene.admin.push("large", &module).unwrap();
+    let mut manifest = scene.manifest();
+    (manifest["hosts"], manifest["filters"]) =
+        (json!([LARGE]), json!([{ "name": "probe", "module": pushed.digest }]));
+    scene.admin.apply("large", &manifest).unwrap();
+    let told = Request::get("/").host(LARGE).header("x-probe", r#"{"do":"respond","status":418}"#);
+    assert_eq!(told.send(scene.node.address()).unwrap().status, 418);
+
+    // The operator's own bound of the class.
+    let error = scene.admin.push("large", &guests::longer(&module, MIB)).err().unwrap();
+    assert!(refused(&error).1["detail"].as_str().unwrap().contains("the limit of 6291456"), "{error}");
+}
+
+#[test]
+fn a_module_that_was_taken_in_another_class_is_not_taken_again_in_this_one() {
+    // Nothing is compiled for it, so nothing but its size speaks against it.
+    let (_folder, scene) = configured("[limits.small]\nmodule_size = \"64KiB\"\n");
+    let grant = json!({ "name": "large", "hosts": [LARGE], "upstream_ranges": ["127.0.0.0/8"], "limit_class": "large" });
+    scene.admin.create_tenant_with(&grant).unwrap();
+    let module = guests::longer(&guests::module("probe").unwrap(), 64 << 10);
+    scene.admin.push("large", &module).unwrap();
+    assert_eq!(refused(&scene.admin.push(TENANT, &module).err().unwrap()).0, 422);
+}
+
+#[test]
+fn a_ceiling_refuses_what_is_asked_for_and_takes_its_part_of_defaults() {
+    let (_folder, scene) = configured("[limits.small]\ncpu = \"20ms\"\n");
+    let probe = scene.filter("probe").unwrap();
+    let error = scene
+        .apply(|m| (m["filters"], m["limits"]) = (json!([probe]), json!({ "cpu": "40ms" })))
+        .unwrap_err();
+    let (status, problem) = refused(&error);
+    assert_eq!((status, &problem["type"]), (422, &json!("urn:beamline:problem:outside-grant")));
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("limits.cpu = 40ms is beyond the 20ms"), "{detail}");
+
+    // By default a call has 50 ms: here it has what the operator left of them.
+    scene.apply(|m| m["filters"] = json!([probe])).unwrap();
+    let spin = Request::get("/").host(HOST).header("x-probe", r#"{"do":"spin"}"#);
+    let answer = spin.timeout(PATIENCE).send(scene.node.address()).unwrap();
+    assert_eq!(answer.status, 503);
+    assert!(answer.text().contains("20ms"), "{}", answer.text());
+    let record = scene.record(&answer).unwrap();
+    assert_eq!(record["error.type"], "filter-timeout", "{record}");
+}
+
+#[test]
+fn a_ceiling_beyond_what_the_node_can_do_stops_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("beamline.toml");
+    fs::write(&file, "[limits.large]\nmodule_size = \"1GiB\"\n").unwrap();
+    let arguments = vec!["--config".into(), file.display().to_string()];
+    let error = Scene::with(Options { arguments, ..Options::default() }).err().unwrap();
+    let told = format!("{error:#}");
+    assert!(told.contains("limits.large.module_size: expected at most 64MiB"), "{told}");
+}
