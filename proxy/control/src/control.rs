@@ -121,6 +121,7 @@ impl Control {
         control.reseal_secrets().await?;
         control.load_all().await?;
         control.keep_reloading();
+        control.keep_sweeping();
         control.keep_deleting();
         Ok(control)
     }

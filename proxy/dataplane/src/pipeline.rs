@@ -177,10 +177,12 @@ async fn filter(
 /// The upstream that a filter named.
 fn named<'t>(tenant: &'t TenantRuntime, name: &str) -> Result<&'t UpstreamRuntime, Refusal> {
     tenant.upstream(name).ok_or_else(|| {
-        let shown: String = name.chars().take(64).collect();
         Refusal::new(
             ErrorKind::FilterVerdict,
-            format!("a filter chose the upstream {shown:?}, which the manifest does not define"),
+            format!(
+                "a filter chose the upstream {:?}, which the manifest does not define",
+                tenant.chain.told(name)
+            ),
         )
     })
 }

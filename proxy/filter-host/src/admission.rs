@@ -5,6 +5,7 @@
 //! for an answer from outside needs one before it sends its request, and a call of a tenant that has all of its seats needs
 //! one before it begins. Where there is none it waits in its tenant's
 //! queue, for [`PATIENCE`] at most; a seat that becomes free goes to the waiting tenant that has the fewest.
+//! No tenant has more than half of them, so that one whose calls wait for seconds keeps no other from having any.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -73,7 +74,7 @@ impl Seats {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A seat for a call of `tenant`, which may have `limit` at once: at once, or after a wait in its tenant's
+    /// A seat for a call of `tenant`, which may have `limit` at once and at most half of all: at once, or after a wait in its tenant's
     /// queue. None where there was none in time. Cancel safe.
     pub(crate) async fn take(
         self: &Arc<Self>,
@@ -81,6 +82,7 @@ impl Seats {
         limit: u32,
         long_calls: &Arc<AtomicU32>,
     ) -> Option<Seat> {
+        let limit = limit.min(self.capacity.div_ceil(2));
         let waiting = {
             let mut state = self.locked();
             let room = state.taken < self.capacity;
@@ -208,6 +210,20 @@ mod tests {
         drop(held);
         assert_eq!(acme.has(), 0);
         assert!(seats.locked().tenants.is_empty(), "nothing is kept of who has nothing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_tenant_has_more_than_half_of_the_seats() {
+        let (seats, greedy, other) = (Seats::new(6), Caller::new("greedy"), Caller::new("other"));
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            held.push(greedy.take(&seats, 4096).await.unwrap());
+        }
+        assert!(greedy.take(&seats, 4096).await.is_none());
+        for _ in 0..3 {
+            held.push(other.take(&seats, 4096).await.unwrap());
+        }
+        assert_eq!((greedy.has(), other.has()), (3, 3));
     }
 
     #[tokio::test(start_paused = true)]

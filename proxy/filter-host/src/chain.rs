@@ -50,14 +50,6 @@ impl FilterSetup {
     pub(crate) fn has(&self, phase: Phase) -> bool {
         self.module.as_ref().map_or(phase == Phase::Request, |module| module.phases().has(phase))
     }
-
-    /// A failure as it may be told: what it repeats of a verdict is the guest's text.
-    fn without_secrets(&self, failure: Failure) -> Failure {
-        match failure {
-            Failure::Verdict(text) => Failure::Verdict(self.config.without_secrets(text)),
-            other => other,
-        }
-    }
 }
 
 /// One filter in its place.
@@ -76,7 +68,7 @@ pub struct Chain {
     filters: Vec<Link>,
     /// The phases that any of them takes part in.
     phases: PhaseSet,
-    load: Arc<TenantLoad>,
+    pub(crate) load: Arc<TenantLoad>,
     state: Arc<TenantState>,
 }
 
@@ -260,6 +252,16 @@ impl Chain {
         self.filters.get(filter).map_or("", |link| &link.label)
     }
 
+    /// As much of a text that one of its filters gave as is told: its beginning, without secrets.
+    pub fn told(&self, text: &str) -> String {
+        self.filters.first().map_or_else(String::new, |link| link.setup.config.told(text))
+    }
+
+    /// The configuration of the filter at this place.
+    pub(crate) fn config(&self, filter: usize) -> &FilterConfig {
+        &self.filters[filter].setup.config
+    }
+
     /// The most bytes of a body that are kept for a filter.
     pub fn body_limit(&self) -> u64 {
         self.limits.body.get()
@@ -320,7 +322,8 @@ impl Chain {
                 let call = |module, state| -> Call { Box::pin(on_request(module, state)) };
                 let ended = self.call(engine, view, at, subject, call).await.checked(|given| match given {
                     Given::Request(verdict) => {
-                        carried_out(verdict, filter.has(Phase::WholeRequest), self.body_limit())
+                        let may_read = filter.has(Phase::WholeRequest);
+                        carried_out(verdict, may_read, self.body_limit(), &filter.config)
                     }
                     _ => Err(misplaced()),
                 });
@@ -359,7 +362,7 @@ impl Chain {
     /// What a failure of the filter at this place leads to: nothing where it may fail open.
     pub(crate) fn failed(&self, at: usize, failure: Failure) -> Option<(Arc<str>, Failure)> {
         let Link { label, setup, .. } = &self.filters[at];
-        (setup.on_error == OnError::FailClosed).then(|| (Arc::clone(label), setup.without_secrets(failure)))
+        (setup.on_error == OnError::FailClosed).then(|| (Arc::clone(label), failure))
     }
 
     /// Takes a call down, and tells the filter's breaker how it ended.
@@ -374,7 +377,6 @@ impl Chain {
         let Link { label, setup, .. } = &self.filters[at];
         let Told { phase, started, cpu, backtrace, leave } = told;
         let (told, breaker) = leave.map_or((false, None), |leave| counted(leave, failure.as_ref()));
-        let failure = failure.map(|failure| setup.without_secrets(failure));
         FilterRun {
             filter: Arc::clone(label),
             module: setup.module.as_ref().map(|m| Arc::clone(m.label())),
@@ -450,7 +452,7 @@ impl Chain {
                 Poll::Ready(Some(finished)) => return taken_apart(told, finished),
                 Poll::Ready(None) => return lost(told, host_failed()),
                 Poll::Pending if is_waiting() => {
-                    if let Some(unseated) = self.load.wants_a_seat(engine.most_unseated) {
+                    if let Some(unseated) = self.load.wants_a_seat(&engine.unseated) {
                         seat = a_seat().await;
                         drop(unseated);
                     }
@@ -587,8 +589,13 @@ fn wrong(what: String) -> Failure {
 /// Turns a verdict into a decision whose parts are valid, or says which part is not.
 ///
 /// `may_read`: the filter has a phase that the whole body could be shown to, and has not seen it. `limit`: of a body that it
-/// gives.
-pub(crate) fn carried_out(verdict: Verdict, may_read: bool, limit: u64) -> Result<Decision, Failure> {
+/// gives. `config`: the filter's, which knows what may be told of its texts.
+pub(crate) fn carried_out(
+    verdict: Verdict,
+    may_read: bool,
+    limit: u64,
+    config: &FilterConfig,
+) -> Result<Decision, Failure> {
     Ok(match verdict {
         Verdict::Next => Decision::Next,
         Verdict::ReadBody if may_read => Decision::ReadBody,
@@ -600,18 +607,25 @@ pub(crate) fn carried_out(verdict: Verdict, may_read: bool, limit: u64) -> Resul
                 .map(|path| match path.parse::<PathAndQuery>() {
                     Ok(parsed) if path.starts_with('/') => Ok(parsed),
                     _ => Err(wrong(format!(
-                        "route.path: expected a path that starts with \"/\"; found {path:?}"
+                        "route.path: expected a path that starts with \"/\"; found {:?}",
+                        config.told(&path)
                     ))),
                 })
                 .transpose()?,
             host: route
                 .host
-                .map(|host| host.parse())
-                .transpose()
-                .map_err(|e| wrong(format!("route.host: {e}")))?,
+                .map(|host| {
+                    host.parse().map_err(|_| {
+                        wrong(format!(
+                            "route.host: expected a DNS name or an IP address, without port or path; found {:?}",
+                            config.told(&host)
+                        ))
+                    })
+                })
+                .transpose()?,
             timeout: route.timeout_ms.map(|ms| Duration::from_millis(ms.into())),
         },
-        Verdict::Respond(response) => Decision::Respond(answer(response, limit)?),
+        Verdict::Respond(response) => Decision::Respond(answer(response, limit, config)?),
         Verdict::Enqueue(enqueue) => {
             if enqueue.ordering_key.as_ref().is_some_and(|k| k.is_empty() || k.len() > 256) {
                 return Err(wrong("enqueue.ordering-key: expected 1 to 256 bytes".into()));
@@ -645,13 +659,17 @@ pub(crate) fn given_body(what: &str, body: Vec<u8>, limit: u64) -> Result<Bytes,
 }
 
 /// A filter's own answer, its parts checked.
-pub(crate) fn answer(response: verdicts::Response, limit: u64) -> Result<Answer, Failure> {
+pub(crate) fn answer(
+    response: verdicts::Response,
+    limit: u64,
+    config: &FilterConfig,
+) -> Result<Answer, Failure> {
     let status = final_status(response.status)
         .ok_or_else(|| wrong(format!("respond.status: expected 200 to 599; found {}", response.status)))?;
     let mut headers = HeaderMap::with_capacity(response.headers.len().min(beamline_http::MAX_FIELDS));
     for field in &response.headers {
         beamline_http::append(&mut headers, &field.name, &field.value)
-            .map_err(|e| wrong(format!("respond.headers: {:?}: {e}", field.name)))?;
+            .map_err(|e| wrong(format!("respond.headers: {:?}: {e}", config.told(&field.name))))?;
     }
     Ok(Answer { status, headers, body: given_body("respond.body", response.body, limit)? })
 }

@@ -14,6 +14,7 @@ use crate::{
     compile::CompileError,
     host::{CallState, MAX_TABLE_ELEMENTS},
     inspect::{ModuleInfo, Rejection},
+    load::Unseated,
     module::Module,
     slow_lane::SlowLane,
     ticker::Ticker,
@@ -47,8 +48,7 @@ pub struct Engine {
     pub(crate) lane: SlowLane,
     pub(crate) seats: Arc<Seats>,
     pub(crate) longest_call: Duration,
-    /// Calls of one tenant that may hold an instance while they wait for the seat without which they send no request.
-    pub(crate) most_unseated: u32,
+    pub(crate) unseated: Unseated,
 }
 
 /// What must be the same wherever a module is compiled or run.
@@ -121,8 +121,7 @@ impl Engine {
             lane,
             seats: Seats::new(settings.pool_instances / 4 * 3),
             longest_call: settings.longest_call,
-            // So that it takes many tenants to use that quarter up.
-            most_unseated: (settings.pool_instances / 32).max(1),
+            unseated: Unseated::within(settings.pool_instances),
         }))
     }
 

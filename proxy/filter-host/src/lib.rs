@@ -44,7 +44,7 @@ pub use engine::{Engine, EngineSettings};
 pub use head::{RequestHead, ResponseHead};
 pub use host::{
     Exchange, FilterConfig, GuestLog, HostView, LogLevel, MAX_CONTEXT, Metric, MetricRefusal, MetricUpdate,
-    OutboundError, OutboundRequest, OutboundResponse, Properties, UpstreamState, UpstreamStatus,
+    OutboundError, OutboundRequest, OutboundResponse, Properties, Redaction, UpstreamState, UpstreamStatus,
 };
 pub use inspect::{ModuleInfo, ModuleKind, Rejection};
 pub use module::Module;

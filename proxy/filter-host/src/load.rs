@@ -58,11 +58,9 @@ impl TenantLoad {
         Mark(&self.waiting)
     }
 
-    /// Marks a call that has begun and wants a seat. None where `most` do already: each holds an instance.
-    pub(crate) fn wants_a_seat(&self, most: u32) -> Option<Mark<'_>> {
-        let before = self.unseated.fetch_add(1, Ordering::AcqRel);
-        let mark = Mark(&self.unseated);
-        (before < most).then_some(mark)
+    /// Marks a call that has begun and wants a seat. None where as many do already as may: each holds an instance.
+    pub(crate) fn wants_a_seat<'a>(&'a self, node: &'a Unseated) -> Option<[Mark<'a>; 2]> {
+        Some([marked_within(&self.unseated, node.most_of_a_tenant)?, marked_within(&node.calls, node.most)?])
     }
 
     /// Whether a call may begin on a data worker.
@@ -84,7 +82,30 @@ impl TenantLoad {
     }
 }
 
-/// A call's mark on one of its tenant's counts, gone when it is dropped.
+/// Calls of all tenants that have begun, hold an instance and wait for the seat without which they send no request.
+#[derive(Debug)]
+pub(crate) struct Unseated {
+    calls: AtomicU32,
+    most: u32,
+    most_of_a_tenant: u32,
+}
+
+impl Unseated {
+    /// Within a pool of so many instances, of which those with seats may have three quarters: half of the rest stays free for
+    /// calls that end within their slice, and it takes several tenants to use the other half up.
+    pub(crate) fn within(instances: u32) -> Self {
+        let of_pool = |part: u32| (instances / part).max(1);
+        Self { calls: AtomicU32::new(0), most: of_pool(8), most_of_a_tenant: of_pool(32) }
+    }
+}
+
+fn marked_within(count: &AtomicU32, most: u32) -> Option<Mark<'_>> {
+    let before = count.fetch_add(1, Ordering::AcqRel);
+    let mark = Mark(count);
+    (before < most).then_some(mark)
+}
+
+/// A call's mark on a count, gone when it is dropped.
 pub(crate) struct Mark<'a>(&'a AtomicU32);
 
 impl Drop for Mark<'_> {
@@ -101,12 +122,20 @@ mod tests {
 
     #[test]
     fn only_so_many_calls_hold_an_instance_and_no_seat() {
-        let load = TenantLoad::new();
-        let first = load.wants_a_seat(2).unwrap();
-        let _second = load.wants_a_seat(2).unwrap();
-        assert!(load.wants_a_seat(2).is_none());
-        drop(first);
-        assert!(load.wants_a_seat(2).is_some());
+        // Of a tenant two, of all eight.
+        let (node, loads) = (Unseated::within(64), [(); 5].map(|()| TenantLoad::new()));
+        let mut marks = Vec::new();
+        for load in &loads[..4] {
+            marks.push(load.wants_a_seat(&node).unwrap());
+            marks.push(load.wants_a_seat(&node).unwrap());
+            assert!(load.wants_a_seat(&node).is_none());
+        }
+        assert!(loads[4].wants_a_seat(&node).is_none(), "one that has none, either");
+        marks.remove(0);
+        assert!(loads[1].wants_a_seat(&node).is_none());
+        assert!(loads[4].wants_a_seat(&node).is_some());
+        drop(marks);
+        assert_eq!(node.calls.load(Ordering::Acquire), 0);
     }
 
     #[test]

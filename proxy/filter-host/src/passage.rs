@@ -13,7 +13,7 @@ use crate::{
     },
     engine::Engine,
     head::{RequestHead, ResponseHead, Seen},
-    host::{GuestLog, HostView},
+    host::{FilterConfig, GuestLog, HostView},
     phases::Phase,
     slow_lane::Call,
 };
@@ -211,7 +211,7 @@ impl Chain {
         let ended = self.call(engine, view, at, subject, begin).await.checked(|given| {
             let Given::WholeRequest(given) = given else { return Err(misplaced()) };
             replaced = given.body.map(|body| given_body("decision.body", body, limit)).transpose()?;
-            carried_out(given.verdict, false, limit)
+            carried_out(given.verdict, false, limit, self.config(at))
         });
         if ended.given.is_ok() {
             outcome.body = replaced;
@@ -230,7 +230,9 @@ impl Chain {
         let (may_read, limit) = (self.has(at, Phase::WholeResponse), self.body_limit());
         let ended = self.later(engine, passage, at, Seen::Open(head), None, Input::Response).await;
         let ended = ended.checked(|given| match given {
-            Given::Response(verdict) => Ok((response_decision(verdict, may_read, limit)?, None)),
+            Given::Response(verdict) => {
+                Ok((response_decision(verdict, may_read, limit, self.config(at))?, None))
+            }
             _ => Err(misplaced()),
         });
         self.step(passage, at, ended)
@@ -261,7 +263,7 @@ impl Chain {
         let ended = ended.checked(|given| match given {
             Given::WholeResponse(given) => {
                 let body = given.body.map(|body| given_body("decision.body", body, limit)).transpose()?;
-                Ok((response_decision(given.verdict, false, limit)?, body))
+                Ok((response_decision(given.verdict, false, limit, self.config(at))?, body))
             }
             _ => Err(misplaced()),
         });
@@ -431,10 +433,11 @@ fn response_decision(
     verdict: ResponseVerdict,
     may_read: bool,
     limit: u64,
+    config: &FilterConfig,
 ) -> Result<ResponseDecision, Failure> {
     Ok(match verdict {
         ResponseVerdict::Next => ResponseDecision::Next,
-        ResponseVerdict::Respond(response) => ResponseDecision::Respond(answer(response, limit)?),
+        ResponseVerdict::Respond(response) => ResponseDecision::Respond(answer(response, limit, config)?),
         ResponseVerdict::ReadBody if may_read => ResponseDecision::ReadBody,
         ResponseVerdict::ReadBody => return Err(cannot_read("response")),
     })

@@ -18,8 +18,8 @@ use serde_json::json;
 use crate::{
     Chain, ChainOutcome, Decision, Engine, EngineSettings, Exchange, Failure, FilterConfig, FilterSetup,
     HostView, Metric, MetricRefusal, MetricUpdate, Module, ModuleKind, OutboundError, OutboundRequest,
-    OutboundResponse, Properties, Rejection, RequestHead, TenantState, UpstreamState, UpstreamStatus,
-    compile_worker,
+    OutboundResponse, Properties, Redaction, Rejection, RequestHead, TenantState, UpstreamState,
+    UpstreamStatus, compile_worker,
 };
 
 fn guest(name: &str) -> Vec<u8> {
@@ -652,7 +652,7 @@ async fn a_request_with_more_fields_than_a_head_may_have_is_refused() {
 
 #[tokio::test]
 async fn what_waits_leaves_seats_and_instances_for_others() {
-    let (engine, module) = small_engine(Duration::from_secs(2));
+    let (engine, module) = small_engine(Duration::from_secs(5));
     let limits = FilterLimits { concurrency: 4096, ..Default::default() };
     let view = View::shared(limits.clone());
     let waits = chain_with(&module, "greedy", &sends("http://never.test/", ""), &limits);
@@ -667,20 +667,22 @@ async fn what_waits_leaves_seats_and_instances_for_others() {
             assert!(matches!(outcome.decision, Decision::Next), "{:?}", outcome.decision);
             tokio::task::yield_now().await;
         }
-        // Whoever has none gets the next seat that becomes free.
+        // Another tenant has its seat at once, while the greedy one's calls all go on.
         let began = Instant::now();
         loop {
             let outcome = asks.on_request(&engine, &view, head(&[])).await;
             if matches!(outcome.decision, Decision::Respond(_)) {
-                return;
+                break;
             }
             assert_eq!(*failure(&outcome), Failure::Capacity);
             assert!(began.elapsed() < PATIENCE);
         }
+        waits.load.long_calls()
     };
-    let (all, ()) = tokio::join!(many, others);
+    let (all, greedy) = tokio::join!(many, others);
+    assert_eq!(greedy, 12, "it had all that it may have when the other was served");
     let had_seats = all.iter().filter(|outcome| matches!(failure(outcome), Failure::WallTime(_))).count();
-    assert_eq!(had_seats, 24, "three quarters of the instances");
+    assert_eq!(had_seats, 12, "half of the seats, which are three quarters of the instances");
     assert!(all.iter().all(|outcome| matches!(failure(outcome), Failure::WallTime(_) | Failure::Capacity)));
 }
 
@@ -691,9 +693,9 @@ async fn nothing_is_sent_for_a_call_that_gets_no_seat() {
     let told = Arc::new(View::new(limits.clone()));
     let view: Arc<dyn HostView> = told.clone();
     let waits = chain_with(&module, "acme", &sends("http://wait.test/0", ""), &limits);
-    // Another tenant has all of the node's.
-    let (other, long_calls) = ("other".parse().unwrap(), Arc::default());
-    let taken = (0..24).map(|_| engine.seats.take(&other, 24, &long_calls));
+    // Others have all of the node's.
+    let (others, long_calls) = (["one", "two"].map(|name| name.parse().unwrap()), Arc::default());
+    let taken = (0..24).map(|i| engine.seats.take(&others[i % 2], 24, &long_calls));
     let taken: Vec<_> = futures_util::future::join_all(taken).await;
     assert!(taken.iter().all(Option::is_some));
     let outcome = waits.on_request(&engine, &view, head(&[])).await;
@@ -739,19 +741,38 @@ async fn who_calls_the_host_too_often_again_and_again_is_left_out() {
 async fn what_a_verdict_repeats_of_a_secret_is_not_told() {
     let name: beamline_model::FilterName = "probe".parse().unwrap();
     let secret = beamline_model::SecretValue::new(b"s3cret").unwrap();
-    let config = r#"{"do":"route","path":"no-path-s3cret"}"#;
+    let redaction = Redaction::of([&secret]);
+    for (config, shown) in [
+        (json!({ "do": "route", "path": "no-path-s3cret" }), "no-path-[redacted]"),
+        (json!({ "do": "route", "host": "no host s3cret" }), "no host [redacted]"),
+        // Cut where a part of the secret would be shown, were it cut first.
+        (json!({ "do": "route", "path": format!("{}s3cret", "-".repeat(252)) }), "---"),
+        (json!({ "do": "route", "host": format!("{}s3cret", "-".repeat(77)) }), "-[redacted]"),
+        (json!({ "do": "route", "path": "-".repeat(1 << 20) }), "---"),
+    ] {
+        let secrets = vec![("key".parse().unwrap(), Ok(secret.clone()))];
+        let filter = FilterSetup {
+            config: FilterConfig::with_secrets(&name, &config.to_string(), secrets, &redaction),
+            name: name.clone(),
+            module: Some(probe()),
+            on_error: OnError::FailClosed,
+        };
+        let chain = Chain::new("acme".parse().unwrap(), FilterLimits::default(), vec![filter]);
+        let outcome = run(&chain, head(&[])).await;
+        for told in [failure(&outcome), outcome.runs[0].failure.as_ref().unwrap()] {
+            let told = told.to_string();
+            assert!(told.contains(shown) && !told.contains("s3") && told.len() < 600, "{told}");
+        }
+    }
+    let named = format!("{}s3cret", "-".repeat(62));
     let filter = FilterSetup {
-        config: FilterConfig::with_secrets(&name, config, vec![("key".parse().unwrap(), Ok(secret))]),
+        config: FilterConfig::with_secrets(&name, "null", Vec::new(), &redaction),
         name,
         module: Some(probe()),
         on_error: OnError::FailClosed,
     };
     let chain = Chain::new("acme".parse().unwrap(), FilterLimits::default(), vec![filter]);
-    let outcome = run(&chain, head(&[])).await;
-    for told in [failure(&outcome), outcome.runs[0].failure.as_ref().unwrap()] {
-        let told = told.to_string();
-        assert!(told.contains("no-path-[redacted]") && !told.contains("s3cret"), "{told}");
-    }
+    assert!(chain.told(&named).ends_with("-[redacted]"), "of any filter of the chain");
 }
 
 #[tokio::test]

@@ -341,6 +341,8 @@ impl Default for KeepResponse {
 impl Manifest {
     /// The schema's version that this build reads and writes.
     pub const VERSION: u32 = 1;
+    /// The most filters that a manifest may have.
+    pub const FILTERS_MAX: usize = 64;
 
     /// Reads a manifest file. `file` is for messages.
     pub fn from_toml(text: &str, file: &str) -> Result<Self, ManifestError> {
@@ -407,6 +409,13 @@ impl Manifest {
                 .queue
                 .check()
                 .or_else(|(key, problem)| wrong(format!("upstreams.{name}.queue.{key}"), problem))?;
+        }
+        let (most, found) = (Self::FILTERS_MAX, self.filters.len());
+        if found > most {
+            return wrong(
+                "filters".into(),
+                format!("expected at most {most}; found {found}: remove some, or make one of several"),
+            );
         }
         for (i, filter) in self.filters.iter().enumerate() {
             if self.filters[..i].iter().any(|f| f.name == filter.name) {
@@ -561,6 +570,18 @@ crate::text::as_text!(Endpoint, ModuleRef);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_manifest_has_a_bounded_number_of_filters() {
+        let with = |filters: usize| {
+            let filter = |i| format!("[[filters]]\nname = \"f{i}\"\nmodule = \"f.wasm\"\n");
+            let filters: String = (0..filters).map(filter).collect();
+            Manifest::from_toml(&format!("version = 1\nhosts = [\"a.test\"]\n{filters}"), "m.toml")
+        };
+        assert_eq!(with(64).unwrap().filters.len(), 64);
+        let problem = with(65).unwrap_err().to_string();
+        assert_eq!(problem, "filters: expected at most 64; found 65: remove some, or make one of several");
+    }
 
     const GOOD: &str = r#"
 version = 1

@@ -37,6 +37,8 @@ use self::{
 };
 use crate::AddressPolicy;
 
+/// The most bytes of a method.
+const MAX_METHOD: usize = 32;
 /// The most bytes of a body, either way.
 const MAX_BODY: usize = 1 << 20;
 /// Idle connections to one host that are kept, and how long.
@@ -185,6 +187,9 @@ impl Open {
         let EgressRequest { method, url, headers, body, timeout } = request;
         if url.scheme_str() != Some("http") {
             return Err(EgressError::Invalid("expected an absolute URL of the scheme http"));
+        }
+        if method.as_str().len() > MAX_METHOD {
+            return Err(EgressError::Invalid("expected a method of at most 32 bytes"));
         }
         if method == Method::CONNECT {
             return Err(EgressError::Invalid("CONNECT cannot be sent"));
@@ -390,6 +395,23 @@ mod tests {
         assert!(matches!(&refused, EgressError::Broken(why) if why.contains("held already")), "{refused}");
         drop(all);
         assert_eq!(sent(&second, &url).await.unwrap(), "ok");
+    }
+
+    #[tokio::test]
+    async fn a_method_is_short() {
+        let (node, (url, connections)) = (EgressNode::start(|| ()).unwrap(), origin().await);
+        let client = client(&node, &url, None);
+        let with = |length: usize| EgressRequest {
+            method: Method::from_bytes("M".repeat(length).as_bytes()).unwrap(),
+            url: url.parse().unwrap(),
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+            timeout: Duration::from_secs(30),
+        };
+        let refused = client.send(with(33)).await.unwrap_err();
+        assert_eq!(refused, EgressError::Invalid("expected a method of at most 32 bytes"));
+        assert_eq!(connections.load(Ordering::Relaxed), 0);
+        assert_eq!(client.send(with(32)).await.unwrap().body, "ok");
     }
 
     #[tokio::test]

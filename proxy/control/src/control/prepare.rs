@@ -1,8 +1,11 @@
 //! From a manifest to what runs, and what of it can be tried again later.
 
-use std::sync::{Arc, Weak};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
-use beamline_filter_host::{Compilation, FilterConfig, FilterSetup, Module};
+use beamline_filter_host::{Compilation, FilterConfig, FilterSetup, Module, Redaction};
 use beamline_model::{FilterSpec, Manifest, ModuleRef, RevisionId, TenantName};
 use beamline_store::TenantRecord;
 use beamline_telemetry::GuestMetrics;
@@ -18,6 +21,8 @@ use crate::{
 
 /// Tenants that load at once when the node starts: their waits for the disk overlap, their compilations queue anyway.
 const LOADS: usize = 4;
+/// How often what tenants' filters kept is gone through for what has expired.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
 impl Control {
     /// Loads every tenant that has an active revision. Only a store that cannot be read stops it.
@@ -57,6 +62,24 @@ impl Control {
                 tokio::time::sleep(every).await;
                 let Some(inner) = Weak::upgrade(&inner) else { return };
                 inner.reload_unloaded().await;
+            }
+        });
+    }
+
+    /// From time to time lets go of what tenants' filters kept and has expired: all of them share the node's room for it. Ends
+    /// with the last [`Control`].
+    pub(super) fn keep_sweeping(&self) {
+        let inner = Arc::downgrade(&self.inner);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(SWEEP_EVERY).await;
+                let Some(inner) = Weak::upgrade(&inner) else { return };
+                let snapshot = inner.snapshots.load_full();
+                drop(inner);
+                let sweep = move || snapshot.tenants().for_each(|tenant| tenant.chain.state().sweep());
+                if let Err(error) = tokio::task::spawn_blocking(sweep).await {
+                    tracing::error!(%error, "what filters kept and has expired could not be let go of");
+                }
             }
         });
     }
@@ -103,8 +126,9 @@ impl Inner {
             modules.push(module);
         }
         let secrets = self.opened_secrets(&tenant.name, manifest).await;
+        let redaction = secrets.redaction(manifest);
         let filters = manifest.filters.iter().zip(modules);
-        let filters = filters.map(|(filter, module)| setup(filter, module, &secrets)).collect();
+        let filters = filters.map(|(filter, module)| setup(filter, module, &secrets, &redaction)).collect();
         let headers = secrets.injected(manifest);
         let metrics = self.guest_metrics(&tenant.name);
         let ready = Ready { filters, unloaded, headers, metrics };
@@ -231,8 +255,13 @@ impl Inner {
     }
 }
 
-fn setup(filter: &FilterSpec, module: Option<Arc<Module>>, secrets: &Secrets) -> FilterSetup {
+fn setup(
+    filter: &FilterSpec,
+    module: Option<Arc<Module>>,
+    secrets: &Secrets,
+    redaction: &Arc<Redaction>,
+) -> FilterSetup {
     let config = filter.config.as_ref().map_or_else(|| "null".to_owned(), serde_json::Value::to_string);
-    let config = FilterConfig::with_secrets(&filter.name, &config, secrets.of_filter(filter));
+    let config = FilterConfig::with_secrets(&filter.name, &config, secrets.of_filter(filter), redaction);
     FilterSetup { name: filter.name.clone(), module, config, on_error: filter.on_error }
 }

@@ -1,7 +1,11 @@
 //! Secrets: set, listed and removed, sealed before the store has them, and opened for what runs.
 
-use std::collections::HashMap;
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
+use beamline_filter_host::Redaction;
 use beamline_model::{
     Credentials, FilterSpec, Manifest, SecretName, SecretValue, TenantName, TokenScope, UpstreamName,
     UpstreamSpec,
@@ -276,5 +280,11 @@ impl Secrets {
     /// What a filter may read.
     pub(super) fn of_filter(&self, filter: &FilterSpec) -> Vec<(SecretName, Result<SecretValue, String>)> {
         filter.secrets.iter().map(|name| (name.clone(), self.value(name))).collect()
+    }
+
+    /// Keeps what any filter may read out of what is told of all of them.
+    pub(super) fn redaction(&self, manifest: &Manifest) -> Arc<Redaction> {
+        let names: BTreeSet<_> = manifest.filters.iter().flat_map(|filter| &filter.secrets).collect();
+        Redaction::of(names.into_iter().filter_map(|name| self.0.get(name)?.as_ref().ok()))
     }
 }

@@ -7,6 +7,9 @@ use beamline_model::{FilterName, SecretName, SecretValue};
 use super::{CallState, secrets::Redaction};
 use crate::bindings::beamline::edge::config;
 
+/// The most bytes that are told of a text of a guest's.
+const MOST_TOLD: usize = 256;
+
 /// What of its manifest one filter may see.
 #[derive(Debug)]
 pub struct FilterConfig {
@@ -14,13 +17,13 @@ pub struct FilterConfig {
     json: Box<str>,
     /// The value of each secret that it may read, or why there is none.
     secrets: Vec<(SecretName, Result<SecretValue, String>)>,
-    /// Keeps these values out of what is told of the filter.
-    pub(super) redaction: Redaction,
+    /// Keeps these values, and those of its chain's other filters, out of what is told of the filter.
+    pub(super) redaction: Arc<Redaction>,
 }
 
 impl PartialEq for FilterConfig {
     fn eq(&self, other: &Self) -> bool {
-        // The same secrets make the same redaction.
+        // What the others may read is nothing that this filter sees.
         let Self { name, json, secrets, redaction: _ } = self;
         (name, json, secrets) == (&other.name, &other.json, &other.secrets)
     }
@@ -31,17 +34,17 @@ impl Eq for FilterConfig {}
 impl FilterConfig {
     /// For the filter of this name: its configuration as JSON text, and no secrets.
     pub fn new(name: &FilterName, json: &str) -> Arc<Self> {
-        Self::with_secrets(name, json, Vec::new())
+        Self::with_secrets(name, json, Vec::new(), &Redaction::of([]))
     }
 
-    /// As [`new`](Self::new), with the secrets that it may read.
+    /// As [`new`](Self::new), with the secrets that it may read, and the redaction of those that its chain's filters may.
     pub fn with_secrets(
         name: &FilterName,
         json: &str,
         secrets: Vec<(SecretName, Result<SecretValue, String>)>,
+        redaction: &Arc<Redaction>,
     ) -> Arc<Self> {
-        let values = secrets.iter().filter_map(|(_, secret)| secret.as_ref().ok());
-        let redaction = Redaction::of(&values.map(SecretValue::reveal).collect::<Vec<_>>());
+        let redaction = Arc::clone(redaction);
         Arc::new(Self { name: name.as_str().into(), json: json.into(), secrets, redaction })
     }
 
@@ -60,9 +63,9 @@ impl FilterConfig {
         secret.as_ref().ok()
     }
 
-    /// A text of the filter's, without its secrets.
-    pub(crate) fn without_secrets(&self, text: String) -> String {
-        if self.redaction.is_needed() { self.redaction.redacted(&text, usize::MAX).0 } else { text }
+    /// As much of a guest's text as is told: its beginning, without secrets.
+    pub(crate) fn told(&self, text: &str) -> String {
+        self.redaction.redacted(text, MOST_TOLD).0
     }
 }
 

@@ -32,6 +32,7 @@ pub use self::{
     metrics::{Metric, MetricRefusal, MetricUpdate},
     outbound::{Exchange, OutboundError, OutboundRequest, OutboundResponse},
     properties::Properties,
+    secrets::Redaction,
     upstreams::{UpstreamState, UpstreamStatus},
 };
 use crate::{

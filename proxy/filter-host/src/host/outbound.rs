@@ -16,6 +16,11 @@ use crate::{bindings::beamline::edge::outbound, call};
 /// How long a request may take that does not say so.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The most bytes of a method.
+const MAX_METHOD: usize = 32;
+/// So many characters of what is wrong are repeated to the guest.
+const SHOWN: usize = 64;
+
 /// A request of a filter.
 #[derive(Debug)]
 pub struct OutboundRequest {
@@ -66,8 +71,10 @@ pub type Exchange = Pin<Box<dyn Future<Output = Result<OutboundResponse, Outboun
 
 /// What a guest asks for, as far as it is a request. `on_behalf_of` are the fields of the request that it is about.
 fn checked(request: outbound::OutgoingRequest, on_behalf_of: &HeaderMap) -> Result<OutboundRequest, String> {
-    let method = Method::from_bytes(request.method.as_bytes())
-        .map_err(|_| "method: expected a token such as \"GET\"".to_owned())?;
+    let method = Method::from_bytes(request.method.as_bytes()).ok();
+    let method = method.filter(|method| method.as_str().len() <= MAX_METHOD);
+    let method = method
+        .ok_or_else(|| format!("method: expected a token such as \"GET\", of at most {MAX_METHOD} bytes"))?;
     let url = request.url.parse().map_err(|error| format!("url: {error}"))?;
     let (most, found) = (beamline_http::MAX_FIELDS, request.headers.len());
     if found > most {
@@ -76,11 +83,15 @@ fn checked(request: outbound::OutgoingRequest, on_behalf_of: &HeaderMap) -> Resu
     let mut headers = HeaderMap::with_capacity(found);
     for field in &request.headers {
         beamline_http::append(&mut headers, &field.name, &field.value)
-            .map_err(|error| format!("headers: {:?}: {error}", field.name))?;
+            .map_err(|error| format!("headers: {:?}: {error}", shown(&field.name)))?;
     }
     beamline_http::hand_on_via(on_behalf_of, &mut headers);
     let timeout = request.timeout_ms.map_or(TIMEOUT, |ms| Duration::from_millis(ms.into()));
     Ok(OutboundRequest { method, url, headers, body: request.body.into(), timeout })
+}
+
+fn shown(text: &str) -> &str {
+    text.char_indices().nth(SHOWN).map_or(text, |(end, _)| &text[..end])
 }
 
 fn told(error: OutboundError) -> outbound::OutboundError {
@@ -140,5 +151,39 @@ impl outbound::Host for CallState {
             }),
             Err(error) => Err(told(error)),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bindings::beamline::edge::http::Field;
+
+    fn request(method: &str, name: &str) -> outbound::OutgoingRequest {
+        outbound::OutgoingRequest {
+            method: method.into(),
+            url: "http://a.test/".into(),
+            headers: vec![Field { name: name.into(), value: b"1".into() }],
+            body: Vec::new(),
+            timeout_ms: None,
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_repeated_no_further_than_it_helps() {
+        for name in [" ".repeat(8 << 20), "é".repeat(8 << 20)] {
+            let problem = checked(request("GET", &name), &HeaderMap::new()).unwrap_err();
+            assert!(problem.len() < 300, "{} bytes", problem.len());
+        }
+    }
+
+    #[test]
+    fn a_method_is_short() {
+        let checked = |method: &str| checked(request(method, "x"), &HeaderMap::new());
+        assert_eq!(checked(&"M".repeat(32)).unwrap().method.as_str().len(), 32);
+        for wrong in ["", "G T", &"M".repeat(33), &"M".repeat(1 << 20)] {
+            let expected = "method: expected a token such as \"GET\", of at most 32 bytes";
+            assert_eq!(checked(wrong).unwrap_err(), expected);
+        }
     }
 }

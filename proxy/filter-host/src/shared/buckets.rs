@@ -20,8 +20,9 @@ const MAX_TOKENS: u32 = 1_000_000;
 const MAX_BURST: u32 = 100_000;
 /// A day: of a period, and until an empty bucket is full. So long is a bucket remembered.
 const MAX_PERIOD_MS: u32 = 86_400_000;
-/// What a bucket counts in the node's memory beside its names.
-const BUCKET_COST: u64 = 192;
+/// What a bucket counts in the node's memory beside its names: its places in both tables, which grow by doubling, and its
+/// allocation.
+const BUCKET_COST: u64 = 256;
 
 /// How a bucket fills.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,8 +129,10 @@ impl Buckets {
                 }
                 return Err(BucketError::TooManyKeys);
             }
-            let full_at = now + rate.time_for(f64::from(rate.burst) - left);
-            let before = shard.insert(&name, Level { tokens: left, at: now }, Some(full_at));
+            // Calls come here out of order; a moment that was counted is not counted again.
+            let at = held.map_or(now, |level| now.max(level.at));
+            let full_at = at + rate.time_for(f64::from(rate.burst) - left);
+            let before = shard.insert(&name, Level { tokens: left, at }, Some(full_at));
             if held.is_none() && before.is_some() {
                 // It was full again, and not forgotten yet.
                 self.forget(&name);
@@ -154,6 +157,11 @@ impl Buckets {
         }
         self.used.fetch_add(cost(name), Ordering::Relaxed);
         true
+    }
+
+    /// Forgets all that are full.
+    pub(crate) fn sweep(&self, now: Duration) {
+        self.levels.sweep(now, |name, _| self.forget(name));
     }
 
     fn forget(&self, name: &str) {
@@ -208,6 +216,18 @@ mod tests {
         assert_eq!(node.used(), 0);
     }
 
+    #[test]
+    fn full_buckets_of_a_tenant_that_is_idle_make_room_for_others() {
+        let node = node(2 * cost("1:bk"));
+        let (idle, other) = (Buckets::within(node), Buckets::within(node));
+        assert_eq!(take(&idle, "1", 1, 0), Ok(Taken::Allowed(4)));
+        assert_eq!(take(&idle, "2", 5, 0), Ok(Taken::Allowed(0)));
+        assert_eq!(take(&other, "1", 1, 100), Err(BucketError::TooManyKeys));
+        idle.sweep(at(100));
+        assert_eq!(take(&other, "1", 1, 100), Ok(Taken::Allowed(4)));
+        assert_eq!(take(&idle, "2", 2, 100), retry(100), "what is not full is remembered");
+    }
+
     fn at(ms: u64) -> Duration {
         Duration::from_secs(1000) + Duration::from_millis(ms)
     }
@@ -242,6 +262,15 @@ mod tests {
             allowed += u32::from(matches!(take(&buckets, "k", 1, now), Ok(Taken::Allowed(_))));
         }
         assert!((103..=105).contains(&allowed), "{allowed} of a burst of 5 and 100 in ten seconds");
+    }
+
+    #[test]
+    fn a_call_that_comes_late_makes_no_time_count_twice() {
+        let buckets = new();
+        assert_eq!(take(&buckets, "k", 5, 0), Ok(Taken::Allowed(0)));
+        assert_eq!(take(&buckets, "k", 3, 400), Ok(Taken::Allowed(1)));
+        assert_eq!(take(&buckets, "k", 1, 100), Ok(Taken::Allowed(0)), "it began before the other");
+        assert_eq!(take(&buckets, "k", 1, 400), retry(100));
     }
 
     #[test]

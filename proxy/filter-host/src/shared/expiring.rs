@@ -10,6 +10,8 @@ use std::{
 const SHARDS: usize = 16;
 /// Expired entries that one look at a shard drops.
 const DROPPED_AT_ONCE: usize = 8;
+/// A table with room for so many times what it holds is made smaller.
+const SPARSE: usize = 8;
 
 pub(crate) struct Expiring<V> {
     hasher: RandomState,
@@ -42,6 +44,23 @@ impl<V> Expiring<V> {
             any |= locked(shard).drop_expired(now, &mut dropped);
         }
         any
+    }
+
+    /// Drops all that has expired, and lets go of tables that are much too large for what is left; hands each to `dropped`.
+    pub(crate) fn sweep(&self, now: Duration, mut dropped: impl FnMut(&str, V)) {
+        while self.drop_expired(now, &mut dropped) {}
+        for shard in &self.shards {
+            let mut shard = locked(shard);
+            let len = shard.entries.len();
+            if shard.entries.capacity() > SPARSE * len {
+                shard.entries.shrink_to(len * 2);
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn capacity(&self) -> usize {
+        self.shards.iter().map(|shard| locked(shard).entries.capacity()).sum()
     }
 }
 

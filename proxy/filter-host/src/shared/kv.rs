@@ -19,8 +19,9 @@ use super::{
 const MAX_KEY: usize = 256;
 /// The most bytes of a value.
 const MAX_VALUE: usize = 64 << 10;
-/// What an entry counts beside its key and value.
-const ENTRY_COST: u64 = 128;
+/// What an entry counts beside its key and value: its places in both tables, which grow by doubling, and its allocations.
+const ENTRY_COST: u64 = 320;
+
 /// What one tenant may keep.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Quota {
@@ -203,6 +204,11 @@ impl Kv {
         true
     }
 
+    /// Lets go of all that has expired.
+    pub(crate) fn sweep(&self, now: Duration) {
+        self.entries.sweep(now, |key, value| self.give_back(key, &value));
+    }
+
     fn give_back(&self, key: &str, value: &Bytes) {
         let cost = cost(key, value);
         self.count.fetch_sub(1, Ordering::Relaxed);
@@ -239,7 +245,7 @@ fn is_key(key: &str) -> bool {
 mod tests {
     use super::*;
 
-    const QUOTA: Quota = Quota { bytes: 4096, entries: 10 };
+    const QUOTA: Quota = Quota { bytes: 6016, entries: 10 };
     const NOW: Duration = Duration::from_secs(100);
 
     fn new() -> Kv {
@@ -263,6 +269,23 @@ mod tests {
         set(&second, "b", b"", None, NOW).unwrap();
         drop(second);
         assert_eq!(node.used(), 0);
+    }
+
+    #[test]
+    fn what_a_tenant_that_is_idle_kept_makes_room_for_others_when_it_has_expired() {
+        let node = room(1000 * (4 + 10 + ENTRY_COST));
+        let (idle, other) = (Kv::within(node), Kv::within(node));
+        let roomy = Quota { bytes: 1 << 20, entries: 1000 };
+        for i in 0..1000 {
+            idle.set(&format!("{i:04}"), vec![0; 10], (i > 0).then_some(ms(50)), NOW, roomy).unwrap();
+        }
+        let later = NOW + ms(50);
+        assert_eq!(set(&other, "a", b"", None, later), Err(KvError::QuotaExceeded));
+        idle.sweep(later);
+        assert_eq!(node.used(), 4 + 10 + ENTRY_COST);
+        assert!(idle.entries.capacity() < 100, "{}", idle.entries.capacity());
+        set(&other, "a", b"", None, later).unwrap();
+        assert!(idle.get("0000", later).is_some());
     }
 
     #[test]
@@ -352,7 +375,7 @@ mod tests {
         }
         assert_eq!(set(&kv, "more", b"x", None, later), Err(KvError::QuotaExceeded));
         assert_eq!(kv.get("k5", later).unwrap(), "x", "nothing that counts was evicted");
-        // By bytes: 10 entries of about 131 each are there; none can grow to the whole quota.
+        // By bytes: 10 entries of about 323 each are there; none can grow to the whole quota.
         assert_eq!(set(&kv, "k9", &[0; 3000], None, later), Err(KvError::QuotaExceeded));
         assert_eq!(kv.get("k9", later).unwrap(), "y");
         // A quota that was lowered below what is held lets things shrink.

@@ -41,6 +41,18 @@ impl TenantState {
         self.since.elapsed()
     }
 
+    /// Lets go of all that has expired: what a tenant whose filters are not called kept is no longer in the way of others.
+    /// Takes up to a second where that is much.
+    pub fn sweep(&self) {
+        let now = self.now();
+        if let Some(kv) = self.kv.get() {
+            kv.sweep(now);
+        }
+        if let Some(buckets) = self.buckets.get() {
+            buckets.sweep(now);
+        }
+    }
+
     pub(crate) fn kv(&self) -> &Kv {
         self.kv.get_or_init(|| Kv::within(&NODE))
     }

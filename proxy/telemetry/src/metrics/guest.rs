@@ -13,10 +13,18 @@ use super::exposition::{Exposition, MetricKind, labels};
 
 /// Series of one tenant on a node. Updates of further ones go to one series for each name, with the label `overflow`.
 const MAX_SERIES: u64 = 1000;
-/// Lines that the series of all tenants of a node are shown as, so that no number of tenants makes `/metrics` too large to be
-/// read: one for a counter, [`HISTOGRAM_LINES`] for a histogram. What is beyond goes to the series `overflow`, too.
-const MAX_LINES: u64 = 200_000;
+/// Bytes of `/metrics` that the series of one tenant are shown as, and those of all tenants of a node, so that no number of
+/// them makes it too large to be read. What is beyond goes to the series `overflow`, for which there is room since its name
+/// came up, or is refused with its name.
+const MAX_BYTES: u64 = 4 << 20;
+const MAX_BYTES_OF_ALL: u64 = 32 << 20;
+/// A line without its name and labels: what the format has around them, the ends of names, `le`, a number of 64 bits.
+const LINE_BYTES: u64 = 64;
+/// What a sum may have beyond that: a number with as many digits as a float can be written with.
+const SUM_BYTES: u64 = 330;
 const HISTOGRAM_LINES: u64 = BOUNDS.len() as u64 + 3;
+/// A family's head without its name.
+const HEAD_BYTES: u64 = 128;
 /// Names of one tenant. Updates of further ones are refused.
 const MAX_NAMES: usize = 64;
 const MAX_NAME: usize = 64;
@@ -53,7 +61,7 @@ pub enum MetricRefusal {
     InvalidValue,
     /// The name is that of a metric of the other kind.
     OtherKind,
-    /// The tenant has 64 names already.
+    /// The tenant has 64 names already, or there is no room to show one more.
     TooManyNames,
 }
 
@@ -64,9 +72,9 @@ pub struct GuestMetrics {
     families: RwLock<BTreeMap<Box<str>, Arc<Family>>>,
     series: AtomicU64,
     folded: AtomicU64,
-    /// Lines of these series, and of those of all tenants.
-    lines: AtomicU64,
-    lines_of_all: Arc<AtomicU64>,
+    /// Bytes that these series are shown as at most, and those of all tenants.
+    bytes: AtomicU64,
+    bytes_of_all: Arc<AtomicU64>,
 }
 
 struct Family {
@@ -89,14 +97,14 @@ struct Histogram {
 }
 
 impl GuestMetrics {
-    pub(super) fn new(tenant: &str, lines_of_all: &Arc<AtomicU64>) -> Self {
+    pub(super) fn new(tenant: &str, bytes_of_all: &Arc<AtomicU64>) -> Self {
         Self {
             tenant: tenant.into(),
             families: RwLock::default(),
             series: AtomicU64::new(0),
             folded: AtomicU64::new(0),
-            lines: AtomicU64::new(0),
-            lines_of_all: Arc::clone(lines_of_all),
+            bytes: AtomicU64::new(0),
+            bytes_of_all: Arc::clone(bytes_of_all),
         }
     }
 
@@ -128,31 +136,42 @@ impl GuestMetrics {
             series.update(update);
             return Ok(());
         }
-        let key = if self.has_room(update) {
+        let key = if self.takes_series(shown_bytes(name, &key, family.kind)) {
             key
         } else {
             self.folded.fetch_add(1, Ordering::Relaxed);
-            labels([("tenant", &*self.tenant), ("overflow", "true")])
+            self.overflow()
         };
         series.entry(key.into()).or_insert_with(|| Series::new(update)).update(update);
         Ok(())
     }
 
-    /// Takes room for one series more, where there is any.
-    fn has_room(&self, update: Update) -> bool {
-        let lines = match update {
-            Update::Count(_) => 1,
-            Update::Observe(_) => HISTOGRAM_LINES,
-        };
+    /// The labels of the series of what is folded.
+    fn overflow(&self) -> String {
+        labels([("tenant", &*self.tenant), ("overflow", "true")])
+    }
+
+    /// Takes room for one series more, shown as so many bytes, where there is any.
+    fn takes_series(&self, bytes: u64) -> bool {
         if !take(&self.series, 1, MAX_SERIES) {
             return false;
         }
-        if !take(&self.lines_of_all, lines, MAX_LINES) {
+        let takes = self.takes_bytes(bytes);
+        if !takes {
             self.series.fetch_sub(1, Ordering::Relaxed);
+        }
+        takes
+    }
+
+    fn takes_bytes(&self, bytes: u64) -> bool {
+        if !take(&self.bytes, bytes, MAX_BYTES) {
             return false;
         }
-        self.lines.fetch_add(lines, Ordering::Relaxed);
-        true
+        let takes = take(&self.bytes_of_all, bytes, MAX_BYTES_OF_ALL);
+        if !takes {
+            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        takes
     }
 
     /// The family of this name, made where there is none.
@@ -171,7 +190,8 @@ impl GuestMetrics {
         if let Some(family) = families.get(name) {
             return of_kind(family);
         }
-        if families.len() >= MAX_NAMES {
+        let bytes = HEAD_BYTES + 2 * name.len() as u64 + shown_bytes(name, &self.overflow(), kind);
+        if families.len() >= MAX_NAMES || !self.takes_bytes(bytes) {
             self.folded.fetch_add(1, Ordering::Relaxed);
             return Err(MetricRefusal::TooManyNames);
         }
@@ -183,7 +203,16 @@ impl GuestMetrics {
 
 impl Drop for GuestMetrics {
     fn drop(&mut self) {
-        self.lines_of_all.fetch_sub(*self.lines.get_mut(), Ordering::Relaxed);
+        self.bytes_of_all.fetch_sub(*self.bytes.get_mut(), Ordering::Relaxed);
+    }
+}
+
+/// The most bytes that a series is shown as.
+fn shown_bytes(name: &str, labels: &str, kind: MetricKind) -> u64 {
+    let line = (name.len() + labels.len()) as u64 + LINE_BYTES;
+    match kind {
+        MetricKind::Counter | MetricKind::Gauge => line,
+        MetricKind::Histogram => line * HISTOGRAM_LINES + SUM_BYTES,
     }
 }
 
@@ -321,25 +350,56 @@ mod tests {
     }
 
     #[test]
-    fn all_tenants_together_are_shown_in_a_bounded_number_of_lines() {
-        let lines = Arc::new(AtomicU64::new(MAX_LINES - 1 - HISTOGRAM_LINES));
-        let (first, second) = (GuestMetrics::new("first", &lines), GuestMetrics::new("second", &lines));
-        first.update("f", "hits", &[], Update::Count(1)).unwrap();
-        first.update("f", "size", &[], Update::Observe(1.0)).unwrap();
+    fn all_tenants_together_are_shown_in_a_bounded_number_of_bytes() {
+        let all = Arc::new(AtomicU64::new(0));
+        let (first, second) = (GuestMetrics::new("first", &all), GuestMetrics::new("second", &all));
         second.update("f", "hits", &[], Update::Count(1)).unwrap();
-        assert_eq!(lines.load(Ordering::Relaxed), MAX_LINES);
-        assert_eq!((second.series.load(Ordering::Relaxed), second.folded.load(Ordering::Relaxed)), (0, 1));
+        let held = all.load(Ordering::Relaxed);
+        // Room for one name of one series, and its overflow.
+        first.update("f", "hits", &[], Update::Count(1)).unwrap();
+        let one = all.load(Ordering::Relaxed) - held;
+        all.fetch_add(MAX_BYTES_OF_ALL - held - one, Ordering::Relaxed);
+        let plan = [pair("plan", "a")];
+        second.update("f", "hits", &plan, Update::Count(1)).unwrap();
+        assert_eq!((second.series.load(Ordering::Relaxed), second.folded.load(Ordering::Relaxed)), (1, 1));
+        assert_eq!(second.update("f", "more", &[], Update::Count(1)), Err(MetricRefusal::TooManyNames));
+        assert_eq!(second.folded.load(Ordering::Relaxed), 2);
+        assert_eq!(all.load(Ordering::Relaxed), MAX_BYTES_OF_ALL);
+        drop(first);
+        assert_eq!(all.load(Ordering::Relaxed), MAX_BYTES_OF_ALL - one, "given back with the tenant");
+        second.update("f", "hits", &plan, Update::Count(1)).unwrap();
+        assert_eq!(second.series.load(Ordering::Relaxed), 2);
         let text = shown(second);
         assert!(
             text.contains("beamline_guest_hits_total{tenant=\"second\",overflow=\"true\"} 1\n"),
             "{text}"
         );
-        assert_eq!(shown(first).matches("beamline_guest_size_").count() as u64, HISTOGRAM_LINES);
-        assert_eq!(
-            lines.load(Ordering::Relaxed),
-            MAX_LINES - 1 - HISTOGRAM_LINES,
-            "given back with the tenant"
-        );
+    }
+
+    #[test]
+    fn a_tenant_is_shown_in_no_more_bytes_than_were_taken_for_it() {
+        let metrics = metrics();
+        let before = shown(GuestMetrics::new("acme", &Arc::default())).len() as u64;
+        let name = |i| format!("{}_{i:02}", "n".repeat(61));
+        'all: for i in 0..64 {
+            for series in 0..1000 {
+                // Each character is shown as two.
+                let plan: Vec<_> =
+                    (0..4).map(|l| pair(&format!("{}{l}", "l".repeat(31)), &"\"".repeat(64 - l))).collect();
+                let plan = [&plan[..3], &[pair("series", &series.to_string())]].concat();
+                let update =
+                    if i % 2 == 0 { Update::Count(u64::MAX) } else { Update::Observe(f64::MAX / 1e3) };
+                let done = metrics.update("f", &name(i), &plan, update);
+                if metrics.folded.load(Ordering::Relaxed) > 100 {
+                    break 'all;
+                }
+                done.unwrap();
+            }
+        }
+        assert!(metrics.folded.load(Ordering::Relaxed) > 100);
+        let (taken, own) = (metrics.bytes.load(Ordering::Relaxed), 64);
+        let text = shown(metrics);
+        assert!(text.len() as u64 - before <= taken + own && taken <= MAX_BYTES, "{} of {taken}", text.len());
     }
 
     #[test]
@@ -347,19 +407,12 @@ mod tests {
         let page = include_str!("../../../../docs/reference/limits.md");
         let row = page.lines().find(|line| line.starts_with("| what filters count |")).unwrap();
         assert!(
-            row.contains("1,000 series and 64 names of a tenant") && row.contains("200,000 lines"),
+            row.contains("1,000 series, 64 names and 4 MiB of `/metrics` of a tenant")
+                && row.contains("32 MiB"),
             "{row}"
         );
-        assert_eq!((MAX_SERIES, MAX_NAMES, MAX_LINES, HISTOGRAM_LINES), (1000, 64, 200_000, 22));
-    }
-
-    #[test]
-    fn what_is_being_shown_holds_up_no_filter() {
-        let metrics = metrics();
-        metrics.update("f", "hits", &[], Update::Count(1)).unwrap();
-        let family = metrics.family("hits", Update::Count(1)).unwrap();
-        let copied = family.copied();
-        assert!(family.series.try_lock().is_ok() && copied.len() == 1);
+        assert_eq!((MAX_SERIES, MAX_NAMES), (1000, 64));
+        assert_eq!((MAX_BYTES, MAX_BYTES_OF_ALL), (4 << 20, 32 << 20));
     }
 
     fn pair(name: &str, value: &str) -> (String, String) {

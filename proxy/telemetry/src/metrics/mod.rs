@@ -22,21 +22,21 @@ pub use self::{
 pub struct Metrics {
     /// By tenant, for as long as somebody holds them. A mutex: taken by changes of tenants and by `/metrics`, never by a request.
     guests: Arc<Mutex<BTreeMap<Box<str>, Weak<GuestMetrics>>>>,
-    /// Lines that the series of all of them are shown as.
-    lines: Arc<AtomicU64>,
+    /// Bytes that the series of all of them are shown as at most.
+    bytes: Arc<AtomicU64>,
 }
 
 impl Metrics {
     /// A tenant's metrics, new and empty, in place of what was of its name. They are shown until the last holder lets go.
     pub fn tenant(&self, name: &str) -> Arc<GuestMetrics> {
-        let metrics = Arc::new(GuestMetrics::new(name, &self.lines));
+        let metrics = Arc::new(GuestMetrics::new(name, &self.bytes));
         let mut guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
         guests.retain(|_, metrics| metrics.strong_count() > 0);
         guests.insert(name.into(), Arc::downgrade(&metrics));
         metrics
     }
 
-    /// Writes what the tenants' filters counted: up to some ten megabytes, which take their time.
+    /// Writes what the tenants' filters counted: up to 32 MiB, which take their time.
     pub fn write_guests(&self, out: &mut Exposition) {
         guest::write(&self.guests(), out);
     }
