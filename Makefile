@@ -6,7 +6,7 @@ SUITE   ?= core
 GUESTS  := target/guests
 BINARY   = target/$(PROFILE)/beamline
 
-.PHONY: help demo test faults hostile soak languages bench release guests tools lint fmt clean
+.PHONY: help demo test coverage faults hostile soak languages bench release guests tools lint fmt clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ test: tools guests ## All tests; installs what they need
 	@echo "==> filters"
 	cd wasm-filters && $(CARGO) test
 	cd tests/guests && $(CARGO) test
+
+coverage: ## Which lines of the stock filters their tests run; fails where one is not run
+	@CARGO="$(CARGO)" scripts/coverage.sh
 
 faults: tools guests ## Mixed faults from RUNS=300 seeds, kills and power cuts among them, judged by the checker; an outage of NATS (BINARY=… for another build)
 	$(CARGO) test --workspace --profile $(PROFILE) --no-run

@@ -16,6 +16,7 @@
 //! | `/reset` | resets the connection before a head |
 //! | `/hang` | no answer while the origin runs |
 //! | `/garbage` | bytes that are not HTTP |
+//! | what [`Origin::page`] named | 200 with that body |
 //! | any other | 200, `ok` |
 //!
 //! Every answer names the origin in `x-origin`. Requests are told apart by whether they came whole.
@@ -101,6 +102,8 @@ struct Shared {
     /// By the number of the request among those that came whole, from 1.
     mischief: Mutex<BTreeMap<u64, Mischief>>,
     stopping: AtomicBool,
+    /// Content types and bodies by path.
+    pages: Mutex<BTreeMap<String, (String, Vec<u8>)>>,
 }
 
 impl Shared {
@@ -133,6 +136,7 @@ impl Origin {
             delay_ms: AtomicU64::new(0),
             mischief: Mutex::default(),
             stopping: AtomicBool::new(false),
+            pages: Mutex::default(),
         });
         let for_handler = shared.clone();
         let server =
@@ -163,6 +167,12 @@ impl Origin {
     pub fn start_again(&mut self) -> Result<()> {
         self.shared.stopping.store(false, Ordering::SeqCst);
         self.server.start_again()
+    }
+
+    /// From now on answers this path with this body, in pieces of 16 KiB.
+    pub fn page(&self, path: &str, content_type: &str, body: impl Into<Vec<u8>>) {
+        let mut pages = self.shared.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        pages.insert(path.into(), (content_type.into(), body.into()));
     }
 
     /// From now on closes each connection after one response without saying so, whatever the path.
@@ -350,8 +360,13 @@ fn answer(
         }
         Some(Mischief::Cut) | None => {}
     }
+    let page = shared.pages.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned();
     if forced != 0 {
         reply.send(forced, b"")?;
+    } else if let Some((kind, body)) = page {
+        reply.field("content-type", &kind);
+        reply.field("etag", "\"1\"");
+        reply.pieces(&body, true, 2)?;
     } else {
         match path {
             "/echo" => {

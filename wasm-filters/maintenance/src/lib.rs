@@ -55,8 +55,17 @@ fn same(found: &[u8], secret: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use beamline_sdk::{Verdict, testing::Call};
+
     #[test]
     fn cases_come_out_as_they_say() {
         beamline_sdk::testing::run_cases::<super::Maintenance>(include_str!("../cases.json"));
+    }
+
+    #[test]
+    fn a_word_that_cannot_be_taken_off_is_told_in_the_log() {
+        let config = serde_json::json!({ "bypass": { "header": "te", "value": "trailers" } });
+        let outcome = Call::get("/").header("te", "trailers").config(config).run::<super::Maintenance>();
+        assert_eq!((outcome.verdict, outcome.log.len()), (Verdict::next(), 1));
     }
 }

@@ -9,11 +9,11 @@ use serde::{Deserialize, Deserializer, de};
 #[derive(Default)]
 pub(crate) struct HeaderMatches(Vec<(String, HeaderMatch)>);
 
-/// What the first value of a header must be: `true` any, `false` none, a text that text.
+/// What the first value of a header must be: `true` any, `false` none, a text that text, a list one of its texts.
 enum HeaderMatch {
     Present,
     Absent,
-    Equals(String),
+    OneOf(Vec<String>),
 }
 
 impl HeaderMatches {
@@ -22,7 +22,9 @@ impl HeaderMatches {
         self.0.iter().all(|(name, wanted)| match (wanted, value(name)) {
             (HeaderMatch::Present, value) => value.is_some(),
             (HeaderMatch::Absent, value) => value.is_none(),
-            (HeaderMatch::Equals(wanted), value) => value.is_some_and(|value| value == wanted.as_str()),
+            (HeaderMatch::OneOf(wanted), value) => {
+                value.is_some_and(|value| wanted.iter().any(|wanted| value == wanted.as_str()))
+            }
         })
     }
 
@@ -61,11 +63,11 @@ impl<'de> Deserialize<'de> for HeaderMatch {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Visitor;
 
-        impl de::Visitor<'_> for Visitor {
+        impl<'de> de::Visitor<'de> for Visitor {
             type Value = HeaderMatch;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("true (present), false (absent) or the header's whole value")
+                f.write_str("true (present), false (absent) or the header's whole value, or a list of such")
             }
 
             fn visit_bool<E: de::Error>(self, present: bool) -> Result<HeaderMatch, E> {
@@ -73,7 +75,11 @@ impl<'de> Deserialize<'de> for HeaderMatch {
             }
 
             fn visit_str<E: de::Error>(self, value: &str) -> Result<HeaderMatch, E> {
-                Ok(HeaderMatch::Equals(value.to_owned()))
+                Ok(HeaderMatch::OneOf(vec![value.to_owned()]))
+            }
+
+            fn visit_seq<S: de::SeqAccess<'de>>(self, values: S) -> Result<HeaderMatch, S::Error> {
+                Vec::deserialize(de::value::SeqAccessDeserializer::new(values)).map(HeaderMatch::OneOf)
             }
         }
 

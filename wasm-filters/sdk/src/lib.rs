@@ -31,6 +31,7 @@
 //! Built for `wasm32-unknown-unknown` as a `cdylib`, that is a module which `beamline push` takes as it is.
 //! Built for the machine at hand, the same code runs in `cargo test`: see [`testing`].
 
+pub mod address;
 mod body;
 pub mod buckets;
 pub mod clock;

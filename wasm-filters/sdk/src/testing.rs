@@ -34,7 +34,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 pub use self::{
-    cases::run_cases,
+    cases::{run_cases, run_response_cases, run_whole_request_cases},
     head::{Head, ResponseHead},
     kept::Kept,
 };

@@ -5,11 +5,14 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::{Call, Outcome};
-use crate::{Filter, Verdict, upstream::State};
+use super::Call;
+use crate::{
+    Filter, ResponseFilter, ResponseVerdict, Verdict, WholeRequestFilter, config,
+    raw::beamline::edge::http::Field, upstream::State,
+};
 
 /// One case.
 #[derive(Deserialize)]
@@ -17,19 +20,46 @@ use crate::{Filter, Verdict, upstream::State};
 struct Case {
     /// What the case claims, as a sentence.
     name: String,
+    /// The phase that is called.
+    #[serde(default)]
+    phase: Phase,
     #[serde(default)]
     config: Value,
     #[serde(default)]
     request: CaseRequest,
+    #[serde(default)]
+    response: CaseResponse,
+    /// The whole body, where the phase has it.
+    #[serde(default)]
+    body: String,
     /// The upstreams' states by name: `ready`, `degraded` or `down`.
     #[serde(default)]
     upstreams: BTreeMap<String, CaseState>,
     #[serde(default)]
     random: u64,
+    #[serde(default)]
+    now_ms: u64,
+    /// The peer's address.
+    client: Option<String>,
+    #[serde(default)]
+    secrets: BTreeMap<String, String>,
+    /// What an earlier phase remembered.
+    context: Option<String>,
     expect: Expected,
-    /// Fields of the head after the call; `null` for one that must not be there.
+    /// Fields of the head after the call, several lines as one list; `null` for one that must not be there.
     #[serde(default)]
     expect_headers: BTreeMap<String, Option<String>>,
+    /// What is remembered after the call.
+    expect_context: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Phase {
+    #[default]
+    Request,
+    WholeRequest,
+    Response,
 }
 
 #[derive(Deserialize)]
@@ -52,6 +82,26 @@ impl Default for CaseRequest {
     }
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct CaseResponse {
+    status: u16,
+    headers: BTreeMap<String, String>,
+}
+
+impl Default for CaseResponse {
+    fn default() -> Self {
+        Self { status: 200, headers: BTreeMap::new() }
+    }
+}
+
+/// What a case led to, whatever its phase.
+struct Found {
+    verdict: Verdict,
+    fields: Vec<Field>,
+    context: Option<Vec<u8>>,
+}
+
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum CaseState {
@@ -67,6 +117,7 @@ enum Expected {
     Route(ExpectedRoute),
     Respond(ExpectedResponse),
     Enqueue(ExpectedEnqueue),
+    ReadBody,
     /// The configuration is refused, with a message that contains this.
     ConfigError(String),
 }
@@ -100,22 +151,63 @@ struct ExpectedEnqueue {
     expiry_ms: Option<u64>,
 }
 
-/// Runs a filter over a file of cases, a JSON array, and says which of them failed.
+/// Runs a filter's request phase over a file of cases, a JSON array, and says which of them failed.
 ///
 /// A case has `name`, `config`, `request` (`method`, `target`, `host`, `headers`; by default `GET /` to
-/// `example.test`), `upstreams` (name to `ready`, `degraded` or `down`), `random`, and what is expected: `expect`
-/// (`"next"`, or one of `route`, `respond`, `enqueue`, `config-error`) and `expect_headers`.
+/// `example.test`), `upstreams` (name to `ready`, `degraded` or `down`), `random`, `now_ms`, `client` (the peer's address),
+/// `secrets`, `context`, and what is expected: `expect` (`"next"`, `"read-body"`, or one of `route`, `respond`, `enqueue`,
+/// `config-error`), `expect_headers` and `expect_context`. One with another `phase` than `request` is left to
+/// [`run_whole_request_cases`] (`whole-request`, with `body`) or [`run_response_cases`] (`response`, with `response`:
+/// `status` and `headers`).
 ///
 /// # Panics
 /// Where a case does not come out as it says, or the file is not one of cases.
 #[track_caller]
 pub fn run_cases<F: Filter>(json: &str) {
-    let cases: Vec<Case> = serde_json::from_str(json).unwrap_or_else(|error| panic!("cases: {error}"));
-    assert!(!cases.is_empty(), "cases: expected at least one, found none");
+    run::<F::Config>(json, Phase::Request, |call| {
+        let outcome = call.run::<F>();
+        Found { verdict: outcome.verdict, fields: outcome.head.snapshot().fields, context: outcome.context }
+    });
+}
+
+/// As [`run_cases`], the cases whose `phase` is `whole-request`.
+///
+/// # Panics
+/// As [`run_cases`].
+#[track_caller]
+pub fn run_whole_request_cases<F: WholeRequestFilter>(json: &str) {
+    run::<F::Config>(json, Phase::WholeRequest, |call| {
+        let outcome = call.run_whole_request::<F>();
+        Found { verdict: outcome.verdict, fields: outcome.head.snapshot().fields, context: outcome.context }
+    });
+}
+
+/// As [`run_cases`], the cases whose `phase` is `response`. The head that they expect is the response's.
+///
+/// # Panics
+/// As [`run_cases`].
+#[track_caller]
+pub fn run_response_cases<F: ResponseFilter>(json: &str) {
+    run::<F::Config>(json, Phase::Response, |call| {
+        let outcome = call.run_response::<F>();
+        let verdict = match outcome.verdict {
+            ResponseVerdict::Next => Verdict::Next,
+            ResponseVerdict::Respond(response) => Verdict::Respond(response),
+            ResponseVerdict::ReadBody => Verdict::ReadBody,
+        };
+        Found { verdict, fields: outcome.head.snapshot().fields, context: outcome.context }
+    });
+}
+
+#[track_caller]
+fn run<C: DeserializeOwned>(json: &str, phase: Phase, call: impl Fn(Call) -> Found) {
+    let mut cases: Vec<Case> = serde_json::from_str(json).unwrap_or_else(|error| panic!("cases: {error}"));
+    cases.retain(|case| case.phase == phase);
+    assert!(!cases.is_empty(), "cases: expected at least one of phase {phase:?}, found none");
     let failures: Vec<_> = cases
         .iter()
         .filter_map(|case| {
-            let checked = catch_unwind(AssertUnwindSafe(|| case.check::<F>()))
+            let checked = catch_unwind(AssertUnwindSafe(|| case.check::<C>(&call)))
                 .unwrap_or_else(|_| Err("the filter panicked".into()));
             Some(format!("\n  {}: {}", case.name, checked.err()?))
         })
@@ -124,25 +216,54 @@ pub fn run_cases<F: Filter>(json: &str) {
 }
 
 impl Case {
-    fn check<F: Filter>(&self) -> Result<(), String> {
-        let outcome = match (self.call().try_run::<F>(), &self.expect) {
+    fn check<C: DeserializeOwned>(&self, call: impl Fn(Call) -> Found) -> Result<(), String> {
+        match (config::read::<C>(&self.config.to_string()), &self.expect) {
             (Err(found), Expected::ConfigError(expected)) if found.contains(expected) => return Ok(()),
             (Err(found), expected) => return Err(format!("expected {expected:?}, found {found:?}")),
-            (Ok(outcome), _) => outcome,
-        };
-        if !self.expect.is(&outcome.verdict) {
-            return Err(format!("expected {:?}, found {:?}", self.expect, outcome.verdict));
+            (Ok(_), _) => {}
         }
-        self.check_headers(&outcome)
+        let found = call(self.call());
+        if !self.expect.is(&found.verdict) {
+            return Err(format!("expected {:?}, found {:?}", self.expect, found.verdict));
+        }
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let context = found.context.as_deref().map(text);
+        if self.expect_context.is_some() && self.expect_context != context {
+            return Err(format!("context: expected {:?}, found {context:?}", self.expect_context));
+        }
+        for (name, expected) in &self.expect_headers {
+            let lines = found.fields.iter().filter(|field| field.name.eq_ignore_ascii_case(name));
+            let lines: Vec<_> = lines.map(|field| text(&field.value)).collect();
+            let value = (!lines.is_empty()).then(|| lines.join(", "));
+            if value != *expected {
+                return Err(format!("header {name}: expected {expected:?}, found {value:?}"));
+            }
+        }
+        Ok(())
     }
 
     fn call(&self) -> Call {
         let mut call = Call::new(&self.request.method, &self.request.target)
             .host(&self.request.host)
             .config(self.config.clone())
-            .random(self.random);
+            .response(self.response.status)
+            .body(self.body.as_str())
+            .random(self.random)
+            .now_ms(self.now_ms);
         for (name, value) in &self.request.headers {
             call = call.header(name, value);
+        }
+        for (name, value) in &self.response.headers {
+            call = call.response_header(name, value);
+        }
+        for (name, value) in &self.secrets {
+            call = call.secret(name, value);
+        }
+        if let Some(client) = &self.client {
+            call = call.properties(|known| known.client_address.clone_from(client));
+        }
+        if let Some(context) = &self.context {
+            call = call.context(context.as_bytes());
         }
         for (name, state) in &self.upstreams {
             call = call.upstream(
@@ -156,22 +277,12 @@ impl Case {
         }
         call
     }
-
-    fn check_headers(&self, outcome: &Outcome) -> Result<(), String> {
-        for (name, expected) in &self.expect_headers {
-            let found = outcome.head.get(name).map(|value| String::from_utf8_lossy(&value).into_owned());
-            if found != *expected {
-                return Err(format!("header {name}: expected {expected:?}, found {found:?}"));
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Expected {
     fn is(&self, found: &Verdict) -> bool {
         match (self, found) {
-            (Self::Next, Verdict::Next) => true,
+            (Self::Next, Verdict::Next) | (Self::ReadBody, Verdict::ReadBody) => true,
             (Self::Route(expected), Verdict::Route(found)) => {
                 let found = found.as_raw();
                 (&expected.upstream, &expected.path, &expected.host, expected.timeout_ms)

@@ -1,0 +1,101 @@
+//! Answers preflights and tells browsers what other origins may do (Fetch, section 3.2).
+//!
+//! What the upstream says of it by itself is taken away: one place decides. See `README.md` for the configuration.
+
+mod config;
+mod origin;
+
+use beamline_sdk::{
+    Filter, HeaderError, HeaderValue, Request, ResponseFilter, ResponseHead, ResponseVerdict, Verdict, log,
+};
+
+use crate::config::Config;
+
+/// The filter.
+struct Cors;
+
+/// The fields of an answer that this filter alone sets.
+const OWN: [&str; 7] = [
+    "access-control-allow-origin",
+    "access-control-allow-credentials",
+    "access-control-allow-methods",
+    "access-control-allow-headers",
+    "access-control-max-age",
+    "access-control-expose-headers",
+    "access-control-allow-private-network",
+];
+
+impl Filter for Cors {
+    type Config = Config;
+
+    fn on_request(config: &Config, request: &mut Request) -> Verdict {
+        let [origin, method] = request.headers(["origin", "access-control-request-method"]);
+        let (Some(origin), Some(method)) = (origin, method) else {
+            return Verdict::next();
+        };
+        if request.method() != "OPTIONS" {
+            return Verdict::next();
+        }
+        let mut answer = Verdict::respond(204)
+            .header("vary", "origin, access-control-request-method, access-control-request-headers");
+        // A browser takes an answer without these fields for a no. What it would be about is not told.
+        if let Some(allowed) = config.allowed_origin(origin.as_bytes())
+            && config.methods.iter().any(|known| method == known.as_str())
+        {
+            answer = answer
+                .header("access-control-allow-origin", allowed)
+                .header("access-control-allow-methods", config.methods.join(", "))
+                .header("access-control-max-age", config.max_age_seconds.to_string());
+            if !config.headers.is_empty() {
+                answer = answer.header("access-control-allow-headers", config.headers.join(", "));
+            }
+            if config.credentials {
+                answer = answer.header("access-control-allow-credentials", "true");
+            }
+        }
+        answer.into()
+    }
+}
+
+impl ResponseFilter for Cors {
+    type Config = Config;
+
+    fn on_response(config: &Config, request: &Request, response: &mut ResponseHead) -> ResponseVerdict {
+        let origin = request.header("origin");
+        if let Err(error) = tell(config, origin, response) {
+            log::warn!("what other origins may do could not be told: {error:?}");
+        }
+        ResponseVerdict::next()
+    }
+}
+
+fn tell(
+    config: &Config,
+    origin: Option<HeaderValue>,
+    response: &mut ResponseHead,
+) -> Result<(), HeaderError> {
+    for name in OWN {
+        response.remove_header(name)?;
+    }
+    // Also where no origin was named: who keeps that response must not hand it to one.
+    if config.varies() && !response.header_all("vary").iter().any(|value| config::is_listed(value.as_bytes()))
+    {
+        response.append_header("vary", "origin")?;
+    }
+    let Some(allowed) = origin.as_ref().and_then(|origin| config.allowed_origin(origin.as_bytes())) else {
+        return Ok(());
+    };
+    response.set_header("access-control-allow-origin", allowed)?;
+    if config.credentials {
+        response.set_header("access-control-allow-credentials", "true")?;
+    }
+    if !config.expose.is_empty() {
+        response.set_header("access-control-expose-headers", config.expose.join(", "))?;
+    }
+    Ok(())
+}
+
+beamline_sdk::export!(Cors: request, response);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,69 @@
+//! Who is asked in which order, and what is queued.
+
+use serde::Deserialize;
+
+/// The filter's configuration.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Config {
+    /// The best first.
+    pub(crate) upstreams: Names,
+    /// Whether one that is ready goes before a better one that failed lately.
+    #[serde(default)]
+    pub(crate) prefer_ready: bool,
+    pub(crate) enqueue: Option<Enqueue>,
+    #[serde(default = "five")]
+    pub(crate) retry_after_seconds: u32,
+}
+
+fn five() -> u32 {
+    5
+}
+
+/// At least one name.
+#[derive(Deserialize)]
+#[serde(try_from = "Vec<String>")]
+pub(crate) struct Names(Vec<String>);
+
+/// The queue for when nobody is up.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Enqueue {
+    pub(crate) upstream: String,
+    #[serde(default = "changing")]
+    methods: Vec<String>,
+    pub(crate) ordering_key_header: Option<String>,
+}
+
+/// Those that a queue can take at all by default.
+fn changing() -> Vec<String> {
+    ["POST", "PUT", "PATCH", "DELETE"].map(str::to_owned).to_vec()
+}
+
+impl Enqueue {
+    /// Whether requests with this method are queued.
+    pub(crate) fn takes(&self, method: &str) -> bool {
+        self.methods.iter().any(|known| known == method)
+    }
+}
+
+impl<'a> IntoIterator for &'a Names {
+    type Item = &'a String;
+    type IntoIter = std::slice::Iter<'a, String>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
+}
+
+impl TryFrom<Vec<String>> for Names {
+    type Error = &'static str;
+
+    fn try_from(names: Vec<String>) -> Result<Self, Self::Error> {
+        if (1..=16).contains(&names.len()) {
+            Ok(Self(names))
+        } else {
+            Err("upstreams: expected 1 to 16 names")
+        }
+    }
+}
