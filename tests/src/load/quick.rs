@@ -12,7 +12,7 @@ use rustix::event::epoll;
 use super::wire::{Scanner, Side};
 
 /// The most connections at once.
-const MAX_CONNECTIONS: usize = 8192;
+const MAX_CONNECTIONS: usize = 18_000;
 
 /// Marks the epoll tokens of this origin among others.
 pub(super) const TOKEN: u64 = 1 << 63;
