@@ -6,7 +6,7 @@ SUITE   ?= core
 GUESTS  := target/guests
 BINARY   = target/$(PROFILE)/beamline
 
-.PHONY: help demo test coverage faults hostile soak languages bench release guests tools lint fmt clean
+.PHONY: help demo test coverage faults hostile soak languages bench bench-tools release guests tools lint fmt clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,11 +48,13 @@ languages: tools guests ## Filters in other languages, built by their own tools 
 	$(CARGO) build --workspace --profile $(PROFILE) --bins
 	BEAMLINE_BIN=$(abspath $(BINARY)) $(CARGO) test --workspace --profile $(PROFILE) --test languages -- --ignored --nocapture
 
-bench: guests release ## Measure against nginx and Envoy: SUITE=core|filter|density|queue|dataplane|telemetry
-	@scripts/install-tools.sh bench
+bench: bench-tools guests release ## Measure against nginx and Envoy: SUITE=core|filter|density|queue|dataplane|telemetry
 	$(CARGO) build --release -p beamline-tests --bin bench
 	$(if $(filter filter,$(SUITE)),BEAMLINE_BIN=$(CURDIR)/target/release/beamline $(CARGO) bench --workspace --bench sandbox)
 	BEAMLINE_BIN=$(CURDIR)/target/release/beamline target/release/bench $(SUITE)
+
+bench-tools: tools
+	@scripts/install-tools.sh $(if $(filter filter,$(SUITE)),envoy)
 
 release: guests ## The binary that ships: target/release/beamline (BEAMLINE_PGO=no: quicker to build, slower)
 	@CARGO="$(CARGO)" scripts/release.sh

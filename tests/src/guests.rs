@@ -14,6 +14,14 @@ pub fn path(name: &str) -> PathBuf {
     folder.join(format!("{name}.wasm"))
 }
 
+/// Where a module is, which must be there.
+///
+/// # Errors
+/// Where it isn't; the message says how to build it.
+pub fn existing(name: &str) -> Result<PathBuf> {
+    module(name).map(|_| path(name))
+}
+
 /// A module's bytes.
 ///
 /// # Errors

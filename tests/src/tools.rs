@@ -28,6 +28,7 @@ fn found(program: &str, package: &str) -> Result<()> {
 pub fn require(programs: &[&str]) -> Result<()> {
     programs.iter().try_for_each(|program| match *program {
         "cc" => found("cc", "gcc"),
+        "node" => found("node", "nodejs"),
         other => found(other, other),
     })
 }

@@ -453,7 +453,7 @@ fn a_module_that_cannot_be_taken_is_refused_by_what_stands_against_it() {
 fn a_module_that_is_too_large_is_refused_before_it_is_sent() {
     let scene = Scene::start().unwrap();
     let file = scene.node.folder().join("large.wasm");
-    std::fs::File::create(&file).unwrap().set_len(65 << 20).unwrap();
+    std::fs::File::create(&file).unwrap().set_len(5 << 20).unwrap();
     let url = format!("http://{}/v1/tenants/{TENANT}/modules", scene.node.admin_address());
     let (authorization, data) =
         (format!("authorization: Bearer {}", scene.token), format!("@{}", file.display()));
@@ -462,7 +462,7 @@ fn a_module_that_is_too_large_is_refused_before_it_is_sent() {
             .unwrap();
     let problem: Value = serde_json::from_slice(&answer.body).unwrap();
     assert_eq!((answer.status, &problem["type"]), (413, &json!("urn:beamline:problem:body-too-large")));
-    assert!(problem["detail"].as_str().unwrap().contains("67108864"), "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains("4194304"), "{problem}");
 }
 
 #[test]

@@ -45,9 +45,9 @@ fn a_large_module_is_for_tenants_of_the_class_large() {
     let module = guests::longer(&guests::module("probe").unwrap(), 5 * MIB);
     let error = scene.admin.push(TENANT, &module).err().unwrap();
     let (status, problem) = refused(&error);
-    assert_eq!((status, &problem["type"]), (422, &json!("urn:beamline:problem:module-rejected")));
+    assert_eq!((status, &problem["type"]), (413, &json!("urn:beamline:problem:body-too-large")));
     let detail = problem["detail"].as_str().unwrap();
-    assert!(detail.contains("the limit of 4194304") && detail.contains("another limit class"), "{detail}");
+    assert!(detail.contains("class small has at most 4194304 bytes"), "{detail}");
 
     let pushed = scene.admin.push("large", &module).unwrap();
     let mut manifest = scene.manifest();
@@ -59,7 +59,10 @@ fn a_large_module_is_for_tenants_of_the_class_large() {
 
     // The operator's own bound of the class.
     let error = scene.admin.push("large", &guests::longer(&module, MIB)).err().unwrap();
-    assert!(refused(&error).1["detail"].as_str().unwrap().contains("the limit of 6291456"), "{error}");
+    assert!(
+        refused(&error).1["detail"].as_str().unwrap().contains("class large has at most 6291456 bytes"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -70,7 +73,7 @@ fn a_module_that_was_taken_in_another_class_is_not_taken_again_in_this_one() {
     scene.admin.create_tenant_with(&grant).unwrap();
     let module = guests::longer(&guests::module("probe").unwrap(), 64 << 10);
     scene.admin.push("large", &module).unwrap();
-    assert_eq!(refused(&scene.admin.push(TENANT, &module).err().unwrap()).0, 422);
+    assert_eq!(refused(&scene.admin.push(TENANT, &module).err().unwrap()).0, 413);
 }
 
 #[test]

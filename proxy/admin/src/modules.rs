@@ -1,6 +1,6 @@
 //! Modules: uploaded as they are, named by their digest from then on.
 
-use axum::extract::State;
+use axum::extract::{Request, State};
 use beamline_control::{ModuleListing, ModuleView};
 use serde::Serialize;
 
@@ -9,7 +9,7 @@ use crate::{
     answer::{Answer, ok},
     auth::Caller,
     problem::Refusal,
-    request::{Raw, Tenant},
+    request::{Tenant, read},
 };
 
 #[derive(Serialize)]
@@ -21,8 +21,17 @@ pub(crate) async fn push(
     State(state): State<AdminState>,
     Caller(actor): Caller,
     Tenant(tenant): Tenant,
-    Raw(bytes): Raw,
+    request: Request,
 ) -> Result<Answer<ModuleView>, Refusal> {
+    let upload = state.control.upload(&tenant, &actor).await?;
+    let limit = usize::try_from(upload.limit.get()).unwrap_or(usize::MAX);
+    let bytes = read(request.into_body(), limit, || {
+        format!(
+            "a module of the limit class {} has at most {limit} bytes: build it with opt-level = \"s\", lto and strip, or ask the operator for another class",
+            upload.class
+        )
+    })
+    .await?;
     Ok(ok(state.control.push_module(&tenant, bytes, &actor).await?))
 }
 

@@ -126,7 +126,11 @@ impl<S: Send + Sync> FromRequest<S> for Raw {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Refusal> {
         let limit = request.extensions().get::<&'static RouteRow>().map_or(0, |row| row.max_body);
-        read(request.into_body(), limit).await.map(Self)
+        read(request.into_body(), limit, || {
+            format!("the body has more than the {limit} bytes that this route takes: send less")
+        })
+        .await
+        .map(Self)
     }
 }
 
@@ -152,14 +156,10 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     serde_json::from_slice(body).map_err(|error| Refusal::of("invalid-request", format!("the body: {error}")))
 }
 
-/// Reads a body, whole or not at all: at most `limit` bytes, within [`BODY_TIME`].
-async fn read(body: Body, limit: usize) -> Result<Bytes, Refusal> {
-    let too_large = || {
-        Refusal::of(
-            "body-too-large",
-            format!("the body has more than the {limit} bytes that this route takes: send less"),
-        )
-    };
+/// Reads a body, whole or not at all: at most `limit` bytes, within [`BODY_TIME`]. `told` says what was expected where it is
+/// longer.
+pub(crate) async fn read(body: Body, limit: usize, told: impl Fn() -> String) -> Result<Bytes, Refusal> {
+    let too_large = || Refusal::of("body-too-large", told());
     // A length that is announced is judged before the first byte of it is asked for.
     if body.size_hint().lower() > limit as u64 {
         return Err(too_large());
@@ -218,18 +218,22 @@ mod tests {
         }
     }
 
+    fn told() -> String {
+        "at most 5".into()
+    }
+
     #[tokio::test]
     async fn a_body_is_read_up_to_its_limit_and_no_further() {
-        assert_eq!(read(Body::from("12345"), 5).await.unwrap(), "12345");
+        assert_eq!(read(Body::from("12345"), 5, told).await.unwrap(), "12345");
         for body in [Body::from("123456"), Body::new(Endless)] {
-            let refusal = read(body, 5).await.unwrap_err().to_string();
-            assert!(refusal.starts_with("body-too-large: the body has more than the 5 bytes"), "{refusal}");
+            let refusal = read(body, 5, told).await.unwrap_err().to_string();
+            assert_eq!(refusal, "body-too-large: at most 5");
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_body_that_does_not_come_is_given_up() {
-        let refusal = read(Body::new(Silent), 5).await.unwrap_err().to_string();
+        let refusal = read(Body::new(Silent), 5, told).await.unwrap_err().to_string();
         assert!(refusal.starts_with("body-incomplete: the body did not come whole within 60 s"), "{refusal}");
     }
 }

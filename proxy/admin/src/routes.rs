@@ -203,7 +203,7 @@ pub const ROUTES: &[RouteRow] = &[
         path: "/v1/tenants/{tenant}/modules",
         who: Who::Tenant,
         does: "upload, check and compile a module",
-        // The largest that any limit class can allow; a tenant's own is asked for afterwards.
+        // The largest that any limit class can allow; before it is read, the tenant's own is asked for.
         max_body: 64 * MIB,
         success: 200,
         problems: of_a_tenant![

@@ -3,7 +3,7 @@
 use std::{io::IsTerminal as _, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use beamline_control::Snapshot;
+use beamline_control::{Lacking, Snapshot};
 use beamline_nats::{Change, Connections};
 use beamline_node_state::{NodeState, Reason};
 use beamline_queue::{Health, Queue};
@@ -100,13 +100,13 @@ fn report_tenants(node: &NodeState, snapshot: &Snapshot) {
         tenant.unloaded.iter().map(|unloaded| format!("{}/{}", tenant.name, unloaded.filter))
     });
     let modules = modules.map(Reason::ModuleUnavailable);
-    let secrets = upstreams().filter(|upstream| upstream.headers.problem().is_some());
-    let secrets = secrets.map(|upstream| Reason::SecretUnavailable(upstream.cluster.key().to_string()));
-    let of_filters = snapshot.tenants().flat_map(|tenant| {
-        let lacking = tenant.chain.filters().filter(|filter| filter.config.problem().is_some());
-        lacking.map(|filter| Reason::SecretUnavailable(format!("{}/{}", tenant.name, filter.name)))
+    let secrets = snapshot.tenants().flat_map(|tenant| {
+        tenant.without_secrets().map(|(lacking, _)| match lacking {
+            Lacking::Upstream(name) => format!("{}/{name}", tenant.name),
+            Lacking::Filter(name) => format!("{}/filters.{name}", tenant.name),
+        })
     });
-    let lacking: Vec<_> = modules.chain(secrets).chain(of_filters).collect();
+    let lacking: Vec<_> = modules.chain(secrets.map(Reason::SecretUnavailable)).collect();
     for reason in node.current().reasons {
         let is_over = match &reason {
             // Whether one that is there is well again, its own breaker tells.

@@ -113,7 +113,6 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
         limits: config.limits.clone(),
         nats: nats.clone(),
         seal_keys: seal_keys.clone(),
-        metrics: telemetry.metrics().clone(),
         egress: Some(EgressNode::start(give_way).context("no thread for requests of filters")?),
         ..ControlSettings::default()
     };

@@ -21,9 +21,8 @@ use beamline_filter_host::Compiler;
 use beamline_model::{Grant, TenantName, Token, TokenHash, TokenScope};
 use beamline_queue::Queue;
 use beamline_store::{Stamp, Store, StoreError, TenantRecord};
-use beamline_telemetry::Telemetry;
+use beamline_telemetry::{Metrics, Telemetry};
 use serde_json::{Value, json};
-use tokio::sync::OwnedMutexGuard;
 
 use crate::{
     ControlError, ControlSettings, Snapshot,
@@ -32,9 +31,10 @@ use crate::{
     publish::Publisher,
     reaper::Reaper,
     stored::Stored,
+    turns::{Turn, Turns},
 };
 
-pub use change::ApplyOptions;
+pub use change::{ApplyOptions, Upload};
 pub use secrets::SECRETS_MAX;
 
 /// Where events go: a name and its fields.
@@ -54,15 +54,18 @@ struct Inner {
     queue: Queue,
     modules: Box<dyn Modules>,
     events: Events,
+    /// Where what tenants' filters count is shown.
+    metrics: Metrics,
     settings: ControlSettings,
     admin: Arc<[SocketAddr]>,
     snapshots: Arc<ArcSwap<Snapshot>>,
     publisher: Publisher,
     /// Every token that is valid, as the store has them. Read at each admin request, written when a tenant is created.
     tokens: RwLock<HashMap<TokenHash, TokenScope>>,
-    /// One turn per tenant, so that its changes come one after the other. Held for a look-up; the turns are what
-    /// is held long. Only names of tenants that exist, or of whom that is not known yet, have one.
-    turns: Mutex<HashMap<TenantName, Arc<tokio::sync::Mutex<()>>>>,
+    /// So that a tenant's changes come one after the other.
+    turns: Turns,
+    /// So that of a tenant's uploads one is held and compiled at a time.
+    uploads: Turns,
     /// The tenants that are being deleted. Held for a look-up.
     deleting: Mutex<BTreeSet<TenantName>>,
 }
@@ -83,8 +86,9 @@ impl Control {
         compiler: Compiler,
         telemetry: Telemetry,
     ) -> Result<Self, ControlError> {
+        let metrics = telemetry.metrics().clone();
         let events: Events = Box::new(move |name, fields| telemetry.event(name, fields));
-        Self::start(store, queue, settings, Box::new(compiler), events).await
+        Self::start(store, queue, settings, Box::new(compiler), events, metrics).await
     }
 
     pub(crate) async fn start(
@@ -93,6 +97,7 @@ impl Control {
         settings: ControlSettings,
         modules: Box<dyn Modules>,
         events: Events,
+        metrics: Metrics,
     ) -> Result<Self, ControlError> {
         let store = Stored::new(store);
         let tokens = store.call(|s| s.tokens()).await?.into_iter().collect();
@@ -109,12 +114,14 @@ impl Control {
                 queue,
                 modules,
                 events,
+                metrics,
                 settings,
                 admin,
                 snapshots,
                 publisher,
                 tokens: RwLock::new(tokens),
-                turns: Mutex::default(),
+                turns: Turns::default(),
+                uploads: Turns::default(),
                 deleting: Mutex::default(),
             }),
         };
@@ -179,7 +186,7 @@ impl Control {
         let (this, actor) = (self.clone(), named(actor));
         to_its_end(async move {
             // So that whoever ends the tenant that had the name has forgotten it, and not this one's token after it.
-            let _turn = this.inner.turn_of_name(&name).await;
+            let _turn = this.inner.turns.take(&name).await;
             let scope = TokenScope::Tenant(name.clone());
             let token = Token::generate(&scope);
             let (hash, at_ms) = (token.hash(), this.inner.now_ms());
@@ -187,7 +194,7 @@ impl Control {
             let create =
                 move |s: &dyn Store| s.create_tenant(&tenant, &grant, &hash, Stamp { at_ms, actor: &by });
             if let Err(error) = this.inner.store.call(create).await {
-                this.inner.end_turns(&name);
+                this.inner.turns.end(&name);
                 return Err(error);
             }
             this.inner.allow(hash, scope);
@@ -223,7 +230,7 @@ impl Inner {
     ///
     /// # Errors
     /// [`ControlError::BeingDeleted`]: then nothing of it is changed any more.
-    async fn turn(&self, name: &TenantName) -> Result<(OwnedMutexGuard<()>, TenantRecord), ControlError> {
+    async fn turn(&self, name: &TenantName) -> Result<(Turn, TenantRecord), ControlError> {
         let (turn, tenant) = self.turn_of_any(name).await?;
         if tenant.deletion.is_some() {
             return Err(ControlError::BeingDeleted(name.clone()));
@@ -245,35 +252,15 @@ impl Inner {
         let is_its = |scope: &TokenScope| matches!(scope, TokenScope::Tenant(of) if of == name);
         self.tokens.write().unwrap_or_else(PoisonError::into_inner).retain(|_, scope| !is_its(scope));
         self.deleting.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
-        self.end_turns(name);
-    }
-
-    /// Lets the name have no turn any more. Who waits for one, or has one and changes nothing more, is not disturbed.
-    fn end_turns(&self, name: &TenantName) {
-        self.turns.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.turns.end(name);
+        self.uploads.end(name);
     }
 
     /// As [`turn`](Self::turn), of a tenant that is being deleted too.
-    async fn turn_of_any(
-        &self,
-        name: &TenantName,
-    ) -> Result<(OwnedMutexGuard<()>, TenantRecord), ControlError> {
+    async fn turn_of_any(&self, name: &TenantName) -> Result<(Turn, TenantRecord), ControlError> {
         self.tenant(name).await?; // so that only tenants that exist have a turn
-        let guard = self.turn_of_name(name).await;
+        let guard = self.turns.take(name).await;
         Ok((guard, self.tenant(name).await?))
-    }
-
-    /// As [`turn`](Self::turn), whether there is a tenant of that name or not.
-    async fn turn_of_name(&self, name: &TenantName) -> OwnedMutexGuard<()> {
-        let turns = || self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            let turn = Arc::clone(turns().entry(name.clone()).or_default());
-            let guard = Arc::clone(&turn).lock_owned().await;
-            // One that was ended while this waited excludes nobody any more.
-            if turns().get(name).is_some_and(|now| Arc::ptr_eq(now, &turn)) {
-                return guard;
-            }
-        }
     }
 }
 

@@ -29,14 +29,15 @@ mod runtime;
 mod settings;
 mod snapshot;
 mod stored;
+mod turns;
 mod view;
 
 pub use actor::named as actor_name;
 pub use beamline_store::Deletion;
-pub use control::{ApplyOptions, Control, SECRETS_MAX};
+pub use control::{ApplyOptions, Control, SECRETS_MAX, Upload};
 pub use error::{ControlError, ControlErrorKind, Uncovered};
 pub use injected::InjectedHeaders;
-pub use runtime::{TenantRuntime, Unloaded, UpstreamRuntime};
+pub use runtime::{Lacking, TenantRuntime, Unloaded, UpstreamRuntime};
 pub use settings::ControlSettings;
 pub use snapshot::Snapshot;
 pub use view::{

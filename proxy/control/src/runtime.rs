@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::SocketAddr,
     sync::Arc,
 };
 
@@ -16,7 +16,7 @@ use beamline_telemetry::GuestMetrics;
 use beamline_upstream::{AddressPolicy, Cluster, ClusterKey, EgressClient, EgressNode};
 use serde::Serialize;
 
-use crate::InjectedHeaders;
+use crate::{InjectedHeaders, check::permits_address};
 
 /// One tenant at one revision, ready to serve. Immutable; a request holds it from its host's look-up to its end.
 pub struct TenantRuntime {
@@ -75,16 +75,20 @@ impl TenantRuntime {
         self.upstreams.get(name)
     }
 
+    /// What lacks a secret, and why.
+    pub fn without_secrets(&self) -> impl Iterator<Item = (Lacking<'_>, &str)> {
+        without_secrets(&self.upstreams, &self.chain)
+    }
+
     /// Whether every filter is loaded and every secret is to be had.
     pub(crate) fn is_whole(&self) -> bool {
-        self.unloaded.is_empty() && without_secrets(&self.upstreams, &self.chain).next().is_none()
+        self.unloaded.is_empty() && self.without_secrets().next().is_none()
     }
 
     /// Whether the same is missing here and in `other`, for the same reasons.
     pub(crate) fn lacks_the_same(&self, other: &Self) -> bool {
         let secrets = |runtime: &Self| -> BTreeMap<String, String> {
-            let missing = without_secrets(&runtime.upstreams, &runtime.chain);
-            missing.map(|(key, problem)| (key, problem.to_owned())).collect()
+            runtime.without_secrets().map(|(lacking, problem)| (lacking.key(), problem.to_owned())).collect()
         };
         self.unloaded == other.unloaded && secrets(self) == secrets(other)
     }
@@ -95,18 +99,35 @@ impl TenantRuntime {
     }
 }
 
-/// The keys of the manifest that name a secret which is not to be had, and why: of upstreams, whose requests cannot be sent,
-/// and of filters, which run without it.
+/// What of a manifest lacks a secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lacking<'a> {
+    /// An upstream: its requests cannot be sent.
+    Upstream(&'a UpstreamName),
+    /// A filter: it runs without it.
+    Filter(&'a FilterName),
+}
+
+impl Lacking<'_> {
+    /// The key of the manifest that names the secret.
+    pub(crate) fn key(self) -> String {
+        match self {
+            Self::Upstream(name) => format!("upstreams.{name}.headers"),
+            Self::Filter(name) => format!("filters[{name}].secrets"),
+        }
+    }
+}
+
+/// What lacks a secret, and why.
 fn without_secrets<'a>(
     upstreams: &'a HashMap<UpstreamName, UpstreamRuntime>,
     chain: &'a Chain,
-) -> impl Iterator<Item = (String, &'a str)> {
-    let upstreams = upstreams.iter().filter_map(|(name, upstream)| {
-        Some((format!("upstreams.{name}.headers"), upstream.headers.problem()?))
-    });
-    let filters = chain
-        .filters()
-        .filter_map(|filter| Some((format!("filters[{}].secrets", filter.name), filter.config.problem()?)));
+) -> impl Iterator<Item = (Lacking<'a>, &'a str)> {
+    let upstreams = upstreams
+        .iter()
+        .filter_map(|(name, upstream)| Some((Lacking::Upstream(name), upstream.headers.problem()?)));
+    let filters =
+        chain.filters().filter_map(|filter| Some((Lacking::Filter(&filter.name), filter.config.problem()?)));
     upstreams.chain(filters)
 }
 
@@ -118,21 +139,12 @@ struct Granted {
 
 impl AddressPolicy for Granted {
     fn permits(&self, addr: SocketAddr) -> Result<(), GrantRefusal> {
-        let everywhere = |admin: &SocketAddr| admin.ip().is_unspecified() && admin.port() == addr.port();
-        if self.admin.iter().any(everywhere) && is_this_machines(addr.ip().to_canonical()) {
-            return Err(GrantRefusal::Admin(addr));
-        }
-        self.grant.permits_address(addr, &self.admin)
+        permits_address(&self.grant, addr, &self.admin)
     }
 
     fn permits_subject(&self, target: &NatsTarget) -> Result<(), GrantRefusal> {
         self.grant.permits_subject(target)
     }
-}
-
-/// Whether a socket of this machine can have the address.
-fn is_this_machines(ip: IpAddr) -> bool {
-    UdpSocket::bind((ip, 0)).is_ok()
 }
 
 /// For tenants whose filters send nothing.
@@ -228,7 +240,7 @@ impl Prepared {
     }
 
     /// The keys of the manifest that name a secret which is not to be had, and why.
-    pub(crate) fn without_secrets(&self) -> impl Iterator<Item = (String, &str)> {
+    pub(crate) fn without_secrets(&self) -> impl Iterator<Item = (Lacking<'_>, &str)> {
         without_secrets(&self.upstreams, &self.chain)
     }
 
@@ -377,28 +389,5 @@ mod tests {
         assert!(matches!(asked("127.0.0.1:9090"), Err(GrantRefusal::Admin(_))));
         assert!(matches!(asked("169.254.169.254:80"), Err(GrantRefusal::Special(_))));
         assert!(matches!(asked("93.184.217.1:80"), Err(GrantRefusal::Address(_))));
-    }
-
-    #[test]
-    fn an_admin_api_on_every_address_is_refused_at_each_of_this_machines() {
-        assert!(is_this_machines("127.0.0.1".parse().unwrap()));
-        assert!(!is_this_machines("93.184.216.34".parse().unwrap()));
-        let ranges = ["127.0.0.0/8", "0.0.0.0/8", "93.184.216.0/24"];
-        let grant = Grant {
-            upstream_ranges: ranges.iter().map(|range| range.parse().unwrap()).collect(),
-            ..Grant::default()
-        };
-        let admin: SocketAddr = "0.0.0.0:9090".parse().unwrap();
-        let policy = Granted { grant: Arc::new(grant), admin: [admin].into() };
-        for (asked, refused) in [
-            ("127.0.0.1:9090", true),
-            ("0.0.0.0:9090", true),
-            ("[::ffff:127.0.0.1]:9090", true),
-            ("127.0.0.1:9091", false),
-            ("93.184.216.34:9090", false),
-        ] {
-            let permitted = policy.permits(asked.parse().unwrap());
-            assert_eq!(matches!(permitted, Err(GrantRefusal::Admin(_))), refused, "{asked}: {permitted:?}");
-        }
     }
 }

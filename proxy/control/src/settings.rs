@@ -9,7 +9,6 @@ use std::{
 use beamline_model::LimitClasses;
 use beamline_nats::Connections;
 use beamline_seal::SealKeys;
-use beamline_telemetry::Metrics;
 use beamline_upstream::EgressNode;
 
 /// Settings of [`crate::Control`].
@@ -32,8 +31,6 @@ pub struct ControlSettings {
     pub tenant_module_bytes: u64,
     /// What secrets are sealed and opened by. Default: none, and no secret can be set or used.
     pub seal_keys: Option<Arc<SealKeys>>,
-    /// Where what tenants' filters count is shown. Default: nowhere.
-    pub metrics: Metrics,
     /// What requests of filters run on. Default: nothing, and none is sent.
     pub egress: Option<EgressNode>,
     /// The wall clock, for what is recorded; nothing is decided by it. Default [`SystemTime::now`].
@@ -51,7 +48,6 @@ impl Default for ControlSettings {
             tenant_modules: 4096,
             tenant_module_bytes: 1 << 30,
             seal_keys: None,
-            metrics: Metrics::default(),
             egress: None,
             now: SystemTime::now,
         }

@@ -5,16 +5,17 @@ use std::{
     hash::{Hash, Hasher},
     path::PathBuf,
     process::Stdio,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{self, Arc, PoisonError, Weak},
     time::Instant,
 };
 
-use beamline_model::{ByteSize, Digest, Duration as HumanDuration, LimitClass, ModuleLimits, TenantName};
+use beamline_model::{ByteSize, Digest, Duration as HumanDuration, LimitClass, ModuleLimits};
 use bytes::Bytes;
 use thiserror::Error;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     process::Command,
+    sync::Mutex,
 };
 
 use crate::{
@@ -24,7 +25,6 @@ use crate::{
     inspect::{ModuleInfo, Rejection},
     module::Module,
     reset, signature,
-    turns::Turns,
 };
 
 /// The largest answer of the worker.
@@ -68,11 +68,10 @@ impl CompilerSettings {
 }
 
 /// For whom a module is made ready, and what that may cost.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Compilation {
-    /// The tenant: it has one compilation under way at a time.
-    pub tenant: TenantName,
-    /// Its class: each has a turn of its own, so that what may take long keeps nobody waiting who has not asked for that.
+    /// The tenant's class: each has a lane of its own, so that what may take long keeps nobody waiting who has not asked for
+    /// that.
     pub class: LimitClass,
     /// What the module may be, and what compiling it may cost.
     pub limits: ModuleLimits,
@@ -99,9 +98,25 @@ struct Shared {
     engine: Arc<Engine>,
     cache: Cache,
     worker: PathBuf,
-    turns: Turns,
+    lanes: Lanes,
     // Control plane only, held for a look-up.
-    loaded: Mutex<HashMap<Digest, Weak<Module>>>,
+    loaded: sync::Mutex<HashMap<Digest, Weak<Module>>>,
+}
+
+/// One compilation at a time in each, first come first served.
+#[derive(Default)]
+struct Lanes {
+    small: Mutex<()>,
+    large: Mutex<()>,
+}
+
+impl Lanes {
+    fn of(&self, class: LimitClass) -> &Mutex<()> {
+        match class {
+            LimitClass::Small => &self.small,
+            LimitClass::Large => &self.large,
+        }
+    }
 }
 
 /// Names what a cached artifact depends on: the engines, how modules are rewritten, this version, and the interface,
@@ -133,8 +148,8 @@ impl Compiler {
                 engine,
                 cache,
                 worker: settings.worker,
-                turns: Turns::default(),
-                loaded: Mutex::default(),
+                lanes: Lanes::default(),
+                loaded: sync::Mutex::default(),
             }),
         })
     }
@@ -166,7 +181,7 @@ impl Compiler {
         if let Some(compiled) = self.cached(digest).await? {
             return Ok(compiled);
         }
-        let _turn = self.shared.turns.take(&of.tenant, of.class).await;
+        let _turn = self.shared.lanes.of(of.class).lock().await;
         // Somebody before us in the queue may have brought the same module.
         if let Some(compiled) = self.loaded(&digest) {
             return Ok(compiled);
@@ -288,6 +303,14 @@ impl std::fmt::Debug for Compiler {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_may_take_long_keeps_no_small_one_waiting() {
+        let lanes = Lanes::default();
+        let _long = lanes.of(LimitClass::Large).try_lock().unwrap();
+        assert!(lanes.of(LimitClass::Large).try_lock().is_err());
+        assert!(lanes.of(LimitClass::Small).try_lock().is_ok());
+    }
 
     #[test]
     fn an_artifact_of_another_interface_is_not_this_ones() {

@@ -90,87 +90,6 @@ pub struct BeyondCeiling {
     class: LimitClass,
 }
 
-impl FilterLimits {
-    /// The most that any manifest may ask for, whatever its tenant's class.
-    pub const CEILING: Self = Self {
-        cpu: Duration::secs(1),
-        memory: ByteSize::mib(64),
-        log: ByteSize::kib(64),
-        body: ByteSize::mib(16),
-        concurrency: 4096,
-        host_calls: 1_000_000,
-        outbound_calls: 32,
-        kv_bytes: ByteSize::mib(64),
-        kv_entries: 1_000_000,
-        bucket_keys: 100_000,
-    };
-
-    /// These limits, none beyond `ceiling`.
-    #[must_use]
-    pub fn within(&self, ceiling: &Self) -> Self {
-        // Taken apart, so that a limit that is added later must be thought of here.
-        let Self {
-            cpu,
-            memory,
-            log,
-            body,
-            concurrency,
-            host_calls,
-            outbound_calls,
-            kv_bytes,
-            kv_entries,
-            bucket_keys,
-        } = ceiling;
-        Self {
-            cpu: self.cpu.min(*cpu),
-            memory: self.memory.min(*memory),
-            log: self.log.min(*log),
-            body: self.body.min(*body),
-            concurrency: self.concurrency.min(*concurrency),
-            host_calls: self.host_calls.min(*host_calls),
-            outbound_calls: self.outbound_calls.min(*outbound_calls),
-            kv_bytes: self.kv_bytes.min(*kv_bytes),
-            kv_entries: self.kv_entries.min(*kv_entries),
-            bucket_keys: self.bucket_keys.min(*bucket_keys),
-        }
-    }
-
-    /// The first limit that is beyond `ceiling` and not merely a default that is.
-    fn first_beyond(&self, ceiling: &Self) -> Option<(&'static str, String, String)> {
-        fn beyond<T: PartialOrd + fmt::Display>(
-            key: &'static str,
-            [found, ceiling, default]: [T; 3],
-        ) -> Option<(&'static str, String, String)> {
-            (found > ceiling && found != default).then(|| (key, found.to_string(), ceiling.to_string()))
-        }
-        let default = Self::default();
-        let Self {
-            cpu,
-            memory,
-            log,
-            body,
-            concurrency,
-            host_calls,
-            outbound_calls,
-            kv_bytes,
-            kv_entries,
-            bucket_keys,
-        } = *self;
-        beyond("cpu", [cpu, ceiling.cpu, default.cpu])
-            .or_else(|| beyond("memory", [memory, ceiling.memory, default.memory]))
-            .or_else(|| beyond("log", [log, ceiling.log, default.log]))
-            .or_else(|| beyond("body", [body, ceiling.body, default.body]))
-            .or_else(|| beyond("concurrency", [concurrency, ceiling.concurrency, default.concurrency]))
-            .or_else(|| beyond("host_calls", [host_calls, ceiling.host_calls, default.host_calls]))
-            .or_else(|| {
-                beyond("outbound_calls", [outbound_calls, ceiling.outbound_calls, default.outbound_calls])
-            })
-            .or_else(|| beyond("kv_bytes", [kv_bytes, ceiling.kv_bytes, default.kv_bytes]))
-            .or_else(|| beyond("kv_entries", [kv_entries, ceiling.kv_entries, default.kv_entries]))
-            .or_else(|| beyond("bucket_keys", [bucket_keys, ceiling.bucket_keys, default.bucket_keys]))
-    }
-}
-
 impl Ceilings {
     /// The defaults of a class.
     pub const fn of(class: LimitClass) -> Self {
@@ -213,7 +132,7 @@ impl LimitClasses {
     /// # Errors
     /// The first that is beyond its ceiling. Defaults are not: what the ceiling leaves of them holds ([`FilterLimits::within`]).
     pub fn permit(&self, class: LimitClass, limits: &FilterLimits) -> Result<(), BeyondCeiling> {
-        match limits.first_beyond(&self.of(class).filter) {
+        match limits.first_asked_beyond(&self.of(class).filter) {
             None => Ok(()),
             Some((key, wanted, ceiling)) => Err(BeyondCeiling { key, wanted, ceiling, class }),
         }
@@ -257,15 +176,5 @@ mod tests {
         // 50 ms by default: nobody asked for it.
         assert_eq!(classes.permit(LimitClass::Small, &FilterLimits::default()), Ok(()));
         assert_eq!(FilterLimits::default().within(&classes.small.filter).cpu, Duration::millis(20));
-    }
-
-    #[test]
-    fn no_manifest_may_ask_for_more_than_the_ceiling_of_all() {
-        let all = FilterLimits::CEILING;
-        assert_eq!(all.check(), Ok(()));
-        assert!(
-            FilterLimits { memory: ByteSize::bytes(all.memory.get() + 1), ..all.clone() }.check().is_err()
-        );
-        assert!(FilterLimits { concurrency: all.concurrency + 1, ..all }.check().is_err());
     }
 }

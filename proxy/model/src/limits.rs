@@ -1,5 +1,7 @@
 //! Every limit on what a filter may use: its default, its ceiling, and the one table that documents them.
 
+use std::{cmp::Ordering, fmt};
+
 use serde::{Deserialize, Serialize};
 
 use crate::{ByteSize, Duration};
@@ -22,7 +24,7 @@ pub struct FilterLimits {
     pub host_calls: u32,
     /// Requests that one call may send by itself.
     pub outbound_calls: u32,
-    /// What the tenant's keys and values may take on a node, each entry with its key and 128 bytes more.
+    /// What the tenant's keys and values may take on a node, each entry with its key and 320 bytes more.
     pub kv_bytes: ByteSize,
     /// Keys that the tenant may have on a node.
     pub kv_entries: u32,
@@ -83,42 +85,107 @@ pub const LIMITS: [LimitRow; 10] = [
     LimitRow { key: "bucket_keys", default: "10000", ceiling: "100000", crossed: "the take is refused" },
 ];
 
+/// How one limit stands to another of its kind.
+struct Compared<'l> {
+    key: &'static str,
+    found: &'l dyn fmt::Display,
+    other: &'l dyn fmt::Display,
+    order: Option<Ordering>,
+}
+
+impl<'l> Compared<'l> {
+    fn new<T: PartialOrd + fmt::Display>(key: &'static str, found: &'l T, other: &'l T) -> Self {
+        Self { key, found, other, order: found.partial_cmp(other) }
+    }
+
+    fn is_beyond(&self) -> bool {
+        self.order == Some(Ordering::Greater)
+    }
+}
+
 impl FilterLimits {
-    /// The first limit beyond its ceiling, as a sentence.
+    /// The most that any manifest may ask for, whatever its tenant's class.
+    pub const CEILING: Self = Self {
+        cpu: Duration::secs(1),
+        memory: ByteSize::mib(64),
+        log: ByteSize::kib(64),
+        body: ByteSize::mib(16),
+        concurrency: 4096,
+        host_calls: 1_000_000,
+        outbound_calls: 32,
+        kv_bytes: ByteSize::mib(64),
+        kv_entries: 1_000_000,
+        bucket_keys: 100_000,
+    };
+
+    fn compared<'l>(&'l self, other: &'l Self) -> [Compared<'l>; LIMITS.len()] {
+        // Taken apart, so that a limit that is added later must be thought of here.
+        let Self {
+            cpu,
+            memory,
+            log,
+            body,
+            concurrency,
+            host_calls,
+            outbound_calls,
+            kv_bytes,
+            kv_entries,
+            bucket_keys,
+        } = self;
+        [
+            Compared::new("cpu", cpu, &other.cpu),
+            Compared::new("memory", memory, &other.memory),
+            Compared::new("log", log, &other.log),
+            Compared::new("body", body, &other.body),
+            Compared::new("concurrency", concurrency, &other.concurrency),
+            Compared::new("host_calls", host_calls, &other.host_calls),
+            Compared::new("outbound_calls", outbound_calls, &other.outbound_calls),
+            Compared::new("kv_bytes", kv_bytes, &other.kv_bytes),
+            Compared::new("kv_entries", kv_entries, &other.kv_entries),
+            Compared::new("bucket_keys", bucket_keys, &other.bucket_keys),
+        ]
+    }
+
+    /// The first limit beyond what any manifest may ask for, as a sentence.
+    ///
+    /// # Errors
+    /// That sentence.
     pub fn check(&self) -> Result<(), String> {
-        let too_much = |key: &str, found: String, ceiling: &str| {
-            Err(format!("limits.{key} = {found} is beyond the ceiling of {ceiling}: ask for less"))
-        };
-        if self.cpu > Duration::secs(1) {
-            return too_much("cpu", self.cpu.to_string(), "1s");
+        if self.concurrency == 0 {
+            return Err("limits.concurrency: expected at least 1; found 0".into());
         }
-        if self.memory > ByteSize::mib(64) {
-            return too_much("memory", self.memory.to_string(), "64MiB");
-        }
-        if self.log > ByteSize::kib(64) {
-            return too_much("log", self.log.to_string(), "64KiB");
-        }
-        if self.body > ByteSize::mib(16) {
-            return too_much("body", self.body.to_string(), "16MiB");
-        }
-        if self.concurrency > 4096 || self.concurrency == 0 {
-            return too_much("concurrency", self.concurrency.to_string(), "4096 (and at least 1)");
-        }
-        if self.kv_bytes > ByteSize::mib(64) {
-            return too_much("kv_bytes", self.kv_bytes.to_string(), "64MiB");
-        }
-        if self.outbound_calls > 32 {
-            return too_much("outbound_calls", self.outbound_calls.to_string(), "32");
-        }
-        if self.bucket_keys > 100_000 {
-            return too_much("bucket_keys", self.bucket_keys.to_string(), "100000");
-        }
-        for (key, found) in [("host_calls", self.host_calls), ("kv_entries", self.kv_entries)] {
-            if found > 1_000_000 {
-                return too_much(key, found.to_string(), "1000000");
+        match self.compared(&Self::CEILING).iter().find(|limit| limit.is_beyond()) {
+            None => Ok(()),
+            Some(Compared { key, found, other, .. }) => {
+                Err(format!("limits.{key} = {found} is beyond the ceiling of {other}: ask for less"))
             }
         }
-        Ok(())
+    }
+
+    /// The first limit that is beyond `ceiling`, and not merely a default that is: its key, what it is, what it may be.
+    pub(crate) fn first_asked_beyond(&self, ceiling: &Self) -> Option<(&'static str, String, String)> {
+        let defaults = Self::default();
+        let asked = self.compared(ceiling).into_iter().zip(self.compared(&defaults));
+        let mut beyond =
+            asked.filter(|(limit, default)| limit.is_beyond() && default.order != Some(Ordering::Equal));
+        beyond.next().map(|(limit, _)| (limit.key, limit.found.to_string(), limit.other.to_string()))
+    }
+
+    /// These limits, none beyond `ceiling`.
+    #[must_use]
+    pub fn within(&self, ceiling: &Self) -> Self {
+        Self {
+            cpu: self.cpu.min(ceiling.cpu),
+            memory: self.memory.min(ceiling.memory),
+            log: self.log.min(ceiling.log),
+            body: self.body.min(ceiling.body),
+            concurrency: self.concurrency.min(ceiling.concurrency),
+            host_calls: self.host_calls.min(ceiling.host_calls),
+            outbound_calls: self.outbound_calls.min(ceiling.outbound_calls),
+            kv_bytes: self.kv_bytes.min(ceiling.kv_bytes),
+            kv_entries: self.kv_entries.min(ceiling.kv_entries),
+            bucket_keys: self.bucket_keys.min(ceiling.bucket_keys),
+        }
     }
 }
 
@@ -129,10 +196,12 @@ mod tests {
     #[test]
     fn the_table_says_what_the_code_does() {
         let defaults = serde_json::to_value(FilterLimits::default()).unwrap();
+        let ceilings = serde_json::to_value(FilterLimits::CEILING).unwrap();
+        let written =
+            |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         for row in &LIMITS {
-            let value = &defaults[row.key];
-            let written = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            assert_eq!(written, row.default, "{}", row.key);
+            assert_eq!(written(&defaults[row.key]), row.default, "{}", row.key);
+            assert_eq!(written(&ceilings[row.key]), row.ceiling, "{}", row.key);
         }
         assert_eq!(defaults.as_object().unwrap().len(), LIMITS.len());
         let page = include_str!("../../../docs/reference/limits.md");
@@ -140,7 +209,9 @@ mod tests {
             let line = format!("| `{}` | `{}` | `{}` | {} |", row.key, row.default, row.ceiling, row.crossed);
             assert!(page.contains(&line), "docs/reference/limits.md lacks: {line}");
         }
+        assert_eq!(FilterLimits::CEILING.check(), Ok(()));
         assert!(FilterLimits { cpu: Duration::secs(2), ..Default::default() }.check().is_err());
         assert!(FilterLimits { bucket_keys: 100_001, ..Default::default() }.check().is_err());
+        assert!(FilterLimits { concurrency: 0, ..Default::default() }.check().is_err());
     }
 }

@@ -675,8 +675,10 @@ cpu = "20ms"
             }
         }
         collect(&all, &mut keys);
+        let words: std::collections::BTreeSet<_> =
+            shown.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '-')).collect();
         for key in keys {
-            assert!(shown.contains(&key), "docs/reference/manifest.md does not show {key}");
+            assert!(words.contains(&*key), "docs/reference/manifest.md does not show {key}");
         }
     }
 

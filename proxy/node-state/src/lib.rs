@@ -30,7 +30,8 @@ pub enum Reason {
     StoreUnavailable,
     /// A tenant's module cannot be loaded: `tenant/filter`.
     ModuleUnavailable(String),
-    /// A secret that requests to an upstream need is not to be had: `tenant/upstream`.
+    /// A secret that an upstream's requests need, or a filter may read, is not to be had: `tenant/upstream`, or
+    /// `tenant/filters.filter`.
     SecretUnavailable(String),
     /// Spans cannot be exported; they are dropped and counted.
     TelemetryExport,

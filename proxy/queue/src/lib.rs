@@ -68,7 +68,6 @@ mod keys;
 mod log;
 mod notices;
 mod owner;
-mod priority;
 mod queue;
 mod rate;
 mod reader;

@@ -279,7 +279,7 @@ pub const FIELDS: &[FieldRow] = &[
         Text,
         &[],
         &[Access],
-        "the last filter that ran failed",
+        "that filter failed",
         "How it failed, such as `filter-timeout`.",
     ),
     row(

@@ -269,7 +269,9 @@ async fn no_body_beyond_its_routes_limit_is_taken(node: &Node, _: &Page) {
     for row in ROUTES.iter().filter(|row| row.max_body > 0) {
         let answer = node.ask(&for_acme(row), &node.operator, vec![b' '; row.max_body + 1]).await;
         assert_eq!((answer.status.as_u16(), answer.problem()), (413, "body-too-large"), "{}", line(row));
-        assert!(answer.detail().contains(&row.max_body.to_string()), "{}", answer.detail());
+        // Of modules a tenant's limit class takes less than the route does.
+        let limit = if row.path.ends_with("/modules") { 4 << 20 } else { row.max_body };
+        assert!(answer.detail().contains(&limit.to_string()), "{}", answer.detail());
     }
 }
 

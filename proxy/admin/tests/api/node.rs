@@ -81,8 +81,7 @@ impl Node {
         let (queue, delivery) = Queue::open(beamline_queue::Settings::new(dir.path().join("queue"))).unwrap();
         let key = KeyLine::generate(&"k1".parse().unwrap());
         let seal_keys = Some(Arc::new(SealKeys::parse(key.reveal()).unwrap()));
-        let metrics = telemetry.metrics().clone();
-        let settings = ControlSettings { seal_keys, metrics, ..ControlSettings::default() };
+        let settings = ControlSettings { seal_keys, ..ControlSettings::default() };
         let control =
             Control::open(store, queue.clone(), settings, compiler, telemetry.clone()).await.unwrap();
         let mut operator = String::new();

@@ -179,8 +179,11 @@ fn whole(node: &Node, tenant: &TenantName) -> Result<Report, Failure> {
     lines(
         "suspended",
         &mut tenant.suspended.iter().map(|s| {
-            let seconds = s.retry_ms.div_ceil(1000);
-            format!("filter {}: it failed too often, and is tried again within {seconds} s", s.filter)
+            let again = match s.retry_ms.div_ceil(1000) {
+                0 => "is being tried again".to_owned(),
+                seconds => format!("is tried again within {seconds} s"),
+            };
+            format!("filter {}: it failed too often, and {again}", s.filter)
         }),
     );
     Ok(Report { json: answer.0, text: table.rendered() })

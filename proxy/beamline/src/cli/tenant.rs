@@ -82,7 +82,7 @@ struct CreateArgs {
     #[arg(long = "host", value_name = "HOST", required = true, value_delimiter = ',')]
     hosts: Vec<HostName>,
 
-    /// Addresses that its upstreams may have, such as 10.1.0.0/16, 127.0.0.1:9001 or [fd00::/8]:8000-8999; may be given again
+    /// Addresses that its upstreams, and its filters' own requests, may reach, such as 10.1.0.0/16, 127.0.0.1:9001 or [fd00::/8]:8000-8999; may be given again
     ///
     /// Loopback, private and link-local addresses are open only to a range that lies within their block.
     #[arg(long = "upstream-range", value_name = "RANGE", value_delimiter = ',')]

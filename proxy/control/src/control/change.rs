@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use beamline_filter_host::ModuleInfo;
-use beamline_model::{Digest, Manifest, RevisionId, TenantName, TokenScope, UpstreamName};
+use beamline_model::{
+    ByteSize, Digest, LimitClass, Manifest, RevisionId, TenantName, TokenScope, UpstreamName,
+};
 use beamline_store::{Activated, RevisionRecord, Stamp, StoreError, TenantRecord};
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -15,6 +17,7 @@ use crate::{
     check::{digests, within_grant},
     diff::diff,
     runtime::Prepared,
+    turns::Turn,
 };
 
 /// How a manifest is applied.
@@ -26,7 +29,30 @@ pub struct ApplyOptions {
     pub discard_queue: bool,
 }
 
+/// A tenant's leave to upload a module. Held until the module is taken, so that a tenant holds no more than one in memory.
+#[derive(Debug)]
+pub struct Upload {
+    /// The tenant's limit class.
+    pub class: LimitClass,
+    /// The most bytes that the module may have.
+    pub limit: ByteSize,
+    _turn: Turn,
+}
+
 impl Control {
+    /// Waits until the tenant may upload a module: it has one upload at a time, which its [`Upload`] lasts. To be asked before
+    /// the module's bytes are read.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownTenant`].
+    pub async fn upload(&self, tenant: &TenantName, actor: &TokenScope) -> Result<Upload, ControlError> {
+        permit(actor, tenant)?;
+        // Only tenants that exist have a turn.
+        let class = self.inner.tenant(tenant).await?.grant.limit_class;
+        let turn = self.inner.uploads.take(tenant).await;
+        Ok(Upload { class, limit: self.inner.settings.limits.of(class).module.size, _turn: turn })
+    }
+
     /// Takes a module: validates and compiles it, and gives it to the tenant. Idempotent by content.
     ///
     /// Cancel safe: while it compiles, going away ends it; then it runs to its end.
@@ -260,10 +286,9 @@ impl Inner {
             });
         }
         // The secrets were read a second time for it.
-        let missing = prepared
-            .without_secrets()
-            .next()
-            .map(|(key, problem)| ControlError::SecretUnavailable { key, problem: problem.to_owned() });
+        let missing = prepared.without_secrets().next().map(|(lacking, problem)| {
+            ControlError::SecretUnavailable { key: lacking.key(), problem: problem.to_owned() }
+        });
         missing.map_or(Ok(prepared), Err)
     }
 

@@ -181,7 +181,7 @@ impl Inner {
     /// Lets go of a tenant that the store does not have any more: what this node still knows of it must reach nobody who gets
     /// the name next.
     async fn ended_elsewhere(&self, name: &TenantName) -> Result<(), ControlError> {
-        let _turn = self.turn_of_name(name).await;
+        let _turn = self.turns.take(name).await;
         match self.tenant(name).await {
             Err(ControlError::Store(StoreError::UnknownTenant(_))) => {
                 self.publisher.remove(name.clone()).await?;

@@ -16,7 +16,7 @@ use tokio::{sync::Semaphore, task::JoinSet};
 use super::{Control, Inner, secrets::Secrets};
 use crate::{
     ControlError, Snapshot, TenantRuntime, Unloaded,
-    runtime::{OnThisNode, Prepared, Ready},
+    runtime::{Lacking, OnThisNode, Prepared, Ready},
 };
 
 /// Tenants that load at once when the node starts: their waits for the disk overlap, their compilations queue anyway.
@@ -146,7 +146,7 @@ impl Inner {
         let snapshot = self.snapshots.load();
         match snapshot.by_name(tenant) {
             Some(current) => Arc::clone(&current.metrics),
-            None => self.settings.metrics.tenant(tenant.as_str()),
+            None => self.metrics.tenant(tenant.as_str()),
         }
     }
 
@@ -154,7 +154,7 @@ impl Inner {
     pub(super) fn compilation(&self, tenant: &TenantRecord) -> Compilation {
         let class = tenant.grant.limit_class;
         let limits = self.settings.limits.of(class).module;
-        Compilation { tenant: tenant.name.clone(), class, limits }
+        Compilation { class, limits }
     }
 
     /// A filter's module: the one that already runs in `current`, or the store's, made ready.
@@ -219,29 +219,18 @@ impl Inner {
 
     /// Tells of each upstream whose requests cannot be sent, and of each filter that runs, without a secret.
     fn tell_unavailable(&self, tenant: &TenantRuntime) {
-        for filter in tenant.chain.filters() {
-            if let Some(problem) = filter.config.problem() {
-                tracing::warn!(tenant = %tenant.name, filter = %filter.name, problem, "a filter lacks a secret");
-                let fields = json!({
-                    "tenant.id": tenant.name,
-                    "beamline.revision": tenant.revision,
-                    "filter": filter.name,
-                    "problem": problem,
-                });
-                self.event("secret.unavailable", fields);
+        for (lacking, problem) in tenant.without_secrets() {
+            tracing::warn!(tenant = %tenant.name, key = lacking.key(), problem, "a secret is not to be had");
+            let mut fields = json!({
+                "tenant.id": tenant.name,
+                "beamline.revision": tenant.revision,
+                "problem": problem,
+            });
+            match lacking {
+                Lacking::Upstream(name) => fields["upstream"] = json!(name),
+                Lacking::Filter(name) => fields["filter"] = json!(name),
             }
-        }
-        for upstream in tenant.upstreams.values() {
-            if let Some(problem) = upstream.headers.problem() {
-                tracing::warn!(tenant = %tenant.name, upstream = %upstream.label, problem, "an upstream lacks a secret");
-                let fields = json!({
-                    "tenant.id": tenant.name,
-                    "beamline.revision": tenant.revision,
-                    "upstream": &*upstream.label,
-                    "problem": problem,
-                });
-                self.event("secret.unavailable", fields);
-            }
+            self.event("secret.unavailable", fields);
         }
     }
 

@@ -3,7 +3,7 @@
 use wasmtime::{Caller, Memory, ResourceLimiter as _, Result, Trap, bail};
 
 use super::{
-    abi::{Lowering, Marks},
+    abi::{Lowering, Marks, RESULT},
     qualify::PAGE,
 };
 use crate::{bindings::beamline::edge::verdicts::Verdict, host::CallState};
@@ -149,6 +149,22 @@ impl Guest {
     /// Places a result; the first layout to allocate for it, or 0.
     pub(super) fn lower(&mut self, memory: &mut [u8]) -> Result<u64> {
         self.lowering.advance(memory, &mut self.marks)
+    }
+
+    /// Places a `result` with nothing in it but the case of its error.
+    pub(super) fn lower_outcome(
+        &mut self,
+        memory: &mut [u8],
+        ret: u32,
+        outcome: std::result::Result<(), u8>,
+    ) -> Result<()> {
+        let at = self.lowering.begin(memory, ret, RESULT)?;
+        self.lowering.byte(at, outcome.is_err().into());
+        if let Err(case) = outcome {
+            self.lowering.byte(at.at(1), case);
+        }
+        self.lower(memory)?;
+        Ok(())
     }
 
     /// `memory.grow`: whether the guest gets `more` pages. What it once got stays there for later calls, unseen.

@@ -33,7 +33,6 @@ use crate::{
     log::{Candidate, Change, Effect},
     notices::NoticeReceiver,
     owner::LOOK_EVERY,
-    priority::give_way,
     rate::Rate,
     reader::Reader,
     record::{Lane, Seq},
@@ -96,7 +95,6 @@ impl Delivery {
         grace: Duration,
     ) -> io::Result<JoinHandle<io::Result<()>>> {
         thread::Builder::new().name("queue-delivery".into()).spawn(move || {
-            give_way();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let delivered = async { self.run(make(), shutdown, grace).await };
             runtime.block_on(LocalSet::new().run_until(delivered)).map_err(io::Error::other)

@@ -29,11 +29,11 @@ pub(crate) struct Envoy {
     _folder: TempDir,
 }
 
-/// Where `scripts/install-tools.sh bench` puts it.
+/// Where `scripts/install-tools.sh envoy` puts it.
 fn program() -> Result<PathBuf> {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/envoy/envoy/_bin/envoy");
     if !installed.exists() {
-        bail!("no Envoy at {}: `scripts/install-tools.sh bench` installs it", installed.display());
+        bail!("no Envoy at {}: `scripts/install-tools.sh envoy` installs it", installed.display());
     }
     Ok(installed)
 }
@@ -42,7 +42,7 @@ impl Envoy {
     /// In front of `origin`, its access log written to a file in pieces, as those of the others are.
     pub(crate) fn start(origin: SocketAddr, with_filter: bool) -> Result<Self> {
         let (port, folder) = (Port::reserve()?, tempfile::Builder::new().prefix("bench-envoy-").tempdir()?);
-        let filter = with_filter.then(|| guests::path(FILTER));
+        let filter = if with_filter { Some(guests::existing(FILTER)?) } else { None };
         let (file, log) = (folder.path().join("envoy.json"), folder.path().join("envoy.log"));
         let text =
             configuration(port.address(), origin, &folder.path().join("access.log"), filter.as_deref());

@@ -8,7 +8,7 @@ mod suites;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
 
 /// Measures BeamLine beside its peers and says which bars were met or missed.
@@ -54,6 +54,13 @@ struct Settings {
 }
 
 impl Settings {
+    /// The filter's bytes.
+    fn filter_module(&self) -> Result<Vec<u8>> {
+        std::fs::read(&self.filter).with_context(|| {
+            format!("the filter {} can't be read: `make guests` builds it", self.filter.display())
+        })
+    }
+
     /// As many rounds as were asked for.
     fn rounds(&self, otherwise: usize) -> usize {
         self.rounds.unwrap_or(otherwise)

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use beamline_tests::{
     admin::manifest,
     beamline::{Beamline, Options},
+    guests,
     ports::Port,
     process::{self, Guarded},
     tools,
@@ -164,7 +165,7 @@ impl Node {
             admin.create_tenant(&tenant, &[&host], &[&range])?;
             let mut wanted = manifest(&host, origin);
             if let Some(filter) = filter {
-                let module = admin.push(&tenant, &with_section(filter, &tenant))?;
+                let module = admin.push(&tenant, &guests::variant(filter, &tenant))?;
                 wanted["filters"] = json!([{ "name": "bench", "module": module.digest }]);
             }
             admin.apply(&tenant, &wanted)?;
@@ -191,24 +192,5 @@ impl Drop for Node {
     fn drop(&mut self) {
         let _ = self.0.sigterm();
         let _ = self.0.wait_exit(Duration::from_secs(10));
-    }
-}
-
-/// The same module or component with a custom section at its end.
-fn with_section(module: &[u8], text: &str) -> Vec<u8> {
-    const NAME: &str = "bench";
-    let content = [&[NAME.len() as u8], NAME.as_bytes(), text.as_bytes()].concat();
-    debug_assert!(content.len() < 128, "one byte holds the section's length");
-    [module, &[0, content.len() as u8], &content].concat()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_section_is_appended_as_wasm_has_it() {
-        let module = with_section(b"\0asm\x01\0\0\0", "t12");
-        assert_eq!(&module[8..], b"\0\x09\x05bencht12");
     }
 }

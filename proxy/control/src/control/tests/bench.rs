@@ -116,6 +116,7 @@ impl Bench {
             settings,
             Box::new(Arc::clone(&modules)),
             Box::new(tell),
+            beamline_telemetry::Metrics::default(),
         )
         .await
         .unwrap();

@@ -134,7 +134,7 @@ async fn whoever_got_the_name_from_another_process_has_nothing_of_the_tenant_bef
 #[tokio::test]
 async fn a_name_is_given_again_only_when_the_tenant_before_is_forgotten() {
     let (bench, acme, _, elsewhere) = draining().await;
-    let turn = bench.control.inner.turn_of_name(&acme).await;
+    let turn = bench.control.inner.turns.take(&acme).await;
     elsewhere.delete_tenant(&acme, ELSEWHERE).unwrap();
     let (control, of) = (bench.control.clone(), acme.clone());
     let created =
@@ -147,7 +147,7 @@ async fn a_name_is_given_again_only_when_the_tenant_before_is_forgotten() {
     // A refusal leaves no turn behind.
     let taken = bench.control.create_tenant(name("other"), grant(&["acme.test"]), &OPERATOR).await;
     assert!(matches!(taken, Err(ControlError::Store(StoreError::HostTaken { .. }))), "{taken:?}");
-    assert!(!bench.control.inner.turns.lock().unwrap().contains_key(&name("other")));
+    assert!(!bench.control.inner.turns.has(&name("other")));
 }
 
 #[tokio::test]

@@ -1,5 +1,9 @@
+use std::time::Duration;
+
+use beamline_model::{ByteSize, LimitClass};
 use bytes::Bytes;
 use serde_json::json;
+use tokio::time::timeout;
 
 use super::bench::{Bench, OPERATOR, filtered, manifest, settings};
 use crate::{ControlError, ControlErrorKind};
@@ -21,6 +25,20 @@ async fn a_pushed_module_is_listed_with_what_was_found_out() {
         (&json["digest"], &json["kind"], &json["size"], &json["compile_ms"], &json["cached"]),
         (&json!(pushed.info.digest), &json!("core-module"), &json!(6), &json!(7), &json!(false))
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tenant_has_one_upload_at_a_time_and_keeps_no_other_waiting() {
+    let bench = Bench::new().await;
+    let (acme, other) = (bench.tenant("acme").await, bench.tenant("other").await);
+    let upload = |tenant| bench.control.upload(tenant, &OPERATOR);
+    let first = upload(&acme).await.unwrap();
+    assert_eq!((first.class, first.limit), (LimitClass::Small, ByteSize::mib(4)));
+    let patience = Duration::from_secs(60);
+    assert!(timeout(patience, upload(&acme)).await.is_err());
+    timeout(patience, upload(&other)).await.unwrap().unwrap();
+    drop(first);
+    timeout(patience, upload(&acme)).await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -3,12 +3,11 @@
 use wasmparser::ValType::I32;
 use wasmtime::{Caller, Linker, Result};
 
-use super::{
-    Function, Interface, Lift, Lowering,
-    http::{OPTIONAL, RESULT},
-    parts,
+use super::{Function, Interface, Lift, Lowering, lower::OPTIONAL, parts};
+use crate::{
+    bindings::beamline::edge::context::{ContextError, Host as _},
+    reset::guest::Guest,
 };
-use crate::{bindings::beamline::edge::context::Host as _, reset::guest::Guest};
 
 const NAME: &str = "beamline:edge/context@0.1.0";
 const GET: &str = "get";
@@ -35,14 +34,7 @@ fn link(linker: &mut Linker<Guest>) -> Result<()> {
         let (memory, guest) = parts(&mut caller)?;
         let call = guest.enter()?;
         let result = call.set(Lift::new(memory).bytes(value, len)?.to_owned())?;
-        let at = guest.lowering.begin(memory, ret, RESULT)?;
-        guest.lowering.byte(at, result.is_err().into());
-        if result.is_err() {
-            // Its one case: too large.
-            guest.lowering.byte(at.at(1), 0);
-        }
-        guest.lower(memory)?;
-        Ok(())
+        guest.lower_outcome(memory, ret, result.map_err(|ContextError::TooLarge| 0))
     })?;
     Ok(())
 }

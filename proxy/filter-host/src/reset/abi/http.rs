@@ -3,7 +3,7 @@
 use wasmparser::ValType::I32;
 use wasmtime::{Caller, Linker, Result, component::Resource};
 
-use super::{Function, Interface, Lift, Lowering, Place, parts};
+use super::{Function, Interface, Lift, Lowering, Place, lower::OPTIONAL, parts};
 use crate::{
     bindings::beamline::edge::http::{Field, HeaderError, HostRequestHead as _},
     head::RequestHead,
@@ -15,14 +15,10 @@ const NAME: &str = "beamline:edge/http@0.1.0";
 
 /// Size and alignment of a `string` or a list.
 const PAIR: (usize, u32) = (8, 4);
-/// Of `option<string>` and `option<list<u8>>`; the payload stands at 4.
-pub(super) const OPTIONAL: (usize, u32) = (12, 4);
 /// Of `field`: name at 0, value at 8.
 pub(super) const FIELD: (usize, u32) = (16, 4);
 /// Of `head-snapshot`: method, path, query, host, fields.
 const SNAPSHOT: (usize, u32) = (44, 4);
-/// Of `result<_, header-error>`, and of one with any other error of few cases.
-pub(super) const RESULT: (usize, u32) = (2, 1);
 
 const fn getter(name: &'static str) -> Function {
     Function { interface: NAME, name, params: &[I32, I32], results: &[], allocates: true }
@@ -176,27 +172,13 @@ fn link_lookups(linker: &mut Linker<Guest>) -> Result<()> {
     Ok(())
 }
 
-fn lower_result(
-    guest: &mut Guest,
-    memory: &mut [u8],
-    ret: u32,
-    result: Result<(), HeaderError>,
-) -> Result<()> {
-    let at = guest.lowering.begin(memory, ret, RESULT)?;
-    guest.lowering.byte(at, result.is_err().into());
-    if let Err(error) = result {
-        guest.lowering.byte(
-            at.at(1),
-            match error {
-                HeaderError::InvalidName => 0,
-                HeaderError::InvalidValue => 1,
-                HeaderError::Forbidden => 2,
-                HeaderError::TooLarge => 3,
-            },
-        );
+fn case(error: HeaderError) -> u8 {
+    match error {
+        HeaderError::InvalidName => 0,
+        HeaderError::InvalidValue => 1,
+        HeaderError::Forbidden => 2,
+        HeaderError::TooLarge => 3,
     }
-    guest.lower(memory)?;
-    Ok(())
 }
 
 /// What became of a change to a head.
@@ -225,7 +207,7 @@ fn link_edit(
             let name = lift.string(n, n_len)?.to_owned();
             let value = lift.bytes(v, v_len)?.to_owned();
             let result = edit(call, name, value)?;
-            lower_result(guest, memory, ret, result)
+            guest.lower_outcome(memory, ret, result.map_err(case))
         },
     )?;
     Ok(())
@@ -245,7 +227,7 @@ fn link(linker: &mut Linker<Guest>) -> Result<()> {
             let call = guest.enter()?;
             let name = Lift::new(memory).string(name, len)?.to_owned();
             let result = call.remove(head(), name)?;
-            lower_result(guest, memory, ret, result)
+            guest.lower_outcome(memory, ret, result.map_err(case))
         },
     )?;
     linker.func_wrap(NAME, DROP, |mut caller: Caller<'_, Guest>, handle: u32| {

@@ -3,7 +3,12 @@
 use wasmparser::ValType::{I32, I64};
 use wasmtime::{Caller, Linker, Result};
 
-use super::{Function, Interface, Lift, Lowering, http::OPTIONAL, lift::flat_option, parts};
+use super::{
+    Function, Interface, Lift, Lowering,
+    lift::flat_option,
+    lower::{OPTIONAL, RESULT},
+    parts,
+};
 use crate::{
     bindings::beamline::edge::kv::{Host as _, KvError},
     reset::guest::Guest,
@@ -16,8 +21,6 @@ const DELETE: &str = "delete";
 const INCREMENT: &str = "increment";
 const COMPARE_AND_SET: &str = "compare-and-set";
 
-/// Of `result<_, kv-error>` and `result<bool, kv-error>`: what is in it stands at 1.
-const SMALL: (usize, u32) = (2, 1);
 /// Of `result<s64, kv-error>`: what is in it stands at 8.
 const NUMBER: (usize, u32) = (16, 8);
 
@@ -104,13 +107,7 @@ fn link_set(linker: &mut Linker<Guest>) -> Result<()> {
             let key = lift.string(key, key_len)?.to_owned();
             let value = lift.bytes(value, value_len)?.to_owned();
             let result = call.set(key, value, flat_option(has_ttl, || Ok(ttl))?)?;
-            let at = guest.lowering.begin(memory, ret, SMALL)?;
-            guest.lowering.byte(at, result.is_err().into());
-            if let Err(error) = result {
-                guest.lowering.byte(at.at(1), case(error));
-            }
-            guest.lower(memory)?;
-            Ok(())
+            guest.lower_outcome(memory, ret, result.map_err(case))
         },
     )?;
     Ok(())
@@ -168,7 +165,7 @@ fn link_compare_and_set(linker: &mut Linker<Guest>) -> Result<()> {
             let expected = flat_option(has_expected, || Ok(lift.bytes(expected, expected_len)?.to_owned()))?;
             let value = lift.bytes(value, value_len)?.to_owned();
             let result = call.compare_and_set(key, expected, value, flat_option(has_ttl, || Ok(ttl))?)?;
-            let at = guest.lowering.begin(memory, ret, SMALL)?;
+            let at = guest.lowering.begin(memory, ret, RESULT)?;
             guest.lowering.byte(at, result.is_err().into());
             guest.lowering.byte(at.at(1), result.map_or_else(case, u8::from));
             guest.lower(memory)?;

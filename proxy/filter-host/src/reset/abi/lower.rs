@@ -12,6 +12,11 @@ use crate::reset::{
     rewrite::{CARD_SHIFT, names},
 };
 
+/// Size and alignment of an `option` whose payload is a `string` or `list<u8>`: it stands at 4.
+pub(crate) const OPTIONAL: (usize, u32) = (12, 4);
+/// Of a `result` with at most one byte in each case, which stands at 1.
+pub(crate) const RESULT: (usize, u32) = (2, 1);
+
 /// Cards that the host touched in one call, as first and last.
 #[derive(Debug, Default)]
 pub(crate) struct Marks {

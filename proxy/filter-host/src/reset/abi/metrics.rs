@@ -3,7 +3,7 @@
 use wasmparser::ValType::{F64, I32, I64};
 use wasmtime::{Caller, Linker, Result};
 
-use super::{Function, Interface, Lift, http::RESULT, parts};
+use super::{Function, Interface, Lift, parts};
 use crate::{
     bindings::beamline::edge::metrics::{Host as _, Label, MetricError},
     host::CallState,
@@ -39,6 +39,16 @@ pub(super) const INTERFACE: Interface = Interface {
 /// What was done to a metric.
 type Counted = Result<(), MetricError>;
 
+fn case(error: MetricError) -> u8 {
+    match error {
+        MetricError::InvalidName => 0,
+        MetricError::InvalidLabel => 1,
+        MetricError::InvalidValue => 2,
+        MetricError::OtherKind => 3,
+        MetricError::TooManyNames => 4,
+    }
+}
+
 fn update(
     caller: &mut Caller<'_, Guest>,
     (name, name_len): (u32, u32),
@@ -58,22 +68,7 @@ fn update(
         })
         .collect::<Result<Vec<_>>>()?;
     let result = counted(call, name, labels)?;
-    let at = guest.lowering.begin(memory, ret, RESULT)?;
-    guest.lowering.byte(at, result.is_err().into());
-    if let Err(error) = result {
-        guest.lowering.byte(
-            at.at(1),
-            match error {
-                MetricError::InvalidName => 0,
-                MetricError::InvalidLabel => 1,
-                MetricError::InvalidValue => 2,
-                MetricError::OtherKind => 3,
-                MetricError::TooManyNames => 4,
-            },
-        );
-    }
-    guest.lower(memory)?;
-    Ok(())
+    guest.lower_outcome(memory, ret, result.map_err(case))
 }
 
 fn link(linker: &mut Linker<Guest>) -> Result<()> {

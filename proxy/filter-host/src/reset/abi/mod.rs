@@ -29,7 +29,7 @@ use wasmtime::{Caller, Linker};
 
 use super::guest::Guest;
 pub(super) use lift::Lift;
-pub(super) use lower::{Lowering, Marks, Place};
+pub(super) use lower::{Lowering, Marks, Place, RESULT};
 
 /// One function of an interface, as a core module imports it.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 use wasmparser::ValType::I32;
 use wasmtime::{Caller, Linker, Result};
 
-use super::{Function, Interface, Lift, Lowering, http::OPTIONAL, parts};
+use super::{Function, Interface, Lift, Lowering, lower::OPTIONAL, parts};
 use crate::{bindings::beamline::edge::secrets::Host as _, reset::guest::Guest};
 
 const NAME: &str = "beamline:edge/secrets@0.1.0";

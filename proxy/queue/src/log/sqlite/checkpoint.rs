@@ -15,7 +15,6 @@ use std::{
 use rusqlite::{Connection, ErrorCode, wal::CheckpointMode};
 
 use super::{super::LogError, ERASE_AFTER, connect};
-use crate::priority::give_way;
 
 /// How long emptying the WAL waits for readers, and the writer for it.
 const BUSY: Duration = Duration::from_millis(250);
@@ -50,7 +49,6 @@ impl Checkpointer {
         let thread = thread::Builder::new()
             .name("queue-checkpt".into())
             .spawn(move || {
-                give_way();
                 if let Err(error) = worker.run() {
                     // One report is enough: the log is reopened, and this thread with it.
                     let _ = fail.send(error.into());

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use beamline_tests::{
     load::{self, Plan, Report, Stage},
     ports::Port,
@@ -140,9 +140,7 @@ pub(crate) fn run(settings: &Settings) -> Result<usize> {
 
 /// Measures and prints what a request costs; gives the bars and figures of that.
 fn costs(settings: &Settings) -> Result<(Vec<Bar>, Value)> {
-    let filter = std::fs::read(&settings.filter).with_context(|| {
-        format!("the filter {} can't be read: `make guests` builds it", settings.filter.display())
-    })?;
+    let filter = settings.filter_module()?;
     let port = Port::reserve()?;
     let origin = port.address();
     let mut stage = Stage::with_origin(&port, ANSWER)?;

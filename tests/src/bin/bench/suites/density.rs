@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use beamline_tests::{
     admin::{Admin, manifest},
     beamline::{Beamline, Options},
@@ -45,9 +45,7 @@ const LOADERS: usize = 8;
 /// Runs the suite; gives how many bars were missed.
 pub(crate) fn run(settings: &Settings) -> Result<usize> {
     process::pin_to(PROXY_CPU + 1)?;
-    let filter = std::fs::read(&settings.filter).with_context(|| {
-        format!("the filter {} can't be read: `make guests` builds it", settings.filter.display())
-    })?;
+    let filter = settings.filter_module()?;
     let port = Port::reserve()?;
     let origin = port.address();
     let mut stage = Stage::with_origin(&port, ANSWER)?;

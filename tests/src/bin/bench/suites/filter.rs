@@ -5,7 +5,7 @@
 //! By the core suite's means: CPU per request of the proxy, systems in turn, medians within the rounds. The sandbox
 //! alone, without a proxy around it, is measured by `cargo bench --bench sandbox`.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use beamline_tests::{load::Stage, ports::Port, process};
 
 use super::core::{ANSWER, Case, figures, print, turns, twelve_headers};
@@ -38,9 +38,7 @@ const ENVOY_WASM: usize = 7;
 /// Runs the suite; gives how many bars were missed.
 pub(crate) fn run(settings: &Settings) -> Result<usize> {
     process::pin_to(PROXY_CPU + 1)?;
-    let filter = std::fs::read(&settings.filter).with_context(|| {
-        format!("the filter {} can't be read: `make guests` builds it", settings.filter.display())
-    })?;
+    let filter = settings.filter_module()?;
     let port = Port::reserve()?;
     let origin = port.address();
     let mut stage = Stage::with_origin(&port, ANSWER)?;

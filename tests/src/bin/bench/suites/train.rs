@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use beamline_tests::{
     beamline::{Beamline, Options},
     load::{self, Plan, QuickOrigin},
@@ -26,9 +26,7 @@ const BODY: [u8; 4096] = [b'x'; 4096];
 
 /// Drives nodes of the binary that is to be trained, and ends them in order, so that they write their profiles.
 pub(crate) fn run(settings: &Settings) -> Result<()> {
-    let filter = std::fs::read(&settings.filter).with_context(|| {
-        format!("the filter {} can't be read: `make guests` builds it", settings.filter.display())
-    })?;
+    let filter = settings.filter_module()?;
     let origin = QuickOrigin::start(128)?;
     for filter in [None, Some(&*filter)] {
         let node = Node::start(origin.address(), TENANTS, filter, None)?;
