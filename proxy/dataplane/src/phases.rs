@@ -395,12 +395,13 @@ impl Endings {
                 let Some(mut ending) = next else { break };
                 match UnderWay::begin(&worker) {
                     Some(under_way) => {
-                        spawn_local(async move {
+                        // Boxed: spawning moves the future several times.
+                        spawn_local(Box::pin(async move {
                             ending.tell().await;
                             // Its record is told before a drain hears that it is over.
                             drop(ending);
                             drop(under_way);
-                        });
+                        }));
                     }
                     None => ending.pass_over(),
                 }

@@ -241,6 +241,7 @@ pub(crate) fn failure_kind(failure: &Failure) -> ErrorKind {
         Failure::Body { response: false, .. } => ErrorKind::FilterRequestBody,
         Failure::Body { response: true, .. } => ErrorKind::FilterResponseBody,
         Failure::Verdict(_) => ErrorKind::FilterVerdict,
+        Failure::Host => ErrorKind::Internal,
         Failure::Unavailable => ErrorKind::FilterUnavailable,
         Failure::LeftOut(_) => ErrorKind::FilterSuspended,
     }

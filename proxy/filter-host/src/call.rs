@@ -28,6 +28,7 @@ use crate::{
     module::Module,
     phases::Phase,
     reset,
+    slow_lane::Call,
     ticker::TICK,
 };
 
@@ -46,9 +47,9 @@ pub enum Failure {
         "the call used more than its limit of {0:?} CPU time: make it shorter, or ask for more in limits.cpu"
     )]
     CpuTime(Duration),
-    /// The call had not ended after this time, most of which it waited for a processor.
+    /// The call had not ended after this time, most of which it waited: for answers to its own requests, or a processor.
     #[error(
-        "the call had not ended {0:?} after it began: too many long calls are under way, or the node is short of processors"
+        "the call had not ended {0:?} after it began: it waited for answers to its requests, too many long calls are under way, or the node is short of processors"
     )]
     WallTime(Duration),
     /// The call failed after memory growth had been refused.
@@ -60,10 +61,12 @@ pub enum Failure {
     #[error("the call called more than {0} host functions: call fewer, or ask for more in limits.host_calls")]
     HostCalls(u32),
     /// Too many calls of this tenant, or of the node, are under way, or bodies kept for them.
-    #[error("too many filter calls are under way, or bodies kept for them")]
+    #[error(
+        "too many filter calls are under way, or bodies kept for them: try again, or ask for more in limits.concurrency"
+    )]
     Capacity,
     /// More of a body would have to be kept than `limits.body`.
-    #[error("more than limits.body = {limit} bytes of the {} would have to be kept", if *.response { "response's body" } else { "request's body" })]
+    #[error("more than limits.body = {limit} bytes of the {} would have to be kept: send less, or ask for more in limits.body", if *.response { "response's body" } else { "request's body" })]
     Body {
         /// The limit in bytes.
         limit: u64,
@@ -73,6 +76,9 @@ pub enum Failure {
     /// The verdict has a part that cannot be carried out.
     #[error("the verdict cannot be carried out: {0}")]
     Verdict(String),
+    /// The host's side of the call failed: a fault of this node, whose standard error has it.
+    #[error("the node's own side of the call failed: the operator finds why in the node's output")]
+    Host,
     /// The module is not loaded on this node.
     #[error("the module is not loaded on this node")]
     Unavailable,
@@ -241,7 +247,7 @@ pub(crate) fn at_tick(state: &mut CallState) -> wasmtime::Result<UpdateDeadline>
 
 /// What a finished call leaves: the state that went in, and what the guest gave or why it gave nothing.
 pub(crate) struct Finished {
-    pub(crate) state: CallState,
+    pub(crate) state: Box<CallState>,
     pub(crate) given: Result<Given, Failure>,
     pub(crate) cpu: Duration,
     /// The functions that were running where it trapped, innermost first; by name where the module has names.
@@ -281,7 +287,7 @@ impl Input {
     }
 }
 
-fn store(module: &Module, state: CallState) -> Store<CallState> {
+fn store(module: &Module, state: Box<CallState>) -> Store<Box<CallState>> {
     let mut store = Store::new(module.engine(), state);
     store.limiter(|state| &mut state.memory);
     store.set_hostcall_fuel(MAX_HANDED_OVER);
@@ -292,24 +298,23 @@ fn store(module: &Module, state: CallState) -> Store<CallState> {
 }
 
 /// What a call leaves that came to this.
-pub(crate) fn finished(state: CallState, outcome: wasmtime::Result<Given>) -> Finished {
+pub(crate) fn finished(state: Box<CallState>, outcome: wasmtime::Result<Given>) -> Finished {
     let backtrace = outcome.as_ref().err().and_then(backtrace);
     let given = outcome.map_err(|error| classify(&error, &state));
     let cpu = state.cpu_used();
     Finished { state, given, cpu, backtrace }
 }
 
-/// Runs the request phase of `module`, in the tier that it has. The future is `Send`: it may move between threads
-/// whenever it is pending.
-pub(crate) async fn on_request(module: Arc<Module>, state: CallState) -> Finished {
+/// Runs the request phase of `module`, in the tier that it has. The call may move between threads whenever it is pending.
+pub(crate) fn on_request(module: Arc<Module>, state: Box<CallState>) -> Call {
     match module.core().map(Arc::clone) {
-        Some(core) => reset::on_request(module, &core, state).await,
-        None => in_fresh_instance(module, state).await,
+        Some(core) => Box::pin(reset::on_request(module, core, state)),
+        None => Box::pin(in_fresh_instance(module, state)),
     }
 }
 
 /// Runs the request phase of `module` in a fresh component instance.
-pub(crate) async fn in_fresh_instance(module: Arc<Module>, state: CallState) -> Finished {
+pub(crate) async fn in_fresh_instance(module: Arc<Module>, state: Box<CallState>) -> Finished {
     let mut store = store(&module, state);
     let outcome = async {
         let instance = module.pre().instantiate_async(&mut store).await?;
@@ -322,7 +327,7 @@ pub(crate) async fn in_fresh_instance(module: Arc<Module>, state: CallState) -> 
 
 /// Runs a later phase of `module`, in a fresh component instance whatever tier its request phase has. Apart from the
 /// request phase, whose future stays as small as it can be.
-pub(crate) async fn on_later(module: Arc<Module>, input: Input, state: CallState) -> Finished {
+pub(crate) async fn on_later(module: Arc<Module>, input: Input, state: Box<CallState>) -> Finished {
     let mut store = store(&module, state);
     let outcome = async {
         let instance = module.pre().instantiate_async(&mut store).await?;

@@ -319,14 +319,14 @@ impl Chain {
             outcome.decision = if filter.has(Phase::Request) {
                 let head = std::mem::replace(&mut outcome.head, RequestHead::gone());
                 let subject = self.subject(Seen::Open(head), outcome.contexts.get(at));
-                let call = |module, state| -> Call { Box::pin(on_request(module, state)) };
-                let ended = self.call(engine, view, at, subject, call).await.checked(|given| match given {
-                    Given::Request(verdict) => {
-                        let may_read = filter.has(Phase::WholeRequest);
-                        carried_out(verdict, may_read, self.body_limit(), &filter.config)
-                    }
-                    _ => Err(misplaced()),
-                });
+                let ended =
+                    self.call(engine, view, at, subject, on_request).await.checked(|given| match given {
+                        Given::Request(verdict) => {
+                            let may_read = filter.has(Phase::WholeRequest);
+                            carried_out(verdict, may_read, self.body_limit(), &filter.config)
+                        }
+                        _ => Err(Failure::Host),
+                    });
                 self.decided(at, &mut outcome, ended)
             } else if filter.has(Phase::WholeRequest) {
                 Decision::ReadBody
@@ -406,7 +406,7 @@ impl Chain {
         view: &Arc<dyn HostView>,
         at: usize,
         subject: Subject,
-        begin: impl FnOnce(Arc<Module>, CallState) -> Call,
+        begin: impl FnOnce(Arc<Module>, Box<CallState>) -> Call,
     ) -> Ended<'_, Given> {
         let Link { setup: filter, breaker, .. } = &self.filters[at];
         let mut told = Told::of(Phase::Request);
@@ -450,7 +450,7 @@ impl Chain {
             let first = std::future::poll_fn(|cx| Poll::Ready(poll_call(&mut call, cx))).await;
             match first {
                 Poll::Ready(Some(finished)) => return taken_apart(told, finished),
-                Poll::Ready(None) => return lost(told, host_failed()),
+                Poll::Ready(None) => return lost(told, Failure::Host),
                 Poll::Pending if is_waiting() => {
                     if let Some(unseated) = self.load.wants_a_seat(&engine.unseated) {
                         seat = a_seat().await;
@@ -477,7 +477,7 @@ impl Chain {
             // The receiver goes with the time-out: the lane drops the call at what would be its next slice.
             match timeout_at(ends.into(), given).await {
                 Ok(Ok(finished)) => return taken_apart(told, finished),
-                Ok(Err(_)) => host_failed(),
+                Ok(Err(_)) => Failure::Host,
                 Err(_) => Failure::WallTime(engine.longest_call),
             }
         } else {
@@ -503,7 +503,7 @@ impl Chain {
             }
             match polled {
                 Poll::Ready(Some(finished)) => Poll::Ready(Ok(Some(finished))),
-                Poll::Ready(None) => Poll::Ready(Err(host_failed())),
+                Poll::Ready(None) => Poll::Ready(Err(Failure::Host)),
                 Poll::Pending if is_waiting() => Poll::Pending,
                 Poll::Pending => Poll::Ready(Ok(None)),
             }
@@ -559,16 +559,6 @@ fn counted(leave: Leave<'_>, failure: Option<&Failure>) -> (bool, Option<Breaker
         // Neither for nor against the module: the leave is dropped undecided.
         Some(_) => (false, None),
     }
-}
-
-/// A host function panicked.
-fn host_failed() -> Failure {
-    Failure::Trap("the host's side of the call failed".into())
-}
-
-/// A call gave what belongs to another phase: none of the guest's doing.
-pub(crate) fn misplaced() -> Failure {
-    host_failed()
 }
 
 fn name_of(decision: &Decision) -> &'static str {

@@ -36,7 +36,7 @@ pub struct EngineSettings {
     pub slow_lane_threads: usize,
     /// Whether modules that qualify run in the reset tier; else all run in the component tier. Default true.
     pub reset_tier: bool,
-    /// Wall time after which a call that is still in the slow lane is given up. Default [`LONGEST_CALL`].
+    /// Wall time after which a call that has not ended is given up, whatever it waits for. Default [`LONGEST_CALL`].
     pub longest_call: Duration,
 }
 
@@ -50,7 +50,7 @@ impl Default for EngineSettings {
 pub struct Engine {
     ticker: Ticker,
     wasmtime: wasmtime::Engine,
-    linker: Linker<CallState>,
+    linker: Linker<Box<CallState>>,
     cores: CoreEngine,
     reset_tier: bool,
     pub(crate) lane: SlowLane,
@@ -97,9 +97,9 @@ pub(crate) fn compiling_engine() -> wasmtime::Result<wasmtime::Engine> {
     wasmtime::Engine::new(&common_config())
 }
 
-pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<CallState>> {
+pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Box<CallState>>> {
     let mut linker = Linker::new(engine);
-    EveryPhase::add_to_linker::<_, HasSelf<_>>(&mut linker, |state: &mut CallState| state)?;
+    EveryPhase::add_to_linker::<_, HasSelf<CallState>>(&mut linker, |state: &mut Box<CallState>| state)?;
     Ok(linker)
 }
 

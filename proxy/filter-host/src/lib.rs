@@ -7,7 +7,7 @@
 //!   the sandbox fresh is the module's [`Tier`].
 //!
 //! Guests are untrusted: whatever a module does ends as a verdict or as a [`Failure`], within its limits, and
-//! without delaying another tenant's requests for longer than one slice of [`SLICE`].
+//! without delaying another tenant's requests for longer than one slice, 1 to 2 ms (see [`SLICE`]).
 //! Floor 2: knows nothing of upstreams, queue or store; what a guest may ask of them comes through [`HostView`].
 
 mod admission;
@@ -45,11 +45,11 @@ pub use compile_worker::run as compile_worker;
 pub use engine::{Engine, EngineSettings};
 pub use head::{RequestHead, ResponseHead};
 pub use host::{
-    Exchange, FilterConfig, GuestLog, HostView, LogLevel, MAX_CONTEXT, Metric, MetricRefusal, MetricUpdate,
-    OutboundError, OutboundRequest, OutboundResponse, Properties, Redaction, UpstreamState, UpstreamStatus,
+    Exchange, FilterConfig, GuestLog, HostView, LogLevel, Metric, MetricRefusal, MetricUpdate, OutboundError,
+    OutboundRequest, OutboundResponse, Properties, Redaction, UpstreamState, UpstreamStatus,
 };
 pub use inspect::{ModuleInfo, ModuleKind, Rejection, Tier};
 pub use module::Module;
 pub use passage::{BodyStage, FinishOutcome, Passage, ResponseDecision, ResponseStep};
-pub use phases::{Phase, PhaseSet};
+pub use phases::Phase;
 pub use shared::TenantState;

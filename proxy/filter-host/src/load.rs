@@ -66,7 +66,7 @@ impl TenantLoad {
     /// Whether a call may begin on a data worker.
     pub(crate) fn may_begin_inline(&self, in_lane: u32, now: Instant) -> bool {
         let slices = self.long_slices.load(Ordering::Relaxed);
-        // No call was long in this second: the rule, told without a clock's arithmetic.
+        // No call of the tenant was ever long: the rule, told without a clock's arithmetic.
         slices == 0
             || in_lane < LONG_CALLS_BEFORE_LANE
                 && (slices & !0xffff_ffff != self.second(now)

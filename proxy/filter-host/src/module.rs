@@ -16,7 +16,7 @@ use crate::{
 /// A compiled module, linked as far as it can be before an instance exists. Shared by every tenant that uses it.
 pub struct Module {
     engine: wasmtime::Engine,
-    pre: InstancePre<CallState>,
+    pre: InstancePre<Box<CallState>>,
     exports: PhaseExports,
     phases: PhaseSet,
     /// Its form for the reset tier, where it has that.
@@ -28,7 +28,7 @@ pub struct Module {
 impl Module {
     pub(crate) fn new(
         engine: wasmtime::Engine,
-        pre: InstancePre<CallState>,
+        pre: InstancePre<Box<CallState>>,
         core: Option<Hold>,
         info: ModuleInfo,
     ) -> wasmtime::Result<Self> {
@@ -41,7 +41,7 @@ impl Module {
         &self.engine
     }
 
-    pub(crate) fn pre(&self) -> &InstancePre<CallState> {
+    pub(crate) fn pre(&self) -> &InstancePre<Box<CallState>> {
         &self.pre
     }
 
@@ -56,7 +56,7 @@ impl Module {
     }
 
     /// The phases that it takes part in.
-    pub fn phases(&self) -> PhaseSet {
+    pub(crate) fn phases(&self) -> PhaseSet {
         self.phases
     }
 

@@ -9,7 +9,7 @@ use crate::{
     call::{Failure, Given, Input, on_later},
     chain::{
         Answer, Chain, ChainOutcome, Decision, Ended, FilterRun, Told, answer, cannot_read, carried_out,
-        given_body, misplaced,
+        given_body,
     },
     engine::Engine,
     head::{RequestHead, ResponseHead, Seen},
@@ -209,7 +209,7 @@ impl Chain {
         let begin = |module, state| -> Call { Box::pin(on_later(module, Input::WholeRequest(body), state)) };
         let (mut replaced, limit) = (None, self.body_limit());
         let ended = self.call(engine, view, at, subject, begin).await.checked(|given| {
-            let Given::WholeRequest(given) = given else { return Err(misplaced()) };
+            let Given::WholeRequest(given) = given else { return Err(Failure::Host) };
             replaced = given.body.map(|body| given_body("decision.body", body, limit)).transpose()?;
             carried_out(given.verdict, false, limit, self.config(at))
         });
@@ -233,7 +233,7 @@ impl Chain {
             Given::Response(verdict) => {
                 Ok((response_decision(verdict, may_read, limit, self.config(at))?, None))
             }
-            _ => Err(misplaced()),
+            _ => Err(Failure::Host),
         });
         self.step(passage, at, ended)
     }
@@ -265,7 +265,7 @@ impl Chain {
                 let body = given.body.map(|body| given_body("decision.body", body, limit)).transpose()?;
                 Ok((response_decision(given.verdict, false, limit, self.config(at))?, body))
             }
-            _ => Err(misplaced()),
+            _ => Err(Failure::Host),
         });
         self.step(passage, at, ended)
     }
@@ -333,7 +333,7 @@ impl Chain {
                 }
                 Ok(data)
             }
-            _ => Err(misplaced()),
+            _ => Err(Failure::Host),
         });
         if given.is_ok() {
             passage.contexts.set(at, subject.context);

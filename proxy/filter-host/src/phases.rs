@@ -80,7 +80,7 @@ impl Phase {
 
 /// Some of the phases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PhaseSet(u8);
+pub(crate) struct PhaseSet(u8);
 
 impl PhaseSet {
     /// Those that a module exports.
@@ -89,12 +89,12 @@ impl PhaseSet {
     }
 
     /// Whether `phase` is one of them.
-    pub const fn has(self, phase: Phase) -> bool {
+    pub(crate) const fn has(self, phase: Phase) -> bool {
         self.0 & phase.bit() != 0
     }
 
     /// Whether one of them comes after what is decided on the request's head.
-    pub const fn has_later(self) -> bool {
+    pub(crate) const fn has_later(self) -> bool {
         self.0 & !Phase::Request.bit() != 0
     }
 
@@ -133,7 +133,7 @@ macro_rules! guests {
 
 impl PhaseExports {
     /// Looks up those that `info` names.
-    pub(crate) fn find(pre: &InstancePre<CallState>, info: &ModuleInfo) -> wasmtime::Result<Self> {
+    pub(crate) fn find(pre: &InstancePre<Box<CallState>>, info: &ModuleInfo) -> wasmtime::Result<Self> {
         let set = PhaseSet::of(info);
         let wanted = |phase| set.has(phase).then_some(());
         Ok(Self {

@@ -635,7 +635,7 @@ async fn a_host_function_that_panics_ends_its_call_alone() {
         let limits = FilterLimits { cpu: beamline_model::Duration::secs(1), ..Default::default() };
         let chain = chain(&step.to_string(), limits, OnError::FailClosed);
         let outcome = run(&chain, head(&[])).await;
-        let expected = Failure::Trap("the host's side of the call failed".into());
+        let expected = Failure::Host;
         assert_eq!(*failure(&outcome), expected, "{step}");
     }
 }

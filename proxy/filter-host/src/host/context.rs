@@ -4,7 +4,7 @@ use super::CallState;
 use crate::bindings::beamline::edge::context;
 
 /// The most bytes that a filter may remember of a request.
-pub const MAX_CONTEXT: usize = 4 << 10;
+const MAX_CONTEXT: usize = 4 << 10;
 
 impl context::Host for CallState {
     fn get(&mut self) -> wasmtime::Result<Option<Vec<u8>>> {

@@ -27,7 +27,6 @@ use wasmtime::ResourceLimiter;
 pub(crate) use self::http::{final_status, first, many};
 pub use self::{
     config::FilterConfig,
-    context::MAX_CONTEXT,
     log::{GuestLog, LogLevel},
     metrics::{Metric, MetricRefusal, MetricUpdate},
     outbound::{Exchange, OutboundError, OutboundRequest, OutboundResponse},
@@ -153,9 +152,9 @@ impl CallState {
         view: Arc<dyn HostView>,
         limits: &FilterLimits,
         (started, ends): (Instant, Instant),
-    ) -> Self {
+    ) -> Box<Self> {
         let Subject { request, response, context, log } = subject;
-        Self {
+        Box::new(Self {
             head: request,
             response,
             context,
@@ -172,7 +171,7 @@ impl CallState {
             },
             outbound_left: limits.outbound_calls,
             calls: CallMeter { limit: limits.host_calls, left: limits.host_calls },
-        }
+        })
     }
 
     /// What is left of a call when it has ended.

@@ -14,20 +14,21 @@ use crate::{
 
 /// Runs the request phase of `module` in a kept instance of its `core`. The future is `Send`: where the call is set
 /// aside, the instance goes with it, and ends where the call does.
-pub(crate) async fn on_request(module: Arc<Module>, core: &Arc<Core>, state: CallState) -> Finished {
+pub(crate) async fn on_request(module: Arc<Module>, core: Arc<Core>, state: Box<CallState>) -> Finished {
     // A limit that does not even grant the first memory: the other tier refuses it, and nothing is made for it here. And
     // a memory that grows by much is copied here, and there is not.
     if core.size() > state.memory.limit || core.is_outgrown() {
-        return in_fresh_instance(module, state).await;
+        // Boxed, as all that is rare here: every call is as large as the largest of what it may come to.
+        return Box::pin(in_fresh_instance(module, state)).await;
     }
-    let mut kept = match shelf::take(core) {
+    let mut kept = match shelf::take(&core) {
         Some(kept) => kept,
-        None => match Kept::new(core).await {
+        None => match Box::pin(Kept::new(&core)).await {
             Ok(kept) => kept,
             Err(error) => {
                 // The node is short of memory, most likely. The other tier's is set aside from the start.
                 tracing::debug!(error = format!("{error:#}"), module = %module.digest(), "no kept instance");
-                return in_fresh_instance(module, state).await;
+                return Box::pin(in_fresh_instance(module, state)).await;
             }
         },
     };

@@ -23,7 +23,7 @@ const LEAP: u64 = 2;
 #[derive(Default)]
 pub(super) struct Guest {
     /// The call under way. Without one (while the module starts) no import can be called.
-    call: Option<CallState>,
+    call: Option<Box<CallState>>,
     memory: Option<Memory>,
     /// Bytes that the guest has: what it was rewritten to believe.
     size: usize,
@@ -71,21 +71,21 @@ impl Guest {
     }
 
     /// Begins a call. `false` where its limit does not even grant the memory that the module begins with.
-    pub(super) fn begin(&mut self, call: CallState) -> Result<bool> {
+    pub(super) fn begin(&mut self, call: Box<CallState>) -> Result<bool> {
         let call = self.call.insert(call);
         (self.handle_lives, self.returned) = (true, false);
         call.memory.memory_growing(0, self.size, None)
     }
 
     /// Ends the call: its state, and the verdict where there is one.
-    pub(super) fn end(&mut self) -> (Option<CallState>, Option<Verdict>) {
+    pub(super) fn end(&mut self) -> (Option<Box<CallState>>, Option<Verdict>) {
         self.lowering.end();
         (self.call.take(), self.verdict.take())
     }
 
     /// The call's state, for the epoch's tick.
     pub(super) fn running(&mut self) -> Option<&mut CallState> {
-        self.call.as_mut()
+        self.call.as_deref_mut()
     }
 
     fn may_leave(&self) -> Result<()> {

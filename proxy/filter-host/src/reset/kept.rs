@@ -295,7 +295,7 @@ impl Kept {
     }
 
     /// Runs the request phase: the call's state, and the verdict or what went wrong.
-    pub(super) async fn call(&mut self, state: CallState) -> (CallState, Result<Verdict>) {
+    pub(super) async fn call(&mut self, state: Box<CallState>) -> (Box<CallState>, Result<Verdict>) {
         let outcome = self.run(state).await;
         let (state, verdict) = self.store.data_mut().end();
         let state = state.expect("a call that began has its state until it ends");
@@ -306,7 +306,7 @@ impl Kept {
         (state, verdict)
     }
 
-    async fn run(&mut self, state: CallState) -> Result<()> {
+    async fn run(&mut self, state: Box<CallState>) -> Result<()> {
         if !self.store.data_mut().begin(state)? {
             bail!("the memory that the module begins with is more than its limit")
         }
@@ -320,14 +320,16 @@ impl Kept {
         if self.is_outgrown() {
             return Ok(false);
         }
-        let cards = self.store.data().size() >> CARD_SHIFT;
-        collect(&mut self.parts.cards.data_mut(&mut self.store)[..cards], &mut self.touched);
+        let (cards, guest) = self.parts.cards.data_and_store_mut(&mut self.store);
+        let cards = &mut cards[..guest.size() >> CARD_SHIFT];
+        // What the host wrote, most of it beside what the guest did: each card is restored once.
+        for (first, last) in guest.marks.drain(cards.len()) {
+            cards[first..=last].fill(1);
+        }
+        collect(cards, &mut self.touched);
         let (memory, guest) = self.parts.memory.data_and_store_mut(&mut self.store);
         for card in self.touched.drain(..) {
             self.core.first.restore(memory, card * CARD, (card + 1) * CARD + STRADDLE);
-        }
-        for (first, last) in guest.marks.drain(cards) {
-            self.core.first.restore(memory, first * CARD, (last + 1) * CARD);
         }
         guest.set_size(self.core.size);
         self.restore_globals()?;

@@ -5,12 +5,14 @@
 //! shelves, idle threads' too. A thread that would have to wait for that does without its shelf for once.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
 };
+
+use rustc_hash::FxHashMap;
 
 use super::kept::{Core, Kept};
 
@@ -112,7 +114,7 @@ struct Shelf<T> {
     max_bytes: usize,
     bytes: usize,
     /// By [`Item::key`], with the turn in which it was put here, and its cost.
-    kept: HashMap<u64, (u64, usize, T)>,
+    kept: FxHashMap<u64, (u64, usize, T)>,
     /// Turns and keys, oldest first; those that are in `kept` no more, or with a later turn, are passed over.
     order: VecDeque<(u64, u64)>,
     turn: u64,
@@ -120,7 +122,7 @@ struct Shelf<T> {
 
 impl<T: Item> Shelf<T> {
     fn with_bounds(capacity: usize, max_bytes: usize) -> Self {
-        Self { capacity, max_bytes, bytes: 0, kept: HashMap::new(), order: VecDeque::new(), turn: 0 }
+        Self { capacity, max_bytes, bytes: 0, kept: FxHashMap::default(), order: VecDeque::new(), turn: 0 }
     }
 
     fn take(&mut self, key: u64) -> Option<T> {

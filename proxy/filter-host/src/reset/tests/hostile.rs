@@ -136,7 +136,7 @@ fn verdicts_are_read_as_carefully() {
     let store = |at: u32, value: i64| format!("(i64.store (i32.const {at}) (i64.const {value}))");
     // Case, then pointer and length of `upstream`; then the discriminants behind it.
     let bad = [
-        store(256, 4),
+        store(256, 5),
         store(256, 255),
         format!("{} {}", store(256, 1), store(264, 65_530 | 7 << 32)),
         format!("{} {}", store(256, 1), store(264, 0xffff_ffff)),
