@@ -13,6 +13,7 @@
 mod answer;
 mod audit;
 mod auth;
+mod linger;
 mod manifests;
 mod metrics;
 mod modules;
@@ -75,5 +76,6 @@ pub fn router(state: AdminState) -> Router {
         // Each route has a limit of its own, which `request` keeps.
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::map_response(answer::finish))
+        .layer(middleware::from_fn(linger::see_out))
         .with_state(state)
 }

@@ -66,7 +66,7 @@ fn thread_cpu() -> Duration {
     Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
-fn head() -> RequestHead {
+fn head() -> Box<RequestHead> {
     let mut headers = HeaderMap::new();
     for i in 1..=12 {
         let name = HeaderName::try_from(format!("x-h{i}")).expect("a token");
@@ -99,8 +99,8 @@ async fn chains(compiler: &Compiler, module: &[u8], n: usize) -> Vec<Chain> {
     chains
 }
 
-/// Median µs of a call.
-async fn measure(engine: &Engine, chains: &[Chain]) -> f64 {
+/// µs of a call: the median of the loops, and the least, which a busy machine disturbs less.
+async fn measure(engine: &Engine, chains: &[Chain]) -> (f64, f64) {
     let view: Arc<dyn HostView> =
         Arc::new(View { state: TenantState::new(), limits: FilterLimits::default() });
     let mut head = head();
@@ -122,7 +122,7 @@ async fn measure(engine: &Engine, chains: &[Chain]) -> f64 {
     // The first one warms up.
     loops.remove(0);
     loops.sort_by(f64::total_cmp);
-    loops[LOOPS / 2]
+    (loops[LOOPS / 2], loops[0])
 }
 
 fn main() {
@@ -143,7 +143,7 @@ fn main() {
         let compiler = CompilerSettings { cache_dir: cache.path().into(), worker: worker.clone() };
         let compiler = Compiler::new(Arc::clone(&engine), compiler).expect("the cache opens");
         for n in [1, many] {
-            let found = runtime.block_on(async {
+            let (found, least) = runtime.block_on(async {
                 let chains = chains(&compiler, &module, n).await;
                 measure(&engine, &chains).await
             });
@@ -156,7 +156,7 @@ fn main() {
             } else {
                 format!(", at most {bar}{goal}: MISSED")
             };
-            println!("{tier:?}, {n} modules: {found:.2} µs{verdict}");
+            println!("{tier:?}, {n} modules: {found:.2} µs (least {least:.2}){verdict}");
         }
     }
 }

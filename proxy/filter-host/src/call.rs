@@ -158,7 +158,7 @@ pub(crate) fn begin_waiting(cpu: &mut CpuClock) {
     // By the wall only until the first tick: see `at_tick`.
     let slice = match SLICE_CLOCK.get() {
         Some(SliceClock::Wall(start)) => start.elapsed().min(TICK),
-        _ => slice_elapsed(),
+        _ => slice_elapsed(Instant::now()),
     };
     cpu.before += slice;
     SLICE_CLOCK.set(None);
@@ -176,9 +176,9 @@ pub(crate) fn has_seat() -> bool {
     SEATED.get()
 }
 
-fn slice_elapsed() -> Duration {
+fn slice_elapsed(now: Instant) -> Duration {
     match SLICE_CLOCK.get() {
-        Some(SliceClock::Wall(start)) => start.elapsed(),
+        Some(SliceClock::Wall(start)) => now.saturating_duration_since(start),
         Some(SliceClock::Cpu(start)) => thread_cpu().saturating_sub(start),
         None => Duration::ZERO,
     }
@@ -195,8 +195,8 @@ impl CpuClock {
         Self { limit, before: Duration::ZERO }
     }
 
-    pub(crate) fn used(&self) -> Duration {
-        self.before + slice_elapsed()
+    pub(crate) fn used(&self, now: Instant) -> Duration {
+        self.before + slice_elapsed(now)
     }
 }
 
@@ -221,7 +221,7 @@ impl Future for SetAside {
 
 /// At every epoch tick that a running guest meets.
 pub(crate) fn at_tick(state: &mut CallState) -> wasmtime::Result<UpdateDeadline> {
-    let slice = slice_elapsed();
+    let slice = slice_elapsed(Instant::now());
     if let Some(SliceClock::Wall(_)) = SLICE_CLOCK.get() {
         // The first tick on a data worker. By the wall the guest may have used anything from nothing to a tick: the
         // thread may have been off its processor. From here on its CPU time is read, which few calls live to pay for.
@@ -249,6 +249,7 @@ pub(crate) fn at_tick(state: &mut CallState) -> wasmtime::Result<UpdateDeadline>
 pub(crate) struct Finished {
     pub(crate) state: Box<CallState>,
     pub(crate) given: Result<Given, Failure>,
+    pub(crate) ended: Instant,
     pub(crate) cpu: Duration,
     /// The functions that were running where it trapped, innermost first; by name where the module has names.
     pub(crate) backtrace: Option<Box<str>>,
@@ -301,8 +302,9 @@ fn store(module: &Module, state: Box<CallState>) -> Store<Box<CallState>> {
 pub(crate) fn finished(state: Box<CallState>, outcome: wasmtime::Result<Given>) -> Finished {
     let backtrace = outcome.as_ref().err().and_then(backtrace);
     let given = outcome.map_err(|error| classify(&error, &state));
-    let cpu = state.cpu_used();
-    Finished { state, given, cpu, backtrace }
+    let ended = Instant::now();
+    let cpu = state.cpu.used(ended);
+    Finished { state, given, ended, cpu, backtrace }
 }
 
 /// Runs the request phase of `module`, in the tier that it has. The call may move between threads whenever it is pending.

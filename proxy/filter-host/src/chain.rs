@@ -15,6 +15,7 @@ use http::{HeaderMap, StatusCode, uri::PathAndQuery};
 use tokio::time::timeout_at;
 
 use crate::{
+    admission::Seat,
     bindings::beamline::edge::verdicts::{self, Verdict},
     breaker::{self, Breaker, BreakerChange, BreakerState, Leave},
     call::{Failure, Finished, Given, SLICE, begin_inline_slice, is_waiting, on_request},
@@ -163,7 +164,7 @@ pub struct FilterRun {
 #[derive(Debug)]
 pub struct ChainOutcome {
     /// The request head with the filters' changes.
-    pub head: RequestHead,
+    pub head: Box<RequestHead>,
     /// What was decided.
     pub decision: Decision,
     /// What each filter did, since it was last taken from here.
@@ -275,7 +276,7 @@ impl Chain {
         &self,
         engine: &Engine,
         view: &Arc<dyn HostView>,
-        head: RequestHead,
+        head: Box<RequestHead>,
     ) -> ChainOutcome {
         let outcome = ChainOutcome {
             head,
@@ -299,10 +300,13 @@ impl Chain {
         body: Result<Bytes, Failure>,
     ) -> ChainOutcome {
         let at = outcome.reached.saturating_sub(1);
-        let call = self.whole_request(engine, view, at, &mut outcome, body).await;
-        match self.decided(at, &mut outcome, call) {
+        let subject = self.subject(Seen::Open(outcome.head), outcome.contexts.get(at));
+        let (ended, replaced) = self.whole_request(engine, view, at, subject, body).await;
+        (outcome.head, outcome.decision) = self.decided(at, ended, &mut outcome.contexts, &mut outcome.runs);
+        outcome.body = replaced.or(outcome.body);
+        match outcome.decision {
             Decision::Next => self.go_on(engine, view, outcome).await,
-            decision => ChainOutcome { decision, ..outcome },
+            _ => outcome,
         }
     }
 
@@ -316,9 +320,8 @@ impl Chain {
         while let Some(Link { setup: filter, .. }) = self.filters.get(outcome.reached) {
             let at = outcome.reached;
             outcome.reached += 1;
-            outcome.decision = if filter.has(Phase::Request) {
-                let head = std::mem::replace(&mut outcome.head, RequestHead::gone());
-                let subject = self.subject(Seen::Open(head), outcome.contexts.get(at));
+            if filter.has(Phase::Request) {
+                let subject = self.subject(Seen::Open(outcome.head), outcome.contexts.get(at));
                 let ended =
                     self.call(engine, view, at, subject, on_request).await.checked(|given| match given {
                         Given::Request(verdict) => {
@@ -327,12 +330,11 @@ impl Chain {
                         }
                         _ => Err(Failure::Host),
                     });
-                self.decided(at, &mut outcome, ended)
+                (outcome.head, outcome.decision) =
+                    self.decided(at, ended, &mut outcome.contexts, &mut outcome.runs);
             } else if filter.has(Phase::WholeRequest) {
-                Decision::ReadBody
-            } else {
-                continue;
-            };
+                outcome.decision = Decision::ReadBody;
+            }
             if !matches!(outcome.decision, Decision::Next) {
                 return outcome;
             }
@@ -341,22 +343,28 @@ impl Chain {
         outcome
     }
 
-    /// Takes a filter's call down, and what it leaves of the head; gives what the request's way goes on with.
-    fn decided(&self, at: usize, outcome: &mut ChainOutcome, ended: Ended<'_, Decision>) -> Decision {
+    /// Takes a filter's call down; gives what it leaves of the head, and what the request's way goes on with.
+    fn decided(
+        &self,
+        at: usize,
+        ended: Ended<'_, Decision>,
+        contexts: &mut Contexts,
+        runs: &mut Vec<FilterRun>,
+    ) -> (Box<RequestHead>, Decision) {
         let Ended { mut subject, given, told } = ended;
         let failed = given.is_err();
         subject.request.settle(!failed);
-        outcome.head = subject.request.into_open();
         if !failed {
-            outcome.contexts.set(at, subject.context);
+            contexts.set(at, subject.context);
         }
         let verdict = given.as_ref().map_or("failed", name_of);
         let failure = given.as_ref().err().cloned();
-        outcome.runs.push(self.run(at, told, verdict, failure, subject.log));
-        given.unwrap_or_else(|failure| {
+        runs.push(self.run(at, told, verdict, failure, subject.log));
+        let decision = given.unwrap_or_else(|failure| {
             self.failed(at, failure)
                 .map_or(Decision::Next, |(filter, failure)| Decision::Failed { filter, failure })
-        })
+        });
+        (subject.request.into_open(), decision)
     }
 
     /// What a failure of the filter at this place leads to: nothing where it may fail open.
@@ -375,14 +383,14 @@ impl Chain {
         log: GuestLog,
     ) -> FilterRun {
         let Link { label, setup, .. } = &self.filters[at];
-        let Told { phase, started, cpu, backtrace, leave } = told;
+        let Told { phase, started, ended, cpu, backtrace, leave } = told;
         let (told, breaker) = leave.map_or((false, None), |leave| counted(leave, failure.as_ref()));
         FilterRun {
             filter: Arc::clone(label),
             module: setup.module.as_ref().map(|m| Arc::clone(m.label())),
             phase,
             started,
-            duration: started.elapsed(),
+            duration: ended.unwrap_or_else(Instant::now) - started,
             cpu,
             verdict,
             failure,
@@ -417,12 +425,11 @@ impl Chain {
             Err(left) => return refused(told, subject, Failure::LeftOut(left)),
         }
         let Some(module) = &filter.module else { return refused(told, subject, Failure::Unavailable) };
-        let long_calls = self.load.long_calls();
-        let a_seat = || engine.seats.take(&self.tenant, self.limits.concurrency, &self.load.long_calls);
         // A tenant that has all of its seats: no instance is made before one of them is free.
         let mut seat = None;
-        if long_calls >= self.limits.concurrency {
-            seat = a_seat().await;
+        if self.load.long_calls() >= self.limits.concurrency {
+            // Boxed, as all that is rare here: each request is as large as the largest of what it may come to.
+            seat = Box::pin(self.a_seat(engine)).await;
             if seat.is_none() {
                 return refused(told, subject, Failure::Capacity);
             }
@@ -431,59 +438,80 @@ impl Chain {
         // where others see them later.
         let spare = (filter.on_error == OnError::FailOpen || self.has_later_phases())
             .then(|| (subject.request.clone(), subject.response.clone()));
-        let lost = |told, failure| {
-            let (request, response) = spare.unwrap_or_default();
-            refused(told, Subject { request, response, ..Subject::default() }, failure)
-        };
         let ends = started + engine.longest_call;
         let config = Arc::clone(&filter.config);
         let state = CallState::new(subject, config, Arc::clone(view), &self.limits, (started, ends));
         let mut call = begin(Arc::clone(module), state);
-        let taken_apart = |told, Finished { state, given, cpu, backtrace }: Finished| Ended {
-            subject: state.into_subject(),
-            given,
-            told: Told { cpu, backtrace, ..told },
-        };
-        if seat.is_none() && self.load.may_begin_inline(self.load.in_lane(), started) {
+        let first = if seat.is_none() && self.load.may_begin_inline(self.load.in_lane(), started) {
             engine.about_to_run();
             begin_inline_slice(started, false);
-            let first = std::future::poll_fn(|cx| Poll::Ready(poll_call(&mut call, cx))).await;
-            match first {
-                Poll::Ready(Some(finished)) => return taken_apart(told, finished),
-                Poll::Ready(None) => return lost(told, Failure::Host),
-                Poll::Pending if is_waiting() => {
-                    if let Some(unseated) = self.load.wants_a_seat(&engine.unseated) {
-                        seat = a_seat().await;
-                        drop(unseated);
-                    }
-                    if seat.is_none() {
-                        return lost(told, Failure::Capacity);
-                    }
-                    match timeout_at(ends.into(), self.wait_on_worker(engine, &mut call)).await {
-                        Ok(Ok(Some(finished))) => return taken_apart(told, finished),
-                        Ok(Ok(None)) => {}
-                        Ok(Err(failure)) => return lost(told, failure),
-                        Err(_) => return lost(told, Failure::WallTime(engine.longest_call)),
-                    }
-                }
-                Poll::Pending => self.load.used_up_a_slice(started),
-            }
-        }
-        if seat.is_none() {
-            seat = a_seat().await;
-        }
-        let failure = if let Some(seat) = seat {
-            let given = engine.lane.take(self.tenant.clone(), call, seat);
-            // The receiver goes with the time-out: the lane drops the call at what would be its next slice.
-            match timeout_at(ends.into(), given).await {
-                Ok(Ok(finished)) => return taken_apart(told, finished),
-                Ok(Err(_)) => Failure::Host,
-                Err(_) => Failure::WallTime(engine.longest_call),
-            }
+            std::future::poll_fn(|cx| Poll::Ready(Some(poll_call(&mut call, cx)))).await
         } else {
-            Failure::Capacity
+            None
         };
-        lost(told, failure)
+        let finished = match first {
+            Some(Poll::Ready(finished)) => finished.ok_or(Failure::Host),
+            Some(Poll::Pending) => Box::pin(self.after_a_slice(engine, call, started, ends)).await,
+            None => Box::pin(self.in_lane(engine, call, seat, ends)).await,
+        };
+        match finished {
+            Ok(Finished { state, given, ended, cpu, backtrace }) => {
+                let told = Told { ended: Some(ended), cpu, backtrace, ..told };
+                Ended { subject: state.into_subject(), given, told }
+            }
+            Err(failure) => {
+                let (request, response) = spare.unwrap_or_default();
+                refused(told, Subject { request, response, ..Subject::default() }, failure)
+            }
+        }
+    }
+
+    async fn a_seat(&self, engine: &Engine) -> Option<Seat> {
+        engine.seats.take(&self.tenant, self.limits.concurrency, &self.load.long_calls).await
+    }
+
+    /// Goes on with a call whose first slice, on this thread, was not enough, or that waits for an answer from outside.
+    async fn after_a_slice(
+        &self,
+        engine: &Engine,
+        mut call: Call,
+        started: Instant,
+        ends: Instant,
+    ) -> Result<Finished, Failure> {
+        if !is_waiting() {
+            self.load.used_up_a_slice(started);
+            return self.in_lane(engine, call, None, ends).await;
+        }
+        let unseated = self.load.wants_a_seat(&engine.unseated).ok_or(Failure::Capacity)?;
+        let seat = self.a_seat(engine).await.ok_or(Failure::Capacity)?;
+        drop(unseated);
+        match timeout_at(ends.into(), self.wait_on_worker(engine, &mut call)).await {
+            Ok(Ok(Some(finished))) => Ok(finished),
+            Ok(Ok(None)) => self.in_lane(engine, call, Some(seat), ends).await,
+            Ok(Err(failure)) => Err(failure),
+            Err(_) => Err(Failure::WallTime(engine.longest_call)),
+        }
+    }
+
+    /// Hands a call over to the slow lane, and waits for its end there.
+    async fn in_lane(
+        &self,
+        engine: &Engine,
+        call: Call,
+        seat: Option<Seat>,
+        ends: Instant,
+    ) -> Result<Finished, Failure> {
+        let seat = match seat {
+            Some(seat) => seat,
+            None => self.a_seat(engine).await.ok_or(Failure::Capacity)?,
+        };
+        let given = engine.lane.take(self.tenant.clone(), call, seat);
+        // The receiver goes with the time-out: the lane drops the call at what would be its next slice.
+        match timeout_at(ends.into(), given).await {
+            Ok(Ok(finished)) => Ok(finished),
+            Ok(Err(_)) => Err(Failure::Host),
+            Err(_) => Err(Failure::WallTime(engine.longest_call)),
+        }
     }
 
     /// Goes on with a call that has a seat and waits for an answer from outside, on this thread, which serves others meanwhile.
@@ -523,6 +551,8 @@ pub(crate) struct Ended<'c, T> {
 pub(crate) struct Told<'c> {
     phase: Phase,
     started: Instant,
+    /// When the guest was done; none where it was not called, or was given up.
+    ended: Option<Instant>,
     cpu: Duration,
     backtrace: Option<Box<str>>,
     /// The breaker's leave to make it; none where it was not made.
@@ -532,7 +562,14 @@ pub(crate) struct Told<'c> {
 impl Told<'_> {
     /// A call that begins now.
     pub(crate) fn of(phase: Phase) -> Self {
-        Self { phase, started: Instant::now(), cpu: Duration::ZERO, backtrace: None, leave: None }
+        Self {
+            phase,
+            started: Instant::now(),
+            ended: None,
+            cpu: Duration::ZERO,
+            backtrace: None,
+            leave: None,
+        }
     }
 }
 

@@ -1,6 +1,9 @@
 //! The heads of a request and its response while guests look at them: owned by the call, handed back when it ends.
 
-use std::{ops::Deref, sync::Arc};
+use std::{
+    ops::Deref,
+    sync::{Arc, LazyLock},
+};
 
 use beamline_http::HeadEditError;
 use http::{HeaderMap, Method, StatusCode, Uri};
@@ -31,22 +34,20 @@ pub struct ResponseHead {
     before: Option<(StatusCode, HeaderMap)>,
 }
 
-/// A head as one call has it: still open to changes, or sent already.
-#[derive(Clone, Debug)]
+/// A head as one call has it: still open to changes, or sent already. Boxed, for it is handed on many times.
+#[derive(Clone, Debug, Default)]
 pub(crate) enum Seen<H> {
-    Open(H),
+    /// There is none, or nobody asks for it any more.
+    #[default]
+    Gone,
+    Open(Box<H>),
     Sent(Arc<H>),
 }
 
 impl RequestHead {
     /// A head as the client sent it.
-    pub fn new(method: Method, uri: Uri, host: Box<str>, headers: HeaderMap) -> Self {
-        Self { method, uri, host, headers, before: None }
-    }
-
-    /// In the place of a head that nobody asks for any more.
-    pub(crate) fn gone() -> Self {
-        Self::new(Method::GET, Uri::default(), "".into(), HeaderMap::new())
+    pub fn new(method: Method, uri: Uri, host: Box<str>, headers: HeaderMap) -> Box<Self> {
+        Box::new(Self { method, uri, host, headers, before: None })
     }
 }
 
@@ -57,10 +58,14 @@ impl ResponseHead {
     }
 }
 
+static NO_REQUEST: LazyLock<RequestHead> =
+    LazyLock::new(|| *RequestHead::new(Method::GET, Uri::default(), "".into(), HeaderMap::new()));
+static NO_RESPONSE: LazyLock<ResponseHead> = LazyLock::new(ResponseHead::default);
+
 /// What both heads can do.
-pub(crate) trait Head: Sized {
-    /// In the place of a head that nobody asks for any more.
-    fn gone() -> Self;
+pub(crate) trait Head: Clone + 'static {
+    /// What is seen in the place of a head that is not there.
+    fn gone() -> &'static Self;
     /// Keeps a copy, where there is none yet.
     fn remember(&mut self);
     fn fields(&mut self) -> &mut HeaderMap;
@@ -69,8 +74,8 @@ pub(crate) trait Head: Sized {
 }
 
 impl Head for RequestHead {
-    fn gone() -> Self {
-        Self::gone()
+    fn gone() -> &'static Self {
+        &NO_REQUEST
     }
 
     fn remember(&mut self) {
@@ -91,8 +96,8 @@ impl Head for RequestHead {
 }
 
 impl Head for ResponseHead {
-    fn gone() -> Self {
-        Self::default()
+    fn gone() -> &'static Self {
+        &NO_RESPONSE
     }
 
     fn remember(&mut self) {
@@ -120,7 +125,7 @@ impl<H: Head> Seen<H> {
                 head.remember();
                 Ok(head)
             }
-            Self::Sent(_) => Err(HeadEditError::Forbidden),
+            Self::Gone | Self::Sent(_) => Err(HeadEditError::Forbidden),
         }
     }
 
@@ -135,29 +140,25 @@ impl<H: Head> Seen<H> {
         }
     }
 
-    /// The head that went in open.
+    /// The head that went in open. One that was lost is empty.
     ///
     /// # Panics
     /// Where it went in as sent: the caller knows which.
-    pub(crate) fn into_open(self) -> H {
+    pub(crate) fn into_open(self) -> Box<H> {
         match self {
             Self::Open(head) => head,
+            Self::Gone => Box::new(H::gone().clone()),
             Self::Sent(_) => panic!("the head of a call that may change it is open"),
         }
     }
 }
 
-impl<H: Head> Default for Seen<H> {
-    fn default() -> Self {
-        Self::Open(H::gone())
-    }
-}
-
-impl<H> Deref for Seen<H> {
+impl<H: Head> Deref for Seen<H> {
     type Target = H;
 
     fn deref(&self) -> &H {
         match self {
+            Self::Gone => H::gone(),
             Self::Open(head) => head,
             Self::Sent(head) => head,
         }
@@ -178,7 +179,7 @@ mod tests {
     #[test]
     fn a_failing_filters_changes_are_taken_back_the_status_too() {
         for keep in [true, false] {
-            let mut seen = Seen::Open(ResponseHead::default());
+            let mut seen = Seen::Open(Box::<ResponseHead>::default());
             seen.open().unwrap().status = StatusCode::NOT_FOUND;
             seen.fields_mut().unwrap().insert("x-a", "1".parse().unwrap());
             seen.settle(keep);

@@ -13,7 +13,7 @@ use crate::{
     },
     engine::Engine,
     head::{RequestHead, ResponseHead, Seen},
-    host::{FilterConfig, GuestLog, HostView},
+    host::{FilterConfig, GuestLog, HostView, Subject},
     phases::Phase,
     slow_lane::Call,
 };
@@ -108,7 +108,7 @@ pub struct BodyStage {
 impl Passage {
     pub(crate) fn new(outcome: &ChainOutcome, view: Arc<dyn HostView>) -> Self {
         Self {
-            request: Arc::new(outcome.head.clone()),
+            request: Arc::new(RequestHead::clone(&outcome.head)),
             view,
             contexts: outcome.contexts.clone(),
             reached: outcome.reached,
@@ -191,32 +191,29 @@ impl BodyStage {
 }
 
 impl Chain {
-    /// A request's whole body, for [`Chain::on_whole_request`].
+    /// A request's whole body, for [`Chain::on_whole_request`]: what the filter decided, and the body that it gave.
     pub(crate) async fn whole_request(
         &self,
         engine: &Engine,
         view: &Arc<dyn HostView>,
         at: usize,
-        outcome: &mut ChainOutcome,
+        subject: Subject,
         body: Result<Bytes, Failure>,
-    ) -> Ended<'_, Decision> {
-        let head = std::mem::replace(&mut outcome.head, RequestHead::gone());
-        let subject = self.subject(Seen::Open(head), outcome.contexts.get(at));
+    ) -> (Ended<'_, Decision>, Option<Bytes>) {
         let body = match body {
             Ok(body) => body,
-            Err(failure) => return not_called(subject, Phase::WholeRequest, failure),
+            Err(failure) => return (not_called(subject, Phase::WholeRequest, failure), None),
         };
         let begin = |module, state| -> Call { Box::pin(on_later(module, Input::WholeRequest(body), state)) };
         let (mut replaced, limit) = (None, self.body_limit());
         let ended = self.call(engine, view, at, subject, begin).await.checked(|given| {
             let Given::WholeRequest(given) = given else { return Err(Failure::Host) };
-            replaced = given.body.map(|body| given_body("decision.body", body, limit)).transpose()?;
-            carried_out(given.verdict, false, limit, self.config(at))
+            let body = given.body.map(|body| given_body("decision.body", body, limit)).transpose()?;
+            let decision = carried_out(given.verdict, false, limit, self.config(at))?;
+            replaced = body;
+            Ok(decision)
         });
-        if ended.given.is_ok() {
-            outcome.body = replaced;
-        }
-        ended.of(Phase::WholeRequest)
+        (ended.of(Phase::WholeRequest), replaced)
     }
 
     /// Runs the response phase of the filter at this place, which must have it.
@@ -228,7 +225,7 @@ impl Chain {
         head: ResponseHead,
     ) -> ResponseStep {
         let (may_read, limit) = (self.has(at, Phase::WholeResponse), self.body_limit());
-        let ended = self.later(engine, passage, at, Seen::Open(head), None, Input::Response).await;
+        let ended = self.later(engine, passage, at, Seen::Open(Box::new(head)), None, Input::Response).await;
         let ended = ended.checked(|given| match given {
             Given::Response(verdict) => {
                 Ok((response_decision(verdict, may_read, limit, self.config(at))?, None))
@@ -252,11 +249,11 @@ impl Chain {
         let ended = match body {
             Ok(body) => {
                 let input = Input::WholeResponse(body);
-                self.later(engine, passage, at, Seen::Open(head), None, input).await
+                self.later(engine, passage, at, Seen::Open(Box::new(head)), None, input).await
             }
             Err(failure) => {
                 let mut subject = self.subject(Seen::Sent(Arc::clone(&passage.request)), None);
-                subject.response = Seen::Open(head);
+                subject.response = Seen::Open(Box::new(head));
                 not_called(subject, Phase::WholeResponse, failure)
             }
         };
@@ -399,7 +396,7 @@ impl Chain {
         if given.is_ok() {
             passage.contexts.set(at, subject.context);
         }
-        let head = subject.response.into_open();
+        let head = *subject.response.into_open();
         let verdict = given.as_ref().map_or("failed", |(decision, _)| decision.name());
         let run = self.run(at, told, verdict, given.as_ref().err().cloned(), subject.log);
         let (decision, body) = given.unwrap_or_else(|failure| {
@@ -425,7 +422,7 @@ impl ResponseDecision {
 }
 
 /// A call that was not made.
-fn not_called<'c, T>(subject: crate::host::Subject, phase: Phase, failure: Failure) -> Ended<'c, T> {
+fn not_called<'c, T>(subject: Subject, phase: Phase, failure: Failure) -> Ended<'c, T> {
     Ended { subject, given: Err(failure), told: Told::of(phase) }
 }
 

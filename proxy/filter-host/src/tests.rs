@@ -204,13 +204,13 @@ fn chain_of(tenant: &str, config: &str, limits: FilterLimits, on_error: OnError)
     Chain::new(tenant.parse().unwrap(), limits, vec![filter])
 }
 
-pub(crate) fn head(fields: &[(&'static str, &'static str)]) -> RequestHead {
+pub(crate) fn head(fields: &[(&'static str, &'static str)]) -> Box<RequestHead> {
     let headers: HeaderMap =
         fields.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect();
     RequestHead::new(Method::GET, "/a/b?c=d".parse().unwrap(), "acme.test".into(), headers)
 }
 
-async fn run(chain: &Chain, head: RequestHead) -> ChainOutcome {
+async fn run(chain: &Chain, head: Box<RequestHead>) -> ChainOutcome {
     let view = View::shared(FilterLimits::default());
     chain.on_request(engine(), &view, head).await
 }

@@ -14,10 +14,7 @@ mod random;
 mod secrets;
 mod upstreams;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use beamline_model::FilterLimits;
 use bytes::Bytes;
@@ -183,11 +180,6 @@ impl CallState {
     pub(crate) fn count_call(&mut self) -> Result<(), HostCallsExhausted> {
         self.calls.left = self.calls.left.checked_sub(1).ok_or(HostCallsExhausted)?;
         Ok(())
-    }
-
-    /// CPU time of the call until now.
-    pub(crate) fn cpu_used(&self) -> Duration {
-        self.cpu.used()
     }
 }
 

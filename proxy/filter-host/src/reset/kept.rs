@@ -240,7 +240,7 @@ pub(super) struct Kept {
     place: Place,
 }
 
-impl Item for Kept {
+impl Item for Box<Kept> {
     fn key(&self) -> u64 {
         self.core.key
     }
@@ -260,7 +260,7 @@ impl Item for Kept {
 
 impl Kept {
     /// A new instance.
-    pub(super) async fn new(core: &Arc<Core>) -> Result<Self> {
+    pub(super) async fn new(core: &Arc<Core>) -> Result<Box<Self>> {
         #[cfg(test)]
         MADE.set(MADE.get() + 1);
         let mut store = Store::new(core.pre.module().engine(), Guest::new(core.max_pages));
@@ -275,7 +275,8 @@ impl Kept {
         let run = instance.get_typed_func(&mut store, names::RUN)?;
         store.data_mut().set_memory(parts.memory, core.size);
         let place = Place::none(&core.node);
-        let mut kept = Self { core: Arc::clone(core), store, parts, run, touched: Vec::new(), place };
+        let kept = Self { core: Arc::clone(core), store, parts, run, touched: Vec::new(), place };
+        let mut kept = Box::new(kept);
         if core.start_wrote {
             let memory = kept.parts.memory.data_mut(&mut kept.store);
             core.first.restore(memory, 0, memory.len());

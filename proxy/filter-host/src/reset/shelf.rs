@@ -175,11 +175,14 @@ impl<T: Item> Shelf<T> {
     }
 }
 
+/// A thread's shelf. Boxed instances: they are put there and taken away for each call.
+type Own = Mutex<Shelf<Box<Kept>>>;
+
 /// The shelves of all threads.
-static SHELVES: Mutex<Vec<Weak<Mutex<Shelf<Kept>>>>> = Mutex::new(Vec::new());
+static SHELVES: Mutex<Vec<Weak<Own>>> = Mutex::new(Vec::new());
 
 thread_local! {
-    static SHELF: Arc<Mutex<Shelf<Kept>>> = {
+    static SHELF: Arc<Own> = {
         let shelf = Arc::new(Mutex::new(Shelf::with_bounds(MAX_INSTANCES, MAX_BYTES)));
         let mut shelves = lock(&SHELVES);
         shelves.retain(|shelf| shelf.strong_count() > 0);
@@ -193,7 +196,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Uses this thread's shelf, where nobody else does right now.
-fn with_own<R>(use_it: impl FnOnce(&mut Shelf<Kept>) -> R) -> Option<R> {
+fn with_own<R>(use_it: impl FnOnce(&mut Shelf<Box<Kept>>) -> R) -> Option<R> {
     SHELF.with(|shelf| match shelf.try_lock() {
         Ok(mut shelf) => Some(use_it(&mut shelf)),
         Err(TryLockError::Poisoned(shelf)) => Some(use_it(&mut shelf.into_inner())),
@@ -202,12 +205,12 @@ fn with_own<R>(use_it: impl FnOnce(&mut Shelf<Kept>) -> R) -> Option<R> {
 }
 
 /// The instance of `core` that this thread keeps, in its first state.
-pub(super) fn take(core: &Core) -> Option<Kept> {
+pub(super) fn take(core: &Core) -> Option<Box<Kept>> {
     with_own(|shelf| shelf.take(core.key())).flatten()
 }
 
 /// Keeps an instance that is in its first state.
-pub(super) fn put(kept: Kept) {
+pub(super) fn put(kept: Box<Kept>) {
     // Where the shelf is in use, the instance ends here.
     let _ = with_own(|shelf| shelf.put(kept));
 }

@@ -189,7 +189,14 @@ impl Lowering {
         while let Some(step) = self.steps.get(self.next) {
             match *step {
                 Step::Number { at, value, len } => {
-                    write(memory, marks, self.blocks[at.block] + at.offset, &value.to_le_bytes()[..len])?;
+                    let (at, bytes) = (self.blocks[at.block] + at.offset, value.to_le_bytes());
+                    // Stores of a known length are instructions; one of any length would be a call.
+                    match len {
+                        1 => write(memory, marks, at, &bytes[..1])?,
+                        2 => write(memory, marks, at, &bytes[..2])?,
+                        4 => write(memory, marks, at, &bytes[..4])?,
+                        _ => write(memory, marks, at, &bytes)?,
+                    }
                 }
                 Step::Pair { at, block, count } => {
                     let address = u32::try_from(self.blocks[block]).expect("an address of the guest");
@@ -251,6 +258,7 @@ fn empty<T>(buffer: &mut Vec<T>) {
 }
 
 /// The one way in which the host writes into a guest's memory.
+#[inline(always)]
 fn write(memory: &mut [u8], marks: &mut Marks, at: usize, bytes: &[u8]) -> Result<()> {
     let Some(place) = memory.get_mut(at..).and_then(|rest| rest.get_mut(..bytes.len())) else {
         bail!("pointer out of bounds")

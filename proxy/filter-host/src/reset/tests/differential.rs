@@ -13,7 +13,7 @@ pub(super) fn limits() -> FilterLimits {
     FilterLimits { cpu: beamline_model::Duration::millis(20), memory: ByteSize::mib(4), ..Default::default() }
 }
 
-fn rich_head() -> RequestHead {
+fn rich_head() -> Box<RequestHead> {
     let mut headers = HeaderMap::new();
     for (name, value) in [("x-a", "1"), ("x-b", ""), ("cookie", "a=b; c=d"), ("x-h12", "other")] {
         headers.append(name, HeaderValue::from_static(value));
@@ -118,7 +118,7 @@ fn what_the_host_offers_is_the_same_in_both() {
 }
 
 /// The request of one of a stock filter's cases.
-fn request_of(case: &serde_json::Value) -> RequestHead {
+fn request_of(case: &serde_json::Value) -> Box<RequestHead> {
     let request = &case["request"];
     let text = |key: &str, default: &str| request[key].as_str().unwrap_or(default).to_owned();
     let mut headers = HeaderMap::new();

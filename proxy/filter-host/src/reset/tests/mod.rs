@@ -175,7 +175,7 @@ fn ask(
     };
     let chain = Chain::new("acme".parse().unwrap(), limits.clone(), vec![filter]);
     let view = View::shared(limits.clone());
-    runtime().block_on(chain.on_request(engine, &view, head.clone()))
+    runtime().block_on(chain.on_request(engine, &view, Box::new(head.clone())))
 }
 
 /// A core module from text, with its component type.

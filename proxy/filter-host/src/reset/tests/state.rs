@@ -93,7 +93,7 @@ fn scribbler() -> String {
     ))
 }
 
-fn seeded(seed: u64) -> RequestHead {
+fn seeded(seed: u64) -> Box<RequestHead> {
     // As long as a value may be that straddles cards. A field's value holds no zeros.
     let bytes: Vec<u8> =
         seed.to_le_bytes().iter().map(|b| b | 0x80).cycle().take(8 + (seed % 1500) as usize).collect();
