@@ -117,7 +117,7 @@ out=${1:-$root/target/guests}
 
 # A caller's own build settings are for its own target; RUSTFLAGS would even replace the linker flags.
 unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_RUSTFLAGS CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS
-unset CARGO_TARGET_DIR CARGO_BUILD_TARGET_DIR CARGO_BUILD_TARGET
+unset CARGO_TARGET_DIR CARGO_BUILD_TARGET_DIR CARGO_BUILD_TARGET CARGO_INCREMENTAL
 
 choose_toolchain
 # Both workspaces build into one folder: what they share (all but a few crates) is built once.

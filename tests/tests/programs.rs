@@ -7,6 +7,7 @@ use std::{
     fs,
     io::Write as _,
     os::unix::fs::OpenOptionsExt as _,
+    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
@@ -62,29 +63,103 @@ fn last(origin: &Origin) -> std::sync::Arc<Recorded> {
     origin.requests().last().unwrap().clone()
 }
 
+/// Every stock filter.
+const STOCK: [&str; 14] = [
+    "ab-split",
+    "canary",
+    "cors",
+    "fallback",
+    "geo",
+    "json-router",
+    "jwt",
+    "maintenance",
+    "rate-limit",
+    "replace",
+    "rewrite",
+    "router",
+    "security-headers",
+    "sign",
+];
+
 #[test]
 fn every_stock_filter_is_small_and_is_taken() {
     let scene = Scene::start().unwrap();
-    for name in [
-        "ab-split",
-        "canary",
-        "cors",
-        "fallback",
-        "geo",
-        "json-router",
-        "jwt",
-        "maintenance",
-        "rate-limit",
-        "replace",
-        "rewrite",
-        "router",
-        "security-headers",
-        "sign",
-    ] {
+    for name in STOCK {
         let module = guests::module(name).unwrap();
         let most = if name == "jwt" { 400 << 10 } else { 128 << 10 };
         assert!(module.len() < most, "{name} has {} bytes", module.len());
         scene.admin.push(TENANT, &module).unwrap();
+    }
+}
+
+#[test]
+fn the_readme_tells_how_large_each_module_is() {
+    let rows = include_str!("../../wasm-filters/README.md").lines().filter_map(|line| {
+        let mut cells = line.split('|').map(str::trim);
+        let name = cells.nth(1)?.strip_prefix("[`")?.split('`').next()?;
+        Some((name, cells.nth(2)?.parse::<usize>().ok()?))
+    });
+    let told: BTreeMap<_, _> = rows.collect();
+    assert_eq!(told.keys().copied().collect::<Vec<_>>(), STOCK);
+    for (name, told) in told {
+        let found = guests::module(name).unwrap().len().div_ceil(1 << 10);
+        // Compilers differ a little.
+        assert!(
+            found.abs_diff(told) <= told / 10,
+            "{name}: wasm-filters/README.md says {told} KiB, found {found}"
+        );
+    }
+}
+
+/// The upstreams that a configuration names.
+fn upstreams_of(config: &Value) -> Vec<&str> {
+    match config {
+        Value::Object(members) => members
+            .iter()
+            .flat_map(|(key, value)| match (key.as_str(), value) {
+                ("upstream", Value::String(name)) => vec![name.as_str()],
+                ("upstreams", Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
+                _ => upstreams_of(value),
+            })
+            .collect(),
+        Value::Array(items) => items.iter().flat_map(upstreams_of).collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[test]
+fn the_example_of_each_readme_works() {
+    let (scene, _folder) = sealing();
+    scene.admin.set_secret(TENANT, "signing-key", KEY).unwrap();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../wasm-filters");
+    for name in STOCK {
+        let readme = fs::read_to_string(folder.join(name).join("README.md")).unwrap();
+        let example = readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        let written: Value = toml::from_str(example).unwrap();
+        let mut filter = written["filters"][0].clone();
+        filter["module"] = scene.filter(name).unwrap()["module"].clone();
+        scene
+            .apply(|manifest| {
+                for name in upstreams_of(&filter["config"]) {
+                    manifest["upstreams"][name] = upstream(&scene.origin);
+                    if let Some(queue) = written["upstreams"][name].get("queue") {
+                        manifest["upstreams"][name]["queue"] = queue.clone();
+                    }
+                }
+                if let Some(egress) = written.get("egress") {
+                    manifest["egress"] = egress.clone();
+                }
+                manifest["filters"] = json!([filter]);
+            })
+            .unwrap_or_else(|error| panic!("{name}: {error:?}"));
+        let answer = scene.send(Request::get("/orders").header("x-api-key", "k1")).unwrap();
+        let expected = match name {
+            "jwt" => 401,
+            "maintenance" => 503,
+            _ => 200,
+        };
+        assert_eq!(answer.status, expected, "{name}: {}", answer.text());
+        assert!(!answer.text().contains("urn:beamline:problem:"), "{name}: {}", answer.text());
     }
 }
 

@@ -1,8 +1,9 @@
 //! The variants, and by how much each is dealt.
 
+use beamline_sdk::field::{SentField, is_token};
 use serde::Deserialize;
 
-use crate::cookie::{Cookie, is_token};
+use crate::cookie::Cookie;
 
 /// The filter's configuration.
 #[derive(Deserialize)]
@@ -12,7 +13,7 @@ pub(crate) struct Config {
     #[serde(default)]
     pub(crate) cookie: Cookie,
     /// The field that tells the upstream which variant it is.
-    pub(crate) header: Option<String>,
+    pub(crate) header: Option<SentField>,
 }
 
 /// Variants of different names, at least one of which is dealt.
@@ -66,19 +67,17 @@ impl TryFrom<Vec<Variant>> for Variants {
 
     fn try_from(variants: Vec<Variant>) -> Result<Self, Self::Error> {
         if variants.len() > MAX_VARIANTS {
-            return Err("variants: expected at most 32");
+            return Err("expected at most 32");
         }
         let names = || variants.iter().map(|variant| variant.name.as_str());
         if names().any(|name| !is_token(name) || name.len() > MAX_NAME) {
-            return Err(
-                "variants: expected names of 1 to 64 letters, digits and !#$%&'*+-.^_`|~: the cookie has them",
-            );
+            return Err("expected names of 1 to 64 letters, digits and !#$%&'*+-.^_`|~: the cookie has them");
         }
         if names().enumerate().any(|(place, name)| names().take(place).any(|earlier| earlier == name)) {
-            return Err("variants: expected different names, found one twice");
+            return Err("expected different names, found one twice");
         }
         if variants.iter().all(|variant| variant.weight == 0) {
-            return Err("variants: expected at least one with a weight above 0");
+            return Err("expected at least one with a weight above 0");
         }
         Ok(Self(variants))
     }

@@ -1,10 +1,13 @@
 //! The cookie that a client keeps (RFC 6265).
 
-use serde::{Deserialize, Deserializer, de::Error};
+use beamline_sdk::CookieName;
+use serde::Deserialize;
 
 /// Its name and attributes.
+#[derive(Deserialize)]
+#[serde(from = "Written")]
 pub(crate) struct Cookie {
-    pub(crate) name: String,
+    pub(crate) name: CookieName,
     /// Everything that follows the value.
     attributes: String,
 }
@@ -12,14 +15,15 @@ pub(crate) struct Cookie {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Written {
-    name: String,
+    name: CookieName,
     max_age_seconds: u32,
     secure: bool,
 }
 
 impl Default for Written {
     fn default() -> Self {
-        Self { name: "ab".into(), max_age_seconds: 30 * 24 * 60 * 60, secure: true }
+        let name = "ab".parse().expect("a token");
+        Self { name, max_age_seconds: 30 * 24 * 60 * 60, secure: true }
     }
 }
 
@@ -38,33 +42,9 @@ impl From<Written> for Cookie {
     }
 }
 
-impl<'de> Deserialize<'de> for Cookie {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let written = Written::deserialize(deserializer)?;
-        if is_token(&written.name) {
-            Ok(written.into())
-        } else {
-            Err(D::Error::custom("cookie: expected a name of letters, digits and !#$%&'*+-.^_`|~"))
-        }
-    }
-}
-
 impl Cookie {
     /// The `Set-Cookie` that gives it this value, which is a token.
     pub(crate) fn with(&self, value: &str) -> String {
-        [&self.name, "=", value, &self.attributes].concat()
+        [&*self.name, "=", value, &self.attributes].concat()
     }
-}
-
-/// Whether a text is a token (RFC 9110, section 5.6.2), which is what a cookie's name must be, and what its value may be
-/// without a quote.
-pub(crate) fn is_token(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
-}
-
-/// Whether a `Vary` says `cookie` already, or everything.
-pub(crate) fn is_listed(vary: &[u8]) -> bool {
-    vary.split(|byte| *byte == b',')
-        .map(<[u8]>::trim_ascii)
-        .any(|name| name == b"*" || name.eq_ignore_ascii_case(b"cookie"))
 }

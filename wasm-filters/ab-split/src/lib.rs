@@ -28,7 +28,7 @@ impl Filter for AbSplit {
             && let Err(error) =
                 request.remove_header(header).and_then(|()| request.set_header(header, &variant.name))
         {
-            log::warn!("header {header} could not be set: {error:?}");
+            log::warn!("header {} could not be set: {error:?}", &**header);
         }
         match &variant.upstream {
             Some(upstream) => Verdict::route(upstream.as_str()).into(),
@@ -49,7 +49,7 @@ impl ResponseFilter for AbSplit {
 
     fn on_response(config: &Config, _: &Request, response: &mut ResponseHead) -> ResponseVerdict {
         if let Err(error) = tell(config, response) {
-            log::warn!("the cookie {} could not be set: {error:?}", config.cookie.name);
+            log::warn!("the cookie {} could not be set: {error:?}", &*config.cookie.name);
         }
         ResponseVerdict::next()
     }
@@ -57,10 +57,7 @@ impl ResponseFilter for AbSplit {
 
 fn tell(config: &Config, response: &mut ResponseHead) -> Result<(), HeaderError> {
     // Whoever keeps this response must not hand it to a client of another variant, with or without a cookie.
-    let varies = response.header_all("vary");
-    if !varies.iter().any(|value| cookie::is_listed(value.as_bytes())) {
-        response.append_header("vary", "cookie")?;
-    }
+    response.vary("cookie")?;
     // What a client claims is no reason to repeat it: only what was dealt here is in the context.
     let dealt = context::get().and_then(|name| config.variants.named(&name));
     if let Some(variant) = dealt {

@@ -7,7 +7,7 @@
 mod point;
 mod split;
 
-use beamline_sdk::{Filter, Request, Verdict};
+use beamline_sdk::{CookieName, Filter, Request, Verdict, field::FieldName};
 use serde::Deserialize;
 
 use crate::split::Split;
@@ -30,8 +30,8 @@ struct Config {
 #[derive(Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Sticky {
-    Header(String),
-    Cookie(String),
+    Header(FieldName),
+    Cookie(CookieName),
 }
 
 impl Filter for Canary {

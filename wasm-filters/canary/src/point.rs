@@ -1,17 +1,14 @@
 //! A client's place on the line of 10,000 points, the same on every node and in every version.
 
-use beamline_sdk::random;
+use beamline_sdk::{hash, random};
 
 /// How many points there are: hundredths of a percent.
 pub(crate) const POINTS: u32 = 10_000;
 
 /// The point of a client by its key. Changing this moves clients from one upstream to another: never do.
 pub(crate) fn of(salt: &[u8], key: &[u8]) -> u32 {
-    // FNV-1a; 0xff is in no UTF-8 text, so that salt and key cannot run into each other.
-    let bytes = salt.iter().chain(&[0xff]).chain(key);
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    // 0xff is in no UTF-8 text, so that salt and key cannot run into each other.
+    let hash = hash::fnv1a(salt.iter().chain(&[0xff]).chain(key));
     // FNV's high bits differ little between short keys: MurmurHash3's finaliser spreads them.
     let hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     let hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);

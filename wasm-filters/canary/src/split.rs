@@ -36,7 +36,7 @@ impl TryFrom<Vec<Share>> for Split {
     fn try_from(shares: Vec<Share>) -> Result<Self, Self::Error> {
         let sum = shares.iter().fold(0, |sum: u32, share| sum.saturating_add(share.points));
         if sum > POINTS {
-            return Err("split: expected shares of at most 100 percent together, found more");
+            return Err("expected shares of at most 100 percent together, found more");
         }
         Ok(Self(shares))
     }
@@ -48,7 +48,7 @@ fn points<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     let points = percent * 100.0;
     let whole = points + 0.5;
     if !(0.0..=100.0).contains(&percent) || (points - f64::from(whole as u32)).abs() > 1e-6 {
-        return Err(D::Error::custom("percent: expected 0 to 100 with at most two decimals"));
+        return Err(D::Error::custom("expected 0 to 100 with at most two decimals"));
     }
     Ok(whole as u32)
 }

@@ -1,5 +1,6 @@
 //! Which origins may do what.
 
+use beamline_sdk::{Method, field::FieldName};
 use serde::Deserialize;
 
 use crate::origin::OriginPattern;
@@ -9,14 +10,16 @@ use crate::origin::OriginPattern;
 #[serde(try_from = "Written")]
 pub(crate) struct Config {
     origins: Origins,
-    pub(crate) methods: Vec<String>,
-    pub(crate) headers: Vec<String>,
-    pub(crate) expose: Vec<String>,
+    pub(crate) methods: Vec<Method>,
+    pub(crate) headers: Vec<FieldName>,
+    pub(crate) expose: Vec<FieldName>,
     pub(crate) credentials: bool,
     pub(crate) max_age_seconds: u32,
 }
 
 /// Whose pages may read responses.
+#[derive(Deserialize)]
+#[serde(try_from = "Vec<String>")]
 enum Origins {
     Any,
     These(Vec<OriginPattern>),
@@ -25,21 +28,21 @@ enum Origins {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
-    origins: Vec<String>,
+    origins: Origins,
     #[serde(default = "simple_methods")]
-    methods: Vec<String>,
+    methods: Vec<Method>,
     #[serde(default)]
-    headers: Vec<String>,
+    headers: Vec<FieldName>,
     #[serde(default)]
-    expose: Vec<String>,
+    expose: Vec<FieldName>,
     #[serde(default)]
     credentials: bool,
     #[serde(default = "ten_minutes")]
     max_age_seconds: u32,
 }
 
-fn simple_methods() -> Vec<String> {
-    ["GET", "HEAD", "POST"].map(str::to_owned).to_vec()
+fn simple_methods() -> Vec<Method> {
+    ["GET", "HEAD", "POST"].map(|name| name.parse().expect("a method")).into()
 }
 
 fn ten_minutes() -> u32 {
@@ -47,12 +50,13 @@ fn ten_minutes() -> u32 {
 }
 
 impl Config {
-    /// What `Access-Control-Allow-Origin` says to a page of this origin; none where it may not.
-    pub(crate) fn allowed_origin<'a>(&self, origin: &'a [u8]) -> Option<&'a [u8]> {
+    /// What `Access-Control-Allow-Origin` says to a page of this origin; none where it may not. `*` stands also where no origin was
+    /// named: who keeps that response may hand it to a page of any.
+    pub(crate) fn allowed_origin<'a>(&self, origin: Option<&'a [u8]>) -> Option<&'a [u8]> {
         match &self.origins {
             Origins::Any => Some(b"*"),
             Origins::These(patterns) => {
-                patterns.iter().any(|pattern| pattern.holds(origin)).then_some(origin)
+                origin.filter(|origin| patterns.iter().any(|pattern| pattern.holds(origin)))
             }
         }
     }
@@ -63,38 +67,34 @@ impl Config {
     }
 }
 
-impl TryFrom<Written> for Config {
+impl TryFrom<Vec<String>> for Origins {
     type Error = String;
 
-    fn try_from(written: Written) -> Result<Self, String> {
-        let origins = if written.origins == ["*"] {
-            if written.credentials {
+    fn try_from(origins: Vec<String>) -> Result<Self, String> {
+        if origins == ["*"] {
+            return Ok(Self::Any);
+        }
+        let patterns: Result<_, _> = origins.iter().map(|text| OriginPattern::parse(text)).collect();
+        patterns.map(Self::These)
+    }
+}
+
+impl TryFrom<Written> for Config {
+    type Error = &'static str;
+
+    fn try_from(written: Written) -> Result<Self, Self::Error> {
+        if written.credentials {
+            if matches!(written.origins, Origins::Any) {
                 return Err("origins: expected them by name where credentials are allowed, found *: \
-                            every page of the Web could act as its reader"
-                    .into());
+                            every page of the Web could act as its reader");
             }
-            Origins::Any
-        } else {
-            Origins::These(
-                written.origins.iter().map(|text| OriginPattern::parse(text)).collect::<Result<_, _>>()?,
-            )
-        };
-        for (key, names) in
-            [("methods", &written.methods), ("headers", &written.headers), ("expose", &written.expose)]
-        {
-            // Beside credentials `*` is a name like others, to a browser.
-            let all = |name: &String| name == "*" && !written.credentials && key != "methods";
-            if !names.iter().all(|name| is_token(name) && (all(name) || name != "*")) {
-                return Err([
-                    key,
-                    ": expected names, found something else (* stands for all of headers and expose, \
-                                 without credentials)",
-                ]
-                .concat());
+            if written.headers.iter().chain(&written.expose).any(|name| **name == *"*") {
+                return Err("headers, expose: expected names where credentials are allowed, found *: \
+                            to a browser it is a name like others then");
             }
         }
         Ok(Self {
-            origins,
+            origins: written.origins,
             methods: written.methods,
             headers: written.headers,
             expose: written.expose,
@@ -102,17 +102,4 @@ impl TryFrom<Written> for Config {
             max_age_seconds: written.max_age_seconds,
         })
     }
-}
-
-/// Whether a text is a token (RFC 9110, section 5.6.2).
-fn is_token(text: &str) -> bool {
-    !text.is_empty()
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
-}
-
-/// Whether a `Vary` says `origin` already, or everything.
-pub(crate) fn is_listed(vary: &[u8]) -> bool {
-    vary.split(|byte| *byte == b',')
-        .map(<[u8]>::trim_ascii)
-        .any(|name| name == b"*" || name.eq_ignore_ascii_case(b"origin"))
 }

@@ -5,6 +5,8 @@
 mod config;
 mod origin;
 
+use std::ops::Deref;
+
 use beamline_sdk::{
     Filter, HeaderError, HeaderValue, Request, ResponseFilter, ResponseHead, ResponseVerdict, Verdict, log,
 };
@@ -39,15 +41,15 @@ impl Filter for Cors {
         let mut answer = Verdict::respond(204)
             .header("vary", "origin, access-control-request-method, access-control-request-headers");
         // A browser takes an answer without these fields for a no. What it would be about is not told.
-        if let Some(allowed) = config.allowed_origin(origin.as_bytes())
-            && config.methods.iter().any(|known| method == known.as_str())
+        if let Some(allowed) = config.allowed_origin(Some(origin.as_bytes()))
+            && config.methods.iter().any(|known| method == **known)
         {
             answer = answer
                 .header("access-control-allow-origin", allowed)
-                .header("access-control-allow-methods", config.methods.join(", "))
+                .header("access-control-allow-methods", list(&config.methods))
                 .header("access-control-max-age", config.max_age_seconds.to_string());
             if !config.headers.is_empty() {
-                answer = answer.header("access-control-allow-headers", config.headers.join(", "));
+                answer = answer.header("access-control-allow-headers", list(&config.headers));
             }
             if config.credentials {
                 answer = answer.header("access-control-allow-credentials", "true");
@@ -78,11 +80,10 @@ fn tell(
         response.remove_header(name)?;
     }
     // Also where no origin was named: who keeps that response must not hand it to one.
-    if config.varies() && !response.header_all("vary").iter().any(|value| config::is_listed(value.as_bytes()))
-    {
-        response.append_header("vary", "origin")?;
+    if config.varies() {
+        response.vary("origin")?;
     }
-    let Some(allowed) = origin.as_ref().and_then(|origin| config.allowed_origin(origin.as_bytes())) else {
+    let Some(allowed) = config.allowed_origin(origin.as_ref().map(HeaderValue::as_bytes)) else {
         return Ok(());
     };
     response.set_header("access-control-allow-origin", allowed)?;
@@ -90,9 +91,14 @@ fn tell(
         response.set_header("access-control-allow-credentials", "true")?;
     }
     if !config.expose.is_empty() {
-        response.set_header("access-control-expose-headers", config.expose.join(", "))?;
+        response.set_header("access-control-expose-headers", list(&config.expose))?;
     }
     Ok(())
+}
+
+/// Names as a field lists them.
+fn list<N: Deref<Target = str>>(names: &[N]) -> String {
+    names.iter().map(|name| &**name).collect::<Vec<_>>().join(", ")
 }
 
 beamline_sdk::export!(Cors: request, response);

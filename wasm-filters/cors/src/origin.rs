@@ -14,7 +14,7 @@ impl OriginPattern {
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let wrong = || {
             let expected = ": expected an origin such as https://app.test or https://*.app.test, in lower case, without a path";
-            ["origins: ", text, expected].concat()
+            [text, expected].concat()
         };
         let (scheme, rest) = split(text.as_bytes()).ok_or_else(wrong)?;
         let (below, host) = match rest.strip_prefix(b"*.") {

@@ -1,6 +1,7 @@
 //! Who is asked in which order, and what is queued.
 
-use serde::Deserialize;
+use beamline_sdk::{Method, field::FieldName};
+use serde::{Deserialize, Deserializer, de::Error};
 
 /// The filter's configuration.
 #[derive(Deserialize)]
@@ -30,20 +31,29 @@ pub(crate) struct Names(Vec<String>);
 #[serde(deny_unknown_fields)]
 pub(crate) struct Enqueue {
     pub(crate) upstream: String,
-    #[serde(default = "changing")]
-    methods: Vec<String>,
-    pub(crate) ordering_key_header: Option<String>,
+    #[serde(default = "changing", deserialize_with = "queueable")]
+    methods: Vec<Method>,
+    pub(crate) ordering_key_header: Option<FieldName>,
 }
 
 /// Those that a queue can take at all by default.
-fn changing() -> Vec<String> {
-    ["POST", "PUT", "PATCH", "DELETE"].map(str::to_owned).to_vec()
+fn changing() -> Vec<Method> {
+    ["POST", "PUT", "PATCH", "DELETE"].map(|name| name.parse().expect("a method")).into()
+}
+
+/// Methods that a queue takes.
+fn queueable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Method>, D::Error> {
+    let methods = Vec::<Method>::deserialize(deserializer)?;
+    if methods.iter().any(|method| ["GET", "HEAD", "CONNECT"].contains(&&**method)) {
+        return Err(D::Error::custom("expected none of GET, HEAD and CONNECT: they are never queued"));
+    }
+    Ok(methods)
 }
 
 impl Enqueue {
     /// Whether requests with this method are queued.
     pub(crate) fn takes(&self, method: &str) -> bool {
-        self.methods.iter().any(|known| known == method)
+        self.methods.iter().any(|known| **known == *method)
     }
 }
 
@@ -60,10 +70,6 @@ impl TryFrom<Vec<String>> for Names {
     type Error = &'static str;
 
     fn try_from(names: Vec<String>) -> Result<Self, Self::Error> {
-        if (1..=16).contains(&names.len()) {
-            Ok(Self(names))
-        } else {
-            Err("upstreams: expected 1 to 16 names")
-        }
+        if (1..=16).contains(&names.len()) { Ok(Self(names)) } else { Err("expected 1 to 16 names") }
     }
 }

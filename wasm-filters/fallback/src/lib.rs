@@ -27,11 +27,8 @@ impl Filter for Fallback {
                     None => verdict.into(),
                 }
             }
-            Decision::Refuse => Verdict::respond(503)
-                .header("content-type", "text/plain; charset=utf-8")
-                .header("cache-control", "no-store")
+            Decision::Refuse => Verdict::refuse(503, "Nobody is there to answer. Please try again later.")
                 .header("retry-after", config.retry_after_seconds.to_string())
-                .body("Nobody is there to answer. Please try again later.\n")
                 .into(),
         }
     }

@@ -1,6 +1,6 @@
 //! Rules by country.
 
-use beamline_sdk::address::Network;
+use beamline_sdk::{Status, address::Network, field::FieldName};
 use serde::Deserialize;
 
 use crate::country::Country;
@@ -10,7 +10,7 @@ use crate::country::Country;
 #[serde(deny_unknown_fields)]
 pub(crate) struct Config {
     /// The field that names the country.
-    pub(crate) header: String,
+    pub(crate) header: FieldName,
     /// Whose word counts.
     pub(crate) trusted_peers: Vec<Network>,
     pub(crate) rules: Vec<Rule>,
@@ -44,18 +44,11 @@ pub(crate) enum Action {
 
 /// An answer in place of the upstream's.
 #[derive(Deserialize)]
-#[serde(try_from = "WrittenAnswer")]
-pub(crate) struct Answer {
-    pub(crate) status: u16,
-    pub(crate) body: String,
-}
-
-#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct WrittenAnswer {
-    status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: Status,
     #[serde(default)]
-    body: String,
+    pub(crate) body: String,
 }
 
 impl Rule {
@@ -72,19 +65,8 @@ impl TryFrom<Written> for Rule {
         let action = match (rule.upstream, rule.respond) {
             (Some(upstream), None) => Action::Upstream(upstream),
             (None, Some(answer)) => Action::Respond(answer),
-            _ => return Err("rule: expected upstream or respond, one of them"),
+            _ => return Err("expected upstream or respond, one of them"),
         };
         Ok(Self { countries: rule.countries, action })
-    }
-}
-
-impl TryFrom<WrittenAnswer> for Answer {
-    type Error = &'static str;
-
-    fn try_from(answer: WrittenAnswer) -> Result<Self, Self::Error> {
-        if !(200..=599).contains(&answer.status) {
-            return Err("status: expected 200 to 599");
-        }
-        Ok(Self { status: answer.status, body: answer.body })
     }
 }

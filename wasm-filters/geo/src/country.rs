@@ -18,6 +18,6 @@ impl<'de> Deserialize<'de> for Country {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         Self::from_bytes(text.as_bytes())
-            .ok_or_else(|| D::Error::custom("countries: expected two letters or digits, such as DE or T1"))
+            .ok_or_else(|| D::Error::custom("expected two letters or digits, such as DE or T1"))
     }
 }

@@ -26,7 +26,7 @@ impl Filter for Geo {
         };
         match action {
             Some(Action::Upstream(upstream)) => Verdict::route(upstream.as_str()).into(),
-            Some(Action::Respond(answer)) => Verdict::respond(answer.status)
+            Some(Action::Respond(answer)) => Verdict::respond(answer.status.get())
                 .header("content-type", "text/plain; charset=utf-8")
                 .header("cache-control", "no-store")
                 .body(answer.body.as_str())

@@ -55,19 +55,14 @@ impl Rule {
 }
 
 impl TryFrom<Written> for Rule {
-    type Error = String;
+    type Error = &'static str;
 
-    fn try_from(rule: Written) -> Result<Self, String> {
+    fn try_from(rule: Written) -> Result<Self, Self::Error> {
         let wanted = match (rule.equals, rule.present) {
             (Some(scalar), None) => Wanted::Equals(scalar),
             (None, Some(present)) => Wanted::Present(present),
             _ => {
-                return Err([
-                    "rule for upstream ",
-                    &rule.upstream,
-                    ": expected equals or present, one of them",
-                ]
-                .concat());
+                return Err("expected equals or present, one of them");
             }
         };
         Ok(Self { wanted, upstream: rule.upstream })

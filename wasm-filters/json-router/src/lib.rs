@@ -27,7 +27,7 @@ impl Filter for JsonRouter {
         if encodings.iter().all(|value| value.as_bytes().eq_ignore_ascii_case(b"identity")) {
             return Verdict::read_body();
         }
-        trouble(config, 415, "expected a body without content-encoding: it decides where the request goes\n")
+        trouble(config, 415, "expected a body without content-encoding: it decides where the request goes")
     }
 }
 
@@ -41,7 +41,7 @@ impl WholeRequestFilter for JsonRouter {
                 None => Verdict::next(),
             },
             Err(find::NotJson) => {
-                trouble(config, 400, "expected one JSON text in which no member that decides stands twice\n")
+                trouble(config, 400, "expected one JSON text in which no member that decides stands twice")
             }
         }
     }
@@ -50,11 +50,7 @@ impl WholeRequestFilter for JsonRouter {
 fn trouble(config: &Config, status: u16, problem: &str) -> Verdict {
     match config.on_invalid {
         OnInvalid::Next => Verdict::next(),
-        OnInvalid::Refuse => Verdict::respond(status)
-            .header("content-type", "text/plain; charset=utf-8")
-            .header("cache-control", "no-store")
-            .body(problem)
-            .into(),
+        OnInvalid::Refuse => Verdict::refuse(status, problem).into(),
     }
 }
 

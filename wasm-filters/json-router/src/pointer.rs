@@ -15,12 +15,12 @@ impl TryFrom<String> for Pointer {
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         let Some(tokens) = text.strip_prefix('/') else {
-            return Err("pointer: expected a JSON Pointer that starts with /, such as /order/kind");
+            return Err("expected a JSON Pointer that starts with /, such as /order/kind");
         };
         let tokens = tokens.split('/').map(unescaped).collect::<Option<Vec<_>>>();
-        let tokens = tokens.ok_or("pointer: expected 0 or 1 after each ~")?;
+        let tokens = tokens.ok_or("expected 0 or 1 after each ~")?;
         if tokens.len() > MAX_DEPTH {
-            return Err("pointer: expected at most 16 parts");
+            return Err("expected at most 16 parts");
         }
         Ok(Self(tokens))
     }

@@ -1,5 +1,6 @@
 //! Whose tokens count, and by which keys.
 
+use beamline_sdk::{CookieName, field::SentField};
 use serde::Deserialize;
 
 use crate::{
@@ -22,7 +23,7 @@ pub(crate) struct Config {
     pub(crate) leeway_seconds: u32,
     pub(crate) require_expiry: bool,
     /// Where a token is looked for beside `Authorization`.
-    pub(crate) cookie: Option<String>,
+    pub(crate) cookie: Option<CookieName>,
     /// Whether requests without a token pass.
     pub(crate) optional: bool,
     pub(crate) forward: Vec<Forward>,
@@ -35,7 +36,7 @@ pub(crate) struct Config {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Forward {
     pub(crate) claim: String,
-    pub(crate) header: String,
+    pub(crate) header: SentField,
 }
 
 /// A set of keys that is fetched.
@@ -69,7 +70,7 @@ struct Written {
     leeway_seconds: u32,
     #[serde(default = "yes")]
     require_expiry: bool,
-    cookie: Option<String>,
+    cookie: Option<CookieName>,
     #[serde(default)]
     optional: bool,
     #[serde(default)]
@@ -124,6 +125,9 @@ impl TryFrom<Written> for Config {
         }
         if written.jwks.as_ref().is_some_and(|jwks| jwks.cache_seconds < MIN_CACHE) {
             return Err("jwks.cache_seconds: expected at least 10");
+        }
+        if written.jwks.as_ref().is_some_and(|jwks| jwks.timeout_ms == 0) {
+            return Err("jwks.timeout_ms: expected at least 1");
         }
         if written.issuer.is_empty() {
             return Err("issuer: expected the token's iss, found nothing");

@@ -30,10 +30,7 @@ pub(crate) enum Refusal {
 impl Refusal {
     pub(crate) fn into_verdict(self) -> Verdict {
         let status = if self == Self::NoKeys { 503 } else { 401 };
-        let answer = Verdict::respond(status)
-            .header("content-type", "text/plain; charset=utf-8")
-            .header("cache-control", "no-store")
-            .body(format!("{self}\n"));
+        let answer = Verdict::refuse(status, &self.to_string());
         match self {
             Self::NoKeys => answer.header("retry-after", "2"),
             // Without a token there is no error to be told of; a parameter there must be.

@@ -1,7 +1,7 @@
 //! A token, as it comes with a request: parsed, and not yet believed.
 
 use base64ct::{Base64UrlUnpadded, Encoding};
-use beamline_sdk::Request;
+use beamline_sdk::{CookieName, Request};
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
 
 use crate::{jwk::Algorithm, refusal::Refusal};
@@ -41,13 +41,17 @@ const MAX: usize = 8 << 10;
 ///
 /// Which of two tokens a request is sent by, two readers might not agree on, and one of them would not be verified: several
 /// count only where they are the same.
-pub(crate) fn find(request: &Request, cookie: Option<&str>) -> Result<Option<String>, Refusal> {
+pub(crate) fn find(request: &Request, cookie: Option<&CookieName>) -> Result<Option<String>, Refusal> {
     let bearer = match &*request.header_all("authorization") {
         [] => None,
         [value] => bearer(value.to_str().ok_or(Refusal::Malformed)?),
         _ => return Err(Refusal::Malformed),
     };
-    let cookies = cookie.map_or(Ok(Vec::new()), |name| cookies(request, name))?;
+    let cookies = cookie.map_or(Ok(Vec::new()), |name| {
+        let cookies = request.cookies();
+        let values = cookies.get_all(name).map(|value| value.to_str().map(str::to_owned));
+        values.collect::<Option<_>>().ok_or(Refusal::Malformed)
+    })?;
     let mut found = bearer.into_iter().chain(cookies);
     let first = found.next();
     if found.any(|other| Some(other) != first) { Err(Refusal::Malformed) } else { Ok(first) }
@@ -58,22 +62,6 @@ fn bearer(value: &str) -> Option<String> {
     let value = value.trim();
     let (scheme, token) = value.split_once(char::is_whitespace).unwrap_or((value, ""));
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
-}
-
-/// The values of every cookie of this name.
-fn cookies(request: &Request, name: &str) -> Result<Vec<String>, Refusal> {
-    let mut values = Vec::new();
-    for line in request.header_all("cookie") {
-        for pair in line.as_bytes().split(|byte| *byte == b';') {
-            let mut parts = pair.splitn(2, |byte| *byte == b'=').map(<[u8]>::trim_ascii);
-            if let (Some(found), Some(value)) = (parts.next(), parts.next())
-                && found == name.as_bytes()
-            {
-                values.push(String::from_utf8(value.to_vec()).map_err(|_| Refusal::Malformed)?);
-            }
-        }
-    }
-    Ok(values)
 }
 
 /// A type of tokens in the one form in which they are compared: a media type without `application/` (RFC 7515, section 4.1.9),

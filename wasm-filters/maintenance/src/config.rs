@@ -1,6 +1,10 @@
 //! What is answered, and who is excepted.
 
-use beamline_sdk::path;
+use beamline_sdk::{
+    Status,
+    field::{ChangeableField, FieldValue},
+    path,
+};
 use serde::{Deserialize, Deserializer, de::Error};
 
 /// The filter's configuration. Every field has a default: without any, everybody gets the default answer.
@@ -8,10 +12,9 @@ use serde::{Deserialize, Deserializer, de::Error};
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Config {
     pub(crate) enabled: bool,
-    #[serde(deserialize_with = "status")]
-    pub(crate) status: u16,
+    pub(crate) status: Status,
     pub(crate) retry_after_seconds: u32,
-    pub(crate) content_type: String,
+    pub(crate) content_type: FieldValue,
     pub(crate) body: String,
     pub(crate) except_prefixes: Vec<Prefix>,
     pub(crate) bypass: Option<Bypass>,
@@ -21,8 +24,8 @@ pub(crate) struct Config {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Bypass {
-    pub(crate) header: String,
-    pub(crate) value: String,
+    pub(crate) header: ChangeableField,
+    pub(crate) value: FieldValue,
 }
 
 /// A path prefix of whole segments: `/health` holds `/health` and `/health/live`, not `/healthy`.
@@ -32,9 +35,9 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             enabled: true,
-            status: 503,
+            status: Status::try_from(503).expect("a status"),
             retry_after_seconds: 120,
-            content_type: "text/plain; charset=utf-8".into(),
+            content_type: "text/plain; charset=utf-8".parse().expect("visible ASCII"),
             body: "Down for maintenance. Please try again later.\n".into(),
             except_prefixes: Vec::new(),
             bypass: None,
@@ -55,14 +58,7 @@ impl<'de> Deserialize<'de> for Prefix {
         if prefix.starts_with('/') {
             Ok(Self(prefix))
         } else {
-            Err(D::Error::custom("except_prefixes: expected paths that start with /"))
+            Err(D::Error::custom("expected a path that starts with /"))
         }
-    }
-}
-
-fn status<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
-    match u16::deserialize(deserializer)? {
-        status @ 200..=599 => Ok(status),
-        _ => Err(D::Error::custom("status: expected 200 to 599")),
     }
 }

@@ -1,6 +1,6 @@
 //! The limits, and what they count by.
 
-use beamline_sdk::{address::Network, buckets::Rate};
+use beamline_sdk::{address::Network, buckets::Rate, field::FieldName};
 use serde::Deserialize;
 
 /// The filter's configuration.
@@ -37,15 +37,14 @@ pub(crate) struct Limit {
 pub(crate) enum Key {
     Address,
     Tenant,
-    Header(#[serde(deserialize_with = "field_name")] String),
+    Header(FieldName),
 }
 
 /// Where clients' addresses come from, behind other proxies.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct AddressFrom {
-    #[serde(deserialize_with = "field_name")]
-    pub(crate) header: String,
+    pub(crate) header: FieldName,
     pub(crate) trusted_proxies: Vec<Network>,
 }
 
@@ -71,7 +70,7 @@ struct WrittenLimit {
 
 impl Default for AddressFrom {
     fn default() -> Self {
-        Self { header: "x-forwarded-for".into(), trusted_proxies: Vec::new() }
+        Self { header: "x-forwarded-for".parse().expect("a field's name"), trusted_proxies: Vec::new() }
     }
 }
 
@@ -79,38 +78,26 @@ const MAX_TOKENS: u32 = 100_000;
 const DAY: u32 = 86_400;
 
 impl TryFrom<WrittenLimit> for Limit {
-    type Error = String;
+    type Error = &'static str;
 
-    fn try_from(limit: WrittenLimit) -> Result<Self, String> {
-        let wrong = |problem: &str| Err(["limit ", &limit.name, ": ", problem].concat());
+    fn try_from(limit: WrittenLimit) -> Result<Self, Self::Error> {
         let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         if !(1..=32).contains(&limit.name.len()) || !limit.name.bytes().all(plain) {
-            return wrong("expected a name of 1 to 32 lower-case letters, digits and hyphens");
+            return Err("expected a name of 1 to 32 lower-case letters, digits and hyphens");
         }
         let burst = limit.burst.unwrap_or(limit.requests);
         if !(1..=MAX_TOKENS).contains(&limit.requests) || !(1..=MAX_TOKENS).contains(&burst) {
-            return wrong("expected requests and burst of 1 to 100000");
+            return Err("expected requests and burst of 1 to 100000");
         }
         if !(1..=DAY).contains(&limit.per_seconds) {
-            return wrong("expected per_seconds of 1 to 86400");
+            return Err("expected per_seconds of 1 to 86400");
         }
         if u64::from(burst) * u64::from(limit.per_seconds) > u64::from(limit.requests) * u64::from(DAY) {
-            return wrong("expected a burst that is there again within a day");
+            return Err("expected a burst that is there again within a day");
         }
         let rate = Rate { tokens: limit.requests, period_ms: limit.per_seconds * 1000, burst };
         Ok(Self { name: limit.name, key: limit.key, rate })
     }
-}
-
-/// The name of a field (RFC 9110, section 5.1).
-fn field_name<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    use serde::de::Error as _;
-    let name = String::deserialize(deserializer)?;
-    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    if name.is_empty() || !name.bytes().all(is_token) {
-        return Err(D::Error::custom("header: expected a field's name: letters, digits and !#$%&'*+-.^_`|~"));
-    }
-    Ok(name)
 }
 
 /// A few limits of different names: a name is a bucket's.
@@ -120,7 +107,7 @@ fn limits<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<Limit
     let twice =
         |(place, limit): (usize, &Limit)| limits[..place].iter().any(|other| other.name == limit.name);
     if !(1..=8).contains(&limits.len()) || limits.iter().enumerate().any(twice) {
-        return Err(D::Error::custom("limits: expected 1 to 8, of different names"));
+        return Err(D::Error::custom("expected 1 to 8, of different names"));
     }
     Ok(limits)
 }

@@ -4,37 +4,25 @@
 use crate::config::Limit;
 
 /// How much of a limit is left after a request.
-pub(crate) struct Standing {
-    /// The limit's name, a quoted string without anything to escape.
-    name: String,
+pub(crate) struct Standing<'a> {
+    limit: &'a Limit,
     left: u32,
-    burst: u32,
 }
 
-impl Standing {
-    pub(crate) fn new(limit: &Limit, left: u32) -> Self {
-        Self { name: limit.name.clone(), left, burst: limit.rate.burst }
+impl<'a> Standing<'a> {
+    pub(crate) fn new(limit: &'a Limit, left: u32) -> Self {
+        Self { limit, left }
     }
 
     /// Whether less of it is left, in proportion, than of another.
     pub(crate) fn is_tighter_than(&self, other: &Self) -> bool {
-        u64::from(self.left) * u64::from(other.burst) < u64::from(other.left) * u64::from(self.burst)
+        let (own, others) = (self.limit.rate.burst, other.limit.rate.burst);
+        u64::from(self.left) * u64::from(others) < u64::from(other.left) * u64::from(own)
     }
 
-    /// What the response's phase needs to know.
-    pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        [&self.left.to_le_bytes(), self.name.as_bytes()].concat()
-    }
-
-    /// What [`to_bytes`](Self::to_bytes) wrote.
-    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let (left, name) = bytes.split_first_chunk()?;
-        let name = String::from_utf8(name.to_vec()).ok()?;
-        Some(Self { name, left: u32::from_le_bytes(*left), burst: 1 })
-    }
-
+    /// `RateLimit`.
     pub(crate) fn field(&self) -> String {
-        ["\"", &self.name, "\";r=", &self.left.to_string()].concat()
+        ["\"", &self.limit.name, "\";r=", &self.left.to_string()].concat()
     }
 }
 

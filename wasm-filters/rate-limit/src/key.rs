@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use beamline_sdk::{
     HeaderValue, Request,
     address::{self, Network},
-    properties,
+    hash, properties,
 };
 
 use crate::config::{AddressFrom, Key};
@@ -49,11 +49,8 @@ fn of_value(value: &HeaderValue) -> String {
     let (plain, rest) = bytes.split_at(bytes.len().min(PLAIN));
     let mut key = plain.escape_ascii().to_string();
     if !rest.is_empty() {
-        let hash = rest.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-        });
         key.push('~');
-        key.push_str(&hash.to_string());
+        key.push_str(&hash::fnv1a(rest).to_string());
     }
     key
 }

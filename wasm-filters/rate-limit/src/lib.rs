@@ -52,7 +52,8 @@ impl Filter for RateLimit {
         if config.tell
             && let Some(standing) = tightest
         {
-            context::set(standing.to_bytes()).expect("a name and a number are short");
+            // The response's phase tells it as it stands here.
+            context::set(standing.field()).expect("a name and a number are short");
         }
         Verdict::next()
     }
@@ -60,37 +61,31 @@ impl Filter for RateLimit {
 
 fn refuse_several(limit: &Limit) -> Verdict {
     log::info!("limit {}: expected one value of the field that it counts by, found several", limit.name);
-    Verdict::respond(400)
-        .header("content-type", "text/plain; charset=utf-8")
-        .header("cache-control", "no-store")
-        .body("A field that requests are counted by stands there more than once.\n")
-        .into()
+    Verdict::refuse(400, "A field that requests are counted by stands there more than once.").into()
 }
 
 fn refuse(config: &Config, limit: &Limit, wait_ms: u64) -> Verdict {
     let seconds = wait_ms.div_ceil(1000).max(1).to_string();
-    let mut answer = Verdict::respond(429)
-        .header("content-type", "text/plain; charset=utf-8")
-        .header("cache-control", "no-store")
+    let mut answer = Verdict::refuse(429, "Too many requests. Please come back later.")
         .header("retry-after", seconds.as_str());
     if config.tell {
         answer = answer
             .header("ratelimit-policy", fields::policies(&config.limits))
             .header("ratelimit", fields::exhausted(limit, &seconds));
     }
-    answer.body("Too many requests. Please come back later.\n").into()
+    answer.into()
 }
 
 impl ResponseFilter for RateLimit {
     type Config = Config;
 
     fn on_response(config: &Config, _: &Request, response: &mut ResponseHead) -> ResponseVerdict {
-        let Some(standing) = context::get().and_then(|bytes| Standing::from_bytes(&bytes)) else {
+        let Some(standing) = context::get() else {
             return ResponseVerdict::next();
         };
         let told = response
             .set_header("ratelimit-policy", fields::policies(&config.limits))
-            .and_then(|()| response.set_header("ratelimit", standing.field()));
+            .and_then(|()| response.set_header("ratelimit", standing));
         if let Err(error) = told {
             log::warn!("what is left could not be told: {error:?}");
         }

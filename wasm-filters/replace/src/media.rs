@@ -1,5 +1,6 @@
 //! Media types (RFC 9110, section 8.3.1).
 
+use beamline_sdk::media;
 use serde::Deserialize;
 
 /// Which media types are meant: one, or all of a kind as `text/*`.
@@ -10,8 +11,7 @@ pub(crate) struct MediaRange(String);
 impl MediaRange {
     /// Whether a `Content-Type` is one of these.
     pub(crate) fn holds(&self, content_type: &[u8]) -> bool {
-        let essence = content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
-        let essence = essence.to_ascii_lowercase();
+        let essence = media::essence(content_type);
         match self.0.strip_suffix('*') {
             Some(kind) => essence.starts_with(kind.as_bytes()),
             None => essence == self.0.as_bytes(),
@@ -30,7 +30,7 @@ impl TryFrom<String> for MediaRange {
             Some((kind, sub)) if is_token(kind) && (sub == "*" || is_token(sub)) => {
                 Ok(Self(text.to_ascii_lowercase()))
             }
-            _ => Err("content_types: expected media types such as text/html or text/*"),
+            _ => Err("expected a media type such as text/html or text/*"),
         }
     }
 }

@@ -90,15 +90,15 @@ impl TryFrom<Vec<Rule>> for Rules {
 
     fn try_from(rules: Vec<Rule>) -> Result<Self, Self::Error> {
         if !(1..=MAX_RULES).contains(&rules.len()) {
-            return Err("rules: expected 1 to 32");
+            return Err("expected 1 to 32");
         }
         let mut begins = [false; 256];
         for rule in &rules {
             let Some(first) = rule.find.bytes().next().filter(|_| rule.find.len() <= MAX_FIND) else {
-                return Err("rules: expected find of 1 to 1024 bytes");
+                return Err("expected find of 1 to 1024 bytes");
             };
             if rule.replace.len() > rule.find.len() * MAX_GROWTH {
-                return Err("rules: expected replace to be at most 15 times as long as find");
+                return Err("expected replace to be at most 15 times as long as find");
             }
             begins[usize::from(first)] = true;
         }

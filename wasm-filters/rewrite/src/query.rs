@@ -1,5 +1,7 @@
 //! Queries of a client beside parameters that a rule sets.
 
+use percent_encoding::percent_decode_str;
+
 /// The parameters of a client's query, as they stand, without those whose names a rule's query has.
 ///
 /// Of two parameters of one name some origins take the first, some the last, some both: what a rule says of somebody would be
@@ -18,31 +20,10 @@ fn parameters(query: &str) -> impl Iterator<Item = &str> {
 /// A parameter's name in one form for all that some origin may take for the same: decoded, in lower case, without space before
 /// it, without what is in brackets after it (`user[]`), and with `_` for what PHP writes so.
 fn folded(parameter: &str) -> Vec<u8> {
-    let name = parameter.split('=').next().unwrap_or_default();
-    let decoded = decoded(name);
+    let name = parameter.split('=').next().unwrap_or_default().replace('+', " ");
+    let decoded: Vec<_> = percent_decode_str(&name).collect();
     let name = decoded.trim_ascii_start();
     let end = name.iter().position(|byte| matches!(byte, b'[' | 0)).unwrap_or(name.len());
     let one = |byte: &u8| if matches!(byte, b' ' | b'.') { b'_' } else { byte.to_ascii_lowercase() };
     name[..end].iter().map(one).collect()
-}
-
-/// A name's octets: percent-encoding and `+` undone, where they are whole.
-fn decoded(name: &str) -> Vec<u8> {
-    let mut octets = Vec::with_capacity(name.len());
-    let mut rest = name.as_bytes();
-    while let [first, after @ ..] = rest {
-        let escaped = after.split_first_chunk().filter(|_| *first == b'%');
-        let escaped =
-            escaped.and_then(|([high, low], after)| Some((digit(*high)? << 4 | digit(*low)?, after)));
-        let plain = if *first == b'+' { b' ' } else { *first };
-        let (octet, after) = escaped.unwrap_or((plain, after));
-        octets.push(octet);
-        rest = after;
-    }
-    octets
-}
-
-/// The value of a hexadecimal digit.
-fn digit(digit: u8) -> Option<u8> {
-    char::from(digit).to_digit(16).and_then(|value| value.try_into().ok())
 }

@@ -85,23 +85,20 @@ impl Rule {
 }
 
 impl TryFrom<Written> for Rule {
-    type Error = String;
+    type Error = &'static str;
 
-    fn try_from(rule: Written) -> Result<Self, String> {
-        let wrong = |problem: &str| ["rule to ", &rule.to, ": ", problem].concat();
+    fn try_from(rule: Written) -> Result<Self, Self::Error> {
         let action = match (&rule.upstream, rule.redirect) {
             (Some(upstream), None) => Action::Upstream(upstream.clone()),
             (None, Some(status @ (301 | 302 | 303 | 307 | 308))) => Action::Redirect(status),
-            (None, Some(_)) => return Err(wrong("redirect: expected 301, 302, 303, 307 or 308")),
-            _ => return Err(wrong("expected upstream or redirect, one of them")),
+            (None, Some(_)) => return Err("redirect: expected 301, 302, 303, 307 or 308"),
+            _ => return Err("expected upstream or redirect, one of them"),
         };
         // What follows a prefix has no name: it is put after `to`.
         let (from, to) = match (&rule.prefix, &rule.pattern) {
             (Some(prefix), None) if prefix.starts_with('/') && !prefix.contains(['?', '#']) => {
                 if rule.to.contains(['?', '{', '}']) {
-                    return Err(wrong(
-                        "expected to have no query and no places: what follows the prefix comes after it",
-                    ));
+                    return Err("to: expected no query and no {}: what follows the prefix comes after it");
                 }
                 // One slash between them, whichever of them has it.
                 let slash = if prefix.ends_with('/') { "/" } else { "" };
@@ -110,25 +107,25 @@ impl TryFrom<Written> for Rule {
                 (From::Prefix(prefix.clone()), to)
             }
             (Some(_), None) => {
-                return Err(wrong("prefix: expected a path that starts with /, without a query"));
+                return Err("prefix: expected a path that starts with /, without a query");
             }
             (None, Some(pattern)) => {
-                let pattern = Pattern::parse(pattern).map_err(wrong)?;
-                let to = Template::parse(&rule.to, &pattern.names).map_err(wrong)?;
+                let pattern = Pattern::parse(pattern)?;
+                let to = Template::parse(&rule.to, &pattern.names)?;
                 (From::Pattern(pattern), to)
             }
-            _ => return Err(wrong("expected prefix or pattern, one of them")),
+            _ => return Err("expected prefix or pattern, one of them"),
         };
         if !rule.to.bytes().all(|byte| byte.is_ascii_graphic()) || rule.to.contains('#') {
-            return Err(wrong("expected to in visible ASCII without #: encode what is not"));
+            return Err("to: expected visible ASCII without #: encode what is not");
         }
         let base = base(rule.to.split('{').next().unwrap_or_default());
         match (&action, base) {
             (_, Some("")) | (Action::Redirect(_), Some(_)) => {}
             _ => {
-                return Err(wrong(
-                    "expected to start with /; of a redirect also with http:// or https://, a host and /",
-                ));
+                return Err(
+                    "to: expected to start with /; of a redirect also with http:// or https://, a host and /",
+                );
             }
         }
         let base = base.unwrap_or_default().to_owned();

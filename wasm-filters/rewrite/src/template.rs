@@ -1,5 +1,7 @@
 //! Paths with places for segments: `/users/{id}`.
 
+use percent_encoding::{AsciiSet, utf8_percent_encode};
+
 /// A path with names in some of its places, to be matched or to be filled in.
 pub(crate) struct Template(Vec<Piece>);
 
@@ -85,7 +87,9 @@ impl Template {
         for piece in &self.0 {
             match piece {
                 Piece::Text(text) => filled.push_str(text),
-                Piece::Place(place) if filled.contains('?') => push_for_query(&mut filled, captured[*place]),
+                Piece::Place(place) if filled.contains('?') => {
+                    filled.extend(utf8_percent_encode(captured[*place], IN_QUERIES));
+                }
                 Piece::Place(place) => filled.push_str(captured[*place]),
             }
         }
@@ -93,18 +97,8 @@ impl Template {
     }
 }
 
-/// A segment may hold what means something in a query: `&`, `=`, `+`, `;`.
-fn push_for_query(filled: &mut String, segment: &str) {
-    for c in segment.chars() {
-        match c {
-            '&' => filled.push_str("%26"),
-            '=' => filled.push_str("%3D"),
-            '+' => filled.push_str("%2B"),
-            ';' => filled.push_str("%3B"),
-            c => filled.push(c),
-        }
-    }
-}
+/// What a segment may hold and means something in a query.
+const IN_QUERIES: &AsciiSet = &AsciiSet::EMPTY.add(b'&').add(b'=').add(b'+').add(b';');
 
 fn is_name(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')

@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-use beamline_sdk::HeaderValue;
+use beamline_sdk::{HeaderValue, field::FieldName};
 use serde::{Deserialize, Deserializer, de};
 
 /// What the first values of some headers must be, written as an object by name.
 #[derive(Default)]
-pub(crate) struct HeaderMatches(Vec<(String, HeaderMatch)>);
+pub(crate) struct HeaderMatches(Vec<(FieldName, HeaderMatch)>);
 
 /// What the first value of a header must be: `true` any, `false` none, a text that text, a list one of its texts.
 enum HeaderMatch {
@@ -30,7 +30,7 @@ impl HeaderMatches {
 
     /// The headers' names, in lower case.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(|(name, _)| name.as_str())
+        self.0.iter().map(|(name, _)| &**name)
     }
 }
 
@@ -48,8 +48,8 @@ impl<'de> Deserialize<'de> for HeaderMatches {
 
             fn visit_map<M: de::MapAccess<'de>>(self, mut map: M) -> Result<HeaderMatches, M::Error> {
                 let mut matches = Vec::new();
-                while let Some((name, wanted)) = map.next_entry::<String, _>()? {
-                    matches.push((name.to_ascii_lowercase(), wanted));
+                while let Some((name, wanted)) = map.next_entry()? {
+                    matches.push((name, wanted));
                 }
                 Ok(HeaderMatches(matches))
             }
@@ -67,7 +67,7 @@ impl<'de> Deserialize<'de> for HeaderMatch {
             type Value = HeaderMatch;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("true (present), false (absent) or the header's whole value, or a list of such")
+                f.write_str("true (present), false (absent), a text (the whole value) or a list of texts")
             }
 
             fn visit_bool<E: de::Error>(self, present: bool) -> Result<HeaderMatch, E> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use beamline_sdk::{Route, Verdict, path};
+use beamline_sdk::{Method, Route, Verdict, path};
 use serde::Deserialize;
 
 use crate::{facts::Facts, header::HeaderMatches};
@@ -12,7 +12,7 @@ use crate::{facts::Facts, header::HeaderMatches};
 #[serde(try_from = "Written")]
 pub(crate) struct Rule {
     path: PathMatch,
-    methods: Vec<String>,
+    methods: Vec<Method>,
     host: Option<String>,
     headers: HeaderMatches,
     upstream: String,
@@ -26,7 +26,7 @@ struct Written {
     path: Option<String>,
     prefix: Option<String>,
     #[serde(default)]
-    methods: Vec<String>,
+    methods: Vec<Method>,
     host: Option<String>,
     #[serde(default)]
     headers: HeaderMatches,
@@ -51,7 +51,7 @@ impl Rule {
     /// Whether the request has all that this rule asks for.
     pub(crate) fn matches(&self, facts: &Facts) -> bool {
         self.path.matches(facts.path())
-            && (self.methods.is_empty() || self.methods.iter().any(|method| method == facts.method()))
+            && (self.methods.is_empty() || self.methods.iter().any(|method| **method == *facts.method()))
             && self.host.as_ref().is_none_or(|host| host == facts.host())
             && self.headers.hold(|name| facts.header(name))
     }
@@ -97,13 +97,12 @@ impl PathMatch {
 }
 
 impl TryFrom<Written> for Rule {
-    type Error = String;
+    type Error = &'static str;
 
-    fn try_from(rule: Written) -> Result<Self, String> {
-        let wrong = |problem: &str| Err(["rule for upstream ", &rule.upstream, ": ", problem].concat());
+    fn try_from(rule: Written) -> Result<Self, Self::Error> {
         let absolute = |path: &str| path.starts_with('/') && !path.contains('?');
         if rule.strip_prefix && rule.prefix.is_none() {
-            return wrong("strip_prefix needs a prefix");
+            return Err("strip_prefix: expected a prefix beside it");
         }
         let path = match (rule.path, rule.prefix) {
             (None, None) => PathMatch::Any,
@@ -111,9 +110,15 @@ impl TryFrom<Written> for Rule {
             (None, Some(prefix)) if absolute(&prefix) => {
                 PathMatch::Prefix { prefix, strip: rule.strip_prefix }
             }
-            (Some(_), Some(_)) => return wrong("expected path or prefix, found both: remove one"),
-            _ => return wrong("expected path and prefix to start with / and to have no query"),
+            (Some(_), Some(_)) => return Err("expected path or prefix, found both: remove one"),
+            _ => return Err("expected path and prefix to start with / and to have no query"),
         };
+        if !rule.host.as_deref().is_none_or(is_host) {
+            return Err("host: expected a host without port, such as img.acme.test");
+        }
+        if rule.timeout_ms == Some(0) {
+            return Err("timeout_ms: expected at least 1");
+        }
         Ok(Self {
             path,
             methods: rule.methods,
@@ -122,5 +127,14 @@ impl TryFrom<Written> for Rule {
             upstream: rule.upstream,
             timeout: rule.timeout_ms.map(|ms| Duration::from_millis(ms.into())),
         })
+    }
+}
+
+/// Whether a request can name this host. No request names a port or a pattern in this place.
+fn is_host(host: &str) -> bool {
+    let name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(address) => address.bytes().all(|byte| byte.is_ascii_hexdigit() || b":.".contains(&byte)),
+        None => !host.is_empty() && host.bytes().all(name),
     }
 }

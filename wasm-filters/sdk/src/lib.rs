@@ -37,12 +37,17 @@ pub mod buckets;
 pub mod clock;
 mod config;
 pub mod context;
+mod cookies;
+pub mod field;
 mod finish;
+pub mod hash;
 #[cfg(all(target_family = "wasm", feature = "heap"))]
 mod heap;
 mod host;
 pub mod kv;
 pub mod log;
+pub mod media;
+mod method;
 pub mod metrics;
 pub mod outbound;
 pub mod path;
@@ -55,18 +60,21 @@ mod response;
 pub mod secrets;
 #[cfg(not(target_family = "wasm"))]
 pub mod testing;
+mod text;
 pub mod upstream;
 mod verdict;
 
 pub use body::{Body, Chunk, ChunkVerdict, Replacement};
+pub use cookies::{CookieName, Cookies};
 pub use finish::Outcome;
+pub use method::Method;
 pub use phase::{
     Filter, FinishFilter, RequestBodyFilter, ResponseBodyFilter, ResponseFilter, WholeRequestFilter,
     WholeResponseFilter,
 };
 pub use request::{HeaderError, HeaderValue, Request, Snapshot};
 pub use response::{ResponseHead, ResponseSnapshot};
-pub use verdict::{Enqueue, Response, ResponseVerdict, Route, Verdict};
+pub use verdict::{Enqueue, Response, ResponseVerdict, Route, Status, Verdict};
 
 /// What [`export!`] needs; no part of the interface.
 #[doc(hidden)]

@@ -253,7 +253,8 @@ pub mod wasm {
         ResponseBodyFilter, ResponseFilter, WholeRequestFilter, WholeResponseFilter, config, log, raw,
     };
 
-    /// The configuration of the call that begins.
+    /// The configuration of the call that begins. Not inlined: a module of several phases has it once.
+    #[inline(never)]
     fn begin<C: DeserializeOwned>() -> C {
         // Without a hook a panic is a bare trap: Wasm has no stderr.
         std::panic::set_hook(Box::new(|panic| log::write(log::Level::Error, &panic.to_string())));

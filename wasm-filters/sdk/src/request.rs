@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use crate::host::Head;
 pub use crate::raw::beamline::edge::http::{HeadSnapshot as Snapshot, HeaderError};
+use crate::{Cookies, host::Head};
 
 /// The head of the request that a filter decides on.
 ///
@@ -71,14 +71,15 @@ impl<'call> Request<'call> {
         self.head.get_all(name).into_iter().map(HeaderValue).collect()
     }
 
-    /// The value of a cookie, as the client sent it (RFC 6265, section 5.4); the first where there are several.
+    /// The cookies that the client sent.
+    pub fn cookies(&self) -> Cookies {
+        Cookies::new(self.head.get_all("cookie"))
+    }
+
+    /// The value of a cookie, as the client sent it; the first where there are several. Of more than one name or value ask
+    /// [`cookies`](Self::cookies).
     pub fn cookie(&self, name: &str) -> Option<HeaderValue> {
-        self.head.get_all("cookie").iter().find_map(|header| {
-            header.split(|byte| *byte == b';').find_map(|pair| {
-                let value = pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
-                Some(HeaderValue(value.to_vec()))
-            })
-        })
+        self.cookies().get(name)
     }
 
     /// Everything in one crossing: cheaper than asking where a filter looks at most of the head.
@@ -129,6 +130,12 @@ impl HeaderValue {
     /// The bytes, without a copy.
     pub fn into_bytes(self) -> Vec<u8> {
         self.0
+    }
+}
+
+impl From<&str> for HeaderValue {
+    fn from(text: &str) -> Self {
+        Self(text.into())
     }
 }
 
@@ -195,13 +202,15 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_is_found_by_its_whole_name() {
-        let call =
-            Call::get("/").header("cookie", "sid2=no; xsid=no").header("cookie", "a=b;sid=yes=really ; c");
+    fn cookies_may_come_in_several_lines() {
+        let call = Call::get("/").header("cookie", "a=1; b=2").header("cookie", "a=3");
         with_request(call, |request| {
-            assert_eq!(request.cookie("sid").unwrap(), "yes=really");
+            assert_eq!(
+                (request.cookie("a").unwrap(), request.cookie("b").unwrap()),
+                ("1".into(), "2".into())
+            );
+            assert_eq!(request.cookies().get_all("a").count(), 2);
             assert_eq!(request.cookie("c"), None);
-            assert_eq!(request.cookie("d"), None);
         });
     }
 

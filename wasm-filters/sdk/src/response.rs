@@ -66,11 +66,59 @@ impl<'call> ResponseHead<'call> {
         self.head.append(name, value.as_ref())
     }
 
+    /// Says in `Vary` that the response differs by a field of the request, where that does not say so yet, or that it differs by
+    /// everything: who keeps the response then hands it to no client with another value (RFC 9110, section 12.5.5).
+    ///
+    /// # Errors
+    /// The head is as it was where the host refuses: see [`HeaderError`].
+    pub fn vary(&mut self, field: &str) -> Result<(), HeaderError> {
+        let lines = self.head.get_all("vary");
+        let mut known =
+            lines.iter().flat_map(|line| line.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+        if known.any(|known| known == b"*" || known.eq_ignore_ascii_case(field.as_bytes())) {
+            return Ok(());
+        }
+        self.append_header("vary", field)
+    }
+
     /// Removes every value of a field. One that is not there is no error.
     ///
     /// # Errors
     /// The head is as it was where the host refuses: see [`HeaderError`].
     pub fn remove_header(&mut self, name: &str) -> Result<(), HeaderError> {
         self.head.remove(name)
+    }
+}
+
+#[cfg(all(test, not(target_family = "wasm")))]
+mod tests {
+    use super::*;
+    use crate::{Request, ResponseFilter, ResponseVerdict, testing::Call};
+
+    struct Varies;
+
+    impl ResponseFilter for Varies {
+        type Config = ();
+
+        fn on_response((): &(), _: &Request, response: &mut ResponseHead) -> ResponseVerdict {
+            for field in ["cookie", "Origin", "cookie"] {
+                response.vary(field).expect("there is room");
+            }
+            ResponseVerdict::next()
+        }
+    }
+
+    #[test]
+    fn vary_says_each_field_once() {
+        for (lines, expected) in [
+            (&[][..], &["cookie", "Origin"][..]),
+            (&["Accept-Encoding , COOKIE", "x"], &["Accept-Encoding , COOKIE", "x", "Origin"]),
+            (&["origin,x-cookie"], &["origin,x-cookie", "cookie"]),
+            (&["x", " * "], &["x", " * "]),
+        ] {
+            let call = lines.iter().fold(Call::get("/"), |call, line| call.response_header("vary", line));
+            let found = call.run_response::<Varies>().head.get_all("vary");
+            assert_eq!(found, expected.iter().map(|line| line.as_bytes().to_vec()).collect::<Vec<_>>());
+        }
     }
 }

@@ -21,9 +21,12 @@
 //! [`Call::run_response`]. What a phase left in [`context`](crate::context) is in its outcome, and goes into the next call
 //! with [`Call::context`].
 //!
+//! What a filter answers by itself is [`Outcome::answer`].
+//!
 //! The head behaves as the host's does: names in any case, bytes as values, the same refusals of changes. Limits are
 //! not modelled, neither CPU time nor memory.
 
+mod answer;
 mod cases;
 mod head;
 pub(crate) mod host;
@@ -34,6 +37,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 pub use self::{
+    answer::Answer,
     cases::{run_cases, run_response_cases, run_whole_request_cases},
     head::{Head, ResponseHead},
     kept::Kept,

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::Deserialize;
+
 use crate::raw::beamline::edge::{http::Field, verdicts as raw};
 
 /// What happens to the request.
@@ -40,6 +42,11 @@ pub struct Route(raw::Route);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response(raw::Response);
 
+/// A status that an answer can have: 200 to 599.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "u16")]
+pub struct Status(u16);
+
 /// The durable queue that takes a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Enqueue(raw::Enqueue);
@@ -58,6 +65,23 @@ impl Verdict {
     /// Answers the request here, with a status from 200 to 599.
     pub fn respond(status: u16) -> Response {
         Response(raw::Response { status, headers: Vec::new(), body: Vec::new() })
+    }
+
+    /// Refuses the request, and says why in a problem document (RFC 9457), which nobody keeps. Headers can be added; what stands
+    /// in `detail` every client sees.
+    ///
+    /// ```
+    /// # use beamline_sdk::Verdict;
+    /// # fn on_request() -> Verdict {
+    /// Verdict::refuse(429, "Too many requests: come back in a second.").header("retry-after", "1").into()
+    /// # }
+    /// ```
+    pub fn refuse(status: u16, detail: &str) -> Response {
+        let detail = serde_json::to_string(detail).expect("a text can be written as JSON");
+        Self::respond(status)
+            .header("content-type", "application/problem+json")
+            .header("cache-control", "no-store")
+            .body(["{\"status\":", &status.to_string(), ",\"detail\":", &detail, "}"].concat())
     }
 
     /// Puts the request in the durable queue of an upstream whose queue mode is not `never`.
@@ -97,6 +121,11 @@ impl ResponseVerdict {
     /// Puts an answer in its place, with a status from 200 to 599.
     pub fn respond(status: u16) -> Response {
         Verdict::respond(status)
+    }
+
+    /// Puts a problem document (RFC 9457) in its place, as [`Verdict::refuse`].
+    pub fn refuse(status: u16, detail: &str) -> Response {
+        Verdict::refuse(status, detail)
     }
 
     /// Has the response's whole body read, up to the limit `body`. Then this filter's phase `whole_response`, which the
@@ -147,6 +176,21 @@ impl Response {
     pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
         self.0.body = body.into();
         self
+    }
+}
+
+impl Status {
+    /// The status as a number.
+    pub fn get(self) -> u16 {
+        self.0
+    }
+}
+
+impl TryFrom<u16> for Status {
+    type Error = &'static str;
+
+    fn try_from(status: u16) -> Result<Self, Self::Error> {
+        if (200..=599).contains(&status) { Ok(Self(status)) } else { Err("expected a status of 200 to 599") }
     }
 }
 
@@ -216,5 +260,20 @@ impl Enqueue {
 impl From<Enqueue> for Verdict {
     fn from(enqueue: Enqueue) -> Self {
         Self::Enqueue(enqueue)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_a_final_one() {
+        for status in [200, 599] {
+            assert_eq!(Status::try_from(status).map(Status::get), Ok(status));
+        }
+        for status in [0, 100, 199, 600] {
+            assert!(Status::try_from(status).is_err(), "{status}");
+        }
     }
 }

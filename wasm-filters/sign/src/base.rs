@@ -31,7 +31,7 @@ impl Base {
         base.add("@query", &["?", &request.query().unwrap_or_default()].concat());
         let own = [("content-digest", has_digest), ("date", config.date)];
         let own = own.into_iter().filter(|(_, wanted)| *wanted).map(|(name, _)| name);
-        for name in own.chain(config.fields.iter().map(String::as_str)) {
+        for name in own.chain(config.fields.iter().map(|name| &**name)) {
             if let Some(value) = field(request, name)? {
                 base.add(name, &value);
             }

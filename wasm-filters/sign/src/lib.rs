@@ -56,25 +56,17 @@ fn sign(config: &Config, request: &mut Request, body: Option<&[u8]>) -> Verdict 
                 "secret {}: expected at least {MIN_KEY} bytes: set it, and list it in the filter's secrets",
                 config.secret
             );
-            answer(503, "This request cannot be signed at the moment.\n")
+            Verdict::refuse(503, "This request cannot be signed at the moment.").into()
         }
         Err(Trouble::Field(name)) => {
             log::info!("field {name}: expected visible ASCII, for it is to be signed");
-            answer(400, "A field that is to be signed has characters that cannot be.\n")
+            Verdict::refuse(400, "A field that is to be signed has characters that cannot be.").into()
         }
         Err(Trouble::Head(error)) => {
             log::warn!("the signature could not be put into the head: {error:?}");
-            answer(503, "This request cannot be signed.\n")
+            Verdict::refuse(503, "This request cannot be signed.").into()
         }
     }
-}
-
-fn answer(status: u16, body: &str) -> Verdict {
-    Verdict::respond(status)
-        .header("content-type", "text/plain; charset=utf-8")
-        .header("cache-control", "no-store")
-        .body(body)
-        .into()
 }
 
 fn add(config: &Config, request: &mut Request, body: Option<&[u8]>) -> Result<(), Trouble> {

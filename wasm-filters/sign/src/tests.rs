@@ -117,10 +117,15 @@ fn what_the_proxy_changes_later_is_not_signed() {
         "proxy",
         "proxy-connection",
         "proxy-authorization",
+        "prefer",
+        "trailer",
+        "beamline-attempt",
+        "Nats-Msg-Id",
+        "x_request_id",
     ] {
         let config = json!({ "secret": "key", "key_id": "k1", "fields": [name] });
         let problem = serde_json::from_value::<Config>(config).err().expect(name).to_string();
-        assert!(problem.contains("sets or removes later"), "{problem}");
+        assert!(problem.contains("the proxy sets or removes"), "{problem}");
     }
 }
 
@@ -137,9 +142,9 @@ fn without_a_key_nothing_is_sent() {
 fn a_field_that_cannot_be_signed_is_the_clients_mistake() {
     let outcome =
         call("/", json!({ "fields": ["x-a"] })).header("x-a", b"caf\xe9").run_whole_request::<Sign>();
-    assert!(format!("{:?}", outcome.verdict).contains("status: 400"), "{:?}", outcome.verdict);
+    assert_eq!(outcome.answer().status(), 400);
     let text = call("/", json!({ "fields": ["x-a"] })).header("x-a", "caf\u{e9}").run_whole_request::<Sign>();
-    assert!(format!("{:?}", text.verdict).contains("status: 400"));
+    assert_eq!(text.answer().status(), 400);
 }
 
 #[test]
@@ -148,7 +153,7 @@ fn a_head_that_takes_nothing_more_is_refused() {
         let full = (0..100)
             .fold(call("/", json!({ "digest": digest })), |call, n| call.header(&format!("x-{n}"), "1"));
         let outcome = if digest { full.run_whole_request::<Sign>() } else { full.run::<Sign>() };
-        assert!(format!("{:?}", outcome.verdict).contains("status: 503"), "{:?}", outcome.verdict);
+        assert_eq!(outcome.answer().status(), 503);
     }
 }
 

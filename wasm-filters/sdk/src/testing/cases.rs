@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::Call;
 use crate::{
-    Filter, ResponseFilter, ResponseVerdict, Verdict, WholeRequestFilter, config,
+    Filter, Response, ResponseFilter, ResponseVerdict, Verdict, WholeRequestFilter, config,
     raw::beamline::edge::http::Field, upstream::State,
 };
 
@@ -116,6 +116,8 @@ enum Expected {
     Next,
     Route(ExpectedRoute),
     Respond(ExpectedResponse),
+    /// As [`Verdict::refuse`] makes it.
+    Refuse(ExpectedRefusal),
     Enqueue(ExpectedEnqueue),
     ReadBody,
     /// The configuration is refused, with a message that contains this.
@@ -144,6 +146,16 @@ struct ExpectedResponse {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct ExpectedRefusal {
+    status: u16,
+    detail: String,
+    /// Exactly these fields, beside those of every refusal.
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct ExpectedEnqueue {
     upstream: String,
     ordering_key: Option<String>,
@@ -155,8 +167,8 @@ struct ExpectedEnqueue {
 ///
 /// A case has `name`, `config`, `request` (`method`, `target`, `host`, `headers`; by default `GET /` to
 /// `example.test`), `upstreams` (name to `ready`, `degraded` or `down`), `random`, `now_ms`, `client` (the peer's address),
-/// `secrets`, `context`, and what is expected: `expect` (`"next"`, `"read-body"`, or one of `route`, `respond`, `enqueue`,
-/// `config-error`), `expect_headers` and `expect_context`. One with another `phase` than `request` is left to
+/// `secrets`, `context`, and what is expected: `expect` (`"next"`, `"read-body"`, or one of `route`, `respond`, `refuse`,
+/// `enqueue`, `config-error`), `expect_headers` and `expect_context`. One with another `phase` than `request` is left to
 /// [`run_whole_request_cases`] (`whole-request`, with `body`) or [`run_response_cases`] (`response`, with `response`:
 /// `status` and `headers`).
 ///
@@ -296,6 +308,19 @@ impl Expected {
                     && expected.headers.iter().all(|(name, v)| value(name) == Some(v.as_bytes()))
                     && expected.body.as_bytes() == found.body
             }
+            (Self::Refuse(expected), Verdict::Respond(found)) => {
+                let refused = Verdict::refuse(expected.status, &expected.detail);
+                let wanted = expected
+                    .headers
+                    .iter()
+                    .fold(refused, |wanted, (name, v)| wanted.header(name, v.as_str()));
+                let sorted = |response: &Response| {
+                    let mut raw = response.as_raw().clone();
+                    raw.headers.sort_by(|a, b| a.name.cmp(&b.name));
+                    raw
+                };
+                sorted(found) == sorted(&wanted)
+            }
             (Self::Enqueue(expected), Verdict::Enqueue(found)) => {
                 let found = found.as_raw();
                 (&expected.upstream, &expected.ordering_key, expected.delay_ms, expected.expiry_ms)
@@ -325,6 +350,7 @@ mod tests {
                 "next" => Verdict::next(),
                 "route" => Verdict::route("api").path("/x").into(),
                 "respond" => Verdict::respond(204).header("x-a", "1").into(),
+                "refuse" => Verdict::refuse(429, "later").header("retry-after", "1").into(),
                 "enqueue" => Verdict::enqueue("api").ordering_key("k").into(),
                 "delay" => Verdict::enqueue("api")
                     .delay(Duration::from_secs(1))
@@ -348,6 +374,8 @@ mod tests {
                 {"name": "1", "config": "next", "expect": "next"},
                 {"name": "2", "config": "route", "expect": {"route": {"upstream": "api", "path": "/x"}}},
                 {"name": "3", "config": "respond", "expect": {"respond": {"status": 204, "headers": {"x-a": "1"}}}},
+                {"name": "refusal", "config": "refuse",
+                 "expect": {"refuse": {"status": 429, "detail": "later", "headers": {"retry-after": "1"}}}},
                 {"name": "4", "config": "enqueue", "expect": {"enqueue": {"upstream": "api", "ordering_key": "k"}}},
                 {"name": "5", "config": "set", "expect": "next", "expect_headers": {"x-a": "1", "x-b": null}},
                 {"name": "6", "config": "by-state", "upstreams": {"api": "degraded"}, "expect": {"route": {"upstream": "api"}}},
@@ -365,6 +393,8 @@ mod tests {
             r#"{"name": "", "config": "next", "expect": {"route": {"upstream": "api"}}}"#,
             r#"{"name": "", "config": "route", "expect": {"route": {"upstream": "api"}}}"#,
             r#"{"name": "", "config": "respond", "expect": {"respond": {"status": 204}}}"#,
+            r#"{"name": "", "config": "refuse", "expect": {"refuse": {"status": 429, "detail": "later"}}}"#,
+            r#"{"name": "", "config": "next", "expect": {"refuse": {"status": 429, "detail": "later"}}}"#,
             r#"{"name": "", "config": "enqueue", "expect": {"enqueue": {"upstream": "api"}}}"#,
             r#"{"name": "", "config": "delay", "expect": {"enqueue": {"upstream": "api", "delay_ms": 1000}}}"#,
             r#"{"name": "", "config": "set", "expect": "next", "expect_headers": {"x-a": null}}"#,

@@ -2,7 +2,10 @@
 
 use std::cell::{Cell, RefCell};
 
-use crate::raw::beamline::edge::http::{Field, HeadSnapshot, HeaderError, ResponseSnapshot};
+use crate::{
+    field,
+    raw::beamline::edge::http::{Field, HeadSnapshot, HeaderError, ResponseSnapshot},
+};
 
 /// A request's head that behaves as the host's does.
 #[derive(Clone, Debug, Default)]
@@ -24,27 +27,6 @@ pub struct ResponseHead {
 /// The fields of either.
 #[derive(Clone, Debug, Default)]
 struct Fields(RefCell<Vec<Field>>);
-
-/// Fields that belong to the host.
-const FORBIDDEN: [&str; 17] = [
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "content-length",
-    "host",
-    "via",
-    "expect",
-    "forwarded",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-proto",
-    "proxy-status",
-    "traceparent",
-];
 
 /// The most field lines of a head, and the most bytes of their names and values.
 const MAX_FIELDS: usize = 100;
@@ -241,12 +223,11 @@ impl Fields {
 
 /// A name that the host would take, in lower case (RFC 9110, section 5.6.2).
 fn checked_name(name: &str) -> Result<String, HeaderError> {
-    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-    let name = name.to_ascii_lowercase();
-    if name.is_empty() || !name.bytes().all(token) {
+    if !field::is_token(name) {
         return Err(HeaderError::InvalidName);
     }
-    if FORBIDDEN.contains(&name.as_str()) {
+    let name = name.to_ascii_lowercase();
+    if field::HOSTS.contains(&&*name) {
         return Err(HeaderError::Forbidden);
     }
     Ok(name)
