@@ -26,6 +26,7 @@ pub mod powercut;
 pub mod process;
 pub mod raw;
 pub mod scene;
+pub mod seal_keys;
 pub mod seed;
 mod server;
 pub mod tools;
