@@ -11,6 +11,7 @@ pub mod checker;
 pub mod client;
 pub mod demo;
 pub mod disk;
+pub mod environment;
 pub mod faults;
 pub mod guests;
 pub mod handover;

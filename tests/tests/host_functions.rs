@@ -396,10 +396,13 @@ fn a_request_of_a_filter_never_outlives_its_call() {
     let hang =
         json!({ "do": "send", "url": format!("http://{}/hang", other.address()), "timeout_ms": u32::MAX });
     let in_lane = json!({ "do": "spin-ms", "n": 5, "then": hang });
-    for step in [hang, in_lane] {
+    for (before, step) in [hang, in_lane].into_iter().enumerate() {
         // Its own end, or that of the call, whichever is seen first.
         let answer = scene.probe("/", step).unwrap();
-        assert!(answer.status == 200 || answer.problem() == "filter-timeout", "{}", answer.text());
+        let told = answer.text();
+        assert!(told == "\"timeout\"" || answer.refusal() == (503, "filter-timeout".into()), "{told}");
+        other.wait_for(PATIENCE, |log| log.len() == before + 1).unwrap();
+        other.wait_closed(PATIENCE).unwrap();
         let until = Instant::now() + PATIENCE;
         while scene.probe("/", "next").unwrap().status != 200 {
             assert!(Instant::now() < until, "the one place of the tenant is free again");
