@@ -1,6 +1,8 @@
 //! The kinds of hostile module, and what becomes of each.
 
-use crate::guest::{AREA, Guest, embedded, parsed, verdict};
+use crate::guest::{
+    AREA, Guest, NEXT, embedded, handles_of_its_own, looping, parsed, verdict, with_resources,
+};
 
 /// What must come of a module.
 #[derive(Clone, Copy, Debug)]
@@ -28,9 +30,6 @@ const TRAP: End = End::Fails(&["filter-trap"]);
 const SLOW: End = End::Fails(&["filter-timeout"]);
 const MEMORY: End = End::Fails(&["filter-memory"]);
 const VERDICT: End = End::Fails(&["filter-verdict"]);
-
-/// `next` without a change.
-const NEXT: &str = "(call $drop (local.get $head)) (i32.const 4096)";
 
 /// Every kind.
 pub(crate) fn all() -> Vec<Kind> {
@@ -274,32 +273,6 @@ fn handles() -> Vec<Kind> {
             end: TRAP,
         },
     ]
-}
-
-/// A module that has resources of its own, whose `handle` does this before it says `next`.
-fn with_resources(handle: &str) -> Vec<u8> {
-    let world = r#"package hostile:guest;
-interface things { resource thing { constructor(); } }
-world hostile { include beamline:edge/request-filter@0.1.0; export things; }"#;
-    Guest::new(&format!("{handle} {NEXT}"))
-        .items(
-            r#"(func (export "hostile:guest/things#[constructor]thing") (result i32) (call $new (i32.const 7)))
-               (func (export "hostile:guest/things#[dtor]thing") (param i32))"#,
-        )
-        .memory(
-            r#"(import "[export]hostile:guest/things" "[resource-new]thing" (func $new (param i32) (result i32)))
-               (import "[export]hostile:guest/things" "[resource-drop]thing" (func $let-go (param i32)))
-               (memory (export "memory") 1)"#,
-        )
-        .build_in(world)
-}
-
-/// A module that makes so many handles and never lets go of them.
-pub(crate) fn handles_of_its_own(n: u32) -> Vec<u8> {
-    with_resources(&format!(
-        "(loop $l (drop (call $new (i32.const 1)))
-           (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const {n}))))"
-    ))
 }
 
 /// One that hands over what is no text or list.
@@ -661,10 +634,7 @@ fn compile() -> Vec<Kind> {
                 many(250_000, "(i32.add (local.get 0)) ")
             ),
         ),
-        bomb(
-            "a function of a hundred thousand loops",
-            format!("(func (param i32) {})", many(100_000, "(loop (br_if 0 (local.get 0)))")),
-        ),
+        bomb("a function of a hundred thousand loops", looping()),
         bomb("forty-nine thousand locals", format!("(func (local {}))", many(49_000, "i64 "))),
         bomb(
             "locals that live across every branch",
@@ -766,10 +736,4 @@ fn compile() -> Vec<Kind> {
             }),
         ),
     ]
-}
-
-/// One that takes its compile worker all of its memory or time.
-pub(crate) fn bomb() -> Vec<u8> {
-    let loops = "(loop (br_if 0 (local.get 0)))".repeat(100_000);
-    Guest::next().items(&format!("(func (param i32) {loops})")).build()
 }
