@@ -186,6 +186,11 @@ impl Response {
             .to_owned()
     }
 
+    /// The status, and the token of the problem document that it is.
+    pub fn refusal(&self) -> (u16, String) {
+        (self.status, self.problem())
+    }
+
     /// The response itself where it has this status.
     ///
     /// # Errors

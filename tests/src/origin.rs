@@ -14,7 +14,7 @@
 //! | `/close-silently` | 200 as if the connection stayed, then closes it: the trap for connection pools |
 //! | `/cut?after=10` | the head of a 1,000-byte body, so many bytes of it, then closes |
 //! | `/reset` | resets the connection before a head |
-//! | `/hang` | no answer while the origin runs |
+//! | `/hang` | no answer while the origin runs and its client stays |
 //! | `/garbage` | bytes that are not HTTP |
 //! | what [`Origin::page`] named | 200 with that body |
 //! | any other | 200, `ok` |
@@ -32,7 +32,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use serde_json::json;
 
 use crate::{
@@ -82,6 +82,13 @@ pub struct Recorded {
     pub at: SystemTime,
     /// What the origin did to it, if it did not answer it well.
     pub mischief: Option<Mischief>,
+}
+
+impl Recorded {
+    /// Every value of a field, in order.
+    pub fn values(&self, name: &str) -> Vec<String> {
+        self.headers.all(name).map(str::to_owned).collect()
+    }
 }
 
 /// A running or stopped origin. Dropping it stops it.
@@ -200,6 +207,15 @@ impl Origin {
         self.shared.log().clone()
     }
 
+    /// The last of the [requests](Self::requests).
+    ///
+    /// # Panics
+    /// Where there was none.
+    #[track_caller]
+    pub fn last(&self) -> Arc<Recorded> {
+        self.shared.log().last().cloned().expect("the origin got a request")
+    }
+
     /// The number of requests that came whole.
     pub fn count(&self) -> u64 {
         self.shared.total.load(Ordering::SeqCst)
@@ -243,6 +259,16 @@ impl Origin {
     /// Where they don't by then.
     pub fn wait_for_count(&self, n: usize, within: Duration) -> Result<Vec<Arc<Recorded>>> {
         self.wait_for(within, |log| log.iter().filter(|r| r.whole).count() >= n)
+    }
+
+    /// Waits until none of its connections stands.
+    ///
+    /// # Errors
+    /// Where one does by then.
+    pub fn wait_closed(&self, within: Duration) -> Result<()> {
+        let standing = self.server.wait_closed(within);
+        ensure!(standing == 0, "origin {}: {standing} connections stand after {within:?}", self.shared.name);
+        Ok(())
     }
 }
 
@@ -429,7 +455,7 @@ fn answer(
             }
             "/reset" => return Ok(Then::Reset),
             "/hang" => {
-                pause(shared, 3_600_000);
+                while !has_left(reply.out) && pause(shared, 20) {}
                 return Ok(Then::Close);
             }
             "/garbage" => {
@@ -462,6 +488,15 @@ fn pause(shared: &Shared, ms: u64) -> bool {
         std::thread::sleep(left.min(Duration::from_millis(20)));
     }
     false
+}
+
+/// Whether the client has closed its side of a connection over which it sends nothing more.
+fn has_left(stream: &TcpStream) -> bool {
+    stream.set_nonblocking(true).is_ok()
+        && match stream.peek(&mut [0]) {
+            Ok(bytes) => bytes == 0,
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+        }
 }
 
 struct Reply<'a> {

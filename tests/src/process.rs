@@ -95,6 +95,20 @@ pub fn memory(id: u32) -> Result<Memory> {
     Ok(Memory { resident: of("VmRSS")?, peak: of("VmHWM")? })
 }
 
+/// How much machine code a process has that came from no file, in bytes: a node's is that of the modules it holds.
+///
+/// # Errors
+/// Where there is no such process.
+pub fn loaded_code(id: u32) -> Result<u64> {
+    let maps = std::fs::read_to_string(format!("/proc/{id}/maps"))?;
+    let bytes = |line: &str| -> Option<u64> {
+        let [range, "r-xp", _, _, "0"] = line.split_whitespace().collect::<Vec<_>>()[..] else { return None };
+        let (start, end) = range.split_once('-')?;
+        Some(u64::from_str_radix(end, 16).ok()? - u64::from_str_radix(start, 16).ok()?)
+    };
+    Ok(maps.lines().filter_map(bytes).sum())
+}
+
 /// The names of a process's threads, sorted.
 ///
 /// # Errors

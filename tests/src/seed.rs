@@ -1,5 +1,7 @@
 //! Seeded randomness: a run that failed is repeated from the one number that it printed.
 
+use crate::environment;
+
 /// A small generator (SplitMix64): the same seed gives the same numbers, on every machine.
 #[derive(Clone, Debug)]
 pub struct Seed(u64);
@@ -11,8 +13,11 @@ impl Seed {
     }
 
     /// From the environment variable `BEAMLINE_SEED`, or else from the clock; says on standard error which it is.
+    ///
+    /// # Panics
+    /// Where the variable is no number.
     pub fn from_env(test: &str) -> Self {
-        let seed = std::env::var("BEAMLINE_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| {
+        let seed = environment::number("BEAMLINE_SEED").unwrap_or_else(|| {
             std::time::SystemTime::now()
                 .duration_since(std::time::UNIX_EPOCH)
                 .map_or(1, |d| d.as_nanos() as u64 % 1_000_000_007)

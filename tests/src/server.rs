@@ -106,6 +106,13 @@ impl Server {
             patience -= 1;
         }
     }
+
+    /// Waits until no connection stands; gives how many do by then.
+    pub(crate) fn wait_closed(&self, within: Duration) -> usize {
+        let some = |streams: &mut HashMap<u64, TcpStream>| !streams.is_empty();
+        let waited = self.live.one_ended.wait_timeout_while(self.live.streams(), within, some);
+        waited.unwrap_or_else(PoisonError::into_inner).0.len()
+    }
 }
 
 impl Drop for Server {

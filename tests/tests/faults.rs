@@ -14,7 +14,7 @@ use std::{
     time::Instant,
 };
 
-use beamline_tests::{checker, faults, heavy::heavy, seed::Seed};
+use beamline_tests::{checker, environment, faults, heavy::heavy, seed::Seed};
 
 /// Runs at once, where there are many: most of a run is waiting.
 const AT_ONCE: usize = 4;
@@ -51,11 +51,9 @@ fn judged(seed: u64, sums: &Mutex<Sums>) {
 #[test]
 fn nothing_accepted_is_lost_whatever_goes_wrong() {
     let _alone = heavy().unwrap();
-    let runs = std::env::var("BEAMLINE_RUNS").ok().map_or(4, |n| n.parse::<u64>().unwrap());
-    let first = match std::env::var("BEAMLINE_FIRST") {
-        Ok(first) => first.parse().unwrap(),
-        Err(_) => Seed::from_env("faults").bits() % 1_000_000_000,
-    };
+    let runs = environment::number("BEAMLINE_RUNS").unwrap_or(4);
+    let first = environment::number("BEAMLINE_FIRST");
+    let first = first.unwrap_or_else(|| Seed::from_env("faults").bits() % 1_000_000_000);
     let (sums, next, began) = (Mutex::default(), AtomicU64::new(first), Instant::now());
     thread::scope(|threads| {
         for _ in 0..if runs > 2 * AT_ONCE as u64 { AT_ONCE } else { 1 } {

@@ -19,16 +19,6 @@ fn probed() -> Scene {
     Scene::probed(Options::default()).unwrap()
 }
 
-fn problem(answer: &Response) -> (u16, String) {
-    (answer.status, answer.problem())
-}
-
-/// The values of a field of the request that the origin got last.
-fn last_seen(origin: &Origin, name: &str) -> Vec<String> {
-    let log = origin.requests();
-    log.last().unwrap().headers.all(name).map(str::to_owned).collect()
-}
-
 #[test]
 fn each_verdict_is_carried_out() {
     let scene = probed();
@@ -49,7 +39,7 @@ fn each_verdict_is_carried_out() {
     let route = scene.probe("/outer?a=1", step).unwrap();
     let seen = route.json().unwrap();
     assert_eq!((route.header("x-origin"), &seen["target"]), (Some("other"), &json!("/inspect?b=2")));
-    assert_eq!(last_seen(&other, "host"), ["inner.test"]);
+    assert_eq!(other.last().values("host"), ["inner.test"]);
 
     let step = json!({ "do": "respond", "status": 418, "headers": { "x-a": ["1", "2"] }, "body": "tea" });
     let respond = scene.probe("/", step).unwrap();
@@ -80,7 +70,7 @@ fn a_route_can_wait_less_than_its_upstream_would() {
     let began = Instant::now();
     let answer =
         scene.probe("/hang", json!({ "do": "route", "upstream": "origin", "timeout_ms": 200 })).unwrap();
-    assert_eq!(problem(&answer), (504, "upstream-timeout".into()));
+    assert_eq!(answer.refusal(), (504, "upstream-timeout".into()));
     assert!(began.elapsed() < Duration::from_secs(15), "the upstream's own time-out is 30 s");
 }
 
@@ -91,7 +81,7 @@ fn an_upstream_sees_the_head_as_the_filter_left_it() {
     let request = Request::get("/").header("x-old", "a").header("x-old", "b").header("x-set", "before");
     let step = json!({ "do": "set-headers", "headers": changes }).to_string();
     assert_eq!(scene.send(request.header("x-probe", &step)).unwrap().status, 200);
-    let seen = |name| last_seen(&scene.origin, name);
+    let seen = |name| scene.origin.last().values(name);
     assert_eq!((seen("x-new"), seen("x-set")), (vec!["1".to_owned()], vec!["after".to_owned()]));
     assert_eq!((seen("x-old").len(), seen("x-many").join(",").as_str()), (0, "1,2,3"));
 }
@@ -179,7 +169,7 @@ fn each_filter_of_a_chain_has_its_own_configuration() {
     assert_eq!(scene.record(&answer).unwrap()["beamline.filter.name"], "two");
     assert_eq!(scene.send(Request::get("/")).unwrap().status, 200);
     assert_eq!(
-        (last_seen(&scene.origin, "x-one"), last_seen(&scene.origin, "x-three")),
+        (scene.origin.last().values("x-one"), scene.origin.last().values("x-three")),
         (vec!["1".to_owned()], vec!["1".to_owned()])
     );
 }
@@ -191,7 +181,7 @@ fn a_configuration_that_the_filter_cannot_read_fails_with_its_own_words_in_the_l
     probe["config"] = json!({ "do": "dance" });
     scene.apply(|m| m["filters"] = json!([probe])).unwrap();
     let answer = scene.send(Request::get("/")).unwrap();
-    assert_eq!(problem(&answer), (503, "filter-trap".into()));
+    assert_eq!(answer.refusal(), (503, "filter-trap".into()));
     let record = guest_record(&scene, &answer);
     assert_eq!(record["severity_text"], "ERROR");
     assert!(record["body"].as_str().unwrap().contains("dance"), "{record}");
@@ -264,7 +254,7 @@ fn whatever_a_filter_does_there_is_an_answer() {
         ("bomb", "filter-memory"),
     ] {
         let answer = scene.probe("/", step).unwrap();
-        assert_eq!(problem(&answer), (503, expected.into()), "{step}: {}", answer.text());
+        assert_eq!(answer.refusal(), (503, expected.into()), "{step}: {}", answer.text());
         assert!(answer.header("proxy-status").unwrap().contains("error=proxy_internal_error"), "{step}");
         let record = scene.record(&answer).unwrap();
         assert_eq!(
@@ -317,9 +307,13 @@ fn a_filter_that_may_fail_open_is_passed_over_without_its_changes() {
     {
         let answer = scene.send(Request::post(path, "whole")).unwrap();
         assert_eq!(answer.status, 200, "{path}: {}", answer.text());
-        assert_eq!(last_seen(&scene.origin, "x-first"), ["1"], "{path}: what the first filter did stays");
-        assert_eq!(last_seen(&scene.origin, "x-second").len(), 0, "{path}: what the failed one did does not");
-        assert_eq!(scene.origin.requests().last().unwrap().body, b"whole");
+        assert_eq!(scene.origin.last().values("x-first"), ["1"], "{path}: what the first filter did stays");
+        assert_eq!(
+            scene.origin.last().values("x-second").len(),
+            0,
+            "{path}: what the failed one did does not"
+        );
+        assert_eq!(scene.origin.last().body, b"whole");
         let record = scene.record(&answer).unwrap();
         assert_eq!(
             (&record["beamline.filter.outcome"], &record["verdict"]),
@@ -368,7 +362,7 @@ fn a_verdict_that_cannot_be_carried_out_is_refused() {
         ("GET", json!({ "do": "enqueue" }), "not-queueable"),
     ] {
         let answer = scene.send(Request::new(method, "/").header("x-probe", &step.to_string())).unwrap();
-        assert_eq!(problem(&answer), (503, expected.into()), "{step}: {}", answer.text());
+        assert_eq!(answer.refusal(), (503, expected.into()), "{step}: {}", answer.text());
         assert_eq!(scene.record(&answer).unwrap()["error.type"], expected, "{step}");
     }
     assert_eq!(scene.origin.count(), 0);
@@ -378,7 +372,7 @@ fn a_verdict_that_cannot_be_carried_out_is_refused() {
 fn a_tenants_limits_are_those_of_its_manifest() {
     let scene = probed();
     let probe = scene.filter("probe").unwrap();
-    assert_eq!(problem(&scene.probe("/", "alloc=32").unwrap()), (503, "filter-memory".into()));
+    assert_eq!(scene.probe("/", "alloc=32").unwrap().refusal(), (503, "filter-memory".into()));
     assert_eq!(scene.probe("/", "alloc=8").unwrap().status, 200);
     let limits = json!({ "cpu": "1s", "memory": "64MiB" });
     scene.apply(|m| (m["filters"], m["limits"]) = (json!([probe]), limits)).unwrap();
@@ -386,7 +380,7 @@ fn a_tenants_limits_are_those_of_its_manifest() {
     let long = scene.probe("/", "spin-ms=60").unwrap();
     assert_eq!(long.status, 200, "{}", long.text());
     scene.apply(|m| (m["filters"], m["limits"]) = (json!([probe]), json!({ "cpu": "5ms" }))).unwrap();
-    assert_eq!(problem(&scene.probe("/", "spin-ms=60").unwrap()), (503, "filter-timeout".into()));
+    assert_eq!(scene.probe("/", "spin-ms=60").unwrap().refusal(), (503, "filter-timeout".into()));
     let refused = scene.apply(|m| m["limits"] = json!({ "cpu": "1h" })).unwrap_err();
     assert_eq!((refused.status(), refused.kind()), (Some(422), "invalid-manifest"), "{refused}");
 }
@@ -399,7 +393,7 @@ fn long_calls_beyond_what_a_tenant_may_have_at_once_are_refused_at_once() {
     scene.apply(|m| (m["filters"], m["limits"]) = (json!([probe]), limits)).unwrap();
     let answers: Vec<_> = std::thread::scope(|scope| {
         let asked: Vec<_> =
-            (0..6).map(|_| scope.spawn(|| problem(&scene.probe("/", "spin").unwrap()))).collect();
+            (0..6).map(|_| scope.spawn(|| scene.probe("/", "spin").unwrap().refusal())).collect();
         asked.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     let of = |kind: &str| answers.iter().filter(|a| **a == (503, kind.to_owned())).count();
@@ -416,7 +410,7 @@ fn the_path_of_receipts_is_reserved_before_any_filter() {
     scene.apply(|m| m["filters"] = json!([probe])).unwrap();
     assert_eq!(scene.send(Request::get("/anything")).unwrap().text(), "mine");
     let answer = scene.send(Request::get("/.well-known/beamline/requests/none")).unwrap();
-    assert_eq!(problem(&answer), (404, "unknown-receipt".into()));
+    assert_eq!(answer.refusal(), (404, "unknown-receipt".into()));
 }
 
 #[test]

@@ -18,12 +18,6 @@ fn probed() -> Scene {
     Scene::probed(Options::default()).unwrap()
 }
 
-/// The values of a field of the request that the origin got last.
-fn last_seen(origin: &Origin, name: &str) -> Vec<String> {
-    let log = origin.requests();
-    log.last().unwrap().headers.all(name).map(str::to_owned).collect()
-}
-
 /// What the probe answers to a step.
 #[track_caller]
 fn told(scene: &Scene, step: Value) -> Value {
@@ -226,8 +220,8 @@ fn a_filter_sends_requests_to_what_its_manifest_allows() {
         (&seen["method"], &seen["target"], &seen["body"]),
         (&json!("POST"), &json!("/inspect?a=1"), &json!("hello"))
     );
-    assert_eq!(last_seen(&other, "x-key"), ["7"]);
-    assert_eq!(last_seen(&other, "host"), [at.to_string()]);
+    assert_eq!(other.last().values("x-key"), ["7"]);
+    assert_eq!(other.last().values("host"), [at.to_string()]);
     assert_eq!(send(format!("http://localhost:{port}/"), json!({}))["status"], 200);
     assert_eq!(send(format!("http://{at}/status/503"), json!({}))["status"], 503);
     assert_eq!(send(format!("http://{at}/bytes?n=1048576"), json!({}))["bytes"], 1 << 20);
@@ -402,10 +396,13 @@ fn a_request_of_a_filter_never_outlives_its_call() {
     let hang =
         json!({ "do": "send", "url": format!("http://{}/hang", other.address()), "timeout_ms": u32::MAX });
     let in_lane = json!({ "do": "spin-ms", "n": 5, "then": hang });
-    for step in [hang, in_lane] {
+    for (before, step) in [hang, in_lane].into_iter().enumerate() {
         // Its own end, or that of the call, whichever is seen first.
         let answer = scene.probe("/", step).unwrap();
-        assert!(answer.status == 200 || answer.problem() == "filter-timeout", "{}", answer.text());
+        let told = answer.text();
+        assert!(told == "\"timeout\"" || answer.refusal() == (503, "filter-timeout".into()), "{told}");
+        other.wait_for(PATIENCE, |log| log.len() == before + 1).unwrap();
+        other.wait_closed(PATIENCE).unwrap();
         let until = Instant::now() + PATIENCE;
         while scene.probe("/", "next").unwrap().status != 200 {
             assert!(Instant::now() < until, "the one place of the tenant is free again");

@@ -61,12 +61,9 @@ fn scene(origin: &QuickOrigin, cpu: Option<usize>, limit: Duration) -> Scene {
     scene
 }
 
-/// Requests of `noisy`. Three of four do no harm: a module that only ever fails would be left out.
+/// Requests of `noisy`.
 fn noise(to: SocketAddr, step: &str) -> Plan {
-    let does = |step: &str| load::request("GET", "/", NOISY, &[("x-probe", step)], b"");
-    let mut plan = Plan::new(to, does("next")).connections(CALLS).lasting(PATIENCE).timeout(PATIENCE);
-    plan.requests.extend([does("next"), does("next"), does(step)]);
-    plan.also_good(503)
+    Plan::noise(to, NOISY, step).connections(CALLS).lasting(PATIENCE).timeout(PATIENCE)
 }
 
 /// How many of these were failing filters' and how many were not: together all of them.
@@ -222,10 +219,8 @@ fn tenants_with_endless_loops_get_equal_shares_however_many_requests_each_has() 
             "limits": { "cpu": format!("{}ms", CPU.as_millis()) },
         });
         scene.admin.apply(&name, &manifest).unwrap();
-        let does = |step: &str| load::request("GET", "/", &host, &[("x-probe", step)], b"");
-        let mut plan = Plan::new(to, does("next")).connections(8 + 4 * i).timeout(PATIENCE).also_good(503);
-        plan.requests.extend([does("next"), does("next"), does("spin")]);
-        plans.push(plan.lasting(Duration::from_secs(8)));
+        let plan = Plan::noise(to, &host, "spin").connections(8 + 4 * i);
+        plans.push(plan.timeout(PATIENCE).lasting(Duration::from_secs(8)));
     }
     let loads: Vec<_> = plans.into_iter().map(|plan| load::start(plan).unwrap()).collect();
     let reports: Vec<_> = loads.into_iter().map(|load| load.finish().unwrap()).collect();

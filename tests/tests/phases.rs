@@ -12,7 +12,7 @@ use std::{
 use beamline_tests::{
     beamline::Options,
     client::{Connection, Request, Response},
-    origin::{Origin, Recorded},
+    origin::Origin,
     otlp::Receiver,
     scene::{HOST, PATIENCE, Scene},
 };
@@ -43,14 +43,6 @@ fn apply(scene: &Scene, filters: &[(&str, Value)], change: impl FnOnce(&mut Valu
         .unwrap();
 }
 
-fn problem(answer: &Response) -> (u16, String) {
-    (answer.status, answer.problem())
-}
-
-fn last(origin: &Origin) -> Recorded {
-    (**origin.requests().last().unwrap()).clone()
-}
-
 /// What filters logged during the request that this answers, once there are `n` messages.
 fn logged(scene: &Scene, answer: &Response, n: usize) -> Vec<(String, String)> {
     let id = answer.header("x-request-id").unwrap();
@@ -73,7 +65,7 @@ fn a_chain_runs_forward_for_requests_and_backward_for_responses() {
     let scene = chained(&[("one", marks("1")), ("two", marks("2")), ("three", marks("3"))]);
     let answer = scene.send(Request::get("/")).unwrap();
     assert_eq!((answer.status, way(&answer).as_str()), (200, "3,2,1"));
-    let seen = last(&scene.origin);
+    let seen = scene.origin.last();
     assert_eq!(seen.headers.all("x-way").collect::<Vec<_>>(), ["1", "2", "3"]);
 }
 
@@ -89,7 +81,7 @@ fn a_response_goes_back_through_the_filters_that_its_request_reached() {
         apply(&scene, &[("one", marks("1")), ("two", two), ("three", marks("3"))], |_| ());
         let answer = scene.send(Request::get("/")).unwrap();
         assert_eq!(way(&answer), "1", "{act}");
-        assert!(answer.status == 403 || problem(&answer) == (503, "filter-trap".into()), "{act}");
+        assert!(answer.status == 403 || answer.refusal() == (503, "filter-trap".into()), "{act}");
     }
 }
 
@@ -98,13 +90,13 @@ fn what_the_proxy_answers_itself_goes_back_too() {
     let mut scene = chained(&[("one", marks("1"))]);
     scene.origin.stop();
     let answer = scene.send(Request::get("/")).unwrap();
-    assert_eq!((problem(&answer), way(&answer).as_str()), ((503, "upstream-connect".into()), "1"));
+    assert_eq!((answer.refusal(), way(&answer).as_str()), ((503, "upstream-connect".into()), "1"));
     apply(&scene, &[("one", marks("1"))], |m| m["default_upstream"] = Value::Null);
     let answer = scene.send(Request::get("/")).unwrap();
-    assert_eq!((problem(&answer), way(&answer).as_str()), ((404, "no-route".into()), "1"));
+    assert_eq!((answer.refusal(), way(&answer).as_str()), ((404, "no-route".into()), "1"));
     // But for receipts, which no filter sees.
     let answer = scene.send(Request::get("/.well-known/beamline/requests/none")).unwrap();
-    assert_eq!((problem(&answer), way(&answer).as_str()), ((404, "unknown-receipt".into()), ""));
+    assert_eq!((answer.refusal(), way(&answer).as_str()), ((404, "unknown-receipt".into()), ""));
 }
 
 #[test]
@@ -261,7 +253,7 @@ fn a_failing_response_phase_is_closed_or_open_as_its_filter_says() {
     for (act, outcome) in [("trap", "filter-trap"), ("spin", "filter-timeout")] {
         apply(&scene, &[("one", marks("1")), ("two", failing(act))], |_| ());
         let answer = scene.send(Request::post("/echo", "secret")).unwrap();
-        assert_eq!((problem(&answer), way(&answer).as_str()), ((503, outcome.into()), "1"), "{act}");
+        assert_eq!((answer.refusal(), way(&answer).as_str()), ((503, outcome.into()), "1"), "{act}");
         assert!(!answer.text().contains("secret") && answer.header("x-changed").is_none());
         let record = scene.record(&answer).unwrap();
         assert_eq!(
@@ -367,11 +359,11 @@ fn a_request_body_is_rewritten_as_it_streams() {
     ] {
         let answer = scene.send(request).unwrap();
         assert_eq!((answer.status, answer.text()), (200, expected.clone()));
-        let seen = last(&scene.origin);
+        let seen = scene.origin.last();
         assert!(seen.whole && seen.headers.get("content-length").is_none());
         assert_eq!(scene.record(&answer).unwrap()["http.request.body.size"], 7000, "what the client sent");
     }
-    assert_eq!(last(&scene.origin).trailers.get("x-sum"), Some("7"), "trailers pass");
+    assert_eq!(scene.origin.last().trailers.get("x-sum"), Some("7"), "trailers pass");
     assert_eq!(scene.send(Request::get("/")).unwrap().status, 200, "a request without a body");
 }
 
@@ -433,7 +425,7 @@ fn chunks_can_be_dropped_and_kept_up_to_the_limit() {
     let small = scene.send(Request::post("/echo", vec![b'a'; 30_000]).chunked()).unwrap();
     assert_eq!((small.status, small.body.len()), (200, 30_000));
     let large = scene.send(Request::post("/echo", vec![b'a'; 500_000])).unwrap();
-    assert_eq!(problem(&large), (413, "filter-request-body".into()), "{}", large.text());
+    assert_eq!(large.refusal(), (413, "filter-request-body".into()), "{}", large.text());
     assert_eq!(scene.record(&large).unwrap()["error.type"], "filter-request-body");
 
     // A response whose head is out is broken off: never ended as if it were whole.
@@ -445,7 +437,7 @@ fn chunks_can_be_dropped_and_kept_up_to_the_limit() {
     apply(&scene, &[("open", holds)], limited);
     let answer = scene.send(Request::post("/echo", vec![b'a'; 500_000])).unwrap();
     assert_eq!((answer.status, answer.body.len()), (200, 500_000));
-    assert_eq!(last(&scene.origin).body.len(), 500_000);
+    assert_eq!(scene.origin.last().body.len(), 500_000);
 }
 
 #[test]
@@ -453,11 +445,11 @@ fn a_filter_that_fails_in_the_middle_of_a_body_breaks_it_off_or_is_passed_over()
     let traps = json!({ "request_body": { "trap_at": "bang" }, "response_body": { "trap_at": "boom" } });
     let scene = chained(&[("one", traps.clone())]);
     let answer = scene.send(Request::post("/echo", "big bang")).unwrap();
-    assert_eq!(problem(&answer), (503, "filter-trap".into()), "{}", answer.text());
+    assert_eq!(answer.refusal(), (503, "filter-trap".into()), "{}", answer.text());
     assert!(scene.origin.requests().iter().all(|r| !r.whole), "the origin must not take it for whole");
     // Before anything was sent the client is told; after that all that is left is to break off.
     let answer = scene.send(Request::post("/echo", "big boom")).unwrap();
-    assert_eq!(problem(&answer), (503, "filter-trap".into()));
+    assert_eq!(answer.refusal(), (503, "filter-trap".into()));
     let long = [vec![b'a'; 2_000_000], b"big boom".to_vec()].concat();
     let answer = Request::post("/echo", long).host(HOST).attempt(scene.node.address()).unwrap();
     assert!(answer.status == 200 && !answer.end.is_whole(), "{:?}", answer.end);
@@ -483,14 +475,14 @@ fn a_verdict_waits_for_the_whole_body() {
     for request in [Request::post("/echo", "abc"), Request::post("/echo", "abc").chunked()] {
         let answer = scene.send(request).unwrap();
         assert_eq!((answer.header("x-origin"), answer.text().as_str()), (Some("other"), "ABC"));
-        let seen = last(&other);
+        let seen = other.last();
         assert_eq!((seen.headers.get("x-seen"), seen.headers.get("x-context")), (Some("1"), Some("read;")));
         assert_eq!(seen.headers.get("content-length"), Some("3"));
         assert_eq!(scene.record(&answer).unwrap()["verdict"], "route");
     }
     let request = Request::post("/echo", "abc").header("trailer", "x-sum").trailer("x-sum", "7");
     let answer = scene.send(request).unwrap();
-    assert_eq!((answer.text().as_str(), last(&other).trailers.get("x-sum")), ("ABC", Some("7")));
+    assert_eq!((answer.text().as_str(), other.last().trailers.get("x-sum")), ("ABC", Some("7")));
     let answer = scene.send(Request::get("/echo")).unwrap();
     assert_eq!((answer.status, answer.body.len()), (200, 0), "a request without a body is whole");
 
@@ -501,7 +493,7 @@ fn a_verdict_waits_for_the_whole_body() {
     assert_eq!(scene.send(Request::post("/echo", vec![b'a'; 65_536])).unwrap().text(), "short");
     let before = scene.origin.requests().len();
     let answer = scene.send(Request::post("/echo", vec![b'a'; 65_537])).unwrap();
-    assert_eq!(problem(&answer), (413, "filter-request-body".into()));
+    assert_eq!(answer.refusal(), (413, "filter-request-body".into()));
     assert_eq!(scene.origin.requests().len(), before);
     apply(&scene, &[("open", reads)], limited);
     let answer = scene.send(Request::post("/echo", vec![b'a'; 200_000])).unwrap();
@@ -517,7 +509,7 @@ fn a_body_that_breaks_off_while_it_is_read_whole_is_told_as_what_it_is() {
         json!({ "request": { "read_body": true }, "response": { "mark": "2" }, "finish": { "tell": true } });
     let scene = chained(&[("one", one), ("two", two)]);
     let answer = scene.send(Request::post("/echo", "big bang")).unwrap();
-    assert_eq!((problem(&answer), way(&answer).as_str()), ((503, "filter-trap".into()), "1"));
+    assert_eq!((answer.refusal(), way(&answer).as_str()), ((503, "filter-trap".into()), "1"));
     let record = scene.record(&answer).unwrap();
     assert_eq!(
         (&record["error.type"], &record["beamline.filter.name"], &record["beamline.filter.outcome"]),
@@ -582,9 +574,9 @@ fn a_body_that_is_read_whole_is_not_waited_for_for_ever() {
     });
     let upstream = Request::get("/bytes?n=48000&chunked&pause_ms=60000").host(HOST).timeout(patience);
     let answer = upstream.send(to).unwrap();
-    assert_eq!((problem(&answer), way(&answer).as_str()), ((504, "upstream-timeout".into()), "1"));
+    assert_eq!((answer.refusal(), way(&answer).as_str()), ((504, "upstream-timeout".into()), "1"));
     let answer = client.join().unwrap();
-    assert_eq!((problem(&answer), way(&answer).as_str()), ((408, "request-timeout".into()), "1"));
+    assert_eq!((answer.refusal(), way(&answer).as_str()), ((408, "request-timeout".into()), "1"));
     assert_eq!(scene.record(&answer).unwrap()["error.type"], "request-timeout");
 }
 
@@ -606,14 +598,14 @@ fn a_response_waits_for_its_whole_body_before_its_head_is_sent() {
     let head = scene.send(Request::new("HEAD", "/bytes?n=100")).unwrap();
     assert_eq!((head.status, head.header("x-seen"), head.header("content-length")), (203, Some("1"), None));
     // What breaks before its end can still be told honestly.
-    assert_eq!(problem(&scene.send(Request::get("/cut")).unwrap()), (502, "upstream-reset".into()));
+    assert_eq!(scene.send(Request::get("/cut")).unwrap().refusal(), (502, "upstream-reset".into()));
 
     let reads = json!({ "response": { "read_body": true }, "whole_response": { "respond": 500 } });
     let limited = |m: &mut Value| m["limits"] = json!({ "body": "64KiB" });
     apply(&scene, &[("one", reads.clone())], limited);
     assert_eq!(scene.send(Request::get("/bytes?n=65536")).unwrap().text(), "answered");
     let answer = scene.send(Request::get("/bytes?n=65537")).unwrap();
-    assert_eq!(problem(&answer), (502, "filter-response-body".into()));
+    assert_eq!(answer.refusal(), (502, "filter-response-body".into()));
     assert!(answer.header("proxy-status").unwrap().contains("error=http_response_body_size"));
     apply(&scene, &[("open", reads)], limited);
     let answer = scene.send(Request::get("/bytes?n=200000")).unwrap();
@@ -626,11 +618,11 @@ fn a_verdict_to_read_a_body_that_nothing_would_see_is_refused() {
     let again = json!({ "request": { "read_body": true }, "whole_request": { "read_body": true } });
     let scene = chained(&[("one", again)]);
     let answer = scene.send(Request::post("/echo", "abc")).unwrap();
-    assert_eq!(problem(&answer), (503, "filter-verdict".into()));
+    assert_eq!(answer.refusal(), (503, "filter-verdict".into()));
     assert!(answer.text().contains("read-body"), "{}", answer.text());
     let again = json!({ "response": { "read_body": true }, "whole_response": { "read_body": true } });
     apply(&scene, &[("one", again)], |_| ());
-    assert_eq!(problem(&scene.send(Request::post("/echo", "abc")).unwrap()), (503, "filter-verdict".into()));
+    assert_eq!(scene.send(Request::post("/echo", "abc")).unwrap().refusal(), (503, "filter-verdict".into()));
 }
 
 #[test]
@@ -658,7 +650,7 @@ fn a_queued_request_has_the_body_that_its_filters_left() {
     // What a filter broke off is not stored.
     apply(&scene, &[("one", traps)], queue("always"));
     let answer = scene.send(Request::post("/echo", "a cat")).unwrap();
-    assert_eq!(problem(&answer), (503, "filter-trap".into()), "{}", answer.text());
+    assert_eq!(answer.refusal(), (503, "filter-trap".into()), "{}", answer.text());
     scene.origin.start_again().unwrap();
     let delivered = scene.origin.wait_for_count(cases.len(), PATIENCE).unwrap();
     let mut bodies: Vec<_> =

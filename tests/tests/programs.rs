@@ -5,21 +5,17 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
     path::Path,
-    process::Command,
     time::{Duration, Instant},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use beamline_tests::{
-    beamline::{Options, binary},
     client::{Request, Response},
     guests,
     origin::{Origin, Recorded},
     scene::{PATIENCE, Scene, TENANT},
-    tools,
+    seal_keys::SealKeys,
 };
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde_json::{Value, json};
@@ -57,10 +53,6 @@ fn upstream(origin: &Origin) -> Value {
 /// Who answered: the origin's name.
 fn by(answer: &Response) -> &str {
     answer.header("x-origin").unwrap_or_default()
-}
-
-fn last(origin: &Origin) -> std::sync::Arc<Recorded> {
-    origin.requests().last().unwrap().clone()
 }
 
 /// Every stock filter.
@@ -197,7 +189,7 @@ fn ab_split_deals_clients_and_keeps_them() {
         }
         *dealt.entry(cookie).or_default() += 1;
     }
-    assert_eq!(last(&next).headers.get("x-variant"), Some("new"));
+    assert_eq!(next.last().headers.get("x-variant"), Some("new"));
     // Each side gets none of 40 by chance once in a million million.
     assert!(dealt.len() == 2 && dealt.values().sum::<u32>() == 40, "{dealt:?}");
 }
@@ -265,11 +257,10 @@ fn jwt_passes_signed_tokens_by_fetched_keys_and_no_others() {
         for _ in 0..5 {
             assert_eq!(ask(name).status, 200, "{name}");
         }
-        let seen = last(&scene.origin);
-        let field = |name: &str| seen.headers.all(name).map(str::to_owned).collect::<Vec<_>>();
+        let seen = scene.origin.last();
         assert_eq!(
-            (field("x-user"), field("x_user"), field("x-scope"), field("authorization")),
-            (vec!["alice".into()], vec![], vec!["read write".into()], vec![])
+            ["x-user", "x_user", "x-scope", "authorization"].map(|name| seen.values(name)),
+            [vec!["alice"], vec![], vec!["read write"], vec![]]
         );
     }
     assert_eq!(issuer.count(), 1, "the keys are fetched once");
@@ -401,16 +392,9 @@ fn security_headers_stand_on_every_answer() {
 }
 
 /// A node that can keep secrets.
-fn sealing() -> (Scene, tempfile::TempDir) {
-    let folder = tempfile::tempdir().unwrap();
-    let made =
-        tools::run(Command::new(binary().unwrap()).args(["seal-key", "generate", "--id", "one"]), PATIENCE)
-            .unwrap();
-    let path = folder.path().join("seal-keys");
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).unwrap();
-    file.write_all(&made.stdout).unwrap();
-    let arguments = vec!["--seal-key-file".into(), path.display().to_string()];
-    (Scene::with(Options { arguments, ..Options::default() }).unwrap(), folder)
+fn sealing() -> (Scene, SealKeys) {
+    let keys = SealKeys::with(&["one"]).unwrap();
+    (Scene::with(keys.options()).unwrap(), keys)
 }
 
 const KEY: &str = "a key that only the origin knows";
@@ -463,7 +447,7 @@ fn sign_makes_signatures_that_the_origin_can_check() {
             .header("signature-input", "beamline=();alg=\"none\""),
     ] {
         assert_eq!(scene.send(request).unwrap().status, 200);
-        let seen = last(&scene.origin);
+        let seen = scene.origin.last();
         assert!(is_signed(&seen), "{} {}", seen.method, seen.target);
         let mut changed = Recorded { target: format!("{}x", seen.target), ..(*seen).clone() };
         assert!(!is_signed(&changed));
@@ -523,7 +507,7 @@ fn replace_finds_texts_across_chunks_and_leaves_other_bodies() {
         .unwrap();
     assert_eq!((answer.status, answer.header("etag")), (200, Some("W/\"1\"")));
     assert_eq!((answer.text().matches("https://new.test").count(), answer.text() == expected), (14, true));
-    let seen = last(&scene.origin);
+    let seen = scene.origin.last();
     assert_eq!((seen.headers.get("accept-encoding"), seen.headers.get("range")), (Some("identity"), None));
     let image = scene.send(Request::get("/image")).unwrap();
     assert_eq!((image.body == page, image.header("etag")), (true, Some("\"1\"")));

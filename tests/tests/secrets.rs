@@ -6,7 +6,7 @@ use std::{
     fs,
     io::Write as _,
     os::unix::fs::OpenOptionsExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -18,59 +18,12 @@ use beamline_tests::{
     client::{Request, Response},
     otlp::Receiver,
     scene::{PATIENCE, Scene, TENANT, command},
-    tools,
+    seal_keys::{SealKeys, key},
 };
 use serde_json::{Value, json};
 
 /// What must be nowhere but in requests to the origin.
 const CANARY: &str = "canary-0815-never-told";
-
-/// A folder with a seal key file.
-struct Keys {
-    folder: tempfile::TempDir,
-}
-
-impl Keys {
-    /// A file with keys of these ids, the first of which seals.
-    fn with(ids: &[&str]) -> Self {
-        let keys = Self { folder: tempfile::tempdir().unwrap() };
-        let lines: Vec<_> = ids.iter().map(|id| key(id)).collect();
-        keys.write(&lines);
-        keys
-    }
-
-    fn path(&self) -> PathBuf {
-        self.folder.path().join("seal-keys")
-    }
-
-    fn lines(&self) -> Vec<String> {
-        fs::read_to_string(self.path()).unwrap().lines().map(str::to_owned).collect()
-    }
-
-    fn write(&self, lines: &[String]) {
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(self.path())
-            .unwrap();
-        file.write_all(lines.join("\n").as_bytes()).unwrap();
-    }
-
-    fn options(&self) -> Options {
-        let arguments = vec!["--seal-key-file".into(), self.path().display().to_string()];
-        Options { arguments, ..Options::default() }
-    }
-}
-
-/// A new key, as the command line makes one.
-fn key(id: &str) -> String {
-    let mut command = Command::new(binary().unwrap());
-    let made = tools::run(command.args(["seal-key", "generate", "--id", id]), PATIENCE).unwrap();
-    assert!(made.status.success());
-    String::from_utf8(made.stdout).unwrap().trim_end().to_owned()
-}
 
 /// Runs a command on the operator's authority, `input` on its standard input; gives all that it printed.
 #[track_caller]
@@ -102,18 +55,11 @@ fn apply(scene: &Scene, headers: &Value, queue: &Value) -> Result<(), AdminError
 }
 
 /// A node with a seal key, whose tenant has the secret `token`, set on each request as `authorization`.
-fn injecting(keys: &Keys, queue: &Value) -> Scene {
+fn injecting(keys: &SealKeys, queue: &Value) -> Scene {
     let scene = Scene::with(keys.options()).unwrap();
     scene.admin.set_secret(TENANT, "token", &format!("Bearer {CANARY}-1")).unwrap();
     apply(&scene, &json!({ "authorization": "secret://token" }), queue).unwrap();
     scene
-}
-
-/// The values of a field of the last request that the origin got.
-fn last(scene: &Scene, field: &str) -> Vec<String> {
-    let log = scene.origin.requests();
-    let request = log.last().unwrap();
-    request.headers.all(field).map(str::to_owned).collect()
 }
 
 #[track_caller]
@@ -176,7 +122,7 @@ fn restart(scene: &mut Scene) {
 
 #[test]
 fn a_secret_takes_the_place_of_what_client_and_filter_sent_and_no_filter_sees_it() {
-    let keys = Keys::with(&["k1"]);
+    let keys = SealKeys::with(&["k1"]).unwrap();
     let scene = Scene::with(keys.options()).unwrap();
     cli(&scene, "secret set acme token", &format!("Bearer {CANARY}\n"));
     let probe = scene.filter("probe").unwrap();
@@ -190,7 +136,7 @@ fn a_secret_takes_the_place_of_what_client_and_filter_sent_and_no_filter_sees_it
     let step = json!({ "do": "set-headers", "headers": { "authorization": ["filter's", "filter's too"] } });
     for request in [Request::get("/in"), client(), client().header("x-probe", &step.to_string())] {
         assert_eq!(scene.send(request).unwrap().status, 200);
-        assert_eq!(last(&scene, "authorization"), [format!("Bearer {CANARY}")]);
+        assert_eq!(scene.origin.last().values("authorization"), [format!("Bearer {CANARY}")]);
     }
     let seen = scene.send(client().header("x-probe", &json!({ "do": "head" }).to_string())).unwrap().text();
     assert!(seen.contains("client's") && !seen.contains(CANARY), "{seen}");
@@ -198,24 +144,24 @@ fn a_secret_takes_the_place_of_what_client_and_filter_sent_and_no_filter_sees_it
 
 #[test]
 fn a_secret_that_is_set_anew_counts_at_once_and_after_a_crash() {
-    let keys = Keys::with(&["k1"]);
+    let keys = SealKeys::with(&["k1"]).unwrap();
     let mut scene = injecting(&keys, &json!({}));
     for n in 1..=3 {
         let value = format!("Bearer {CANARY}-{n}");
         scene.admin.set_secret(TENANT, "token", &value).unwrap();
         scene.send(Request::get("/in")).unwrap();
-        assert_eq!(last(&scene, "authorization"), [value]);
+        assert_eq!(scene.origin.last().values("authorization"), [value]);
     }
     restart(&mut scene);
     scene.send(Request::get("/in")).unwrap();
-    assert_eq!(last(&scene, "authorization"), [format!("Bearer {CANARY}-3")]);
+    assert_eq!(scene.origin.last().values("authorization"), [format!("Bearer {CANARY}-3")]);
     let revision = scene.admin.show(TENANT).unwrap()["revision"].clone();
     assert_eq!(revision, 2, "it took no new revision");
 }
 
 #[test]
 fn a_delivery_gets_the_secret_as_it_is_then_and_its_record_holds_neither_it_nor_the_clients() {
-    let keys = Keys::with(&["k1"]);
+    let keys = SealKeys::with(&["k1"]).unwrap();
     // The client's credentials are replaced, so that they don't stand against queueing.
     let mut scene = injecting(&keys, &json!({ "mode": "on-failure", "credentials": "refuse" }));
     scene.origin.stop();
@@ -226,20 +172,20 @@ fn a_delivery_gets_the_secret_as_it_is_then_and_its_record_holds_neither_it_nor_
     scene.admin.set_secret(TENANT, "token", &format!("Bearer {CANARY}-2")).unwrap();
     scene.origin.start_again().unwrap();
     wait_delivered(&scene, &location);
-    assert_eq!(last(&scene, "authorization"), [format!("Bearer {CANARY}-2")]);
+    assert_eq!(scene.origin.last().values("authorization"), [format!("Bearer {CANARY}-2")]);
     scene.node.kill_nine().unwrap();
     assert_eq!(files_with(scene.node.folder(), CANARY), [] as [String; 0]);
 }
 
 #[test]
 fn without_its_key_a_secret_is_never_left_out_of_a_request() {
-    let keys = Keys::with(&["old"]);
-    let old = keys.lines();
+    let keys = SealKeys::with(&["old"]).unwrap();
+    let old = keys.lines().unwrap();
     let mut scene = injecting(&keys, &json!({ "mode": "on-failure" }));
     scene.origin.stop();
     // Safe to repeat, so that no crash leaves it undecided.
     let location = location(&scene.send(Request::new("PUT", "/in").body("body")).unwrap());
-    keys.write(&[key("new")]);
+    keys.write(&[key("new").unwrap()]).unwrap();
     restart(&mut scene);
     scene.origin.start_again().unwrap();
     let answer = scene.send(Request::get("/in")).unwrap();
@@ -254,12 +200,12 @@ fn without_its_key_a_secret_is_never_left_out_of_a_request() {
     let told = |log: &[Value]| log.iter().any(|record| record["event.name"] == "secret.unavailable");
     scene.node.wait_log(PATIENCE, told).unwrap();
 
-    keys.write(&old);
+    keys.write(&old).unwrap();
     restart(&mut scene);
     assert_eq!(scene.send(Request::get("/in")).unwrap().status, 200);
     wait_delivered(&scene, &location);
     scene.node.kill_nine().unwrap();
-    keys.write(&[key("new")]);
+    keys.write(&[key("new").unwrap()]).unwrap();
     scene.node.launch().unwrap();
     wait_reasons(&scene, |reasons| reasons.contains(&lacks));
     scene.admin.set_secret(TENANT, "token", "Bearer new").unwrap();
@@ -302,14 +248,14 @@ fn a_key_file_that_protects_nothing_stops_the_start() {
         error
     };
     let mut node = Beamline::prepare(Options::default()).unwrap();
-    let keys = Keys::with(&["k1"]);
+    let keys = SealKeys::with(&["k1"]).unwrap();
     let inside = node.data_dir().join("seal-keys");
     fs::copy(keys.path(), &inside).unwrap();
     assert!(ends(&inside, &mut node).contains("it lies in the data folder"));
-    let open = keys.folder.path().join("open");
+    let open = keys.folder().join("open");
     fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(&open).unwrap();
     assert!(ends(&open, &mut node).contains("others can use it (mode 0644)"));
-    keys.write(&[format!("k1:{CANARY}")]);
+    keys.write(&[format!("k1:{CANARY}")]).unwrap();
     let error = ends(&keys.path(), &mut node);
     assert!(error.contains("line 1") && !error.contains(CANARY), "{error}");
 }
@@ -328,16 +274,16 @@ fn with_credentials(target: &str) -> Request {
 
 #[track_caller]
 fn came_with_credentials(scene: &Scene) {
-    assert_eq!(last(scene, "authorization"), [format!("Bearer {CANARY}")]);
-    assert_eq!(last(scene, "cookie"), [format!("a={CANARY}"), format!("b={CANARY}")]);
+    assert_eq!(scene.origin.last().values("authorization"), [format!("Bearer {CANARY}")]);
+    assert_eq!(scene.origin.last().values("cookie"), [format!("a={CANARY}"), format!("b={CANARY}")]);
     assert_eq!(
-        last(scene, "proxy-authorization"),
+        scene.origin.last().values("proxy-authorization"),
         [] as [String; 0],
         "that was the proxy's, as on a live request"
     );
 }
 
-fn sealing(keys: &Keys) -> Scene {
+fn sealing(keys: &SealKeys) -> Scene {
     let scene = Scene::with(keys.options()).unwrap();
     apply(&scene, &json!({}), &json!({ "mode": "on-failure", "credentials": "seal" })).unwrap();
     scene
@@ -345,7 +291,7 @@ fn sealing(keys: &Keys) -> Scene {
 
 #[test]
 fn sealed_credentials_come_to_the_origin_and_are_nowhere_else() {
-    let keys = Keys::with(&["k1"]);
+    let keys = SealKeys::with(&["k1"]).unwrap();
     let mut scene = sealing(&keys);
     scene.origin.stop();
     let location = location(&scene.send(with_credentials("/in")).unwrap());
@@ -365,7 +311,7 @@ fn sealed_credentials_come_to_the_origin_and_are_nowhere_else() {
 
 #[test]
 fn a_filters_verdict_seals_them_too_and_an_ordering_keys_backlog() {
-    let keys = Keys::with(&["k1"]);
+    let keys = SealKeys::with(&["k1"]).unwrap();
     let mut scene = Scene::with(keys.options()).unwrap();
     let probe = scene.filter("probe").unwrap();
     scene
@@ -390,15 +336,15 @@ fn a_filters_verdict_seals_them_too_and_an_ordering_keys_backlog() {
 
 #[test]
 fn a_record_waits_for_its_key_and_goes_when_it_is_back_beside_a_new_one() {
-    let keys = Keys::with(&["old"]);
-    let old = keys.lines();
+    let keys = SealKeys::with(&["old"]).unwrap();
+    let old = keys.lines().unwrap();
     let mut scene = sealing(&keys);
     scene.admin.set_secret(TENANT, "token", CANARY).unwrap();
     scene.origin.stop();
     let location = location(&scene.send(with_credentials("/in")).unwrap());
 
-    let new = key("new");
-    keys.write(std::slice::from_ref(&new));
+    let new = key("new").unwrap();
+    keys.write(std::slice::from_ref(&new)).unwrap();
     restart(&mut scene);
     scene.origin.start_again().unwrap();
     let told = wait_receipt(&scene, &location, |told| told["last_error"] == "seal-key-missing");
@@ -408,7 +354,7 @@ fn a_record_waits_for_its_key_and_goes_when_it_is_back_beside_a_new_one() {
     // Others are not held up by it.
     assert_eq!(scene.send(with_credentials("/live")).unwrap().status, 200);
 
-    keys.write(&[vec![new], old].concat());
+    keys.write(&[vec![new], old].concat()).unwrap();
     restart(&mut scene);
     wait_delivered(&scene, &location);
     came_with_credentials(&scene);
@@ -423,18 +369,18 @@ fn a_record_waits_for_its_key_and_goes_when_it_is_back_beside_a_new_one() {
 
 #[test]
 fn no_value_is_in_any_output() {
-    let (keys, receiver) = (Keys::with(&["k1"]), Receiver::start().unwrap());
+    let (keys, receiver) = (SealKeys::with(&["k1"]).unwrap(), Receiver::start().unwrap());
     let mut options = Options { otlp_endpoint: Some(receiver.endpoint()), ..keys.options() };
     options.environment = vec![("BEAMLINE_STDERR".into(), "trace".into())];
     let mut scene = Scene::with(options).unwrap();
     let mut told = cli(&scene, "secret set acme token --json", &format!("Bearer {CANARY}"));
-    let file = keys.folder.path().join("value");
+    let file = keys.folder().join("value");
     fs::write(&file, format!("{CANARY}\r\n")).unwrap();
     told += &cli(&scene, &format!("secret set acme key --file {}", file.display()), "");
     let headers = json!({ "authorization": "secret://token", "x-api-key": "secret://key" });
     apply(&scene, &headers, &json!({ "mode": "on-failure", "credentials": "seal" })).unwrap();
     scene.send(with_credentials("/live")).unwrap();
-    assert_eq!(last(&scene, "x-api-key"), [CANARY]);
+    assert_eq!(scene.origin.last().values("x-api-key"), [CANARY]);
     scene.origin.stop();
     let queued = with_credentials("/queued").header("X-Api-Key", CANARY);
     let location = location(&scene.send(queued).unwrap());
@@ -442,7 +388,7 @@ fn no_value_is_in_any_output() {
     assert_eq!(kept, [] as [String; 0], "a record has no field that is set at the end, whoever sent it");
     scene.origin.start_again().unwrap();
     wait_delivered(&scene, &location);
-    assert_eq!(last(&scene, "x-api-key"), [CANARY]);
+    assert_eq!(scene.origin.last().values("x-api-key"), [CANARY]);
     for line in [
         "secret list acme --json",
         "show acme --json",
@@ -454,7 +400,7 @@ fn no_value_is_in_any_output() {
     }
     told += &scene.admin.manifest(TENANT).unwrap().to_string();
     told += &scene.admin.get("/v1/tenants/acme/revisions/2").unwrap().to_string();
-    let in_use = command(&scene.node, keys.folder.path(), &["secret", "remove", "acme", "token"]).unwrap();
+    let in_use = command(&scene.node, keys.folder(), &["secret", "remove", "acme", "token"]).unwrap();
     assert_eq!(in_use.status.code(), Some(1));
     told += &String::from_utf8(in_use.stderr).unwrap();
     apply(&scene, &json!({}), &json!({})).unwrap();
@@ -471,7 +417,7 @@ fn no_value_is_in_any_output() {
 
 #[test]
 fn a_filter_reads_the_secrets_that_its_manifest_lists_and_none_is_told() {
-    let keys = Keys::with(&["k1"]);
+    let keys = SealKeys::with(&["k1"]).unwrap();
     let scene = Scene::probed(keys.options()).unwrap();
     let probe = scene.filter("probe").unwrap();
     let listing = |names: &[&str]| {

@@ -2,6 +2,7 @@
 
 use axum::extract::{Request, State};
 use beamline_control::{ModuleListing, ModuleView};
+use beamline_model::Limit;
 use serde::Serialize;
 
 use crate::{
@@ -27,11 +28,17 @@ pub(crate) async fn push(
     let limit = usize::try_from(upload.limit.get()).unwrap_or(usize::MAX);
     let bytes = read(request.into_body(), limit, || {
         format!(
-            "a module of the limit class {} has at most {limit} bytes: build it with opt-level = \"s\", lto and strip, or ask the operator for another class",
-            upload.class
+            "a module of the limit class {} has at most {limit} bytes: build it with opt-level = \"s\", lto and strip, or ask the operator for another class (limit: {})",
+            upload.class,
+            Limit::ModuleSize
         )
     })
-    .await?;
+    .await
+    .inspect_err(|refusal| {
+        if refusal.is("body-too-large") {
+            state.control.module_too_large(&tenant);
+        }
+    })?;
     Ok(ok(state.control.push_module(&tenant, bytes, &actor).await?))
 }
 

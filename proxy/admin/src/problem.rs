@@ -99,6 +99,13 @@ impl Refusal {
     }
 }
 
+impl Refusal {
+    /// Whether it is the problem of this token.
+    pub(crate) fn is(&self, token: &str) -> bool {
+        self.0.token == token
+    }
+}
+
 /// For a name that no tenant can have.
 pub(crate) fn unknown_tenant(error: InvalidName) -> Refusal {
     Refusal::of("unknown-tenant", error.to_string())
@@ -114,7 +121,11 @@ impl From<ControlError> for Refusal {
         if error.kind() == ControlErrorKind::Unavailable {
             tracing::warn!(%error, "the control plane could not do what the admin API was asked for");
         }
-        Self::of(error.token(), error.to_string())
+        let detail = match error.limit() {
+            Some(limit) => format!("{error} (limit: {limit})"),
+            None => error.to_string(),
+        };
+        Self::of(error.token(), detail)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Why the control plane refused, or could not do, what it was asked for.
 
 use beamline_filter_host::CompileError;
-use beamline_model::{Digest, GrantRefusal, RevisionId, SecretName, TenantName};
+use beamline_model::{Digest, GrantRefusal, Limit, RevisionId, SecretName, TenantName};
 use beamline_queue::{HandError, QueueError};
 use beamline_store::StoreError;
 use thiserror::Error;
@@ -209,6 +209,14 @@ impl ControlError {
     /// A stable name: the last part of a problem document's `type`.
     pub fn token(&self) -> &'static str {
         self.class().1
+    }
+
+    /// The limit that a module crossed, where that is why it was refused.
+    pub fn limit(&self) -> Option<Limit> {
+        match self {
+            Self::Module(error) => error.limit(),
+            _ => None,
+        }
     }
 
     fn class(&self) -> (ControlErrorKind, &'static str) {

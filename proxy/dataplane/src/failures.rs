@@ -1,11 +1,36 @@
-//! What the log says of a filter that fails, beside the request's own record: why, where in its code, and when its
-//! breaker opens or closes. None of it goes to clients.
+//! What the log and the metrics say of a filter that fails or crosses a limit, beside the request's own record: why, where
+//! in its code, and when its breaker opens or closes. None of it goes to clients, who get a [`detail`].
 
-use beamline_filter_host::{BreakerChange, FilterRun};
-use beamline_telemetry::{Telemetry, Transaction};
+use beamline_filter_host::{BreakerChange, Failure, FilterRun};
+use beamline_model::Limit;
+use beamline_telemetry::{GuestMetrics, Telemetry, Transaction};
 use serde_json::json;
 
 use crate::transaction::failure_kind;
+
+/// What clients are told of a filter's failure: with the name of the limit, where it crossed one.
+pub(crate) fn detail(filter: &str, failure: &Failure) -> String {
+    match failure.limit() {
+        Some(limit) => format!("filter {filter}: {failure} (limit: {limit})"),
+        None => format!("filter {filter}: {failure}"),
+    }
+}
+
+/// Counts a run's failure and the limits that it crossed, and tells of these.
+pub(crate) fn count(metrics: &GuestMetrics, record: &Transaction, run: &FilterRun, revision: u64) {
+    let crossed = |limit: Limit| {
+        metrics.crossed(&run.filter, limit.as_str(), revision, record.request_id);
+    };
+    if run.log.cut > 0 {
+        crossed(Limit::Log);
+    }
+    if let Some(failure) = &run.failure {
+        metrics.failed(&run.filter, failure_kind(failure).token());
+        if let Some(limit) = failure.limit() {
+            crossed(limit);
+        }
+    }
+}
 
 /// Tells a run's failure, where it is to be told, and what it changed.
 pub(crate) fn tell(

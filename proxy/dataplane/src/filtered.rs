@@ -21,6 +21,7 @@ use thiserror::Error;
 use tokio::{task::yield_now, time::timeout};
 
 use crate::{
+    failures::detail,
     phases::Later,
     room::{Kept, Room},
     transaction::failure_kind,
@@ -55,7 +56,7 @@ pub(crate) struct Read<B> {
 
 /// A filter that may not fail did, in the middle of a body: the body is broken off.
 #[derive(Debug, Error)]
-#[error("filter {filter}: {failure}")]
+#[error("{}", detail(.filter, .failure))]
 pub(crate) struct BrokenOff {
     pub(crate) filter: Box<str>,
     pub(crate) failure: Failure,

@@ -22,6 +22,7 @@ use tokio::{sync::Notify, task::spawn_local};
 use crate::{
     body::{ClientBody, Counted},
     enqueue::{Accepted, client_gone},
+    failures,
     filtered::{BrokenOff, NEXT_PIECE, Passed, Whole},
     respond::{self, Refusal},
     transaction::{Finishing, failure_kind, filter_records},
@@ -88,7 +89,7 @@ pub(crate) async fn of_request(
     while matches!(outcome.decision, Decision::ReadBody) {
         let at = outcome.reached - 1;
         // However the reading ends, also where the client goes away: what filters did until here is told.
-        exchange.filters(std::mem::take(&mut outcome.runs));
+        exchange.filters(tenant, std::mem::take(&mut outcome.runs));
         let reading = later(&outcome, at);
         exchange.goes_on(Rc::clone(&reading));
         stream(worker, &reading, passed..at, &mut outcome, body);
@@ -153,7 +154,7 @@ pub(crate) async fn of_response(
             let head = head_of(&mut response);
             let step = chain.on_response(&worker.engine, &later.passage, at, head).await;
             put_back(&mut response, step.head);
-            exchange.filters(vec![step.run]);
+            exchange.filters(&later.tenant, vec![step.run]);
             decision = step.decision;
         } else if reads {
             decision = ResponseDecision::ReadBody;
@@ -176,7 +177,7 @@ pub(crate) async fn of_response(
             ResponseDecision::Failed { filter, failure }
                 if response.extensions().get::<Accepted>().is_none() =>
             {
-                let refusal = Refusal::new(failure_kind(&failure), format!("filter {filter}: {failure}"));
+                let refusal = Refusal::new(failure_kind(&failure), failures::detail(&filter, &failure));
                 response = respond::problem(worker, exchange, refusal);
             }
             _ if chain.has(at, Phase::ResponseBody) && !seen_whole => {
@@ -217,7 +218,7 @@ async fn whole_response(
     let head = head_of(response);
     let step = chain.on_whole_response(&worker.engine, &later.passage, at, head, whole).await;
     put_back(response, step.head);
-    exchange.filters(vec![step.run]);
+    exchange.filters(&later.tenant, vec![step.run]);
     if not_sent {
         // What its length would be with a body only the filter knows.
         response.headers_mut().remove(header::CONTENT_LENGTH);
@@ -426,7 +427,7 @@ impl Ending {
         for at in who_hears(&self.later) {
             let run = chain.on_finish(&self.worker.engine, passage, at, outcome.clone()).await;
             if let Some(record) = &mut self.record {
-                filter_records(&self.worker, record, vec![run]);
+                filter_records(&self.worker, &self.later.tenant, record, vec![run]);
             }
         }
     }
@@ -436,7 +437,7 @@ impl Ending {
         let Some(record) = &mut self.record else { return };
         let chain = &self.later.tenant.chain;
         let runs = who_hears(&self.later).map(|at| chain.not_finished(at, Failure::Capacity)).collect();
-        filter_records(&self.worker, record, runs);
+        filter_records(&self.worker, &self.later.tenant, record, runs);
     }
 }
 

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 
 use crate::{
     body::{ClientBody, Counted},
-    enqueue,
+    enqueue, failures,
     filtered::Passed,
     forward::{self, REQUEST_ID},
     idempotency::Caller,
@@ -121,7 +121,7 @@ async fn carry_out(
         // Read it was, before the chain came to its end.
         Decision::ReadBody => Err(Refusal::new(ErrorKind::Internal, "a body was to be read, and was not")),
         Decision::Failed { filter, failure } => {
-            let refusal = Refusal::new(failure_kind(&failure), format!("filter {filter}: {failure}"));
+            let refusal = Refusal::new(failure_kind(&failure), failures::detail(&filter, &failure));
             Err(match failure {
                 Failure::LeftOut(left) => refusal.retry_after(left),
                 _ => refusal,
@@ -170,7 +170,7 @@ async fn filter(
         outcome = phases::of_request(worker, exchange, tenant, &view, outcome, body).await?;
     }
     parts.headers = outcome.head.headers;
-    exchange.filters(outcome.runs);
+    exchange.filters(tenant, outcome.runs);
     Ok((parts, outcome.decision))
 }
 

@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, net::SocketAddr, rc::Rc};
 
-use beamline_control::UpstreamRuntime;
+use beamline_control::{TenantRuntime, UpstreamRuntime};
 use beamline_filter_host::{Failure, FilterRun, LogLevel};
 use beamline_http::ErrorKind;
 use beamline_model::NatsKind;
@@ -90,9 +90,9 @@ impl Finishing {
     }
 
     /// Takes down what the filters did, and passes on what they logged.
-    pub(crate) fn filters(&mut self, runs: Vec<FilterRun>) {
+    pub(crate) fn filters(&mut self, tenant: &TenantRuntime, runs: Vec<FilterRun>) {
         let worker = Rc::clone(&self.worker);
-        filter_records(&worker, self.record(), runs);
+        filter_records(&worker, tenant, self.record(), runs);
     }
 
     /// Its filters have later phases.
@@ -140,7 +140,7 @@ impl Drop for Finishing {
             record.error.get_or_insert(ErrorKind::ClientGone.token());
         }
         if let Some(later) = self.later.take() {
-            filter_records(&self.worker, &mut record, later.told.take_runs());
+            filter_records(&self.worker, &later.tenant, &mut record, later.told.take_runs());
             if wants_the_end(&later) {
                 return Endings::add(&self.worker, later, record);
             }
@@ -150,8 +150,15 @@ impl Drop for Finishing {
 }
 
 /// Takes down in a record what filters did, and passes on what they logged.
-pub(crate) fn filter_records(worker: &Shared, record: &mut Transaction, runs: Vec<FilterRun>) {
+pub(crate) fn filter_records(
+    worker: &Shared,
+    tenant: &TenantRuntime,
+    record: &mut Transaction,
+    runs: Vec<FilterRun>,
+) {
+    let metrics = &tenant.metrics;
     let tenant = record.tenant.clone().unwrap_or_default();
+    let revision = record.revision.unwrap_or_default();
     for run in runs {
         for (level, message) in &run.log.lines {
             let level = match level {
@@ -163,7 +170,7 @@ pub(crate) fn filter_records(worker: &Shared, record: &mut Transaction, runs: Ve
             worker.telemetry.guest_log(&GuestLog {
                 at: record.started.wall + record.started.offset_of(run.started),
                 tenant: &tenant,
-                revision: record.revision.unwrap_or_default(),
+                revision,
                 trace: &record.trace,
                 request_id: record.request_id,
                 filter: &run.filter,
@@ -172,13 +179,8 @@ pub(crate) fn filter_records(worker: &Shared, record: &mut Transaction, runs: Ve
                 cut_bytes: run.log.cut,
             });
         }
-        failures::tell(
-            worker.telemetry.telemetry(),
-            record,
-            &run,
-            &tenant,
-            record.revision.unwrap_or_default(),
-        );
+        failures::count(metrics, record, &run, revision);
+        failures::tell(worker.telemetry.telemetry(), record, &run, &tenant, revision);
         record.filters.push(FilterRecord {
             name: run.filter,
             module: run.module.unwrap_or_else(|| "".into()),

@@ -13,9 +13,9 @@ use beamline_filter_host::{
     Exchange, HostView, Metric, MetricRefusal, MetricUpdate, OutboundError, OutboundRequest,
     OutboundResponse, Properties, TenantState, UpstreamState, UpstreamStatus,
 };
-use beamline_model::FilterLimits;
+use beamline_model::{FilterLimits, Limit};
 use beamline_queue::Queue;
-use beamline_telemetry::{RequestId, TraceId, Transaction, Update};
+use beamline_telemetry::{Counted, RequestId, TraceId, Transaction, Update};
 use beamline_upstream::{EgressError, EgressRequest, EgressResponse};
 
 use crate::worker::Shared;
@@ -81,6 +81,10 @@ impl HostView for TenantView {
         &self.tenant.limits
     }
 
+    fn crossed(&self, filter: &str, limit: Limit) {
+        self.tenant.metrics.crossed(filter, limit.as_str(), self.tenant.revision.0, self.request_id);
+    }
+
     fn send(&self, request: OutboundRequest) -> Exchange {
         if self.sent.fetch_add(1, Ordering::Relaxed) >= MAX_SENT {
             return Box::pin(async { Err(OutboundError::TooMany) });
@@ -97,7 +101,9 @@ impl HostView for TenantView {
                     EgressError::NotAllowed => OutboundError::NotAllowed,
                     EgressError::Connect(problem) => OutboundError::Connect(problem),
                     EgressError::Timeout => OutboundError::Timeout,
+                    EgressError::TooLong => OutboundError::TooLong(error.to_string()),
                     EgressError::TooLarge => OutboundError::TooLarge,
+                    EgressError::NoRoom => OutboundError::NoRoom(error.to_string()),
                     EgressError::Broken(problem) => OutboundError::Broken(problem),
                 }),
             }
@@ -110,8 +116,12 @@ impl HostView for TenantView {
             MetricUpdate::Count(by) => Update::Count(by),
             MetricUpdate::Observe(value) => Update::Observe(value),
         };
-        let counted = self.tenant.metrics.update(filter, metric.name, metric.labels, update);
-        counted.map_err(|refusal| match refusal {
+        let metrics = &self.tenant.metrics;
+        let counted = metrics.update(filter, metric.name, metric.labels, update);
+        if matches!(counted, Ok(Counted::Folded) | Err(R::TooManyNames)) {
+            self.crossed(filter, Limit::Series);
+        }
+        counted.map(|_| ()).map_err(|refusal| match refusal {
             R::InvalidName => MetricRefusal::InvalidName,
             R::InvalidLabel => MetricRefusal::InvalidLabel,
             R::InvalidValue => MetricRefusal::InvalidValue,

@@ -10,7 +10,7 @@ use beamline_filter_host::{
     FilterSetup, HostView, Metric, MetricRefusal, OutboundError, OutboundRequest, Properties, RequestHead,
     TenantState, Tier, UpstreamStatus,
 };
-use beamline_model::{Ceilings, FilterLimits, LimitClass, OnError, TenantName};
+use beamline_model::{Ceilings, FilterLimits, Limit, LimitClass, OnError, TenantName};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 /// µs for one call in the reset tier, and where it should be.
@@ -51,6 +51,8 @@ impl HostView for View {
     fn limits(&self) -> &FilterLimits {
         &self.limits
     }
+
+    fn crossed(&self, _: &str, _: Limit) {}
 
     fn count(&self, _: &str, _: Metric<'_>) -> Result<(), MetricRefusal> {
         Ok(())

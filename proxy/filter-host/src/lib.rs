@@ -23,6 +23,7 @@ mod engine;
 mod head;
 mod host;
 mod inspect;
+mod limit;
 mod load;
 mod module;
 mod passage;

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use beamline_model::{ByteSize, Ceilings, FilterLimits, LimitClass, ModuleLimits, OnError};
+use beamline_model::{ByteSize, Ceilings, FilterLimits, Limit, LimitClass, OnError};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use serde_json::json;
 
@@ -67,12 +67,18 @@ fn probe() -> Arc<Module> {
 fn the_reference_page_tells_the_limits_that_are_the_same_for_all() {
     let page = include_str!("../../../docs/reference/limits.md");
     let mib = |bytes: usize| format!("{} MiB", bytes >> 20);
-    for class in [LimitClass::Small, LimitClass::Large] {
-        let ModuleLimits { size, compile_cpu, compile_memory } = Ceilings::of(class).module;
-        let line = format!("| `{class}` | `{size}` | `{compile_cpu}` | `{compile_memory}` |");
+    let [small, large] = [LimitClass::Small, LimitClass::Large].map(|class| Ceilings::of(class).module);
+    for line in [
+        format!("| a module's size | `{}` | `{}` |", small.size, large.size),
+        format!("| CPU time of compiling it | `{}` | `{}` |", small.compile_cpu, large.compile_cpu),
+        format!(
+            "| address space of compiling it | `{}` | `{}` |",
+            small.compile_memory, large.compile_memory
+        ),
+    ] {
         assert!(page.contains(&line), "docs/reference/limits.md lacks: {line}");
     }
-    let row = |what: &str| page.lines().find(|line| line.starts_with(&format!("| {what}"))).unwrap();
+    let row = |what: &str| page.lines().find(|line| line.contains(&format!("| {what}"))).unwrap();
     for (what, figures) in [
         ("memories and tables", vec![mib(crate::engine::MAX_MEMORY), "20,000".into()]),
         ("what a guest hands over", vec![mib(crate::call::MAX_HANDED_OVER)]),
@@ -93,6 +99,7 @@ pub(crate) struct View {
     state: TenantState,
     limits: FilterLimits,
     counted: Mutex<Vec<String>>,
+    crossed: Mutex<Vec<Limit>>,
     sent: AtomicU32,
     /// Kept, as the other side of a connection keeps who waits for it.
     unanswered: Mutex<Vec<tokio::sync::oneshot::Sender<()>>>,
@@ -108,6 +115,7 @@ impl View {
             state: TenantState::new(),
             limits,
             counted: Mutex::default(),
+            crossed: Mutex::default(),
             sent: AtomicU32::new(0),
             unanswered: Mutex::default(),
         }
@@ -137,6 +145,10 @@ impl HostView for View {
 
     fn limits(&self) -> &FilterLimits {
         &self.limits
+    }
+
+    fn crossed(&self, _: &str, limit: Limit) {
+        self.crossed.lock().unwrap().push(limit);
     }
 
     fn send(&self, request: OutboundRequest) -> Exchange {
@@ -415,7 +427,8 @@ async fn a_guest_learns_what_is_known_of_its_request() {
 
 #[tokio::test]
 async fn keys_and_values_last_from_call_to_call_within_their_quota() {
-    let view = View::shared(FilterLimits { kv_entries: 2, ..Default::default() });
+    let crossing = Arc::new(View::new(FilterLimits { kv_entries: 2, ..Default::default() }));
+    let view: Arc<dyn HostView> = crossing.clone();
     let told = async |config: &str| {
         let chain = chain(config, FilterLimits::default(), OnError::FailClosed);
         answer(&chain.on_request(engine(), &view, head(&[])).await)
@@ -441,6 +454,8 @@ async fn keys_and_values_last_from_call_to_call_within_their_quota() {
     assert_eq!(told(r#"{"do":"kv","call":"set","key":"c","ttl_ms":1}"#).await, json!("ok"));
     tokio::time::sleep(Duration::from_millis(2)).await;
     assert_eq!(told(r#"{"do":"kv","call":"get","key":"c"}"#).await, json!(null));
+    let expected = [Limit::KvEntries, Limit::KvSize, Limit::KvSize];
+    assert_eq!(*crossing.crossed.lock().unwrap(), expected);
 }
 
 #[tokio::test]

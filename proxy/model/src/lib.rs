@@ -6,6 +6,7 @@
 mod digest;
 mod egress;
 mod grant;
+mod limit;
 mod limit_class;
 mod limits;
 mod manifest;
@@ -21,6 +22,7 @@ mod units;
 pub use digest::{Digest, InvalidDigest};
 pub use egress::{Egress, EgressRule};
 pub use grant::{Grant, GrantRefusal, UpstreamRange, is_special};
+pub use limit::Limit;
 pub use limit_class::{
     BeyondCeiling, Ceilings, InvalidLimitClass, LimitClass, LimitClasses, MAX_MODULE, ModuleLimits,
 };

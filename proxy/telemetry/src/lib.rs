@@ -38,7 +38,9 @@ pub use endpoint::{InvalidEndpoint, OtlpEndpoint};
 pub use export::ExportTuning;
 pub use fields::{FIELDS, FieldRow, FieldType, RecordKind};
 pub use id::{RequestId, SpanId, TraceId};
-pub use metrics::{Exposition, GuestMetrics, METRICS, MetricKind, MetricRefusal, MetricRow, Metrics, Update};
+pub use metrics::{
+    Counted, Exposition, GuestMetrics, METRICS, MetricKind, MetricRefusal, MetricRow, Metrics, Update,
+};
 pub use sampler::{InvalidRatio, Sampler};
 pub use spans::{AttributeRow, RESOURCE, SPANS, SpanRow};
 pub use telemetry::{Drops, LogTarget, OpenError, Settings, Telemetry, WorkerTelemetry};

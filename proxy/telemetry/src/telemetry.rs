@@ -112,7 +112,7 @@ pub struct Drops {
 }
 
 /// Writes events; a part of [`Telemetry`] that does not keep the exporter alive.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct Events(Option<LogQueue>);
 
 impl Events {
@@ -174,7 +174,8 @@ impl Telemetry {
             let (events, counters) = (events.clone(), Arc::clone(&counters));
             SpanQueue::start(endpoint, service_name, node_id, export, events, counters, runtime)
         });
-        Ok(Self { events, spans, sampler, counters, metrics: Metrics::default() })
+        let metrics = Metrics::telling(events.clone());
+        Ok(Self { events, spans, sampler, counters, metrics })
     }
 
     /// Telemetry that tells nobody anything: for tests and tools.

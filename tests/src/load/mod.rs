@@ -79,6 +79,15 @@ impl Plan {
         }
     }
 
+    /// What a tenant sends whose filter, the guest `probe`, does `step` and is ended for it, which is answered 503. Three of
+    /// four requests do no harm: a module that only ever fails would be left out.
+    pub fn noise(target: SocketAddr, host: &str, step: &str) -> Self {
+        let does = |step: &str| request("GET", "/", host, &[("x-probe", step)], b"");
+        let mut plan = Self::new(target, does("next"));
+        plan.requests.extend([does("next"), does("next"), does(step)]);
+        plan.also_good(503)
+    }
+
     /// Sets [`connections`](Self::connections).
     pub fn connections(mut self, n: usize) -> Self {
         self.connections = n;

@@ -24,6 +24,9 @@ const IMPORTS: &str = r#"
 /// Where a guest writes its verdict: 64 bytes.
 pub(crate) const AREA: u32 = 4096;
 
+/// What `handle` ends with that says `next`, without a change.
+pub(crate) const NEXT: &str = "(call $drop (local.get $head)) (i32.const 4096)";
+
 /// Gives out memory from 64 KiB on, growing it, and traps where it cannot.
 const BUMP: &str = r"
     (local $at i32) (local $end i32)
@@ -146,4 +149,40 @@ pub(crate) fn verdict(case: u32, words: &[(u32, u32)]) -> String {
     format!(
         "(call $drop (local.get $head)) (i32.store8 (i32.const {AREA}) (i32.const {case}))\n{stores}(i32.const {AREA})"
     )
+}
+
+/// A module that has resources of its own, whose `handle` does this before it says `next`.
+pub(crate) fn with_resources(handle: &str) -> Vec<u8> {
+    let world = r#"package hostile:guest;
+interface things { resource thing { constructor(); } }
+world hostile { include beamline:edge/request-filter@0.1.0; export things; }"#;
+    Guest::new(&format!("{handle} {NEXT}"))
+        .items(
+            r#"(func (export "hostile:guest/things#[constructor]thing") (result i32) (call $new (i32.const 7)))
+               (func (export "hostile:guest/things#[dtor]thing") (param i32))"#,
+        )
+        .memory(
+            r#"(import "[export]hostile:guest/things" "[resource-new]thing" (func $new (param i32) (result i32)))
+               (import "[export]hostile:guest/things" "[resource-drop]thing" (func $let-go (param i32)))
+               (memory (export "memory") 1)"#,
+        )
+        .build_in(world)
+}
+
+/// A module that makes so many handles and never lets go of them.
+pub(crate) fn handles_of_its_own(n: u32) -> Vec<u8> {
+    with_resources(&format!(
+        "(loop $l (drop (call $new (i32.const 1)))
+           (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const {n}))))"
+    ))
+}
+
+/// A function that is small as it is written, and large when it is compiled.
+pub(crate) fn looping() -> String {
+    format!("(func (param i32) {})", "(loop (br_if 0 (local.get 0)))".repeat(100_000))
+}
+
+/// A module that takes its compile worker all of its memory or time.
+pub(crate) fn bomb() -> Vec<u8> {
+    Guest::next().items(&looping()).build()
 }

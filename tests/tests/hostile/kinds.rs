@@ -1,6 +1,8 @@
 //! The kinds of hostile module, and what becomes of each.
 
-use crate::guest::{AREA, Guest, embedded, parsed, verdict};
+use crate::guest::{
+    AREA, Guest, NEXT, embedded, handles_of_its_own, looping, parsed, verdict, with_resources,
+};
 
 /// What must come of a module.
 #[derive(Clone, Copy, Debug)]
@@ -9,6 +11,8 @@ pub(crate) enum End {
     Refused,
     /// Each request is answered by the tenant's origin, as if the filter had done nothing.
     Harmless,
+    /// Each request is queued, as the filter wanted.
+    Queued,
     /// Each request is answered `503` with one of these problems.
     Fails(&'static [&'static str]),
     /// It may be taken or not; then each request is answered by the origin or `503`.
@@ -26,9 +30,6 @@ const TRAP: End = End::Fails(&["filter-trap"]);
 const SLOW: End = End::Fails(&["filter-timeout"]);
 const MEMORY: End = End::Fails(&["filter-memory"]);
 const VERDICT: End = End::Fails(&["filter-verdict"]);
-
-/// `next` without a change.
-const NEXT: &str = "(call $drop (local.get $head)) (i32.const 4096)";
 
 /// Every kind.
 pub(crate) fn all() -> Vec<Kind> {
@@ -75,9 +76,14 @@ fn time() -> Vec<Kind> {
             "an endless loop of changes of the head",
             End::Fails(&["filter-timeout", "filter-host-calls"]),
             &first(
-                r"(loop $l (call $set (local.get $head) (i32.const 1024) (i32.const 3) (i32.const 8192) (i32.const 50000) (i32.const 2048)) (br $l))",
+                // Each of them is made: else it traps.
+                r"(memory.fill (i32.const 8192) (i32.const 97) (i32.const 30000))
+                  (loop $l
+                    (call $set (local.get $head) (i32.const 1024) (i32.const 3) (i32.const 8192) (i32.const 30000) (i32.const 2048))
+                    (if (i32.load8_u (i32.const 2048)) (then unreachable))
+                    (br $l))",
             )
-            .items(r#"(data (i32.const 1024) "x-a") (func (export "fill") (nop))"#),
+            .items(r#"(data (i32.const 1024) "x-a")"#),
         ),
         kind(
             "memory filled over and over by one instruction",
@@ -269,32 +275,6 @@ fn handles() -> Vec<Kind> {
     ]
 }
 
-/// A module that has resources of its own, whose `handle` does this before it says `next`.
-fn with_resources(handle: &str) -> Vec<u8> {
-    let world = r#"package hostile:guest;
-interface things { resource thing { constructor(); } }
-world hostile { include beamline:edge/request-filter@0.1.0; export things; }"#;
-    Guest::new(&format!("{handle} {NEXT}"))
-        .items(
-            r#"(func (export "hostile:guest/things#[constructor]thing") (result i32) (call $new (i32.const 7)))
-               (func (export "hostile:guest/things#[dtor]thing") (param i32))"#,
-        )
-        .memory(
-            r#"(import "[export]hostile:guest/things" "[resource-new]thing" (func $new (param i32) (result i32)))
-               (import "[export]hostile:guest/things" "[resource-drop]thing" (func $let-go (param i32)))
-               (memory (export "memory") 1)"#,
-        )
-        .build_in(world)
-}
-
-/// A module that makes so many handles and never lets go of them.
-pub(crate) fn handles_of_its_own(n: u32) -> Vec<u8> {
-    with_resources(&format!(
-        "(loop $l (drop (call $new (i32.const 1)))
-           (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const {n}))))"
-    ))
-}
-
 /// One that hands over what is no text or list.
 fn strings() -> Vec<Kind> {
     let get = |ptr: &str, len: &str| {
@@ -417,17 +397,46 @@ fn heads() -> Vec<Kind> {
 
 /// One whose verdict is nonsense.
 fn verdicts() -> Vec<Kind> {
-    let data = r#"(data (i32.const 1024) "origin") (data (i32.const 1040) "evil\0d\0ax-evil: 1") (data (i32.const 1072) "/a\0d\0ab")
-        (data (i32.const 1088) "\00\00\00\00")
-        (data (i32.const 1104) "\30\04\00\00\06\00\00\00\10\04\00\00\10\00\00\00")
-        (data (i32.const 1072) "x-evil") (data (i32.const 1136) "transfer-encoding")
-        (data (i32.const 1168) "\70\04\00\00\11\00\00\00\00\04\00\00\06\00\00\00")"#;
-    let says = |case, words: &[(u32, u32)]| Guest::new(&verdict(case, words)).items(data);
+    // Texts that verdicts point to, and fields: the addresses and lengths of a name and a value.
+    let text = |at: u32, text: &str| format!(r#"(data (i32.const {at}) "{text}")"#);
+    let field = |at, words: [u32; 4]| {
+        let bytes: String =
+            words.iter().flat_map(|w| w.to_le_bytes()).map(|b| format!("\\{b:02x}")).collect();
+        text(at, &bytes)
+    };
+    let data = [
+        text(1024, "origin"),
+        // 15 bytes.
+        text(1040, "evil\\0d\\0ax-evil: 1"),
+        text(1072, "/a\\0d\\0ab"),
+        text(1088, "x-evil"),
+        text(1136, "transfer-encoding"),
+        text(1200, "queues"),
+        field(1104, [1088, 6, 1040, 15]),
+        field(1168, [1136, 17, 1024, 6]),
+        field(1184, [1088, 6, 1024, 6]),
+    ]
+    .concat();
+    let says = |case, words: &[(u32, u32)]| Guest::new(&verdict(case, words)).items(&data);
     let raw = |handle: &str| Guest::new(&format!("(call $drop (local.get $head)) {handle}"));
-    let big = |case, words: &[(u32, u32)]| says(case, words).memory(r#"(memory (export "memory") 60)"#);
+    let large = r#"(memory (export "memory") 60)"#;
+    let big = |case, words: &[(u32, u32)]| says(case, words).memory(large);
+    let after = |before: &str, case, words: &[(u32, u32)]| {
+        Guest::new(&format!("{before} {}", verdict(case, words))).items(&data).memory(large)
+    };
+    // So many times the same field, from 200,000 on.
+    let fields = |n: u32| {
+        format!(
+            "(loop $l
+               (memory.copy (i32.add (i32.const 200000) (local.get $i)) (i32.const 1184) (i32.const 16))
+               (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 16))) (i32.const {}))))",
+            n * 16
+        )
+    };
     // An upstream's name for `route` and `enqueue`.
-    let origin = [(8, 1024), (12, 6)];
+    let (origin, queues) = ([(8, 1024), (12, 6)], [(8, 1200), (12, 6)]);
     let with = |more: &[(u32, u32)]| [&origin[..], more].concat();
+    let queued = |more: &[(u32, u32)]| [&queues[..], more].concat();
     vec![
         kind("a verdict beyond the memory", TRAP, &raw("(i32.const 0x7ffffff8)")),
         kind("a verdict across the memory's end", TRAP, &raw("(i32.const 65528)")),
@@ -447,32 +456,51 @@ fn verdicts() -> Vec<Kind> {
         kind("fields beyond the memory", TRAP, &says(2, &[(8, 200), (12, 65520), (16, 1000)])),
         kind("a field with a line of its own", VERDICT, &says(2, &[(8, 200), (12, 1104), (16, 1)])),
         kind("framing in an answer", VERDICT, &says(2, &[(8, 200), (12, 1168), (16, 1)])),
-        kind("more fields than a head may have", VERDICT, &big(2, &[(8, 200), (12, 1104), (16, 2)])),
+        kind(
+            "as many fields as a head may have, and one more",
+            VERDICT,
+            &after(&fields(101), 2, &[(8, 200), (12, 200_000), (16, 101)]),
+        ),
+        kind(
+            "as many fields as a head may have",
+            End::Harmless,
+            &after(&fields(100), 2, &[(8, 200), (12, 200_000), (16, 100)]),
+        ),
         kind("fifty thousand empty fields", VERDICT, &big(2, &[(8, 200), (12, 200_000), (16, 50_000)])),
-        kind("an upstream that there is not", VERDICT, &says(1, &[(8, 1040), (12, 16)])),
+        kind("an upstream that there is not", VERDICT, &says(1, &[(8, 1040), (12, 15)])),
         kind("an upstream without a name", VERDICT, &says(1, &[])),
         kind(
             "an upstream whose name has three megabytes",
             VERDICT,
             &big(1, &[(8, 100_000), (12, 3_000_000)]),
         ),
-        kind("a path with a line of its own", VERDICT, &says(1, &with(&[(16, 1), (20, 1072), (24, 6)]))),
+        kind("a path with a line of its own", VERDICT, &says(1, &with(&[(16, 1), (20, 1072), (24, 5)]))),
         kind(
             "a path of three megabytes",
             VERDICT,
-            &big(1, &with(&[(16, 1), (20, 100_000), (24, 3_000_000)])),
+            &after(
+                "(memory.fill (i32.const 100000) (i32.const 47) (i32.const 3000000))",
+                1,
+                &with(&[(16, 1), (20, 100_000), (24, 3_000_000)]),
+            ),
         ),
-        kind("a host with a line of its own", VERDICT, &says(1, &with(&[(28, 1), (32, 1040), (36, 16)]))),
+        kind("a host with a line of its own", VERDICT, &says(1, &with(&[(28, 1), (32, 1040), (36, 15)]))),
         kind("an option that is neither", TRAP, &says(1, &with(&[(16, 2)]))),
         kind("an ordering key without bytes", VERDICT, &says(3, &with(&[(16, 1), (20, 1024), (24, 0)]))),
         kind("an ordering key of 4,000 bytes", VERDICT, &says(3, &with(&[(16, 1), (20, 8192), (24, 4000)]))),
         kind("a queue that is not to be had", End::Fails(&["not-queueable"]), &says(3, &origin)),
+        kind("a queue that is to be had", End::Queued, &says(3, &queues)),
         kind(
-            "delays without end",
+            "an expiry without end",
+            End::Queued,
+            &says(3, &queued(&[(48, 1), (56, u32::MAX), (60, u32::MAX)])),
+        ),
+        kind(
+            "a delay without end",
             End::Fails(&["not-queueable"]),
             &says(
                 3,
-                &with(&[(32, 1), (40, u32::MAX), (44, u32::MAX), (48, 1), (56, u32::MAX), (60, u32::MAX)]),
+                &queued(&[(32, 1), (40, u32::MAX), (44, u32::MAX), (48, 1), (56, u32::MAX), (60, u32::MAX)]),
             ),
         ),
     ]
@@ -540,7 +568,7 @@ fn shapes() -> Vec<Kind> {
             )),
         ),
         raw("a type that is not one", End::Refused, {
-            let mut module = parsed(r#"(module (memory (export "memory") 1))"#);
+            let mut module = Guest::next().core_module();
             let name = b"component-type";
             module.extend([0, name.len() as u8 + 101, name.len() as u8]);
             module.extend(name);
@@ -582,36 +610,14 @@ fn shapes() -> Vec<Kind> {
             End::Refused,
             parsed(r#"(component (import "beamline:edge/http@0.1.0" (core module)))"#),
         ),
-        raw("names of functions that are huge", TRAP, {
-            let mut module = Guest::new("unreachable").build();
-            // A name section: function names, of which the last has 200,000 bytes.
-            let name = "n".repeat(200_000);
-            let mut names = vec![1];
-            leb(&mut names, 13);
-            names.extend((0..12).flat_map(|function| [function, 1, b'a']));
-            leb(&mut names, 12);
-            leb(&mut names, name.len());
-            names.extend(name.bytes());
-            let mut section = vec![4];
-            section.extend(b"name");
-            section.push(1);
-            leb(&mut section, names.len() - 1);
-            section.extend(&names[1..]);
-            module.push(0);
-            leb(&mut module, section.len());
-            module.extend(section);
-            module
-        }),
+        raw("a name of a function that is huge", TRAP, huge_name()),
     ]
 }
 
-/// An unsigned number as Wasm writes it.
-fn leb(out: &mut Vec<u8>, mut n: usize) {
-    while n > 0x7f {
-        out.push(n as u8 | 0x80);
-        n >>= 7;
-    }
-    out.push(n as u8);
+/// A module that traps in a function whose name has 90,000 bytes, all of them `n`: about as many as names may have.
+pub(crate) fn huge_name() -> Vec<u8> {
+    let name = "n".repeat(90_000);
+    Guest::new(&format!("(call ${name})")).items(&format!("(func ${name} (result i32) unreachable)")).build()
 }
 
 /// One that is hard to compile.
@@ -619,7 +625,7 @@ fn compile() -> Vec<Kind> {
     let many = |n: usize, one: &str| one.repeat(n);
     let bomb = |name, items: String| kind(name, End::Contained, &Guest::next().items(&items));
     let raw = |name, module| Kind { name, module, end: End::Contained };
-    let nested = |levels: usize| format!("{}{}{}", "(component ".repeat(levels), "", ")".repeat(levels));
+    let nested = |levels: usize| format!("{}{}", "(component ".repeat(levels), ")".repeat(levels));
     vec![
         bomb(
             "a function of half a million instructions",
@@ -628,11 +634,8 @@ fn compile() -> Vec<Kind> {
                 many(250_000, "(i32.add (local.get 0)) ")
             ),
         ),
-        bomb(
-            "a function of a hundred thousand loops",
-            format!("(func (param i32) {})", many(100_000, "(loop (br_if 0 (local.get 0)))")),
-        ),
-        bomb("fifty thousand locals", format!("(func (local {}))", many(49_000, "i64 "))),
+        bomb("a function of a hundred thousand loops", looping()),
+        bomb("forty-nine thousand locals", format!("(func (local {}))", many(49_000, "i64 "))),
         bomb(
             "locals that live across every branch",
             format!(
@@ -682,7 +685,7 @@ fn compile() -> Vec<Kind> {
                 .collect(),
         ),
         bomb(
-            "a thousand parameters",
+            "nine hundred parameters",
             format!("(func (param {}) (result {}) unreachable)", many(900, "i64 "), many(900, "i64 ")),
         ),
         bomb("ten thousand exports", (0..10_000).map(|i| format!(r#"(func (export "e{i}"))"#)).collect()),
@@ -716,7 +719,7 @@ fn compile() -> Vec<Kind> {
             }),
         ),
         raw(
-            "a module that is instantiated a hundred thousand times",
+            "a module that is instantiated nine hundred times",
             parsed(&format!(
                 "(component (core module $m (memory 1)) {})",
                 many(900, "(core instance (instantiate $m))")
@@ -733,10 +736,4 @@ fn compile() -> Vec<Kind> {
             }),
         ),
     ]
-}
-
-/// One that takes its compile worker all of its memory or time.
-pub(crate) fn bomb() -> Vec<u8> {
-    let loops = "(loop (br_if 0 (local.get 0)))".repeat(100_000);
-    Guest::next().items(&format!("(func (param i32) {loops})")).build()
 }

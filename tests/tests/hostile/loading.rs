@@ -15,7 +15,7 @@ use beamline_tests::{
 };
 use serde_json::{Value, json};
 
-use crate::kinds;
+use crate::guest;
 
 const OTHER: &str = "other.test";
 
@@ -35,8 +35,7 @@ fn scene() -> Scene {
 }
 
 fn asked_of_other(scene: &Scene) -> (u16, String) {
-    let answer = Request::get("/").host(OTHER).send(scene.node.address()).unwrap();
-    (answer.status, answer.problem())
+    Request::get("/").host(OTHER).send(scene.node.address()).unwrap().refusal()
 }
 
 #[test]
@@ -128,7 +127,7 @@ fn a_bomb_kills_its_compile_worker_alone_and_others_are_answered_meanwhile() {
     let known = guests::module("probe").unwrap();
     scene.admin.push(TENANT, &known).unwrap();
     scene.admin.create_tenant("noisy", &["noisy.test"], &[]).unwrap();
-    let bomb = kinds::bomb();
+    let bomb = guest::bomb();
     let pid = scene.node.pid().unwrap();
 
     thread::scope(|scope| {

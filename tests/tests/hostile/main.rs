@@ -7,7 +7,6 @@
 
 mod guest;
 mod kinds;
-mod limits;
 mod loading;
 mod repeated;
 mod scene;

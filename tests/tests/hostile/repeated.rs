@@ -11,7 +11,7 @@ use beamline_tests::{
 };
 use serde_json::{Value, json};
 
-use crate::guest::Guest;
+use crate::{guest::Guest, kinds};
 
 fn events<'a>(log: &'a [Value], name: &str) -> Vec<&'a Value> {
     log.iter().filter(|record| record["event.name"] == name).collect()
@@ -89,4 +89,15 @@ fn a_trap_is_told_with_the_functions_that_were_running_but_not_to_clients() {
     assert_eq!(about["request.id"], json!(answer.header("x-request-id").unwrap()));
     let frames: Vec<_> = about["backtrace"].as_array().unwrap().iter().map(|f| f.as_str().unwrap()).collect();
     assert!(frames[0].contains("secret-of-the-module") && frames[1].contains("deeper"), "{frames:?}");
+}
+
+#[test]
+fn a_name_of_a_function_is_told_no_further_than_it_helps() {
+    let scene = Scene::start().unwrap();
+    let module = scene.admin.push(TENANT, &kinds::huge_name()).unwrap();
+    scene.apply(|m| m["filters"] = json!([{ "name": "named", "module": module.digest }])).unwrap();
+    assert_eq!(scene.send(Request::get("/")).unwrap().problem(), "filter-trap");
+    let log = scene.node.wait_log(PATIENCE, |log| !events(log, "filter.failed").is_empty()).unwrap();
+    let frame = events(&log, "filter.failed")[0]["attributes"]["backtrace"][0].as_str().unwrap();
+    assert!(frame.contains(&"n".repeat(80)) && frame.len() <= 160, "{frame}");
 }

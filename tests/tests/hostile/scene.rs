@@ -25,7 +25,11 @@ const MORE_MEMORY: u64 = 1 << 30;
 
 /// Whether the long form was asked for.
 pub(crate) fn is_long() -> bool {
-    std::env::var("BEAMLINE_HOSTILE").is_ok_and(|form| form == "long")
+    match std::env::var("BEAMLINE_HOSTILE") {
+        Ok(form) if form == "long" => true,
+        Ok(form) => panic!("BEAMLINE_HOSTILE: expected \"long\" or no such variable; found {form:?}"),
+        Err(_) => false,
+    }
 }
 
 /// The node, the quiet tenant `acme` and the tenant `noisy`.
@@ -106,7 +110,13 @@ impl Stage {
             "version": 1,
             "hosts": [host],
             "default_upstream": "origin",
-            "upstreams": { "origin": { "endpoints": [self.scene.origin.address().to_string()] } },
+            "upstreams": {
+                "origin": { "endpoints": [self.scene.origin.address().to_string()] },
+                "queues": {
+                    "endpoints": [self.scene.origin.address().to_string()],
+                    "queue": { "mode": "on-failure" },
+                },
+            },
             "filters": [{ "name": "hostile", "module": module }],
             "limits": { "cpu": "20ms", "memory": "4MiB" },
         })
@@ -155,13 +165,15 @@ impl Stage {
         }
     }
 
-    /// Sends requests; gives `200` or the problem of each answer.
+    /// Sends requests that a queue would take; gives the good status or the problem of each answer.
     fn ask(&self, host: &str, rounds: usize, at_once: usize) -> Result<Vec<String>, String> {
         let to = self.scene.node.address();
         let one = || -> Result<String, String> {
-            let answer = Request::get("/inspect").host(host).send(to).map_err(|e| format!("{e:#}"))?;
-            if answer.status != 200 {
-                return Ok(answer.problem());
+            let answer = Request::post("/inspect", "").host(host).send(to).map_err(|e| format!("{e:#}"))?;
+            match answer.status {
+                200 => {}
+                202 => return Ok("202".into()),
+                _ => return Ok(answer.problem()),
             }
             let seen = answer.text();
             if seen.contains("evil") { Err(format!("the origin saw {seen}")) } else { Ok("200".into()) }
@@ -225,6 +237,7 @@ impl End {
         match self {
             Self::Refused => false,
             Self::Harmless => answer == "200",
+            Self::Queued => answer == "202",
             // What fails time and again is left out for a while.
             Self::Fails(problems) => problems.contains(&answer) || is_long() && answer == "filter-suspended",
             Self::Contained => answer == "200" || answer.starts_with("filter-"),

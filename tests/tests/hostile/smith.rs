@@ -1,11 +1,11 @@
 //! Modules that nobody thought of: made by `wasm-smith` from a seed, with the imports and exports of a filter.
 //!
-//! Each has a seed of its own, which is printed where it does harm; `BEAMLINE_SEED` begins with it.
+//! Each has a seed of its own, which is printed where it does harm; `BEAMLINE_SMITH_SEED` begins with it.
 
 use std::time::{Duration, Instant};
 
 use arbitrary::Unstructured;
-use beamline_tests::{heavy::heavy, seed::Seed};
+use beamline_tests::{environment, heavy::heavy, seed::Seed};
 use wasm_smith::{Config, Module};
 
 use crate::{
@@ -61,9 +61,9 @@ fn a_seed_makes_the_same_module_each_time() {
 #[test]
 fn modules_of_any_seed_are_contained() {
     let _heavy = heavy().unwrap();
-    let first = Seed::from_env("modules_of_any_seed_are_contained").within(0..1 << 40);
-    let first = std::env::var("BEAMLINE_SMITH_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(first);
-    let minutes = std::env::var("BEAMLINE_SMITH_MINUTES").ok().and_then(|m| m.parse().ok()).unwrap_or(10);
+    let any = || Seed::from_env("modules_of_any_seed_are_contained").within(0..1 << 40);
+    let first = environment::number("BEAMLINE_SMITH_SEED").unwrap_or_else(any);
+    let minutes = environment::number("BEAMLINE_SMITH_MINUTES").unwrap_or(10);
     let lasting = Duration::from_secs(if is_long() { minutes * 60 } else { 6 });
     let mut stage = Stage::start();
     let (began, mut made, mut ran) = (Instant::now(), 0, 0);

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use beamline_filter_host::ModuleInfo;
+use beamline_filter_host::{CompileError, ModuleInfo};
 use beamline_model::{
-    ByteSize, Digest, LimitClass, Manifest, RevisionId, TenantName, TokenScope, UpstreamName,
+    ByteSize, Digest, Limit, LimitClass, Manifest, RevisionId, TenantName, TokenScope, UpstreamName,
 };
 use beamline_store::{Activated, RevisionRecord, Stamp, StoreError, TenantRecord};
 use bytes::Bytes;
@@ -53,6 +53,11 @@ impl Control {
         Ok(Upload { class, limit: self.inner.settings.limits.of(class).module.size, _turn: turn })
     }
 
+    /// Takes down that an upload of the tenant was given up, for it is longer than its [`Upload`] allows.
+    pub fn module_too_large(&self, tenant: &TenantName) {
+        self.inner.metrics.module_refused(tenant.as_str(), Limit::ModuleSize.as_str());
+    }
+
     /// Takes a module: validates and compiles it, and gives it to the tenant. Idempotent by content.
     ///
     /// Cancel safe: while it compiles, going away ends it; then it runs to its end.
@@ -67,7 +72,11 @@ impl Control {
     ) -> Result<ModuleView, ControlError> {
         permit(actor, tenant)?;
         let of = self.inner.compilation(&self.inner.tenant(tenant).await?);
-        let ready = self.inner.modules.ready(bytes.clone(), of).await?;
+        let ready = self.inner.modules.ready(bytes.clone(), of).await;
+        if let Some(limit) = ready.as_ref().err().and_then(CompileError::limit) {
+            self.inner.metrics.module_refused(tenant.as_str(), limit.as_str());
+        }
+        let ready = ready?;
         let view = ModuleView { info: ready.info, cached: ready.cached };
         let (this, tenant, actor) = (self.clone(), tenant.clone(), named(actor));
         to_its_end(async move {

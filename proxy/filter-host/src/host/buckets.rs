@@ -1,5 +1,7 @@
 //! `buckets`: the tenant's token buckets.
 
+use beamline_model::Limit;
+
 use super::CallState;
 use crate::{
     bindings::beamline::edge::buckets,
@@ -23,9 +25,20 @@ impl buckets::Host for CallState {
             Ok(Taken::RetryAfter(wait)) => {
                 Ok(buckets::Taken::RetryAfterMs(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)))
             }
-            Err(BucketError::InvalidKey) => Err(buckets::BucketError::InvalidKey),
-            Err(BucketError::InvalidRate) => Err(buckets::BucketError::InvalidRate),
-            Err(BucketError::TooManyKeys) => Err(buckets::BucketError::TooManyKeys),
+            Err(error) => Err(match error {
+                BucketError::InvalidKey => {
+                    self.crossed(Limit::BucketSize);
+                    buckets::BucketError::InvalidKey
+                }
+                BucketError::InvalidRate => {
+                    self.crossed(Limit::BucketSize);
+                    buckets::BucketError::InvalidRate
+                }
+                BucketError::TooManyKeys(limit) => {
+                    self.crossed(limit);
+                    buckets::BucketError::TooManyKeys
+                }
+            }),
         })
     }
 }

@@ -1,21 +1,35 @@
 //! `http`: the heads of the request and its response.
 
 use ::http::{HeaderMap, StatusCode};
+use beamline_http::HeadEditError;
+use beamline_model::Limit;
 use wasmtime::component::Resource;
 
 use super::{CallState, MAX_GIVEN};
 use crate::{
     bindings::beamline::edge::http as wit_http,
     head::{RequestHead, ResponseHead},
+    limit::GET_MANY,
 };
 
-fn refusal(error: beamline_http::HeadEditError) -> wit_http::HeaderError {
-    use beamline_http::HeadEditError as E;
+fn refusal(error: HeadEditError) -> wit_http::HeaderError {
     match error {
-        E::InvalidName => wit_http::HeaderError::InvalidName,
-        E::InvalidValue => wit_http::HeaderError::InvalidValue,
-        E::Forbidden => wit_http::HeaderError::Forbidden,
-        E::TooLarge => wit_http::HeaderError::TooLarge,
+        HeadEditError::InvalidName => wit_http::HeaderError::InvalidName,
+        HeadEditError::InvalidValue => wit_http::HeaderError::InvalidValue,
+        HeadEditError::Forbidden => wit_http::HeaderError::Forbidden,
+        HeadEditError::TooLarge => wit_http::HeaderError::TooLarge,
+    }
+}
+
+impl CallState {
+    /// What a guest is told of a change of a head.
+    fn changed(&self, outcome: Result<(), HeadEditError>) -> Result<(), wit_http::HeaderError> {
+        outcome.map_err(|error| {
+            if error == HeadEditError::TooLarge {
+                self.crossed(Limit::Head);
+            }
+            refusal(error)
+        })
     }
 }
 
@@ -33,9 +47,7 @@ pub(crate) fn many(
     });
     let values: Option<Vec<_>> = values.collect();
     values.ok_or_else(|| {
-        wasmtime::Error::msg(format!(
-            "get-many was asked for more than {MAX_GIVEN} bytes of values: ask for fewer fields at once"
-        ))
+        wasmtime::Error::msg(format!("{GET_MANY} {MAX_GIVEN} bytes of values: ask for fewer fields at once"))
     })
 }
 
@@ -125,7 +137,8 @@ impl wit_http::HostRequestHead for CallState {
         value: Vec<u8>,
     ) -> wasmtime::Result<Result<(), wit_http::HeaderError>> {
         self.count_call()?;
-        Ok(self.head.fields_mut().and_then(|h| beamline_http::set(h, &name, &value)).map_err(refusal))
+        let outcome = self.head.fields_mut().and_then(|h| beamline_http::set(h, &name, &value));
+        Ok(self.changed(outcome))
     }
 
     fn append(
@@ -135,7 +148,8 @@ impl wit_http::HostRequestHead for CallState {
         value: Vec<u8>,
     ) -> wasmtime::Result<Result<(), wit_http::HeaderError>> {
         self.count_call()?;
-        Ok(self.head.fields_mut().and_then(|h| beamline_http::append(h, &name, &value)).map_err(refusal))
+        let outcome = self.head.fields_mut().and_then(|h| beamline_http::append(h, &name, &value));
+        Ok(self.changed(outcome))
     }
 
     fn remove(
@@ -207,7 +221,8 @@ impl wit_http::HostResponseHead for CallState {
         value: Vec<u8>,
     ) -> wasmtime::Result<Result<(), wit_http::HeaderError>> {
         self.count_call()?;
-        Ok(self.response.fields_mut().and_then(|h| beamline_http::set(h, &name, &value)).map_err(refusal))
+        let outcome = self.response.fields_mut().and_then(|h| beamline_http::set(h, &name, &value));
+        Ok(self.changed(outcome))
     }
 
     fn append(
@@ -217,7 +232,8 @@ impl wit_http::HostResponseHead for CallState {
         value: Vec<u8>,
     ) -> wasmtime::Result<Result<(), wit_http::HeaderError>> {
         self.count_call()?;
-        Ok(self.response.fields_mut().and_then(|h| beamline_http::append(h, &name, &value)).map_err(refusal))
+        let outcome = self.response.fields_mut().and_then(|h| beamline_http::append(h, &name, &value));
+        Ok(self.changed(outcome))
     }
 
     fn remove(

@@ -2,17 +2,31 @@
 
 use std::time::Duration;
 
+use beamline_model::Limit;
+
 use super::CallState;
 use crate::{
     bindings::beamline::edge::kv,
     shared::{Kv, KvError, Quota},
 };
 
+impl CallState {
+    /// What a guest is told of a write that was refused.
+    fn refused(&self, error: KvError) -> kv::KvError {
+        match error {
+            KvError::QuotaExceeded(limit) => self.crossed(limit),
+            KvError::InvalidKey | KvError::ValueTooLarge => self.crossed(Limit::KvSize),
+            KvError::NotANumber | KvError::Overflow => {}
+        }
+        refusal(error)
+    }
+}
+
 fn refusal(error: KvError) -> kv::KvError {
     match error {
         KvError::InvalidKey => kv::KvError::InvalidKey,
         KvError::ValueTooLarge => kv::KvError::ValueTooLarge,
-        KvError::QuotaExceeded => kv::KvError::QuotaExceeded,
+        KvError::QuotaExceeded(_) => kv::KvError::QuotaExceeded,
         KvError::NotANumber => kv::KvError::NotANumber,
         KvError::Overflow => kv::KvError::Overflow,
     }
@@ -45,7 +59,8 @@ impl kv::Host for CallState {
     ) -> wasmtime::Result<Result<(), kv::KvError>> {
         self.count_call()?;
         let (kv, now, quota) = self.kv();
-        Ok(kv.set(&key, value, ttl(ttl_ms), now, quota).map_err(refusal))
+        let stored = kv.set(&key, value, ttl(ttl_ms), now, quota);
+        Ok(stored.map_err(|error| self.refused(error)))
     }
 
     fn delete(&mut self, key: String) -> wasmtime::Result<bool> {
@@ -62,7 +77,8 @@ impl kv::Host for CallState {
     ) -> wasmtime::Result<Result<i64, kv::KvError>> {
         self.count_call()?;
         let (kv, now, quota) = self.kv();
-        Ok(kv.increment(&key, by, ttl(ttl_ms), now, quota).map_err(refusal))
+        let sum = kv.increment(&key, by, ttl(ttl_ms), now, quota);
+        Ok(sum.map_err(|error| self.refused(error)))
     }
 
     fn compare_and_set(
@@ -74,6 +90,7 @@ impl kv::Host for CallState {
     ) -> wasmtime::Result<Result<bool, kv::KvError>> {
         self.count_call()?;
         let (kv, now, quota) = self.kv();
-        Ok(kv.compare_and_set(&key, expected.as_deref(), value, ttl(ttl_ms), now, quota).map_err(refusal))
+        let stored = kv.compare_and_set(&key, expected.as_deref(), value, ttl(ttl_ms), now, quota);
+        Ok(stored.map_err(|error| self.refused(error)))
     }
 }

@@ -16,7 +16,7 @@ mod upstreams;
 
 use std::{sync::Arc, time::Instant};
 
-use beamline_model::FilterLimits;
+use beamline_model::{FilterLimits, Limit};
 use bytes::Bytes;
 use thiserror::Error;
 use wasmtime::ResourceLimiter;
@@ -57,6 +57,9 @@ pub trait HostView: Send + Sync {
     /// # Errors
     /// [`MetricRefusal`].
     fn count(&self, filter: &str, metric: Metric<'_>) -> Result<(), MetricRefusal>;
+
+    /// A filter crossed a limit, and goes on: it was refused what it asked for.
+    fn crossed(&self, filter: &str, limit: Limit);
 
     /// Sends a request of a filter, as far as its tenant and the filters of this request together may.
     fn send(&self, request: OutboundRequest) -> Exchange;
@@ -108,6 +111,8 @@ pub(crate) struct MemoryMeter {
     pub(crate) used: usize,
     /// Whether growth was refused: what a following trap is put down to.
     pub(crate) refused: bool,
+    /// Whether a table's growth was.
+    table_refused: bool,
 }
 
 /// Bytes that a guest is given by one call of `get-many`: many times what a head may have.
@@ -138,7 +143,9 @@ impl ResourceLimiter for MemoryMeter {
         desired: usize,
         _max: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        Ok(desired <= MAX_TABLE_ELEMENTS)
+        let fits = desired <= MAX_TABLE_ELEMENTS;
+        self.table_refused |= !fits;
+        Ok(fits)
     }
 }
 
@@ -165,6 +172,7 @@ impl CallState {
                 limit: usize::try_from(limits.memory.get()).unwrap_or(usize::MAX),
                 used: 0,
                 refused: false,
+                table_refused: false,
             },
             outbound_left: limits.outbound_calls,
             calls: CallMeter { limit: limits.host_calls, left: limits.host_calls },
@@ -173,6 +181,9 @@ impl CallState {
 
     /// What is left of a call when it has ended.
     pub(crate) fn into_subject(self) -> Subject {
+        if self.memory.table_refused {
+            self.crossed(Limit::TableElements);
+        }
         Subject { request: self.head, response: self.response, context: self.context, log: self.log }
     }
 
@@ -180,6 +191,11 @@ impl CallState {
     pub(crate) fn count_call(&mut self) -> Result<(), HostCallsExhausted> {
         self.calls.left = self.calls.left.checked_sub(1).ok_or(HostCallsExhausted)?;
         Ok(())
+    }
+
+    /// The guest is refused what it asked for, for it would cross a limit.
+    fn crossed(&self, limit: Limit) {
+        self.view.crossed(&self.config.name, limit);
     }
 }
 
@@ -193,7 +209,7 @@ mod tests {
 
     #[test]
     fn all_memories_of_an_instance_count_together() {
-        let mut meter = MemoryMeter { limit: 100, used: 0, refused: false };
+        let mut meter = MemoryMeter { limit: 100, used: 0, refused: false, table_refused: false };
         assert!(meter.memory_growing(0, 60, None).unwrap());
         assert!(meter.memory_growing(0, 40, None).unwrap());
         assert!(!meter.memory_growing(40, 41, None).unwrap());

@@ -8,6 +8,7 @@ use std::{
 };
 
 use ::http::{HeaderMap, Method, StatusCode, Uri};
+use beamline_model::Limit;
 use bytes::Bytes;
 
 use super::{CallState, LogLevel, http::fields};
@@ -60,8 +61,12 @@ pub enum OutboundError {
     Connect(String),
     /// Not in time.
     Timeout,
+    /// The request has a body that is too large. What is told of it.
+    TooLong(String),
     /// The answer is too large.
     TooLarge,
+    /// There is no room for its body or that of its answer. Why is for the log alone.
+    NoRoom(String),
     /// The exchange broke. Why is for the log alone.
     Broken(String),
 }
@@ -96,13 +101,29 @@ fn shown(text: &str) -> &str {
 
 fn told(error: OutboundError) -> outbound::OutboundError {
     match error {
-        OutboundError::Invalid(problem) => outbound::OutboundError::InvalidRequest(problem),
+        OutboundError::Invalid(problem) | OutboundError::TooLong(problem) => {
+            outbound::OutboundError::InvalidRequest(problem)
+        }
         OutboundError::NotAllowed => outbound::OutboundError::NotAllowed,
         OutboundError::TooMany => outbound::OutboundError::TooMany,
         OutboundError::Connect(_) => outbound::OutboundError::Connect,
         OutboundError::Timeout => outbound::OutboundError::Timeout,
         OutboundError::TooLarge => outbound::OutboundError::TooLarge,
-        OutboundError::Broken(_) => outbound::OutboundError::Broken,
+        OutboundError::NoRoom(_) | OutboundError::Broken(_) => outbound::OutboundError::Broken,
+    }
+}
+
+/// The limit that a request crossed, where that is why there is no answer.
+fn crossed(error: &OutboundError) -> Option<Limit> {
+    match error {
+        OutboundError::TooMany => Some(Limit::OutboundRequests),
+        OutboundError::TooLong(_) | OutboundError::TooLarge => Some(Limit::OutboundSize),
+        OutboundError::NoRoom(_) => Some(Limit::OutboundBytes),
+        OutboundError::Invalid(_)
+        | OutboundError::NotAllowed
+        | OutboundError::Connect(_)
+        | OutboundError::Timeout
+        | OutboundError::Broken(_) => None,
     }
 }
 
@@ -113,6 +134,7 @@ impl outbound::Host for CallState {
     ) -> wasmtime::Result<Result<outbound::IncomingResponse, outbound::OutboundError>> {
         self.count_call()?;
         let Some(left) = self.outbound_left.checked_sub(1) else {
+            self.crossed(Limit::OutboundCalls);
             return Ok(Err(outbound::OutboundError::TooMany));
         };
         let mut request = match checked(request, &self.head.headers) {
@@ -139,7 +161,13 @@ impl outbound::Host for CallState {
             polled
         })
         .await;
-        if let Err(OutboundError::Connect(problem) | OutboundError::Broken(problem)) = &answer {
+        if let Some(limit) = answer.as_ref().err().and_then(crossed) {
+            self.crossed(limit);
+        }
+        if let Err(
+            OutboundError::Connect(problem) | OutboundError::NoRoom(problem) | OutboundError::Broken(problem),
+        ) = &answer
+        {
             let told = format!("outbound request: {problem}");
             self.log.write(LogLevel::Warn, told, &self.config.redaction);
         }

@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use beamline_model::Limit;
+
 use super::{
     expiring::Expiring,
     room::{self, Room},
@@ -45,7 +47,8 @@ pub(crate) enum Taken {
 pub(crate) enum BucketError {
     InvalidKey,
     InvalidRate,
-    TooManyKeys,
+    /// This limit is used up.
+    TooManyKeys(Limit),
 }
 
 /// What was in a bucket, and when.
@@ -122,12 +125,14 @@ impl Buckets {
             }
             let left = (left - GRAIN).max(0.0);
             // What is taken from counts; what is full does not.
-            if held.is_none() && !self.remember(&name, most) {
+            if held.is_none()
+                && let Err(limit) = self.remember(&name, most)
+            {
                 drop(shard);
                 if self.levels.drop_expired(now, |name, _| self.forget(name)) {
                     continue;
                 }
-                return Err(BucketError::TooManyKeys);
+                return Err(BucketError::TooManyKeys(limit));
             }
             // Calls come here out of order; a moment that was counted is not counted again.
             let at = held.map_or(now, |level| now.max(level.at));
@@ -146,17 +151,20 @@ impl Buckets {
         }
     }
 
-    /// Whether there is room for one bucket more, which is then taken.
-    fn remember(&self, name: &str, most: u64) -> bool {
+    /// Takes room for one bucket more.
+    ///
+    /// # Errors
+    /// The limit that leaves none.
+    fn remember(&self, name: &str, most: u64) -> Result<(), Limit> {
         if !room::take(&self.count, 1, 0, most) {
-            return false;
+            return Err(Limit::BucketKeys);
         }
         if !self.node.take(cost(name), 0) {
             self.count.fetch_sub(1, Ordering::Relaxed);
-            return false;
+            return Err(Limit::Kept);
         }
         self.used.fetch_add(cost(name), Ordering::Relaxed);
-        true
+        Ok(())
     }
 
     /// Forgets all that are full.
@@ -206,7 +214,7 @@ mod tests {
         let (first, second) = (Buckets::within(node), Buckets::within(node));
         assert_eq!(take(&first, "1", 1, 0), Ok(Taken::Allowed(4)));
         assert_eq!(take(&second, "1", 1, 0), Ok(Taken::Allowed(4)));
-        assert_eq!(take(&second, "2", 1, 0), Err(BucketError::TooManyKeys));
+        assert_eq!(take(&second, "2", 1, 0), Err(BucketError::TooManyKeys(Limit::Kept)));
         assert_eq!(take(&second, "1", 1, 0), Ok(Taken::Allowed(3)), "those that are there go on");
         assert_eq!(take(&second, "2", 1, 200), Ok(Taken::Allowed(4)), "its own is full again");
         drop(first);
@@ -222,7 +230,7 @@ mod tests {
         let (idle, other) = (Buckets::within(node), Buckets::within(node));
         assert_eq!(take(&idle, "1", 1, 0), Ok(Taken::Allowed(4)));
         assert_eq!(take(&idle, "2", 5, 0), Ok(Taken::Allowed(0)));
-        assert_eq!(take(&other, "1", 1, 100), Err(BucketError::TooManyKeys));
+        assert_eq!(take(&other, "1", 1, 100), Err(BucketError::TooManyKeys(Limit::Kept)));
         idle.sweep(at(100));
         assert_eq!(take(&other, "1", 1, 100), Ok(Taken::Allowed(4)));
         assert_eq!(take(&idle, "2", 2, 100), retry(100), "what is not full is remembered");
@@ -309,18 +317,18 @@ mod tests {
         for key in ["1", "2", "3"] {
             assert_eq!(take(&buckets, key, 1, 0), Ok(Taken::Allowed(4)));
         }
-        assert_eq!(take(&buckets, "4", 1, 99), Err(BucketError::TooManyKeys));
+        assert_eq!(take(&buckets, "4", 1, 99), Err(BucketError::TooManyKeys(Limit::BucketKeys)));
         assert_eq!(take(&buckets, "3", 1, 99), Ok(Taken::Allowed(3)), "those that are there go on");
         assert_eq!(take(&buckets, "4", 1, 100), Ok(Taken::Allowed(4)), "1 and 2 are full again");
         assert_eq!(take(&buckets, "5", 1, 100), Ok(Taken::Allowed(4)));
-        assert_eq!(take(&buckets, "6", 1, 100), Err(BucketError::TooManyKeys));
+        assert_eq!(take(&buckets, "6", 1, 100), Err(BucketError::TooManyKeys(Limit::BucketKeys)));
         assert_eq!(buckets.count.load(Ordering::Relaxed), 3);
     }
 
     #[test]
     fn the_reference_page_tells_the_bounds() {
         let page = include_str!("../../../../docs/reference/limits.md");
-        let row = page.lines().find(|line| line.starts_with("| a token bucket |")).unwrap();
+        let row = page.lines().find(|line| line.contains("| a token bucket |")).unwrap();
         assert!(row.contains("256 bytes") && row.contains("100,000") && row.contains("a day"), "{row}");
         assert_eq!((MAX_KEY, MAX_BURST, MAX_PERIOD_MS), (256, 100_000, 24 * 3_600_000));
     }

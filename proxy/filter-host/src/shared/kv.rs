@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use beamline_model::Limit;
 use bytes::Bytes;
 
 use super::{
@@ -34,7 +35,8 @@ pub(crate) struct Quota {
 pub(crate) enum KvError {
     InvalidKey,
     ValueTooLarge,
-    QuotaExceeded,
+    /// This limit is used up.
+    QuotaExceeded(Limit),
     NotANumber,
     Overflow,
 }
@@ -148,23 +150,28 @@ impl Kv {
         if !is_key(key) {
             return Err(KvError::InvalidKey);
         }
+        let mut crossed = Limit::KvBytes;
         for _ in 0..TRIES {
             let mut shard = self.entries.shard(key);
             shard.drop_expired(now, &mut |key, value| self.give_back(key, &value));
             let (change, outcome) = decide(shard.get(key, now))?;
             let Change::Store(value, lifetime) = change else { return Ok(outcome) };
-            if self.store(&mut shard, key, value, lifetime, now, quota) {
-                return Ok(outcome);
+            match self.store(&mut shard, key, value, lifetime, now, quota) {
+                Ok(()) => return Ok(outcome),
+                Err(limit) => crossed = limit,
             }
             drop(shard);
             if !self.entries.drop_expired(now, |key, value| self.give_back(key, &value)) {
                 break;
             }
         }
-        Err(KvError::QuotaExceeded)
+        Err(KvError::QuotaExceeded(crossed))
     }
 
     /// Stores a value where the quotas have room for it.
+    ///
+    /// # Errors
+    /// The first of them that has none.
     fn store(
         &self,
         shard: &mut Shard<Bytes>,
@@ -173,7 +180,7 @@ impl Kv {
         lifetime: Lifetime,
         now: Duration,
         quota: Quota,
-    ) -> bool {
+    ) -> Result<(), Limit> {
         let expires = match lifetime {
             Lifetime::New(ttl) => ttl.and_then(|ttl| now.checked_add(ttl)),
             Lifetime::Kept(expires) => expires,
@@ -183,17 +190,17 @@ impl Kv {
         let freed = shard.get(key, now).map_or(0, |(before, _)| self::cost(key, before));
         let new = u64::from(freed == 0);
         if !take(&self.count, new, 0, quota.entries) {
-            return false;
+            return Err(Limit::KvEntries);
         }
         if !take(&self.used, cost, freed, quota.bytes) {
             self.count.fetch_sub(new, Ordering::Relaxed);
-            return false;
+            return Err(Limit::KvBytes);
         }
         if !self.node.take(cost, freed) {
             self.count.fetch_sub(new, Ordering::Relaxed);
             self.used.fetch_add(freed, Ordering::Relaxed);
             self.used.fetch_sub(cost, Ordering::Relaxed);
-            return false;
+            return Err(Limit::Kept);
         }
         if let Some(before) = shard.insert(key, value, expires)
             && freed == 0
@@ -201,7 +208,7 @@ impl Kv {
             // It had expired, and was not dropped yet.
             self.give_back(key, &before);
         }
-        true
+        Ok(())
     }
 
     /// Lets go of all that has expired.
@@ -262,8 +269,8 @@ mod tests {
         let (first, second) = (Kv::within(node), Kv::within(node));
         set(&first, "a", &[0; 10], None, NOW).unwrap();
         set(&second, "a", &[0; 10], None, NOW).unwrap();
-        assert_eq!(set(&second, "b", b"", None, NOW), Err(KvError::QuotaExceeded));
-        assert_eq!(set(&second, "a", &[0; 11], None, NOW), Err(KvError::QuotaExceeded));
+        assert_eq!(set(&second, "b", b"", None, NOW), Err(KvError::QuotaExceeded(Limit::Kept)));
+        assert_eq!(set(&second, "a", &[0; 11], None, NOW), Err(KvError::QuotaExceeded(Limit::Kept)));
         set(&second, "a", &[1; 10], None, NOW).unwrap();
         drop(first);
         set(&second, "b", b"", None, NOW).unwrap();
@@ -280,7 +287,7 @@ mod tests {
             idle.set(&format!("{i:04}"), vec![0; 10], (i > 0).then_some(ms(50)), NOW, roomy).unwrap();
         }
         let later = NOW + ms(50);
-        assert_eq!(set(&other, "a", b"", None, later), Err(KvError::QuotaExceeded));
+        assert_eq!(set(&other, "a", b"", None, later), Err(KvError::QuotaExceeded(Limit::Kept)));
         idle.sweep(later);
         assert_eq!(node.used(), 4 + 10 + ENTRY_COST);
         assert!(idle.entries.capacity() < 100, "{}", idle.entries.capacity());
@@ -366,22 +373,22 @@ mod tests {
         for i in 0..10 {
             set(&kv, &format!("k{i}"), b"x", (i < 3).then(|| ms(10)), NOW).unwrap();
         }
-        assert_eq!(set(&kv, "more", b"x", None, NOW), Err(KvError::QuotaExceeded));
+        assert_eq!(set(&kv, "more", b"x", None, NOW), Err(KvError::QuotaExceeded(Limit::KvEntries)));
         assert_eq!(set(&kv, "k9", b"y", None, NOW), Ok(()), "in place of what is there");
-        assert_eq!(kv.increment("more", 1, None, NOW, QUOTA), Err(KvError::QuotaExceeded));
+        assert_eq!(kv.increment("more", 1, None, NOW, QUOTA), Err(KvError::QuotaExceeded(Limit::KvEntries)));
         let later = NOW + ms(10);
         for i in 0..3 {
             set(&kv, &format!("new{i}"), b"x", None, later).unwrap();
         }
-        assert_eq!(set(&kv, "more", b"x", None, later), Err(KvError::QuotaExceeded));
+        assert_eq!(set(&kv, "more", b"x", None, later), Err(KvError::QuotaExceeded(Limit::KvEntries)));
         assert_eq!(kv.get("k5", later).unwrap(), "x", "nothing that counts was evicted");
         // By bytes: 10 entries of about 323 each are there; none can grow to the whole quota.
-        assert_eq!(set(&kv, "k9", &[0; 3000], None, later), Err(KvError::QuotaExceeded));
+        assert_eq!(set(&kv, "k9", &[0; 3000], None, later), Err(KvError::QuotaExceeded(Limit::KvBytes)));
         assert_eq!(kv.get("k9", later).unwrap(), "y");
         // A quota that was lowered below what is held lets things shrink.
         let lower = Quota { bytes: 100, entries: 1 };
         assert_eq!(kv.set("k9", vec![], None, later, lower), Ok(()));
-        assert_eq!(kv.set("k9", vec![1], None, later, lower), Err(KvError::QuotaExceeded));
+        assert_eq!(kv.set("k9", vec![1], None, later, lower), Err(KvError::QuotaExceeded(Limit::KvBytes)));
     }
 
     #[test]

@@ -49,7 +49,7 @@ const fn row(
 const LANE: &[&str] = &["tenant", "upstream"];
 
 /// The node's own families, in the order in which they are shown.
-pub const METRICS: [MetricRow; 20] = {
+pub const METRICS: [MetricRow; 23] = {
     use MetricKind::{Counter, Gauge};
     [
         row("beamline_node_ready", Gauge, &[], "1 where new traffic should come here, as /readyz says"),
@@ -94,6 +94,24 @@ pub const METRICS: [MetricRow; 20] = {
             Counter,
             &[],
             "Groups that the queue committed: each is one fsync",
+        ),
+        row(
+            "beamline_modules_refused_total",
+            Counter,
+            &["limit"],
+            "Uploaded modules that were refused for a limit",
+        ),
+        row(
+            "beamline_filter_failures_total",
+            Counter,
+            &["tenant", "filter", "reason"],
+            "Calls of filters that failed",
+        ),
+        row(
+            "beamline_limits_crossed_total",
+            Counter,
+            &["tenant", "filter", "limit"],
+            "How often filters crossed limits",
         ),
         row("beamline_guest_series", Gauge, &["tenant"], "Series that a tenant's filters made"),
         row(

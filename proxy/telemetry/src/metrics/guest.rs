@@ -7,9 +7,16 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
-use super::exposition::{Exposition, MetricKind, labels};
+use serde_json::json;
+
+use super::{
+    exposition::{Exposition, MetricKind, labels},
+    tally::Tally,
+};
+use crate::{RequestId, telemetry::Events};
 
 /// Series of one tenant on a node. Updates of further ones go to one series for each name, with the label `overflow`.
 const MAX_SERIES: u64 = 1000;
@@ -50,6 +57,15 @@ pub enum Update {
     Observe(f64),
 }
 
+/// Where an update went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// To its own series.
+    Itself,
+    /// To the series of what is beyond the bounds.
+    Folded,
+}
+
 /// Why an update was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MetricRefusal {
@@ -72,6 +88,9 @@ pub struct GuestMetrics {
     families: RwLock<BTreeMap<Box<str>, Arc<Family>>>,
     series: AtomicU64,
     folded: AtomicU64,
+    failures: Tally,
+    crossings: Tally,
+    events: Events,
     /// Bytes that these series are shown as at most, and those of all tenants.
     bytes: AtomicU64,
     bytes_of_all: Arc<AtomicU64>,
@@ -97,15 +116,38 @@ struct Histogram {
 }
 
 impl GuestMetrics {
-    pub(super) fn new(tenant: &str, bytes_of_all: &Arc<AtomicU64>) -> Self {
+    pub(super) fn new(tenant: &str, bytes_of_all: &Arc<AtomicU64>, events: Events) -> Self {
         Self {
             tenant: tenant.into(),
             families: RwLock::default(),
             series: AtomicU64::new(0),
             folded: AtomicU64::new(0),
+            failures: Tally::default(),
+            crossings: Tally::default(),
+            events,
             bytes: AtomicU64::new(0),
             bytes_of_all: Arc::clone(bytes_of_all),
         }
+    }
+
+    /// A call of a filter failed, for the reason of this token.
+    pub fn failed(&self, filter: &str, reason: &'static str) {
+        self.failures.add(filter, reason, Instant::now());
+    }
+
+    /// A filter crossed the limit of this name, in this revision and for this request: counted, and told as an event at most
+    /// every 10 s.
+    pub fn crossed(&self, filter: &str, limit: &'static str, revision: u64, request: RequestId) {
+        let Some(times) = self.crossings.add(filter, limit, Instant::now()) else { return };
+        let fields = json!({
+            "tenant.id": &*self.tenant,
+            "beamline.revision": revision,
+            "filter": filter,
+            "limit": limit,
+            "times": times,
+            "request.id": request.to_string(),
+        });
+        self.events.write("limit.crossed", fields);
     }
 
     /// Does what a filter asks for.
@@ -118,7 +160,7 @@ impl GuestMetrics {
         name: &str,
         more: &[(String, String)],
         update: Update,
-    ) -> Result<(), MetricRefusal> {
+    ) -> Result<Counted, MetricRefusal> {
         if !is_name(name) {
             return Err(MetricRefusal::InvalidName);
         }
@@ -134,16 +176,16 @@ impl GuestMetrics {
         let mut series = family.lock();
         if let Some(series) = series.get_mut(&*key) {
             series.update(update);
-            return Ok(());
+            return Ok(Counted::Itself);
         }
-        let key = if self.takes_series(shown_bytes(name, &key, family.kind)) {
-            key
+        let (key, counted) = if self.takes_series(shown_bytes(name, &key, family.kind)) {
+            (key, Counted::Itself)
         } else {
             self.folded.fetch_add(1, Ordering::Relaxed);
-            self.overflow()
+            (self.overflow(), Counted::Folded)
         };
         series.entry(key.into()).or_insert_with(|| Series::new(update)).update(update);
-        Ok(())
+        Ok(counted)
     }
 
     /// The labels of the series of what is folded.
@@ -275,6 +317,20 @@ impl Series {
     }
 }
 
+/// Writes a family of what was counted by filter.
+fn by_filter(
+    name: &str,
+    guests: &[Arc<GuestMetrics>],
+    tally: impl Fn(&GuestMetrics) -> &Tally,
+    out: &mut Exposition,
+) {
+    let counts: Vec<_> = guests.iter().map(|guest| (&*guest.tenant, tally(guest).all())).collect();
+    let samples = counts.iter().flat_map(|(tenant, counts)| {
+        counts.iter().map(move |((filter, what), n)| (vec![*tenant, filter, *what], *n))
+    });
+    out.family(name, samples);
+}
+
 /// Writes the families of all tenants: each family once, by name and kind, as the format wants it.
 pub(super) fn write(guests: &[Arc<GuestMetrics>], out: &mut Exposition) {
     let tenant = |guest: &'_ Arc<GuestMetrics>| guest.tenant.to_string();
@@ -282,6 +338,8 @@ pub(super) fn write(guests: &[Arc<GuestMetrics>], out: &mut Exposition) {
         guests.iter().map(|g| (tenant(g), figure(g).load(Ordering::Relaxed))).collect::<Vec<_>>()
     };
     let (series, folded) = (by(|g| &g.series), by(|g| &g.folded));
+    by_filter("beamline_filter_failures_total", guests, |guest| &guest.failures, out);
+    by_filter("beamline_limits_crossed_total", guests, |guest| &guest.crossings, out);
     out.family("beamline_guest_series", series.iter().map(|(t, n)| (vec![t.as_str()], *n)));
     out.family("beamline_guest_folded_total", folded.iter().map(|(t, n)| (vec![t.as_str()], *n)));
     let mut families = BTreeMap::<(String, &'static str), Vec<Arc<Family>>>::new();
@@ -346,13 +404,14 @@ mod tests {
     }
 
     fn metrics() -> GuestMetrics {
-        GuestMetrics::new("acme", &Arc::default())
+        GuestMetrics::new("acme", &Arc::default(), Events::default())
     }
 
     #[test]
     fn all_tenants_together_are_shown_in_a_bounded_number_of_bytes() {
         let all = Arc::new(AtomicU64::new(0));
-        let (first, second) = (GuestMetrics::new("first", &all), GuestMetrics::new("second", &all));
+        let [first, second] =
+            ["first", "second"].map(|name| GuestMetrics::new(name, &all, Events::default()));
         second.update("f", "hits", &[], Update::Count(1)).unwrap();
         let held = all.load(Ordering::Relaxed);
         // Room for one name of one series, and its overflow.
@@ -379,7 +438,7 @@ mod tests {
     #[test]
     fn a_tenant_is_shown_in_no_more_bytes_than_were_taken_for_it() {
         let metrics = metrics();
-        let before = shown(GuestMetrics::new("acme", &Arc::default())).len() as u64;
+        let before = shown(GuestMetrics::new("acme", &Arc::default(), Events::default())).len() as u64;
         let name = |i| format!("{}_{i:02}", "n".repeat(61));
         'all: for i in 0..64 {
             for series in 0..1000 {
@@ -405,7 +464,7 @@ mod tests {
     #[test]
     fn the_reference_page_tells_the_bounds() {
         let page = include_str!("../../../../docs/reference/limits.md");
-        let row = page.lines().find(|line| line.starts_with("| what filters count |")).unwrap();
+        let row = page.lines().find(|line| line.contains("| what filters count |")).unwrap();
         assert!(
             row.contains("1,000 series, 64 names and 4 MiB of `/metrics` of a tenant")
                 && row.contains("32 MiB"),

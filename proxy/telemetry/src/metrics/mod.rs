@@ -5,6 +5,7 @@
 
 mod exposition;
 mod guest;
+mod tally;
 
 use std::{
     collections::BTreeMap,
@@ -12,10 +13,13 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak, atomic::AtomicU64},
 };
 
+use serde_json::json;
+
 pub use self::{
     exposition::{Exposition, METRICS, MetricKind, MetricRow},
-    guest::{GuestMetrics, MetricRefusal, Update},
+    guest::{Counted, GuestMetrics, MetricRefusal, Update},
 };
+use crate::telemetry::Events;
 
 /// The metrics of a node. Cheap to clone.
 #[derive(Clone, Default)]
@@ -24,12 +28,26 @@ pub struct Metrics {
     guests: Arc<Mutex<BTreeMap<Box<str>, Weak<GuestMetrics>>>>,
     /// Bytes that the series of all of them are shown as at most.
     bytes: Arc<AtomicU64>,
+    /// Modules that were refused for a limit, by its name. A mutex: taken by such uploads and by `/metrics`.
+    refused: Arc<Mutex<BTreeMap<&'static str, u64>>>,
+    events: Events,
 }
 
 impl Metrics {
+    /// Nothing yet. That limits were crossed is told as events, too.
+    pub(crate) fn telling(events: Events) -> Self {
+        Self { events, ..Self::default() }
+    }
+
+    /// A module that a tenant uploaded was refused, for it crossed the limit of this name.
+    pub fn module_refused(&self, tenant: &str, limit: &'static str) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner).entry(limit).or_default() += 1;
+        self.events.write("limit.crossed", json!({ "tenant.id": tenant, "limit": limit, "times": 1 }));
+    }
+
     /// A tenant's metrics, new and empty, in place of what was of its name. They are shown until the last holder lets go.
     pub fn tenant(&self, name: &str) -> Arc<GuestMetrics> {
-        let metrics = Arc::new(GuestMetrics::new(name, &self.bytes));
+        let metrics = Arc::new(GuestMetrics::new(name, &self.bytes, self.events.clone()));
         let mut guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
         guests.retain(|_, metrics| metrics.strong_count() > 0);
         guests.insert(name.into(), Arc::downgrade(&metrics));
@@ -38,6 +56,8 @@ impl Metrics {
 
     /// Writes what the tenants' filters counted: up to 32 MiB, which take their time.
     pub fn write_guests(&self, out: &mut Exposition) {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        out.family("beamline_modules_refused_total", refused.iter().map(|(limit, n)| (vec![*limit], *n)));
         guest::write(&self.guests(), out);
     }
 

@@ -91,11 +91,7 @@ fn beside(step: &str, expected: &str, what: &str) -> Result<(Bar, Value)> {
     let to = scene.node.address();
     let acme = load::request("GET", "/", HOST, &[("x-probe", "headers")], b"");
     let acme = Plan::new(to, acme).connections(16).rate(2000.0).lasting(TURN).timeout(PATIENCE);
-    // Three of four do no harm: a module that only ever fails would be left out.
-    let does = |step: &str| load::request("GET", "/", NOISY, &[("x-probe", step)], b"");
-    let mut noise =
-        Plan::new(to, does("next")).connections(CALLS).lasting(PATIENCE).timeout(PATIENCE).also_good(503);
-    noise.requests.extend([does("next"), does("next"), does(step)]);
+    let noise = Plan::noise(to, NOISY, step).connections(CALLS).lasting(PATIENCE).timeout(PATIENCE);
     let (mut pairs, mut calls) = (Vec::new(), Vec::new());
     for _ in 0..PAIRS {
         let alone = load::run(&acme)?;
