@@ -50,6 +50,7 @@ impl Control {
             self.inner.tell_unloaded(tenant);
         }
         tenants.iter().for_each(|tenant| self.inner.tell_unavailable(tenant));
+        self.inner.erase_left_keys(tenants.iter().map(Arc::as_ref)).await?;
         self.inner.snapshots.store(Arc::new(Snapshot::new(tenants)));
         Ok(())
     }
@@ -107,6 +108,8 @@ impl Inner {
             }
         };
         prepared.leaving = tenant.deletion.is_some();
+        let stored = self.stored_keys(&prepared).await?;
+        self.keep_keys(&prepared, stored);
         Ok(Some(prepared.at(revision)))
     }
 
