@@ -1,9 +1,8 @@
 //! What runs once a second beside everything: reports that feed the node's state, and the events it makes.
 
-use std::{io::IsTerminal as _, sync::Arc, time::Duration};
+use std::{io::IsTerminal as _, time::Duration};
 
-use arc_swap::ArcSwap;
-use beamline_control::{Lacking, Snapshot};
+use beamline_control::{Control, Lacking, Snapshot};
 use beamline_nats::{Change, Connections};
 use beamline_node_state::{NodeState, Reason};
 use beamline_queue::{Health, Queue};
@@ -23,13 +22,9 @@ pub(crate) fn log_to_stderr() {
 }
 
 /// Starts the once-a-second reports and the events of the node's state.
-pub(crate) fn start(
-    node: NodeState,
-    snapshots: Arc<ArcSwap<Snapshot>>,
-    queue: Queue,
-    telemetry: Telemetry,
-) -> JoinHandle<()> {
+pub(crate) fn start(node: NodeState, control: Control, queue: Queue, telemetry: Telemetry) -> JoinHandle<()> {
     let (mut states, mut health) = (node.watch(), queue.health());
+    let snapshots = control.snapshots();
     tokio::spawn(async move {
         let mut every = tokio::time::interval(PERIOD);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -39,6 +34,7 @@ pub(crate) fn start(
                     report_upstreams(&node, &snapshots.load(), &queue);
                     report_tenants(&node, &snapshots.load());
                     report_queue(&node, &health.borrow_and_update());
+                    report_store(&node, &control);
                     report_telemetry(&node, &telemetry);
                     node.tick();
                 }
@@ -125,6 +121,14 @@ fn report_queue(node: &NodeState, health: &Health) {
     match health {
         Health::Available => node.worked(&Reason::QueueUnavailable),
         Health::Unavailable { .. } => node.failed(Reason::QueueUnavailable),
+    }
+}
+
+fn report_store(node: &NodeState, control: &Control) {
+    if control.can_store_keys() {
+        node.worked(&Reason::StoreUnavailable);
+    } else {
+        node.failed(Reason::StoreUnavailable);
     }
 }
 

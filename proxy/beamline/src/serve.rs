@@ -167,7 +167,7 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
         liveness: Arc::new(move || heartbeats.check()),
     };
     let admin = tokio::spawn(serve_admin(admin, state)?);
-    let watching = housekeeping::start(node.clone(), control.snapshots(), queue.clone(), telemetry.clone());
+    let watching = housekeeping::start(node.clone(), control.clone(), queue.clone(), telemetry.clone());
     node.started();
     telemetry.event(
         "node.started",
@@ -207,6 +207,9 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
     };
     let (outcome, ()) = tokio::join!(requests, deliveries);
     queue.shutdown(FLUSH).await;
+    if !control.store_keys(FLUSH).await {
+        tracing::error!("what filters stored durably was not all stored before the end");
+    }
     watching.abort();
     telemetry.event("node.stopped", json!({ "requests_cut": outcome.cut }));
     if !telemetry.flush(FLUSH).await {

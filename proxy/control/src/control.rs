@@ -2,6 +2,7 @@
 
 mod change;
 mod deletion;
+mod keys;
 mod prepare;
 mod read;
 mod secrets;
@@ -27,6 +28,7 @@ use serde_json::{Value, json};
 use crate::{
     ControlError, ControlSettings, Snapshot,
     actor::{named, permit_operator},
+    keeper::Keeper,
     modules::Modules,
     publish::Publisher,
     reaper::Reaper,
@@ -38,7 +40,7 @@ pub use change::{ApplyOptions, Upload};
 pub use secrets::SECRETS_MAX;
 
 /// Where events go: a name and its fields.
-type Events = Box<dyn Fn(&str, Value) + Send + Sync>;
+pub(crate) type Events = Arc<dyn Fn(&str, Value) + Send + Sync>;
 
 /// The control plane. Cheap to clone; every clone is the same one.
 ///
@@ -54,6 +56,8 @@ struct Inner {
     queue: Queue,
     modules: Box<dyn Modules>,
     events: Events,
+    /// Stores what filters store durably.
+    keeper: Keeper,
     /// Where what tenants' filters count is shown.
     metrics: Metrics,
     settings: ControlSettings,
@@ -87,7 +91,7 @@ impl Control {
         telemetry: Telemetry,
     ) -> Result<Self, ControlError> {
         let metrics = telemetry.metrics().clone();
-        let events: Events = Box::new(move |name, fields| telemetry.event(name, fields));
+        let events: Events = Arc::new(move |name, fields| telemetry.event(name, fields));
         Self::start(store, queue, settings, Box::new(compiler), events, metrics).await
     }
 
@@ -99,12 +103,13 @@ impl Control {
         events: Events,
         metrics: Metrics,
     ) -> Result<Self, ControlError> {
+        let no_thread =
+            |doing| move |source: io::Error| StoreError::Unavailable { doing, source: source.into() };
+        let keeper = Keeper::start(Arc::clone(&store), Arc::clone(&events), settings.now)
+            .map_err(no_thread("begin: no thread for what filters store"))?;
         let store = Stored::new(store);
         let tokens = store.call(|s| s.tokens()).await?.into_iter().collect();
-        let reaper = Reaper::start().map_err(|source| StoreError::Unavailable {
-            doing: "begin: no thread for the reaper",
-            source: source.into(),
-        })?;
+        let reaper = Reaper::start().map_err(no_thread("begin: no thread for the reaper"))?;
         let snapshots = Arc::new(ArcSwap::from_pointee(Snapshot::new([])));
         let publisher = Publisher::start(Arc::clone(&snapshots), reaper, settings.coalesce);
         let admin = settings.admin_addresses.as_slice().into();
@@ -114,6 +119,7 @@ impl Control {
                 queue,
                 modules,
                 events,
+                keeper,
                 metrics,
                 settings,
                 admin,

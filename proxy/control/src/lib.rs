@@ -14,6 +14,7 @@
 //! - *A secret goes in and never out*: the store has it sealed, what runs has it in a field of a request, and nothing shows it.
 //! - *What waits in the queue is never left without its upstream by a change that did not say so*: deleting a tenant or an upstream
 //!   with a backlog is refused, or the backlog is drained or discarded first.
+//! - *What filters store durably is there before the tenant's first request*, and goes with the tenant.
 //! - *What was replaced is dropped on the reaper's thread*, never on a data worker's.
 
 mod actor;
@@ -22,6 +23,7 @@ mod control;
 mod diff;
 mod error;
 mod injected;
+mod keeper;
 mod modules;
 mod publish;
 mod reaper;

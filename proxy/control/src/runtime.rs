@@ -6,9 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use beamline_filter_host::{Chain, FilterConfig, FilterSetup};
+use beamline_filter_host::{Chain, FilterConfig, FilterSetup, TenantState};
 use beamline_model::{
-    ByteSize, FilterLimits, FilterName, Grant, GrantRefusal, HostName, Manifest, NatsTarget, OnError,
+    ByteSize, FilterLimits, FilterName, Grant, GrantRefusal, HostName, KvSpec, Manifest, NatsTarget, OnError,
     QueuePolicy, RevisionId, TenantName, UpstreamName, UpstreamSpec,
 };
 use beamline_nats::Connections;
@@ -164,6 +164,8 @@ pub(crate) struct Prepared {
     metrics: Arc<GuestMetrics>,
     pub(crate) unloaded: Vec<Unloaded>,
     pub(crate) leaving: bool,
+    /// What becomes of what its filters store; none where the manifest cannot be read.
+    pub(crate) kv: Option<KvSpec>,
 }
 
 /// What a runtime needs of the node.
@@ -236,7 +238,22 @@ impl Prepared {
             metrics,
             unloaded,
             leaving: false,
+            kv: Some(manifest.kv),
         }
+    }
+
+    pub(crate) fn name(&self) -> &TenantName {
+        &self.name
+    }
+
+    /// What its filters share.
+    pub(crate) fn state(&self) -> &TenantState {
+        self.chain.state()
+    }
+
+    /// What they may use and keep.
+    pub(crate) fn limits(&self) -> &FilterLimits {
+        &self.limits
     }
 
     /// The keys of the manifest that name a secret which is not to be had, and why.
@@ -270,6 +287,7 @@ impl Prepared {
             metrics,
             unloaded: vec![Unloaded { filter, problem }],
             leaving: false,
+            kv: None,
         }
     }
 

@@ -17,7 +17,7 @@ use crate::{
     inspect::{ModuleInfo, Rejection, Tier},
     load::Unseated,
     module::Module,
-    reset::{CoreEngine, Hold},
+    reset::{self, CoreEngine, Hold},
     slow_lane::SlowLane,
     ticker::Ticker,
 };
@@ -153,6 +153,12 @@ impl Engine {
             longest_call: settings.longest_call,
             unseated: Unseated::within(settings.pool_instances),
         }))
+    }
+
+    /// Lets go of kept instances that no request has used during the last six calls of this, on whichever thread they are. To
+    /// be called now and then, by a thread that has time to free memory.
+    pub fn sweep_kept_instances() {
+        reset::sweep();
     }
 
     /// A guest is about to run on this thread: the tick must be on.

@@ -53,4 +53,4 @@ pub use inspect::{ModuleInfo, ModuleKind, Rejection, Tier};
 pub use module::Module;
 pub use passage::{BodyStage, FinishOutcome, Passage, ResponseDecision, ResponseStep};
 pub use phases::Phase;
-pub use shared::TenantState;
+pub use shared::{Keeper, KvChanges, KvEntry, Restored, TenantKv, TenantState};

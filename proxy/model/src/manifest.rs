@@ -56,9 +56,29 @@ pub struct Manifest {
     /// Where filters may send requests of their own. By default nowhere.
     #[serde(default, skip_serializing_if = "Egress::is_empty")]
     pub egress: Egress,
+    /// What becomes of the keys and values that filters store.
+    #[serde(default, skip_serializing_if = "KvSpec::is_default")]
+    pub kv: KvSpec,
     /// What each filter call may use.
     #[serde(default)]
     pub limits: FilterLimits,
+}
+
+/// What becomes of the keys and values that a tenant's filters store.
+///
+/// One word for all of them: keys belong to the filters that write them, and which of a filter's keys may be lost is nothing that
+/// whoever writes the manifest can know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KvSpec {
+    /// Whether they outlive the node.
+    pub durable: bool,
+}
+
+impl KvSpec {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// One upstream.

@@ -26,7 +26,8 @@ pub enum Reason {
     QueueUnavailable,
     /// The queue is near its quota.
     QueueFull,
-    /// The control-plane store refuses writes: the last snapshot serves.
+    /// The control-plane store refuses writes, seen where filters store something durably: the last snapshot serves, and what they
+    /// store is in memory alone.
     StoreUnavailable,
     /// A tenant's module cannot be loaded: `tenant/filter`.
     ModuleUnavailable(String),

@@ -11,7 +11,10 @@ use beamline_model::{
     Digest, Grant, HostName, RevisionId, SecretName, TenantName, Token, TokenHash, TokenScope,
 };
 
-use crate::{Deletion, ModuleRecord, RevisionSummary, SecretRecord, Stamp, Store, StoreError, TenantRecord};
+use crate::{
+    Deletion, KvBatch, KvRecord, KvRow, ModuleRecord, RevisionSummary, SecretRecord, Stamp, Store,
+    StoreError, TenantRecord,
+};
 
 /// Somewhere a store can be opened, dropped and opened again.
 pub trait Place {
@@ -23,7 +26,7 @@ pub trait Place {
 type Claim = (&'static str, fn(&dyn Place));
 
 /// Every claim, in the order in which [`run`] takes them.
-const CLAIMS: [Claim; 17] = [
+const CLAIMS: [Claim; 19] = [
     ("an_empty_store_holds_nothing", an_empty_store_holds_nothing),
     ("the_first_operator_token_is_added_once", the_first_operator_token_is_added_once),
     ("a_tenant_reads_back_as_it_was_created", a_tenant_reads_back_as_it_was_created),
@@ -37,6 +40,8 @@ const CLAIMS: [Claim; 17] = [
     ("one_of_many_racing_changes_wins", one_of_many_racing_changes_wins),
     ("a_secret_is_its_tenants_and_reads_back_sealed", a_secret_is_its_tenants_and_reads_back_sealed),
     ("a_secret_is_sealed_anew_only_as_it_was", a_secret_is_sealed_anew_only_as_it_was),
+    ("what_filters_store_is_their_tenants_and_the_last_of_it_counts", kv_is_the_tenants_and_the_last_counts),
+    ("what_filters_store_goes_with_their_tenant", kv_goes_with_the_tenant),
     ("a_deletion_is_begun_before_it_is_done", a_deletion_is_begun_before_it_is_done),
     (
         "a_deleted_tenant_leaves_its_audit_and_nothing_else",
@@ -113,6 +118,7 @@ fn an_empty_store_holds_nothing(place: &dyn Place) {
     assert_eq!(store.revision(&nobody, RevisionId(1)).unwrap(), None);
     assert!(store.revisions(&nobody, None, 10).unwrap().is_empty());
     assert!(store.secrets(&nobody).unwrap().is_empty());
+    assert!(store.kv(&nobody).unwrap().is_empty() && store.kv_tenants().unwrap().is_empty());
     assert!(store.audit(None, 0, 10).unwrap().is_empty());
 }
 
@@ -333,6 +339,63 @@ fn a_secret_is_sealed_anew_only_as_it_was(place: &dyn Place) {
     assert_eq!(store.secrets(&acme).unwrap(), expected, "when it was set stays");
     let rows = store.audit(Some(&acme), 0, 100).unwrap();
     assert_eq!(rows.iter().filter(|row| row.action == "secret.reseal").count(), 1);
+}
+
+/// What a tenant's filters store: keys with their values, and keys that are gone.
+fn batch<'a>(tenant: &'a TenantName, entries: &[(&'a str, &'a str)], gone: &[&'a str]) -> KvBatch<'a> {
+    let row = |(key, value): &(&'a str, &'a str)| KvRow { key, value: value.as_bytes(), expires_ms: None };
+    KvBatch { tenant, all: false, entries: entries.iter().map(row).collect(), gone: gone.to_vec() }
+}
+
+fn kept(store: &dyn Store, tenant: &TenantName) -> Vec<(String, String)> {
+    let text = |r: KvRecord| (r.key, String::from_utf8_lossy(&r.value).into_owned());
+    store.kv(tenant).unwrap().into_iter().map(text).collect()
+}
+
+fn pairs(of: &[(&str, &str)]) -> Vec<(String, String)> {
+    of.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+fn kv_is_the_tenants_and_the_last_counts(place: &dyn Place) {
+    let store = place.open();
+    let (acme, other) = (create(&*store, "acme", &["a.test"]), create(&*store, "other", &["b.test"]));
+    let rows = store.audit(None, 0, 10).unwrap();
+    store
+        .write_kv(&[
+            batch(&acme, &[("a", "1"), ("b", "2"), ("", "")], &["c"]),
+            batch(&other, &[("a", "o")], &[]),
+        ])
+        .unwrap();
+    store.write_kv(&[batch(&acme, &[("a", "3")], &["b", "", "b"])]).unwrap();
+    let timed = KvRow { key: "t", value: &[0, 255], expires_ms: Some(1234) };
+    store.write_kv(&[KvBatch { entries: vec![timed], ..batch(&acme, &[], &[]) }]).unwrap();
+    drop(store);
+    let store = place.open();
+    let bytes = KvRecord { key: "t".into(), value: vec![0, 255], expires_ms: Some(1234) };
+    assert_eq!(store.kv(&acme).unwrap()[1], bytes);
+    assert_eq!(kept(&*store, &acme)[0], ("a".into(), "3".into()));
+    assert_eq!(kept(&*store, &other), pairs(&[("a", "o")]));
+    assert_eq!(store.kv_tenants().unwrap(), [acme.clone(), other.clone()]);
+    let all = |entries| KvBatch { all: true, ..batch(&acme, entries, &[]) };
+    store.write_kv(&[all(&[("d", "4")])]).unwrap();
+    assert_eq!(kept(&*store, &acme), pairs(&[("d", "4")]), "all that there is");
+    store.write_kv(&[all(&[])]).unwrap();
+    assert_eq!(store.kv_tenants().unwrap(), [other], "another tenant's stays");
+    assert_eq!(store.audit(None, 0, 10).unwrap(), rows, "it is not in the audit");
+}
+
+fn kv_goes_with_the_tenant(place: &dyn Place) {
+    let store = place.open();
+    let acme = create(&*store, "acme", &["a.test"]);
+    store.write_kv(&[batch(&acme, &[("a", "1")], &[])]).unwrap();
+    store.begin_deletion(&acme, Deletion::Drain, stamp(2)).unwrap();
+    store.delete_tenant(&acme, stamp(3)).unwrap();
+    let other = create(&*store, "other", &["b.test"]);
+    store.write_kv(&[batch(&acme, &[("a", "2")], &[]), batch(&other, &[("a", "1")], &[])]).unwrap();
+    assert!(kept(&*store, &acme).is_empty(), "nothing is stored of one that is not there");
+    assert_eq!(kept(&*store, &other), pairs(&[("a", "1")]), "which is no other tenant's harm");
+    create(&*store, "acme", &["a.test"]);
+    assert!(kept(&*store, &acme).is_empty(), "whoever gets the name finds nothing");
 }
 
 fn a_deletion_is_begun_before_it_is_done(place: &dyn Place) {

@@ -26,8 +26,8 @@ use beamline_model::{Digest, Grant, RevisionId, SecretName, TenantName, TokenHas
 
 pub use error::StoreError;
 pub use record::{
-    Activated, AuditRow, Deletion, ModuleRecord, RevisionRecord, RevisionSummary, SecretRecord, Stamp,
-    TenantRecord,
+    Activated, AuditRow, Deletion, KvBatch, KvRecord, KvRow, ModuleRecord, RevisionRecord, RevisionSummary,
+    SecretRecord, Stamp, TenantRecord,
 };
 pub use sqlite::SqliteStore;
 
@@ -77,8 +77,8 @@ pub trait Store: Send + Sync {
         stamp: Stamp<'_>,
     ) -> Result<Deletion, StoreError>;
 
-    /// Deletes a tenant with its grant, hosts, tokens, revisions and secrets, and the modules that no other tenant has. Its
-    /// audit stays.
+    /// Deletes a tenant with its grant, hosts, tokens, revisions, secrets and what its filters stored, and the modules that
+    /// no other tenant has. Its audit stays.
     ///
     /// # Errors
     /// [`StoreError::UnknownTenant`]; [`StoreError::NotBeingDeleted`] where that did not [begin](Self::begin_deletion).
@@ -185,6 +185,16 @@ pub trait Store: Send + Sync {
 
     /// A tenant's secrets by name; none for a tenant that does not exist.
     fn secrets(&self, tenant: &TenantName) -> Result<Vec<SecretRecord>, StoreError>;
+
+    /// Stores what has changed of the keys and values of tenants' filters; tenants that do not exist (any more) are passed over.
+    /// It is not in the audit, and may be repeated: a batch that failed may be there all the same, until the next one is.
+    fn write_kv(&self, batches: &[KvBatch<'_>]) -> Result<(), StoreError>;
+
+    /// What a tenant's filters have stored, by key, expired or not; nothing for a tenant that does not exist.
+    fn kv(&self, tenant: &TenantName) -> Result<Vec<KvRecord>, StoreError>;
+
+    /// The tenants whose filters have stored something.
+    fn kv_tenants(&self) -> Result<Vec<TenantName>, StoreError>;
 
     /// At most `limit` rows of the audit, oldest first, after the row numbered `after` (0 is the beginning);
     /// with `tenant`, only that tenant's.

@@ -116,6 +116,41 @@ pub struct SecretRecord {
     pub set_ms: u64,
 }
 
+/// A key that a tenant's filters have stored durably.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KvRecord {
+    /// The key.
+    pub key: String,
+    /// Its value.
+    pub value: Vec<u8>,
+    /// When it expires, in milliseconds since the Unix epoch; none: never.
+    pub expires_ms: Option<u64>,
+}
+
+/// What is to be stored of one tenant's keys.
+#[derive(Clone, Debug)]
+pub struct KvBatch<'a> {
+    /// The tenant.
+    pub tenant: &'a TenantName,
+    /// Whether what is stored and not among `entries` goes.
+    pub all: bool,
+    /// Keys that have these values now.
+    pub entries: Vec<KvRow<'a>>,
+    /// Keys that are gone.
+    pub gone: Vec<&'a str>,
+}
+
+/// One key to be stored.
+#[derive(Clone, Copy, Debug)]
+pub struct KvRow<'a> {
+    /// The key.
+    pub key: &'a str,
+    /// Its value.
+    pub value: &'a [u8],
+    /// When it expires, in milliseconds since the Unix epoch; none: never.
+    pub expires_ms: Option<u64>,
+}
+
 /// One row of the audit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AuditRow {

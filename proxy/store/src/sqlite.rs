@@ -4,6 +4,7 @@
 //! connection, one at a time; reads through another, so that a reader does not wait for a writer's fsync.
 
 mod audit;
+mod kv;
 mod module;
 mod revision;
 mod row;
@@ -27,8 +28,8 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use self::writer::Writer;
 use crate::{
-    Activated, AuditRow, Deletion, ModuleRecord, RevisionRecord, RevisionSummary, SecretRecord, Stamp, Store,
-    StoreError, TenantRecord,
+    Activated, AuditRow, Deletion, KvBatch, KvRecord, ModuleRecord, RevisionRecord, RevisionSummary,
+    SecretRecord, Stamp, Store, StoreError, TenantRecord,
 };
 
 /// How long a call waits for another process that writes (an upgrade's other half) before it gives up.
@@ -289,6 +290,18 @@ impl Store for SqliteStore {
 
     fn secrets(&self, tenant: &TenantName) -> Result<Vec<SecretRecord>, StoreError> {
         self.read("read the tenant's secrets", |tx| secret::all(tx, tenant))
+    }
+
+    fn write_kv(&self, batches: &[KvBatch<'_>]) -> Result<(), StoreError> {
+        held(&self.writer).write_again("keep what filters stored", |tx| kv::write(tx, batches))
+    }
+
+    fn kv(&self, tenant: &TenantName) -> Result<Vec<KvRecord>, StoreError> {
+        self.read("read what filters stored", |tx| kv::all(tx, tenant))
+    }
+
+    fn kv_tenants(&self) -> Result<Vec<TenantName>, StoreError> {
+        self.read("read whose filters stored something", kv::tenants)
     }
 
     fn audit(

@@ -6,7 +6,7 @@ use beamline_filter_host::{CompileError, ModuleInfo};
 use beamline_model::{
     ByteSize, Digest, Limit, LimitClass, Manifest, RevisionId, TenantName, TokenScope, UpstreamName,
 };
-use beamline_store::{Activated, RevisionRecord, Stamp, StoreError, TenantRecord};
+use beamline_store::{Activated, KvRecord, RevisionRecord, Stamp, StoreError, TenantRecord};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
@@ -199,7 +199,9 @@ impl Inner {
         if dry_run {
             return Ok(Applied { revision: tenant.active, changed: !same, diff, discarded: 0 });
         }
+        let stored = self.stored_keys(&prepared).await?;
         if let (true, Some(revision)) = (same, tenant.active) {
+            self.keep_keys(&prepared, stored);
             // The same manifest, which this node could not load before: nothing to store.
             self.publisher.publish(prepared.at(revision)).await?;
             self.tell_recovered(name, revision);
@@ -210,7 +212,7 @@ impl Inner {
             .store
             .call(move |s| s.commit_revision(&of, replaces, &text, Stamp { at_ms, actor: &by }))
             .await?;
-        let applied = self.activated(prepared, activated, diff, name, actor).await?;
+        let applied = self.activated((prepared, stored), activated, diff, name, actor).await?;
         self.without_backlog(name, removed, applied, actor).await
     }
 
@@ -237,24 +239,26 @@ impl Inner {
         let removed = self.removed_with_backlog(&tenant, Some(&active), &manifest, discard_queue).await?;
         let diff = diff(&parsed(Some(&active)), &parsed(Some(&record)));
         let prepared = self.prepare_whole(&tenant, &manifest).await?;
+        let stored = self.stored_keys(&prepared).await?;
         let (of, by, replaces, at_ms) = (name.clone(), actor.to_owned(), tenant.active, self.now_ms());
         let activated = self
             .store
             .call(move |s| s.activate_revision(&of, replaces, target, Stamp { at_ms, actor: &by }))
             .await?;
-        let applied = self.activated(prepared, activated, diff, name, actor).await?;
+        let applied = self.activated((prepared, stored), activated, diff, name, actor).await?;
         self.without_backlog(name, removed, applied, actor).await
     }
 
     /// What follows a commit: the runtime becomes visible, and the change is told.
     async fn activated(
         &self,
-        prepared: Prepared,
+        (prepared, stored): (Prepared, Vec<KvRecord>),
         Activated { revision, replaced }: Activated,
         diff: Vec<String>,
         tenant: &TenantName,
         actor: &str,
     ) -> Result<Applied, ControlError> {
+        self.keep_keys(&prepared, stored);
         self.publisher.publish(prepared.at(revision)).await?;
         let fields = json!({
             "tenant.id": tenant,

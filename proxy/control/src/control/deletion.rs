@@ -162,6 +162,7 @@ impl Inner {
                 self.queue.set_rate(name, &lane.upstream, None, actor).await?;
             }
         }
+        self.let_go_of_keys(name).await;
         // Out of the snapshot before its hosts can be another's.
         self.publisher.remove(name.clone()).await?;
         // Nobody can ask for its receipts any more; whoever gets the name must not be shown them.
@@ -184,6 +185,7 @@ impl Inner {
         let _turn = self.turns.take(name).await;
         match self.tenant(name).await {
             Err(ControlError::Store(StoreError::UnknownTenant(_))) => {
+                self.let_go_of_keys(name).await;
                 self.publisher.remove(name.clone()).await?;
                 self.forget(name);
                 Ok(())
@@ -197,6 +199,7 @@ impl Inner {
     /// of the old one, and serves the new one. Within the name's turn.
     async fn begun_elsewhere(&self, tenant: &TenantRecord) -> Result<(), ControlError> {
         let tokens = self.store.call(|s| s.tokens()).await?;
+        self.let_go_of_keys(&tenant.name).await;
         self.publisher.remove(tenant.name.clone()).await?;
         if let Some(runtime) = self.load(tenant).await? {
             self.publisher.publish(runtime).await?;

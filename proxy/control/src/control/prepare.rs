@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use beamline_filter_host::{Compilation, FilterConfig, FilterSetup, Module, Redaction};
+use beamline_filter_host::{Compilation, Engine, FilterConfig, FilterSetup, Module, Redaction};
 use beamline_model::{FilterSpec, Manifest, ModuleRef, RevisionId, TenantName};
 use beamline_store::TenantRecord;
 use beamline_telemetry::GuestMetrics;
@@ -21,7 +21,8 @@ use crate::{
 
 /// Tenants that load at once when the node starts: their waits for the disk overlap, their compilations queue anyway.
 const LOADS: usize = 4;
-/// How often what tenants' filters kept is gone through for what has expired.
+/// How often what is kept is gone through for what has expired, or is not used: a sandbox goes with the seventh time that it was
+/// not.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
 impl Control {
@@ -50,6 +51,7 @@ impl Control {
             self.inner.tell_unloaded(tenant);
         }
         tenants.iter().for_each(|tenant| self.inner.tell_unavailable(tenant));
+        self.inner.erase_left_keys(tenants.iter().map(Arc::as_ref)).await?;
         self.inner.snapshots.store(Arc::new(Snapshot::new(tenants)));
         Ok(())
     }
@@ -66,8 +68,8 @@ impl Control {
         });
     }
 
-    /// From time to time lets go of what tenants' filters kept and has expired: all of them share the node's room for it. Ends
-    /// with the last [`Control`].
+    /// From time to time lets go of what tenants' filters kept and has expired, for all of them share the node's room for it; and of
+    /// sandboxes that were kept for a minute without being used. Ends with the last [`Control`].
     pub(super) fn keep_sweeping(&self) {
         let inner = Arc::downgrade(&self.inner);
         tokio::spawn(async move {
@@ -76,9 +78,12 @@ impl Control {
                 let Some(inner) = Weak::upgrade(&inner) else { return };
                 let snapshot = inner.snapshots.load_full();
                 drop(inner);
-                let sweep = move || snapshot.tenants().for_each(|tenant| tenant.chain.state().sweep());
+                let sweep = move || {
+                    snapshot.tenants().for_each(|tenant| tenant.chain.state().sweep());
+                    Engine::sweep_kept_instances();
+                };
                 if let Err(error) = tokio::task::spawn_blocking(sweep).await {
-                    tracing::error!(%error, "what filters kept and has expired could not be let go of");
+                    tracing::error!(%error, "what is not needed any more could not be let go of");
                 }
             }
         });
@@ -107,6 +112,8 @@ impl Inner {
             }
         };
         prepared.leaving = tenant.deletion.is_some();
+        let stored = self.stored_keys(&prepared).await?;
+        self.keep_keys(&prepared, stored);
         Ok(Some(prepared.at(revision)))
     }
 

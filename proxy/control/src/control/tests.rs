@@ -6,6 +6,7 @@ mod apply;
 mod deletion;
 mod durable;
 mod grants;
+mod keys;
 mod modules;
 mod rollback;
 mod secrets;

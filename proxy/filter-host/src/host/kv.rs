@@ -39,8 +39,7 @@ fn ttl(ms: Option<u64>) -> Option<Duration> {
 impl CallState {
     fn kv(&self) -> (&Kv, Duration, Quota) {
         let (state, limits) = (self.view.state(), self.view.limits());
-        let quota = Quota { bytes: limits.kv_bytes.get(), entries: limits.kv_entries.into() };
-        (state.kv(), state.now(), quota)
+        (state.kv(), state.now(), Quota::of(limits))
     }
 }
 

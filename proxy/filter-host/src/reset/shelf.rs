@@ -2,7 +2,8 @@
 //! its threads together.
 //!
 //! A shelf is its thread's own, but for one thing: who lets go of a module takes that module's instances from all
-//! shelves, idle threads' too. A thread that would have to wait for that does without its shelf for once.
+//! shelves, idle threads' too, as does who sweeps them now and then for instances that nobody uses. A thread that would have to
+//! wait for that does without its shelf for once.
 
 use std::{
     collections::VecDeque,
@@ -25,6 +26,9 @@ pub(crate) const MAX_BYTES: usize = 512 << 20;
 pub(crate) const MAX_NODE_INSTANCES: usize = 4_096;
 /// What the instances that a node keeps may cost, in bytes.
 pub(crate) const MAX_NODE_BYTES: usize = 1 << 30;
+
+/// Sweeps that an instance outlives without being used.
+const IDLE_SWEEPS: usize = 6;
 
 /// What a node keeps.
 #[derive(Debug)]
@@ -118,11 +122,21 @@ struct Shelf<T> {
     /// Turns and keys, oldest first; those that are in `kept` no more, or with a later turn, are passed over.
     order: VecDeque<(u64, u64)>,
     turn: u64,
+    /// The turns of the last sweeps, oldest first: so age costs a call nothing, not even a look at a clock.
+    swept: VecDeque<u64>,
 }
 
 impl<T: Item> Shelf<T> {
     fn with_bounds(capacity: usize, max_bytes: usize) -> Self {
-        Self { capacity, max_bytes, bytes: 0, kept: FxHashMap::default(), order: VecDeque::new(), turn: 0 }
+        Self {
+            capacity,
+            max_bytes,
+            bytes: 0,
+            kept: FxHashMap::default(),
+            order: VecDeque::new(),
+            turn: 0,
+            swept: VecDeque::new(),
+        }
     }
 
     fn take(&mut self, key: u64) -> Option<T> {
@@ -163,6 +177,22 @@ impl<T: Item> Shelf<T> {
             let kept = &self.kept;
             self.order.retain(|(turn, key)| kept.get(key).is_some_and(|(t, ..)| t == turn));
         }
+    }
+
+    /// Takes out what was put here [`IDLE_SWEEPS`] sweeps ago or earlier.
+    fn sweep(&mut self) -> Vec<T> {
+        self.swept.push_back(self.turn);
+        if self.swept.len() <= IDLE_SWEEPS {
+            return Vec::new();
+        }
+        let Some(last) = self.swept.pop_front() else { return Vec::new() };
+        let mut idle = Vec::new();
+        while let Some((turn, key)) = self.order.pop_front_if(|(turn, _)| *turn <= last) {
+            if self.kept.get(&key).is_some_and(|(t, ..)| *t == turn) {
+                idle.extend(self.take(key));
+            }
+        }
+        idle
     }
 
     fn evict(&mut self) {
@@ -222,6 +252,21 @@ pub(super) fn let_go(key: u64) {
         // Freed when the shelf's own thread can have it again.
         let gone = lock(&shelf).take(key);
         drop(gone);
+    }
+}
+
+/// Frees the instances of all threads that were not used during the last [`IDLE_SWEEPS`] calls of this. A shelf that its thread
+/// uses right now is passed over until the next one.
+pub(crate) fn sweep() {
+    let shelves: Vec<_> = lock(&SHELVES).iter().filter_map(Weak::upgrade).collect();
+    for shelf in shelves {
+        // Freed when the shelf's own thread can have it again.
+        let idle = match shelf.try_lock() {
+            Ok(mut shelf) => shelf.sweep(),
+            Err(TryLockError::Poisoned(shelf)) => shelf.into_inner().sweep(),
+            Err(TryLockError::WouldBlock) => continue,
+        };
+        drop(idle);
     }
 }
 
@@ -368,6 +413,32 @@ mod tests {
         assert_eq!((keys(&third), taken(&node)), (vec![], (1, 10)));
         third.put(thing(&node, 4, 90));
         assert_eq!((keys(&third), taken(&node)), (vec![4], (2, 100)));
+    }
+
+    #[test]
+    fn what_is_not_used_for_long_goes_and_what_is_used_stays() {
+        let node = Node::with_bounds(100, 10_000);
+        let mut shelf = Shelf::with_bounds(10, 1_000);
+        for key in 1..=3 {
+            shelf.put(thing(&node, key, 10));
+        }
+        let under_way = shelf.take(3).unwrap();
+        for _ in 0..IDLE_SWEEPS {
+            assert!(shelf.sweep().is_empty());
+            let used = shelf.take(2).unwrap();
+            shelf.put(used);
+        }
+        assert_eq!(shelf.sweep().iter().map(Item::key).collect::<Vec<_>>(), [1]);
+        assert_eq!((keys(&shelf), shelf.bytes, taken(&node)), (vec![2], 10, (2, 20)));
+        shelf.put(under_way);
+        for _ in 0..IDLE_SWEEPS - 1 {
+            assert!(shelf.sweep().is_empty());
+        }
+        assert_eq!(shelf.sweep().len(), 1, "the one that was used last before");
+        assert_eq!(keys(&shelf), [3]);
+        drop(shelf.sweep());
+        assert_eq!((keys(&shelf), taken(&node)), (vec![], (0, 0)));
+        assert!(shelf.order.is_empty() && shelf.swept.len() == IDLE_SWEEPS);
     }
 
     #[test]

@@ -58,6 +58,11 @@ impl<V> Expiring<V> {
         }
     }
 
+    /// The keys of each shard, one after the other, those of expired entries too. A lock is held while a pointer to each is copied.
+    pub(super) fn keys(&self) -> impl Iterator<Item = Vec<Arc<str>>> {
+        self.shards.iter().map(|shard| locked(shard).entries.keys().cloned().collect())
+    }
+
     #[cfg(test)]
     pub(super) fn capacity(&self) -> usize {
         self.shards.iter().map(|shard| locked(shard).entries.capacity()).sum()

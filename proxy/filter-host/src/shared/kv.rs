@@ -8,10 +8,11 @@ use std::{
     time::Duration,
 };
 
-use beamline_model::Limit;
+use beamline_model::{FilterLimits, Limit};
 use bytes::Bytes;
 
 use super::{
+    durable::Noted,
     expiring::{Expiring, Shard},
     room::{Room, take},
 };
@@ -21,13 +22,20 @@ const MAX_KEY: usize = 256;
 /// The most bytes of a value.
 const MAX_VALUE: usize = 64 << 10;
 /// What an entry counts beside its key and value: its places in both tables, which grow by doubling, and its allocations.
-const ENTRY_COST: u64 = 320;
+pub(super) const ENTRY_COST: u64 = 320;
 
 /// What one tenant may keep.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Quota {
     pub(crate) bytes: u64,
     pub(crate) entries: u64,
+}
+
+impl Quota {
+    /// As a tenant's limits have it.
+    pub(crate) fn of(limits: &FilterLimits) -> Self {
+        Self { bytes: limits.kv_bytes.get(), entries: limits.kv_entries.into() }
+    }
 }
 
 /// Why something was not stored.
@@ -61,12 +69,62 @@ pub(crate) struct Kv {
     node: &'static Room,
     used: AtomicU64,
     count: AtomicU64,
+    /// Which keys have changed, where they are durable.
+    noted: Noted,
 }
 
 impl Kv {
     /// Nothing yet. What will be kept is taken from `node`, too.
     pub(crate) fn within(node: &'static Room) -> Self {
-        Self { entries: Expiring::new(), node, used: AtomicU64::new(0), count: AtomicU64::new(0) }
+        Self {
+            entries: Expiring::new(),
+            node,
+            used: AtomicU64::new(0),
+            count: AtomicU64::new(0),
+            noted: Noted::within(node),
+        }
+    }
+
+    /// Which keys have changed.
+    pub(super) fn noted(&self) -> &Noted {
+        &self.noted
+    }
+
+    /// What a key holds, and when that expires.
+    pub(super) fn entry(&self, key: &str, now: Duration) -> Option<(Bytes, Option<Duration>)> {
+        self.entries.shard(key).get(key, now).map(|(value, expires)| (value.clone(), expires))
+    }
+
+    /// Shows every key with what it holds and when that expires. Keys that change meanwhile may be shown as they were or as they are.
+    pub(super) fn each(&self, now: Duration, mut show: impl FnMut(&str, Bytes, Option<Duration>)) {
+        for key in self.entries.keys().flatten() {
+            if let Some((value, expires)) = self.entry(&key, now) {
+                show(&key, value, expires);
+            }
+        }
+    }
+
+    /// Puts a value back that was kept, unless the key has one; whether it has one now.
+    pub(super) fn restore(
+        &self,
+        key: &str,
+        value: Bytes,
+        ttl: Option<Duration>,
+        now: Duration,
+        quota: Quota,
+    ) -> bool {
+        if value.len() > MAX_VALUE {
+            return false;
+        }
+        let restored = self.change(key, now, quota, |held| {
+            let change = if held.is_some() {
+                Change::Nothing
+            } else {
+                Change::Store(value.clone(), Lifetime::New(ttl))
+            };
+            Ok((change, ()))
+        });
+        restored.is_ok()
     }
 
     pub(crate) fn get(&self, key: &str, now: Duration) -> Option<Bytes> {
@@ -208,6 +266,7 @@ impl Kv {
             // It had expired, and was not dropped yet.
             self.give_back(key, &before);
         }
+        self.noted.note(key);
         Ok(())
     }
 
@@ -221,6 +280,7 @@ impl Kv {
         self.count.fetch_sub(1, Ordering::Relaxed);
         self.used.fetch_sub(cost, Ordering::Relaxed);
         self.node.give_back(cost);
+        self.noted.note(key);
     }
 }
 

@@ -2,16 +2,21 @@
 //! with the tenant. No other tenant's calls can reach it, for they have no reference to it.
 
 mod buckets;
+mod durable;
 mod expiring;
 mod kv;
 mod room;
 
 use std::{
     fmt,
-    sync::OnceLock,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
+pub use self::durable::{Keeper, KvChanges, KvEntry, Restored, TenantKv};
 use self::room::Room;
 pub(crate) use self::{
     buckets::{BucketError, Buckets, Rate, Taken},
@@ -27,8 +32,9 @@ static NODE: Room = Room::of(NODE_BYTES);
 /// One tenant's keys and values, and its token buckets. Costs next to nothing before something is kept.
 pub struct TenantState {
     since: Instant,
-    kv: OnceLock<Kv>,
+    kv: OnceLock<Arc<Kv>>,
     buckets: OnceLock<Buckets>,
+    settled: AtomicBool,
 }
 
 impl Default for TenantState {
@@ -40,7 +46,12 @@ impl Default for TenantState {
 impl TenantState {
     /// Nothing kept.
     pub fn new() -> Self {
-        Self { since: Instant::now(), kv: OnceLock::new(), buckets: OnceLock::new() }
+        Self {
+            since: Instant::now(),
+            kv: OnceLock::new(),
+            buckets: OnceLock::new(),
+            settled: AtomicBool::new(false),
+        }
     }
 
     /// The time by which everything of the tenant expires.
@@ -60,8 +71,29 @@ impl TenantState {
         }
     }
 
-    pub(crate) fn kv(&self) -> &Kv {
-        self.kv.get_or_init(|| Kv::within(&NODE))
+    pub(crate) fn kv(&self) -> &Arc<Kv> {
+        self.kv.get_or_init(|| Arc::new(Kv::within(&NODE)))
+    }
+
+    /// Whether what was stored of its keys before is here again, or is not to be.
+    pub fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Relaxed)
+    }
+
+    /// It is settled from now on; whether it was already.
+    pub fn settle(&self) -> bool {
+        self.settled.swap(true, Ordering::Relaxed)
+    }
+
+    /// Its keys and values, for whoever keeps them.
+    pub fn durable(&self) -> TenantKv {
+        TenantKv { kv: Arc::clone(self.kv()), since: self.since }
+    }
+
+    /// Its keys and values, where somebody keeps them.
+    pub fn kept(&self) -> Option<TenantKv> {
+        self.kv.get()?;
+        Some(self.durable()).filter(TenantKv::is_kept)
     }
 
     pub(crate) fn buckets(&self) -> &Buckets {

@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 /// From nothing to form 1, from there to 2, and so on: a new file takes the same steps as an old one.
-const STEPS: [&str; 3] = [TABLES, SECRETS, DELETION];
+const STEPS: [&str; 4] = [TABLES, SECRETS, DELETION, KV];
 
 /// The form that this version reads and writes, kept in the file as `user_version`.
 pub(super) const VERSION: i64 = STEPS.len() as i64;
@@ -90,6 +90,17 @@ CREATE TABLE secrets (
 /// Form 3: tenants that are being deleted.
 const DELETION: &str = "
 ALTER TABLE tenants ADD COLUMN deletion TEXT;   -- 'drain' or 'discard'; NULL: it is not being deleted
+";
+
+/// Form 4: what filters store, where it is durable.
+const KV: &str = "
+CREATE TABLE kv (
+    tenant      TEXT NOT NULL REFERENCES tenants (name),
+    key         TEXT NOT NULL,
+    value       BLOB NOT NULL,
+    expires_ms  INTEGER,                        -- NULL: never
+    PRIMARY KEY (tenant, key)
+) STRICT;
 ";
 
 /// What a file is, seen from this version.

@@ -129,6 +129,7 @@ pub(super) fn delete(tx: &Connection, name: &TenantName, stamp: Stamp<'_>) -> Re
         "UPDATE tenants SET active = NULL, previous = NULL WHERE name = ?1",
         "DELETE FROM revisions WHERE tenant = ?1",
         "DELETE FROM secrets WHERE tenant = ?1",
+        "DELETE FROM kv WHERE tenant = ?1",
         "DELETE FROM tokens WHERE tenant = ?1",
         "DELETE FROM hosts WHERE tenant = ?1",
         "DELETE FROM tenant_modules WHERE tenant = ?1",

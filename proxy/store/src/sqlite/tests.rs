@@ -66,7 +66,7 @@ fn a_file_of_another_version_or_program_is_refused_untouched() {
     let file = newer.path().join(SqliteStore::FILE);
     Connection::open(&file).unwrap().pragma_update(None, "user_version", 99).unwrap();
     let error = SqliteStore::open(newer.path()).err().unwrap().to_string();
-    assert!(error.contains("expected form 3") && error.contains("found form 99"), "{error}");
+    assert!(error.contains("expected form 4") && error.contains("found form 99"), "{error}");
 
     let foreign = dir();
     let file = foreign.path().join(SqliteStore::FILE);
@@ -92,7 +92,7 @@ fn a_store_of_the_form_before_is_opened_and_keeps_what_it_had() {
     let file = dir.path().join(SqliteStore::FILE);
     let conn = Connection::open(&file).unwrap();
     conn.execute_batch(
-        "DROP TABLE secrets; ALTER TABLE tenants DROP COLUMN deletion; PRAGMA user_version = 1",
+        "DROP TABLE secrets; DROP TABLE kv; ALTER TABLE tenants DROP COLUMN deletion; PRAGMA user_version = 1",
     )
     .unwrap();
     drop(conn);

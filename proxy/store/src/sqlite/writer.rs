@@ -68,6 +68,20 @@ impl Writer {
         }
     }
 
+    /// As [`write`](Self::write), for what is written again where it fails, and leaves nothing in the audit: whether a commit that
+    /// failed was made after all is nobody's question then.
+    pub(super) fn write_again(
+        &mut self,
+        doing: &'static str,
+        work: impl FnOnce(&Connection) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.settle().map_err(failed(doing))?;
+        let tx =
+            self.conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed(doing))?;
+        work(&tx)?;
+        tx.commit().map_err(failed(doing))
+    }
+
     /// Whether the change in doubt was made after all. An error where the disk does not say so in time.
     fn truth(&mut self) -> Result<bool, String> {
         let until = Instant::now() + UNCONFIRMED_AFTER;

@@ -115,7 +115,7 @@ impl Bench {
             queue.clone(),
             settings,
             Box::new(Arc::clone(&modules)),
-            Box::new(tell),
+            Arc::new(tell),
             beamline_telemetry::Metrics::default(),
         )
         .await
