@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use beamline_model::{FilterLimits, FilterName, HostName, OnError, TenantName};
+use beamline_model::{FilterLimits, FilterName, HostName, InstanceLifetime, OnError, TenantName};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, uri::PathAndQuery};
 use tokio::time::timeout_at;
@@ -17,10 +17,11 @@ use tokio::time::timeout_at;
 use crate::{
     bindings::beamline::edge::verdicts::{self, Verdict},
     breaker::{self, Breaker, BreakerChange, BreakerState, Leave},
-    call::{Failure, Finished, Given, SLICE, begin_inline_slice, is_waiting, on_request},
+    call::{Failure, Finished, Given, Input, SLICE, begin_inline_slice, is_waiting, on_request},
     engine::Engine,
     head::{RequestHead, Seen},
     host::{CallState, FilterConfig, GuestLog, HostView, Subject, final_status},
+    instances::{After, Keeping},
     load::TenantLoad,
     module::Module,
     passage::{Contexts, Passage},
@@ -43,6 +44,8 @@ pub struct FilterSetup {
     pub config: Arc<FilterConfig>,
     /// What a failure leads to.
     pub on_error: OnError,
+    /// How long its instances live.
+    pub lifetime: InstanceLifetime,
 }
 
 impl FilterSetup {
@@ -56,8 +59,10 @@ impl FilterSetup {
 #[derive(Debug)]
 pub(crate) struct Link {
     label: Arc<str>,
-    setup: FilterSetup,
+    pub(crate) setup: FilterSetup,
     breaker: Arc<Breaker>,
+    /// How its instances are kept, where they are.
+    pub(crate) keeping: Option<Keeping>,
 }
 
 /// A tenant's filter chain.
@@ -68,6 +73,8 @@ pub struct Chain {
     filters: Vec<Link>,
     /// The phases that any of them takes part in.
     phases: PhaseSet,
+    /// Whether any of them keeps instances.
+    keeps_instances: bool,
     pub(crate) load: Arc<TenantLoad>,
     state: Arc<TenantState>,
 }
@@ -187,6 +194,7 @@ impl Chain {
     pub fn new(tenant: TenantName, limits: FilterLimits, filters: Vec<FilterSetup>) -> Self {
         let link = |setup: FilterSetup| Link {
             label: setup.name.as_str().into(),
+            keeping: Keeping::of(&setup),
             setup,
             breaker: Arc::new(Breaker::new(breaker::SETTINGS)),
         };
@@ -195,7 +203,15 @@ impl Chain {
             .iter()
             .filter_map(|link: &Link| link.setup.module.as_ref())
             .fold(PhaseSet::default(), |all, module| all.and(module.phases()));
-        Self { tenant, limits, filters, phases, load: TenantLoad::new(), state: Arc::new(TenantState::new()) }
+        Self {
+            tenant,
+            limits,
+            keeps_instances: filters.iter().any(|link| link.keeping.is_some()),
+            filters,
+            phases,
+            load: TenantLoad::new(),
+            state: Arc::new(TenantState::new()),
+        }
     }
 
     /// What the tenant's filters share.
@@ -257,6 +273,11 @@ impl Chain {
         self.filters.first().map_or_else(String::new, |link| link.setup.config.told(text))
     }
 
+    /// The filter at this place.
+    pub(crate) fn link(&self, filter: usize) -> &Link {
+        &self.filters[filter]
+    }
+
     /// The configuration of the filter at this place.
     pub(crate) fn config(&self, filter: usize) -> &FilterConfig {
         &self.filters[filter].setup.config
@@ -283,7 +304,7 @@ impl Chain {
             runs: Vec::with_capacity(self.filters.len()),
             body: None,
             reached: 0,
-            contexts: Contexts::of(self.filters.len(), self.has_later_phases()),
+            contexts: Contexts::of(self.filters.len(), self.has_later_phases(), self.keeps_instances),
         };
         self.go_on(engine, view, outcome).await
     }
@@ -319,14 +340,20 @@ impl Chain {
             outcome.decision = if filter.has(Phase::Request) {
                 let head = std::mem::replace(&mut outcome.head, RequestHead::gone());
                 let subject = self.subject(Seen::Open(head), outcome.contexts.get(at));
-                let ended =
-                    self.call(engine, view, at, subject, on_request).await.checked(|given| match given {
-                        Given::Request(verdict) => {
-                            let may_read = filter.has(Phase::WholeRequest);
-                            carried_out(verdict, may_read, self.body_limit(), &filter.config)
-                        }
-                        _ => Err(Failure::Host),
-                    });
+                let ended = if self.keeps_instance(at, Phase::Request) {
+                    // Boxed: every chain's future is as large as the largest of what it may come to.
+                    let kept = self.call_kept(engine, view, at, subject, &outcome.contexts, Input::Request);
+                    Box::pin(kept).await
+                } else {
+                    self.call(engine, view, at, subject, on_request).await
+                };
+                let ended = ended.checked(|given| match given {
+                    Given::Request(verdict) => {
+                        let may_read = filter.has(Phase::WholeRequest);
+                        carried_out(verdict, may_read, self.body_limit(), &filter.config)
+                    }
+                    _ => Err(Failure::Host),
+                });
                 self.decided(at, &mut outcome, ended)
             } else if filter.has(Phase::WholeRequest) {
                 Decision::ReadBody
@@ -345,6 +372,7 @@ impl Chain {
     fn decided(&self, at: usize, outcome: &mut ChainOutcome, ended: Ended<'_, Decision>) -> Decision {
         let Ended { mut subject, given, told } = ended;
         let failed = given.is_err();
+        self.settle_instance(&outcome.contexts, at, told.phase, After::of_request(&given));
         subject.request.settle(!failed);
         outcome.head = subject.request.into_open();
         if !failed {
@@ -399,7 +427,7 @@ impl Chain {
         Subject { request, response: Seen::default(), context, log }
     }
 
-    /// One call of the filter at this place, in a fresh instance. `begin` makes the call's future.
+    /// One call of the filter at this place. `begin` makes the call's future: in a fresh instance, or in one that is kept.
     pub(crate) async fn call(
         &self,
         engine: &Engine,
@@ -533,6 +561,10 @@ impl Told<'_> {
     /// A call that begins now.
     pub(crate) fn of(phase: Phase) -> Self {
         Self { phase, started: Instant::now(), cpu: Duration::ZERO, backtrace: None, leave: None }
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase
     }
 }
 

@@ -5,7 +5,9 @@ use std::{
     time::Duration,
 };
 
-use beamline_filter_host::{Compilation, FilterConfig, FilterSetup, Module, Redaction};
+use beamline_filter_host::{
+    Compilation, FilterConfig, FilterSetup, Module, Redaction, let_go_of_idle_instances,
+};
 use beamline_model::{FilterSpec, Manifest, ModuleRef, RevisionId, TenantName};
 use beamline_store::TenantRecord;
 use beamline_telemetry::GuestMetrics;
@@ -66,8 +68,8 @@ impl Control {
         });
     }
 
-    /// From time to time lets go of what tenants' filters kept and has expired: all of them share the node's room for it. Ends
-    /// with the last [`Control`].
+    /// From time to time lets go of what tenants' filters kept and has expired, and of instances that wait in vain for their filters' next
+    /// requests: all of them share the node's room for it. Ends with the last [`Control`].
     pub(super) fn keep_sweeping(&self) {
         let inner = Arc::downgrade(&self.inner);
         tokio::spawn(async move {
@@ -76,7 +78,10 @@ impl Control {
                 let Some(inner) = Weak::upgrade(&inner) else { return };
                 let snapshot = inner.snapshots.load_full();
                 drop(inner);
-                let sweep = move || snapshot.tenants().for_each(|tenant| tenant.chain.state().sweep());
+                let sweep = move || {
+                    snapshot.tenants().for_each(|tenant| tenant.chain.state().sweep());
+                    let_go_of_idle_instances();
+                };
                 if let Err(error) = tokio::task::spawn_blocking(sweep).await {
                     tracing::error!(%error, "what filters kept and has expired could not be let go of");
                 }
@@ -252,5 +257,6 @@ fn setup(
 ) -> FilterSetup {
     let config = filter.config.as_ref().map_or_else(|| "null".to_owned(), serde_json::Value::to_string);
     let config = FilterConfig::with_secrets(&filter.name, &config, secrets.of_filter(filter), redaction);
-    FilterSetup { name: filter.name.clone(), module, config, on_error: filter.on_error }
+    let lifetime = filter.lifetime();
+    FilterSetup { name: filter.name.clone(), module, config, on_error: filter.on_error, lifetime }
 }

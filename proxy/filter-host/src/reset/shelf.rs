@@ -1,5 +1,6 @@
 //! Where a thread keeps its instances, one of each module, the least recently used out first; and what a node keeps on all
-//! its threads together.
+//! its threads together. Instances that a filter's next requests reuse stand on shelves of their own (`instances`), one of
+//! each filter.
 //!
 //! A shelf is its thread's own, but for one thing: who lets go of a module takes that module's instances from all
 //! shelves, idle threads' too. A thread that would have to wait for that does without its shelf for once.
@@ -28,7 +29,7 @@ pub(crate) const MAX_NODE_BYTES: usize = 1 << 30;
 
 /// What a node keeps.
 #[derive(Debug)]
-pub(super) struct Node {
+pub(crate) struct Node {
     max_instances: usize,
     max_bytes: usize,
     instances: AtomicUsize,
@@ -36,7 +37,7 @@ pub(super) struct Node {
 }
 
 impl Node {
-    pub(super) fn with_bounds(max_instances: usize, max_bytes: usize) -> Arc<Self> {
+    pub(crate) fn with_bounds(max_instances: usize, max_bytes: usize) -> Arc<Self> {
         Arc::new(Self {
             max_instances,
             max_bytes,
@@ -49,7 +50,7 @@ impl Node {
 /// An instance's part in what a node keeps. It stays with the instance while that is in use, so that a call writes
 /// nothing that threads share.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     node: Arc<Node>,
     /// 0: it has none yet.
     bytes: usize,
@@ -57,7 +58,7 @@ pub(super) struct Place {
 
 impl Place {
     /// Of an instance that was never kept.
-    pub(super) fn none(node: &Arc<Node>) -> Self {
+    pub(crate) fn none(node: &Arc<Node>) -> Self {
         Self { node: Arc::clone(node), bytes: 0 }
     }
 
@@ -99,7 +100,7 @@ impl Drop for Place {
 }
 
 /// What stands on a shelf.
-pub(super) trait Item {
+pub(crate) trait Item {
     /// Tells its module from every other.
     fn key(&self) -> u64;
     /// Bytes that it may take of the node's memory, all told. Never 0.
@@ -109,7 +110,7 @@ pub(super) trait Item {
     fn place(&mut self) -> &mut Place;
 }
 
-struct Shelf<T> {
+pub(crate) struct Shelf<T> {
     capacity: usize,
     max_bytes: usize,
     bytes: usize,
@@ -121,17 +122,22 @@ struct Shelf<T> {
 }
 
 impl<T: Item> Shelf<T> {
-    fn with_bounds(capacity: usize, max_bytes: usize) -> Self {
+    pub(crate) fn with_bounds(capacity: usize, max_bytes: usize) -> Self {
         Self { capacity, max_bytes, bytes: 0, kept: FxHashMap::default(), order: VecDeque::new(), turn: 0 }
     }
 
-    fn take(&mut self, key: u64) -> Option<T> {
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.kept.len()
+    }
+
+    pub(crate) fn take(&mut self, key: u64) -> Option<T> {
         let (_, cost, item) = self.kept.remove(&key)?;
         self.bytes -= cost;
         Some(item)
     }
 
-    fn put(&mut self, mut item: T) {
+    pub(crate) fn put(&mut self, mut item: T) {
         if self.capacity == 0 {
             return;
         }
@@ -165,6 +171,13 @@ impl<T: Item> Shelf<T> {
         }
     }
 
+    /// Takes out those of which `is_one` holds.
+    fn take_all(&mut self, is_one: impl Fn(&T) -> bool) -> Vec<T> {
+        let keys: Vec<_> =
+            self.kept.iter().filter(|(_, (.., item))| is_one(item)).map(|(key, _)| *key).collect();
+        keys.into_iter().filter_map(|key| self.take(key)).collect()
+    }
+
     fn evict(&mut self) {
         while let Some((turn, key)) = self.order.pop_front() {
             if self.kept.get(&key).is_some_and(|(t, ..)| *t == turn) {
@@ -175,30 +188,66 @@ impl<T: Item> Shelf<T> {
     }
 }
 
-/// The shelves of all threads.
-static SHELVES: Mutex<Vec<Weak<Mutex<Shelf<Kept>>>>> = Mutex::new(Vec::new());
+/// The shelves of all threads, for one kind of instance.
+pub(crate) struct Shelves<T>(Mutex<Vec<Weak<Mutex<Shelf<T>>>>>);
 
-thread_local! {
-    static SHELF: Arc<Mutex<Shelf<Kept>>> = {
-        let shelf = Arc::new(Mutex::new(Shelf::with_bounds(MAX_INSTANCES, MAX_BYTES)));
-        let mut shelves = lock(&SHELVES);
+impl<T: Item> Shelves<T> {
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
+
+    /// Makes a shelf one of them, for as long as its thread lives.
+    pub(crate) fn add(&self, shelf: Shelf<T>) -> Arc<Mutex<Shelf<T>>> {
+        let shelf = Arc::new(Mutex::new(shelf));
+        let mut shelves = lock(&self.0);
         shelves.retain(|shelf| shelf.strong_count() > 0);
         shelves.push(Arc::downgrade(&shelf));
         shelf
-    };
+    }
+
+    fn all(&self) -> Vec<Arc<Mutex<Shelf<T>>>> {
+        lock(&self.0).iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Frees what all threads keep under this key.
+    pub(crate) fn let_go(&self, key: u64) {
+        for shelf in self.all() {
+            // Freed when the shelf's own thread can have it again.
+            let gone = lock(&shelf).take(key);
+            drop(gone);
+        }
+    }
+
+    /// Frees what all threads keep and of which `is_one` holds.
+    pub(crate) fn let_go_where(&self, is_one: impl Fn(&T) -> bool) {
+        for shelf in self.all() {
+            let gone = lock(&shelf).take_all(&is_one);
+            drop(gone);
+        }
+    }
+}
+
+static SHELVES: Shelves<Kept> = Shelves::new();
+
+thread_local! {
+    static SHELF: Arc<Mutex<Shelf<Kept>>> = SHELVES.add(Shelf::with_bounds(MAX_INSTANCES, MAX_BYTES));
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Uses this thread's shelf, where nobody else does right now.
-fn with_own<R>(use_it: impl FnOnce(&mut Shelf<Kept>) -> R) -> Option<R> {
-    SHELF.with(|shelf| match shelf.try_lock() {
+/// Uses a thread's own shelf, where nobody else does right now.
+pub(crate) fn use_own<T, R>(shelf: &Mutex<Shelf<T>>, use_it: impl FnOnce(&mut Shelf<T>) -> R) -> Option<R> {
+    match shelf.try_lock() {
         Ok(mut shelf) => Some(use_it(&mut shelf)),
         Err(TryLockError::Poisoned(shelf)) => Some(use_it(&mut shelf.into_inner())),
         Err(TryLockError::WouldBlock) => None,
-    })
+    }
+}
+
+fn with_own<R>(use_it: impl FnOnce(&mut Shelf<Kept>) -> R) -> Option<R> {
+    SHELF.with(|shelf| use_own(shelf, use_it))
 }
 
 /// The instance of `core` that this thread keeps, in its first state.
@@ -214,12 +263,7 @@ pub(super) fn put(kept: Kept) {
 
 /// Frees the instances that all threads keep of a module.
 pub(super) fn let_go(key: u64) {
-    let shelves: Vec<_> = lock(&SHELVES).iter().filter_map(Weak::upgrade).collect();
-    for shelf in shelves {
-        // Freed when the shelf's own thread can have it again.
-        let gone = lock(&shelf).take(key);
-        drop(gone);
-    }
+    SHELVES.let_go(key);
 }
 
 /// For threads that run what outlived its slice: instances that come here are let go.

@@ -49,7 +49,7 @@ const fn row(
 const LANE: &[&str] = &["tenant", "upstream"];
 
 /// The node's own families, in the order in which they are shown.
-pub const METRICS: [MetricRow; 20] = {
+pub const METRICS: [MetricRow; 22] = {
     use MetricKind::{Counter, Gauge};
     [
         row("beamline_node_ready", Gauge, &[], "1 where new traffic should come here, as /readyz says"),
@@ -94,6 +94,18 @@ pub const METRICS: [MetricRow; 20] = {
             Counter,
             &[],
             "Groups that the queue committed: each is one fsync",
+        ),
+        row(
+            "beamline_pinned_instances",
+            Gauge,
+            &["tenant"],
+            "Instances that a tenant's requests hold, of filters with pin_instance",
+        ),
+        row(
+            "beamline_pinned_refused_total",
+            Counter,
+            &["tenant"],
+            "Calls of such filters that were refused because there was no room for an instance",
         ),
         row("beamline_guest_series", Gauge, &["tenant"], "Series that a tenant's filters made"),
         row(
