@@ -8,7 +8,7 @@
 #[path = "hostile/guest.rs"]
 mod guest;
 
-use std::{fs, thread};
+use std::{fs, io::Write as _, net::TcpStream, thread};
 
 use beamline_tests::{
     admin::{AdminError, Module, manifest},
@@ -26,12 +26,13 @@ use crate::guest::{Guest, NEXT, bomb, handles_of_its_own};
 type Cross = fn(&Crossing<'_>);
 
 /// How each limit is crossed, by its name.
-const CROSSINGS: [(&str, Cross); 25] = [
+const CROSSINGS: [(&str, Cross); 26] = [
     ("cpu", cpu),
     ("memory", memory),
     ("log", log),
     ("body", body),
     ("concurrency", concurrency),
+    ("pinned_instances", pinned_instances),
     ("host_calls", host_calls),
     ("outbound_calls", outbound_calls),
     ("kv_bytes", kv_bytes),
@@ -247,6 +248,19 @@ fn concurrency(crossing: &Crossing<'_>) {
         assert_eq!(long.join().unwrap().problem(), "filter-timeout");
     });
     wait(PATIENCE, || crossing.ask("next").status, |status| *status == 200);
+}
+
+fn pinned_instances(crossing: &Crossing<'_>) {
+    let module = crossing.push(&guests::module("counter").unwrap()).unwrap();
+    let filter = json!({ "name": FILTER, "module": module.digest, "pin_instance": true });
+    crossing.apply(&json!([filter]), &json!({ "pinned_instances": 1 }));
+    // One request holds the only one for as long as its origin lets it wait.
+    let mut held = TcpStream::connect(crossing.scene.node.address()).unwrap();
+    held.write_all(&Request::get("/hang?pinned").host(&crossing.host).to_bytes()).unwrap();
+    crossing.scene.origin.wait_for(PATIENCE, |log| log.iter().any(|r| r.target == "/hang?pinned")).unwrap();
+    crossing.is_refused(&crossing.send(Request::get("/")), 503, "filter-capacity");
+    drop(held);
+    wait(PATIENCE, || crossing.send(Request::get("/")).status, |status| *status == 200);
 }
 
 fn host_calls(crossing: &Crossing<'_>) {

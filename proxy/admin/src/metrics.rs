@@ -27,6 +27,7 @@ pub(crate) async fn metrics(State(state): State<AdminState>) -> Response {
         }
     }
     write_totals(&state.queue.totals(), &mut out);
+    write_pinned(&state, &mut out);
     // What filters count may be long, and this thread has other requests.
     let guests = move || {
         state.telemetry.metrics().write_guests(&mut out);
@@ -81,6 +82,16 @@ fn write_lanes(lanes: &[LaneStatus], out: &mut Exposition) {
         Some((vec![lane.tenant.as_str(), lane.upstream.as_str()], age.as_secs_f64()))
     });
     out.family("beamline_queue_oldest_age_seconds", ages);
+}
+
+fn write_pinned(state: &AdminState, out: &mut Exposition) {
+    let snapshot = state.control.snapshots().load_full();
+    let tenants: Vec<_> =
+        snapshot.tenants().filter_map(|t| Some((t.name.as_str(), t.chain.pinned()?))).collect();
+    let held = tenants.iter().map(|(tenant, pinned)| (vec![*tenant], pinned.held));
+    out.family("beamline_pinned_instances", held);
+    let refused = tenants.iter().map(|(tenant, pinned)| (vec![*tenant], pinned.refused));
+    out.family("beamline_pinned_refused_total", refused);
 }
 
 fn write_totals(totals: &Totals, out: &mut Exposition) {

@@ -64,6 +64,7 @@ pub const PROBLEMS: &[ProblemRow] = &[
     row("unknown-module", 422, "The manifest names a module that was not uploaded"),
     row("invalid-secret", 422, "The value is none that a secret can have"),
     row("secret-not-set", 422, "The manifest names a secret that is not set"),
+    row("nothing-to-keep", 422, "The manifest would have instances kept that never would be"),
     row("module-rejected", 422, "The module cannot be taken"),
     row("internal", 500, "The node failed"),
     row("not-ready", 503, "The node takes no new traffic"),

@@ -66,6 +66,14 @@ pub enum ControlError {
         /// What stood against it.
         problem: String,
     },
+    /// A filter's instances are to be kept, and never would be.
+    #[error("{key}: {problem}: remove it")]
+    NothingToKeep {
+        /// The key in the manifest.
+        key: String,
+        /// Why not.
+        problem: &'static str,
+    },
     /// An uploaded module cannot be taken.
     #[error(transparent)]
     Module(#[from] CompileError),
@@ -230,6 +238,7 @@ impl ControlError {
             Self::ModulePath { .. } => (Refused, "module-path"),
             Self::UnknownModule { .. } => (Refused, "unknown-module"),
             Self::Unloadable { .. } => (Unavailable, "module-unloadable"),
+            Self::NothingToKeep { .. } => (Refused, "nothing-to-keep"),
             Self::Module(CompileError::Host(_)) => (Unavailable, "compiler-unavailable"),
             Self::Module(_) => (Refused, "module-rejected"),
             Self::Quota { .. } => (TooLarge, "module-quota"),

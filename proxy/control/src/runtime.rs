@@ -6,10 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use beamline_filter_host::{Chain, FilterConfig, FilterSetup, TenantState};
+use beamline_filter_host::{Chain, FilterConfig, FilterSetup, KeptInVain, TenantState};
 use beamline_model::{
-    ByteSize, FilterLimits, FilterName, Grant, GrantRefusal, HostName, KvSpec, Manifest, NatsTarget, OnError,
-    QueuePolicy, RevisionId, TenantName, UpstreamName, UpstreamSpec,
+    ByteSize, FilterLimits, FilterName, Grant, GrantRefusal, HostName, InstanceLifetime, KvSpec, Manifest,
+    NatsTarget, OnError, QueuePolicy, RevisionId, TenantName, UpstreamName, UpstreamSpec,
 };
 use beamline_nats::Connections;
 use beamline_telemetry::GuestMetrics;
@@ -261,6 +261,12 @@ impl Prepared {
         without_secrets(&self.upstreams, &self.chain)
     }
 
+    /// The first key of the manifest by which instances were to be kept that never would be, and why.
+    pub(crate) fn kept_in_vain(&self) -> Option<(String, &'static str)> {
+        let KeptInVain { filter, key, problem } = self.chain.kept_in_vain().next()?;
+        Some((format!("filters[{filter}].{key}"), problem))
+    }
+
     /// For a tenant whose active revision cannot be read: its granted hosts answer that a filter is unavailable.
     pub(crate) fn unreadable(
         name: &TenantName,
@@ -274,6 +280,7 @@ impl Prepared {
             module: None,
             config: FilterConfig::new(&filter, "null"),
             on_error: OnError::FailClosed,
+            lifetime: InstanceLifetime::Call,
         };
         let limits = FilterLimits::default();
         Self {

@@ -239,7 +239,7 @@ pub(crate) fn failure_kind(failure: &Failure) -> ErrorKind {
         Failure::CpuTime(_) | Failure::WallTime(_) => ErrorKind::FilterTimeout,
         Failure::Memory(_) => ErrorKind::FilterMemory,
         Failure::HostCalls(_) => ErrorKind::FilterHostCalls,
-        Failure::Capacity => ErrorKind::FilterCapacity,
+        Failure::Capacity | Failure::Pinned(_) | Failure::PinRoom => ErrorKind::FilterCapacity,
         Failure::Body { response: false, .. } => ErrorKind::FilterRequestBody,
         Failure::Body { response: true, .. } => ErrorKind::FilterResponseBody,
         Failure::Verdict(_) => ErrorKind::FilterVerdict,

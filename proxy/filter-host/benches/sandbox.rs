@@ -10,7 +10,7 @@ use beamline_filter_host::{
     FilterSetup, HostView, Metric, MetricRefusal, OutboundError, OutboundRequest, Properties, RequestHead,
     TenantState, Tier, UpstreamStatus,
 };
-use beamline_model::{Ceilings, FilterLimits, Limit, LimitClass, OnError, TenantName};
+use beamline_model::{Ceilings, FilterLimits, InstanceLifetime, Limit, LimitClass, OnError, TenantName};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 /// µs for one call in the reset tier, and where it should be.
@@ -95,6 +95,7 @@ async fn chains(compiler: &Compiler, module: &[u8], n: usize) -> Vec<Chain> {
             module: Some(compiled.module),
             config: FilterConfig::new(&"bench".parse().expect("a name"), "null"),
             on_error: OnError::FailClosed,
+            lifetime: InstanceLifetime::Call,
         };
         chains.push(Chain::new(tenant, FilterLimits::default(), vec![filter]));
     }

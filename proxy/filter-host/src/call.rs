@@ -11,7 +11,10 @@ use std::{
 
 use bytes::Bytes;
 use thiserror::Error;
-use wasmtime::{Store, Trap, UpdateDeadline, WasmBacktrace, component::Resource};
+use wasmtime::{
+    Store, Trap, UpdateDeadline, WasmBacktrace,
+    component::{Instance, Resource},
+};
 
 use crate::{
     bindings::{
@@ -24,7 +27,7 @@ use crate::{
             whole_response_handler::Decision as WholeResponseDecision,
         },
     },
-    host::{CallState, HostCallsExhausted},
+    host::{CallState, HostCallsExhausted, Running},
     module::Module,
     phases::Phase,
     reset,
@@ -65,6 +68,16 @@ pub enum Failure {
         "too many filter calls are under way, or bodies kept for them: try again, or ask for more in limits.concurrency"
     )]
     Capacity,
+    /// The tenant's requests hold as many pinned instances as they may: so many.
+    #[error(
+        "the tenant's requests hold {0} pinned instances on this node, as many as they may: try again, or ask for more in limits.pinned_instances"
+    )]
+    Pinned(u32),
+    /// The node has no room for one more pinned instance.
+    #[error(
+        "requests of all tenants hold as many pinned instances as the node has room for: try again, or ask for less in limits.memory, which is what each is counted by"
+    )]
+    PinRoom,
     /// More of a body would have to be kept than `limits.body`.
     #[error("more than limits.body = {limit} bytes of the {} would have to be kept: send less, or ask for more in limits.body", if *.response { "response's body" } else { "request's body" })]
     Body {
@@ -265,8 +278,9 @@ pub(crate) enum Given {
     Nothing,
 }
 
-/// What a phase after the request's head is given beside the heads.
+/// What a phase is given beside the heads.
 pub(crate) enum Input {
+    Request,
     WholeRequest(Bytes),
     RequestBody(Bytes, bool),
     Response,
@@ -278,6 +292,7 @@ pub(crate) enum Input {
 impl Input {
     pub(crate) fn phase(&self) -> Phase {
         match self {
+            Self::Request => Phase::Request,
             Self::WholeRequest(_) => Phase::WholeRequest,
             Self::RequestBody(..) => Phase::RequestBody,
             Self::Response => Phase::Response,
@@ -288,12 +303,13 @@ impl Input {
     }
 }
 
-fn store(module: &Module, state: Box<CallState>) -> Store<Box<CallState>> {
-    let mut store = Store::new(module.engine(), state);
-    store.limiter(|state| &mut state.memory);
+/// A store for an instance of `module`, in which a call runs at once, or later.
+pub(crate) fn store(module: &Module, running: Running) -> Store<Running> {
+    let mut store = Store::new(module.engine(), running);
+    store.limiter(|running| &mut running.call().memory);
     store.set_hostcall_fuel(MAX_HANDED_OVER);
     store.set_max_component_handles(MAX_HANDLES);
-    store.epoch_deadline_callback(|mut cx| at_tick(cx.data_mut()));
+    store.epoch_deadline_callback(|mut cx| at_tick(cx.data_mut().call()));
     store.set_epoch_deadline(1);
     store
 }
@@ -317,55 +333,69 @@ pub(crate) fn on_request(module: Arc<Module>, state: Box<CallState>) -> Call {
 
 /// Runs the request phase of `module` in a fresh component instance.
 pub(crate) async fn in_fresh_instance(module: Arc<Module>, state: Box<CallState>) -> Finished {
-    let mut store = store(&module, state);
+    let mut store = store(&module, Running::of(state));
     let outcome = async {
         let instance = module.pre().instantiate_async(&mut store).await?;
         let guest = module.exports().request(&mut store, &instance)?;
         guest.call_handle(&mut store, Resource::new_borrow(0)).await.map(Given::Request)
     }
     .await;
-    finished(store.into_data(), outcome)
+    finished(store.into_data().end(), outcome)
 }
 
 /// Runs a later phase of `module`, in a fresh component instance whatever tier its request phase has. Apart from the
 /// request phase, whose future stays as small as it can be.
 pub(crate) async fn on_later(module: Arc<Module>, input: Input, state: Box<CallState>) -> Finished {
-    let mut store = store(&module, state);
+    let mut store = store(&module, Running::of(state));
     let outcome = async {
         let instance = module.pre().instantiate_async(&mut store).await?;
-        let (exports, store) = (module.exports(), &mut store);
-        // Their numbers mean nothing: see `host/http.rs`.
-        let (request, response) = (Resource::new_borrow(0), Resource::new_borrow(0));
-        Ok(match input {
-            Input::WholeRequest(body) => {
-                let guest = exports.whole_request(&mut *store, &instance)?;
-                Given::WholeRequest(guest.call_handle(store, request, &body).await?)
-            }
-            Input::RequestBody(chunk, last) => {
-                let guest = exports.request_body(&mut *store, &instance)?;
-                Given::Chunk(guest.call_handle(store, request, &chunk, last).await?)
-            }
-            Input::Response => {
-                let guest = exports.response(&mut *store, &instance)?;
-                Given::Response(guest.call_handle(store, request, response).await?)
-            }
-            Input::WholeResponse(body) => {
-                let guest = exports.whole_response(&mut *store, &instance)?;
-                Given::WholeResponse(guest.call_handle(store, request, response, &body).await?)
-            }
-            Input::ResponseBody(chunk, last) => {
-                let guest = exports.response_body(&mut *store, &instance)?;
-                Given::Chunk(guest.call_handle(store, request, response, &chunk, last).await?)
-            }
-            Input::Finish(outcome) => {
-                let guest = exports.finish(&mut *store, &instance)?;
-                guest.call_handle(store, request, &outcome).await?;
-                Given::Nothing
-            }
-        })
+        given(&module, &mut store, &instance, &input).await
     }
     .await;
-    finished(store.into_data(), outcome)
+    finished(store.into_data().end(), outcome)
+}
+
+/// What an instance of `module` gives in the phase that `input` is for.
+pub(crate) async fn given(
+    module: &Module,
+    store: &mut Store<Running>,
+    instance: &Instance,
+    input: &Input,
+) -> wasmtime::Result<Given> {
+    let exports = module.exports();
+    // Their numbers mean nothing: see `host/http.rs`.
+    let (request, response) = (Resource::new_borrow(0), Resource::new_borrow(0));
+    Ok(match input {
+        Input::Request => {
+            let guest = exports.request(&mut *store, instance)?;
+            Given::Request(guest.call_handle(store, request).await?)
+        }
+        Input::WholeRequest(body) => {
+            let guest = exports.whole_request(&mut *store, instance)?;
+            Given::WholeRequest(guest.call_handle(store, request, body).await?)
+        }
+        Input::RequestBody(chunk, last) => {
+            let guest = exports.request_body(&mut *store, instance)?;
+            Given::Chunk(guest.call_handle(store, request, chunk, *last).await?)
+        }
+        Input::Response => {
+            let guest = exports.response(&mut *store, instance)?;
+            Given::Response(guest.call_handle(store, request, response).await?)
+        }
+        Input::WholeResponse(body) => {
+            let guest = exports.whole_response(&mut *store, instance)?;
+            Given::WholeResponse(guest.call_handle(store, request, response, body).await?)
+        }
+        Input::ResponseBody(chunk, last) => {
+            let guest = exports.response_body(&mut *store, instance)?;
+            Given::Chunk(guest.call_handle(store, request, response, chunk, *last).await?)
+        }
+        Input::Finish(outcome) => {
+            let guest = exports.finish(&mut *store, instance)?;
+            guest.call_handle(store, request, outcome).await?;
+            Given::Nothing
+        }
+    })
 }
 
 /// The backtrace of a failure, bounded in lines and bytes.

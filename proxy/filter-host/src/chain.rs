@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use beamline_model::{FilterLimits, FilterName, HostName, OnError, TenantName};
+use beamline_model::{FilterLimits, FilterName, HostName, InstanceLifetime, OnError, TenantName};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, uri::PathAndQuery};
 use tokio::time::timeout_at;
@@ -18,10 +18,11 @@ use crate::{
     admission::Seat,
     bindings::beamline::edge::verdicts::{self, Verdict},
     breaker::{self, Breaker, BreakerChange, BreakerState, Leave},
-    call::{Failure, Finished, Given, SLICE, begin_inline_slice, is_waiting, on_request},
+    call::{Failure, Finished, Given, Input, SLICE, begin_inline_slice, is_waiting, on_request},
     engine::Engine,
     head::{RequestHead, Seen},
     host::{CallState, FilterConfig, GuestLog, HostView, Subject, final_status},
+    instances::{After, Keeping},
     load::TenantLoad,
     module::Module,
     passage::{Contexts, Passage},
@@ -44,6 +45,8 @@ pub struct FilterSetup {
     pub config: Arc<FilterConfig>,
     /// What a failure leads to.
     pub on_error: OnError,
+    /// How long its instances live.
+    pub lifetime: InstanceLifetime,
 }
 
 impl FilterSetup {
@@ -57,8 +60,10 @@ impl FilterSetup {
 #[derive(Debug)]
 pub(crate) struct Link {
     label: Arc<str>,
-    setup: FilterSetup,
+    pub(crate) setup: FilterSetup,
     breaker: Arc<Breaker>,
+    /// How its instances are kept, where they are.
+    pub(crate) keeping: Option<Keeping>,
 }
 
 /// A tenant's filter chain.
@@ -69,6 +74,8 @@ pub struct Chain {
     filters: Vec<Link>,
     /// The phases that any of them takes part in.
     phases: PhaseSet,
+    /// Whether any of them keeps instances.
+    keeps_instances: bool,
     pub(crate) load: Arc<TenantLoad>,
     state: Arc<TenantState>,
 }
@@ -188,6 +195,7 @@ impl Chain {
     pub fn new(tenant: TenantName, limits: FilterLimits, filters: Vec<FilterSetup>) -> Self {
         let link = |setup: FilterSetup| Link {
             label: setup.name.as_str().into(),
+            keeping: Keeping::of(&setup),
             setup,
             breaker: Arc::new(Breaker::new(breaker::SETTINGS)),
         };
@@ -196,7 +204,15 @@ impl Chain {
             .iter()
             .filter_map(|link: &Link| link.setup.module.as_ref())
             .fold(PhaseSet::default(), |all, module| all.and(module.phases()));
-        Self { tenant, limits, filters, phases, load: TenantLoad::new(), state: Arc::new(TenantState::new()) }
+        Self {
+            tenant,
+            limits,
+            keeps_instances: filters.iter().any(|link| link.keeping.is_some()),
+            filters,
+            phases,
+            load: TenantLoad::new(),
+            state: Arc::new(TenantState::new()),
+        }
     }
 
     /// What the tenant's filters share.
@@ -258,6 +274,11 @@ impl Chain {
         self.filters.first().map_or_else(String::new, |link| link.setup.config.told(text))
     }
 
+    /// The filter at this place.
+    pub(crate) fn link(&self, filter: usize) -> &Link {
+        &self.filters[filter]
+    }
+
     /// The configuration of the filter at this place.
     pub(crate) fn config(&self, filter: usize) -> &FilterConfig {
         &self.filters[filter].setup.config
@@ -284,7 +305,7 @@ impl Chain {
             runs: Vec::with_capacity(self.filters.len()),
             body: None,
             reached: 0,
-            contexts: Contexts::of(self.filters.len(), self.has_later_phases()),
+            contexts: Contexts::of(self.filters.len(), self.has_later_phases(), self.keeps_instances),
         };
         self.go_on(engine, view, outcome).await
     }
@@ -301,7 +322,7 @@ impl Chain {
     ) -> ChainOutcome {
         let at = outcome.reached.saturating_sub(1);
         let subject = self.subject(Seen::Open(outcome.head), outcome.contexts.get(at));
-        let (ended, replaced) = self.whole_request(engine, view, at, subject, body).await;
+        let (ended, replaced) = self.whole_request(engine, view, at, subject, &outcome.contexts, body).await;
         (outcome.head, outcome.decision) = self.decided(at, ended, &mut outcome.contexts, &mut outcome.runs);
         outcome.body = replaced.or(outcome.body);
         match outcome.decision {
@@ -322,14 +343,20 @@ impl Chain {
             outcome.reached += 1;
             if filter.has(Phase::Request) {
                 let subject = self.subject(Seen::Open(outcome.head), outcome.contexts.get(at));
-                let ended =
-                    self.call(engine, view, at, subject, on_request).await.checked(|given| match given {
-                        Given::Request(verdict) => {
-                            let may_read = filter.has(Phase::WholeRequest);
-                            carried_out(verdict, may_read, self.body_limit(), &filter.config)
-                        }
-                        _ => Err(Failure::Host),
-                    });
+                let ended = if self.keeps_instance(at, Phase::Request) {
+                    // Boxed: every chain's future is as large as the largest of what it may come to.
+                    let kept = self.call_kept(engine, view, at, subject, &outcome.contexts, Input::Request);
+                    Box::pin(kept).await
+                } else {
+                    self.call(engine, view, at, subject, on_request).await
+                };
+                let ended = ended.checked(|given| match given {
+                    Given::Request(verdict) => {
+                        let may_read = filter.has(Phase::WholeRequest);
+                        carried_out(verdict, may_read, self.body_limit(), &filter.config)
+                    }
+                    _ => Err(Failure::Host),
+                });
                 (outcome.head, outcome.decision) =
                     self.decided(at, ended, &mut outcome.contexts, &mut outcome.runs);
             } else if filter.has(Phase::WholeRequest) {
@@ -353,6 +380,7 @@ impl Chain {
     ) -> (Box<RequestHead>, Decision) {
         let Ended { mut subject, given, told } = ended;
         let failed = given.is_err();
+        self.settle_instance(contexts, at, told.phase, After::of_request(&given));
         subject.request.settle(!failed);
         if !failed {
             contexts.set(at, subject.context);
@@ -407,7 +435,7 @@ impl Chain {
         Subject { request, response: Seen::default(), context, log }
     }
 
-    /// One call of the filter at this place, in a fresh instance. `begin` makes the call's future.
+    /// One call of the filter at this place. `begin` makes the call's future: in a fresh instance, or in one that is kept.
     pub(crate) async fn call(
         &self,
         engine: &Engine,
@@ -570,6 +598,10 @@ impl Told<'_> {
             backtrace: None,
             leave: None,
         }
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase
     }
 }
 

@@ -13,11 +13,12 @@ use crate::{
     bindings::EveryPhase,
     chain::LONGEST_CALL,
     compile::CompileError,
-    host::{CallState, MAX_TABLE_ELEMENTS},
+    host::{CallState, MAX_TABLE_ELEMENTS, Running},
     inspect::{ModuleInfo, Rejection, Tier},
+    instances::{PinRoom, idle_room, kept_beside, let_go_of_idle_instances},
     load::Unseated,
     module::Module,
-    reset::{self, CoreEngine, Hold},
+    reset::{self, CoreEngine, Hold, Node},
     slow_lane::SlowLane,
     ticker::Ticker,
 };
@@ -30,7 +31,8 @@ pub(crate) const MAX_MEMORY: usize = 64 << 20;
 /// What the engine is given.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineSettings {
-    /// Instances that can exist at once on this node. Default 4096: beyond the number of modules in use, so that each keeps warm slots of its own.
+    /// Instances that can exist at once on this node, beside those that are held for requests and kept for reuse, of which there can be an
+    /// eighth and a sixteenth as many. Default 4096: beyond the number of modules in use, so that each keeps warm slots of its own.
     pub pool_instances: u32,
     /// Niced threads that run calls which outlived their first slice. Default 1.
     pub slow_lane_threads: usize,
@@ -50,13 +52,16 @@ impl Default for EngineSettings {
 pub struct Engine {
     ticker: Ticker,
     wasmtime: wasmtime::Engine,
-    linker: Linker<Box<CallState>>,
+    linker: Linker<Running>,
     cores: CoreEngine,
     reset_tier: bool,
     pub(crate) lane: SlowLane,
     pub(crate) seats: Arc<Seats>,
     pub(crate) longest_call: Duration,
     pub(crate) unseated: Unseated,
+    pub(crate) pins: Arc<PinRoom>,
+    /// Of instances that are kept for their filters' next requests.
+    pub(crate) idle: Arc<Node>,
 }
 
 /// What must be the same wherever a module is compiled or run.
@@ -97,16 +102,16 @@ pub(crate) fn compiling_engine() -> wasmtime::Result<wasmtime::Engine> {
     wasmtime::Engine::new(&common_config())
 }
 
-pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Box<CallState>>> {
+pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Running>> {
     let mut linker = Linker::new(engine);
-    EveryPhase::add_to_linker::<_, HasSelf<CallState>>(&mut linker, |state: &mut Box<CallState>| state)?;
+    EveryPhase::add_to_linker::<_, HasSelf<CallState>>(&mut linker, Running::call)?;
     Ok(linker)
 }
 
 /// The pool as it measured best for fresh instances: small memories and tables are wiped in place rather than
 /// given back to the kernel, and every slot may stay warm.
 fn pool(settings: &EngineSettings) -> PoolingAllocationConfig {
-    let n = settings.pool_instances;
+    let n = settings.pool_instances + kept_beside(settings.pool_instances);
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(n)
         .total_core_instances(n * 4)
@@ -152,13 +157,17 @@ impl Engine {
             seats: Seats::new(settings.pool_instances / 4 * 3),
             longest_call: settings.longest_call,
             unseated: Unseated::within(settings.pool_instances),
+            pins: PinRoom::beside(settings.pool_instances),
+            idle: idle_room(settings.pool_instances),
         }))
     }
 
-    /// Lets go of kept instances that no request has used during the last six calls of this, on whichever thread they are. To
-    /// be called now and then, by a thread that has time to free memory.
+    /// Lets go of kept instances that no request has used during the last six calls of this, and of those that have waited too
+    /// long for their filters' next requests, on whichever thread they are. To be called every few seconds, by a thread that has
+    /// time to free memory.
     pub fn sweep_kept_instances() {
         reset::sweep();
+        let_go_of_idle_instances();
     }
 
     /// A guest is about to run on this thread: the tick must be on.

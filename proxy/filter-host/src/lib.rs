@@ -3,7 +3,7 @@
 //! * [`Compiler`] validates and compiles in a child process and keeps artifacts in a cache.
 //! * [`Engine`] owns wasmtime, its instance pool, the 1 ms epoch tick and the slow lane.
 //! * [`Chain`] runs a tenant's filters over a request head and backward over its response, each call in a fresh
-//!   sandbox, and always answers. A [`Passage`] is what its later phases know of the request. Which of two ways makes
+//!   sandbox unless its manifest asks for one that is kept, and always answers. A [`Passage`] is what its later phases know of the request. Which of two ways makes
 //!   the sandbox fresh is the module's [`Tier`].
 //!
 //! Guests are untrusted: whatever a module does ends as a verdict or as a [`Failure`], within its limits, and
@@ -23,6 +23,7 @@ mod engine;
 mod head;
 mod host;
 mod inspect;
+mod instances;
 mod limit;
 mod load;
 mod module;
@@ -50,6 +51,7 @@ pub use host::{
     OutboundRequest, OutboundResponse, Properties, Redaction, UpstreamState, UpstreamStatus,
 };
 pub use inspect::{ModuleInfo, ModuleKind, Rejection, Tier};
+pub use instances::{KeptInVain, Pinned};
 pub use module::Module;
 pub use passage::{BodyStage, FinishOutcome, Passage, ResponseDecision, ResponseStep};
 pub use phases::Phase;

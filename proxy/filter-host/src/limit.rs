@@ -19,12 +19,18 @@ impl Failure {
             Self::Memory(_) => Some(Limit::Memory),
             Self::HostCalls(_) => Some(Limit::HostCalls),
             Self::Capacity => Some(Limit::Concurrency),
+            Self::Pinned(_) => Some(Limit::PinnedInstances),
             Self::Body { .. } => Some(Limit::Body),
             Self::Trap(said) if *said == Trap::StackOverflow.to_string() => Some(Limit::Stack),
             Self::Trap(said) if said.contains(HANDED_OVER) => Some(Limit::HandedOver),
             Self::Trap(said) if said.contains(HANDLES) => Some(Limit::Handles),
             Self::Trap(said) if said.starts_with(GET_MANY) => Some(Limit::GetMany),
-            Self::Trap(_) | Self::Verdict(_) | Self::Host | Self::Unavailable | Self::LeftOut(_) => None,
+            Self::Trap(_)
+            | Self::PinRoom
+            | Self::Verdict(_)
+            | Self::Host
+            | Self::Unavailable
+            | Self::LeftOut(_) => None,
         }
     }
 }

@@ -23,6 +23,10 @@ pub(crate) struct TenantLoad {
     waiting: AtomicU32,
     /// Its calls that have begun, and wait for a seat before they send a request.
     unseated: AtomicU32,
+    /// Instances that its requests hold.
+    pub(crate) pinned: AtomicU32,
+    /// Calls that were refused because there was no room for one more.
+    pub(crate) pins_refused: AtomicU64,
     /// The second (since `since`) in the upper half, and in the lower the slices that were used up in it.
     long_slices: AtomicU64,
 }
@@ -34,6 +38,8 @@ impl TenantLoad {
             long_calls: Arc::default(),
             waiting: AtomicU32::new(0),
             unseated: AtomicU32::new(0),
+            pinned: AtomicU32::new(0),
+            pins_refused: AtomicU64::new(0),
             long_slices: AtomicU64::new(0),
         })
     }

@@ -7,7 +7,7 @@ use beamline_model::Digest;
 use wasmtime::component::InstancePre;
 
 use crate::{
-    host::CallState,
+    host::Running,
     inspect::ModuleInfo,
     phases::{PhaseExports, PhaseSet},
     reset::{Core, Hold},
@@ -16,7 +16,7 @@ use crate::{
 /// A compiled module, linked as far as it can be before an instance exists. Shared by every tenant that uses it.
 pub struct Module {
     engine: wasmtime::Engine,
-    pre: InstancePre<Box<CallState>>,
+    pre: InstancePre<Running>,
     exports: PhaseExports,
     phases: PhaseSet,
     /// Its form for the reset tier, where it has that.
@@ -28,7 +28,7 @@ pub struct Module {
 impl Module {
     pub(crate) fn new(
         engine: wasmtime::Engine,
-        pre: InstancePre<Box<CallState>>,
+        pre: InstancePre<Running>,
         core: Option<Hold>,
         info: ModuleInfo,
     ) -> wasmtime::Result<Self> {
@@ -41,7 +41,7 @@ impl Module {
         &self.engine
     }
 
-    pub(crate) fn pre(&self) -> &InstancePre<Box<CallState>> {
+    pub(crate) fn pre(&self) -> &InstancePre<Running> {
         &self.pre
     }
 

@@ -14,6 +14,7 @@ use crate::{
     engine::Engine,
     head::{RequestHead, ResponseHead, Seen},
     host::{FilterConfig, GuestLog, HostView, Subject},
+    instances::{After, Slot, Slots},
     phases::Phase,
     slow_lane::Call,
 };
@@ -32,26 +33,40 @@ pub struct Passage {
     reached: usize,
 }
 
-/// What each filter of a chain remembers of one request. Calls of one filter may overlap: what ends last counts.
-/// None where no filter has a later phase: what is remembered is then of no use.
+/// What each filter of a chain remembers of one request, and the instance that it has of it. Calls of one filter may overlap:
+/// what ends last counts. None where nothing is to be remembered: no filter has a later phase, and none keeps an instance.
 #[derive(Clone, Debug)]
-pub(crate) struct Contexts(Option<Rc<RefCell<Vec<Option<Bytes>>>>>);
+pub(crate) struct Contexts(Option<Rc<Remembered>>);
+
+#[derive(Debug)]
+struct Remembered {
+    contexts: RefCell<Vec<Option<Bytes>>>,
+    slots: Slots,
+}
 
 impl Contexts {
-    pub(crate) fn of(filters: usize, needed: bool) -> Self {
-        Self(needed.then(|| Rc::new(RefCell::new(vec![None; filters]))))
+    pub(crate) fn of(filters: usize, needed: bool, keeps_instances: bool) -> Self {
+        Self((needed || keeps_instances).then(|| {
+            let slots = Slots::of(if keeps_instances { filters } else { 0 });
+            Rc::new(Remembered { contexts: RefCell::new(vec![None; filters]), slots })
+        }))
     }
 
     pub(crate) fn get(&self, at: usize) -> Option<Bytes> {
-        self.0.as_ref()?.borrow().get(at).cloned().flatten()
+        self.0.as_ref()?.contexts.borrow().get(at).cloned().flatten()
     }
 
     pub(crate) fn set(&self, at: usize, context: Option<Bytes>) {
-        if let Some(contexts) = &self.0
-            && let Some(remembered) = contexts.borrow_mut().get_mut(at)
+        if let Some(remembered) = &self.0
+            && let Some(before) = remembered.contexts.borrow_mut().get_mut(at)
         {
-            *remembered = context;
+            *before = context;
         }
+    }
+
+    /// Where a filter's instance is between two of its calls. None of a chain that keeps none.
+    pub(crate) fn slot(&self, at: usize) -> Option<&Slot> {
+        self.0.as_ref()?.slots.get(at)
     }
 }
 
@@ -198,22 +213,23 @@ impl Chain {
         view: &Arc<dyn HostView>,
         at: usize,
         subject: Subject,
+        contexts: &Contexts,
         body: Result<Bytes, Failure>,
     ) -> (Ended<'_, Decision>, Option<Bytes>) {
         let body = match body {
             Ok(body) => body,
             Err(failure) => return (not_called(subject, Phase::WholeRequest, failure), None),
         };
-        let begin = |module, state| -> Call { Box::pin(on_later(module, Input::WholeRequest(body), state)) };
         let (mut replaced, limit) = (None, self.body_limit());
-        let ended = self.call(engine, view, at, subject, begin).await.checked(|given| {
+        let ended = self.call_later(engine, view, at, subject, contexts, Input::WholeRequest(body));
+        let ended = ended.await.checked(|given| {
             let Given::WholeRequest(given) = given else { return Err(Failure::Host) };
             let body = given.body.map(|body| given_body("decision.body", body, limit)).transpose()?;
             let decision = carried_out(given.verdict, false, limit, self.config(at))?;
             replaced = body;
             Ok(decision)
         });
-        (ended.of(Phase::WholeRequest), replaced)
+        (ended, replaced)
     }
 
     /// Runs the response phase of the filter at this place, which must have it.
@@ -332,6 +348,7 @@ impl Chain {
             }
             _ => Err(Failure::Host),
         });
+        self.settle_instance(&passage.contexts, at, told.phase(), After::of_chunk(&given, last));
         if given.is_ok() {
             passage.contexts.set(at, subject.context);
         }
@@ -355,6 +372,7 @@ impl Chain {
         outcome: FinishOutcome,
     ) -> FilterRun {
         let ended = self.later(engine, passage, at, Seen::default(), None, Input::Finish(outcome)).await;
+        self.settle_instance(&passage.contexts, at, Phase::Finish, After::Decided);
         let verdict = if ended.given.is_ok() { "" } else { "failed" };
         let failure = ended.given.err();
         self.run(at, ended.told, verdict, failure, ended.subject.log)
@@ -380,9 +398,25 @@ impl Chain {
         if let Some(log) = log {
             subject.log = log;
         }
+        self.call_later(engine, &passage.view, at, subject, &passage.contexts, input).await
+    }
+
+    /// One call of a phase after the request's head, in the instance that is the filter's.
+    async fn call_later(
+        &self,
+        engine: &Engine,
+        view: &Arc<dyn HostView>,
+        at: usize,
+        subject: Subject,
+        contexts: &Contexts,
+        input: Input,
+    ) -> Ended<'_, Given> {
         let phase = input.phase();
+        if self.keeps_instance(at, phase) {
+            return Box::pin(self.call_kept(engine, view, at, subject, contexts, input)).await;
+        }
         let begin = |module, state| -> Call { Box::pin(on_later(module, input, state)) };
-        self.call(engine, &passage.view, at, subject, begin).await.of(phase)
+        self.call(engine, view, at, subject, begin).await.of(phase)
     }
 
     fn step(
@@ -392,6 +426,7 @@ impl Chain {
         ended: Ended<'_, (ResponseDecision, Option<Bytes>)>,
     ) -> ResponseStep {
         let Ended { mut subject, given, told } = ended;
+        self.settle_instance(&passage.contexts, at, told.phase(), After::of_response(&given));
         subject.response.settle(given.is_ok());
         if given.is_ok() {
             passage.contexts.set(at, subject.context);
@@ -422,7 +457,7 @@ impl ResponseDecision {
 }
 
 /// A call that was not made.
-fn not_called<'c, T>(subject: Subject, phase: Phase, failure: Failure) -> Ended<'c, T> {
+pub(crate) fn not_called<'c, T>(subject: Subject, phase: Phase, failure: Failure) -> Ended<'c, T> {
     Ended { subject, given: Err(failure), told: Told::of(phase) }
 }
 

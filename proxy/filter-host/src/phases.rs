@@ -7,7 +7,7 @@ use crate::{
         finish_handler, request_body_handler, request_handler, response_body_handler, response_handler,
         whole_request_handler, whole_response_handler,
     },
-    host::CallState,
+    host::Running,
     inspect::ModuleInfo,
 };
 
@@ -98,6 +98,27 @@ impl PhaseSet {
         self.0 & !Phase::Request.bit() != 0
     }
 
+    /// These.
+    pub(crate) const fn only<const N: usize>(phases: [Phase; N]) -> Self {
+        let (mut set, mut at) = (0, 0);
+        while at < N {
+            set |= phases[at].bit();
+            at += 1;
+        }
+        Self(set)
+    }
+
+    /// Whether one of these is one of those.
+    pub(crate) const fn meets(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// Whether a request comes to one of them, and to that once: bodies come in many chunks.
+    pub(crate) const fn is_one_call(self) -> bool {
+        let chunks = Self::only([Phase::RequestBody, Phase::ResponseBody]);
+        self.0.count_ones() <= 1 && !self.meets(chunks)
+    }
+
     /// These and those.
     pub(crate) const fn and(self, other: Self) -> Self {
         Self(self.0 | other.0)
@@ -133,7 +154,7 @@ macro_rules! guests {
 
 impl PhaseExports {
     /// Looks up those that `info` names.
-    pub(crate) fn find(pre: &InstancePre<Box<CallState>>, info: &ModuleInfo) -> wasmtime::Result<Self> {
+    pub(crate) fn find(pre: &InstancePre<Running>, info: &ModuleInfo) -> wasmtime::Result<Self> {
         let set = PhaseSet::of(info);
         let wanted = |phase| set.has(phase).then_some(());
         Ok(Self {

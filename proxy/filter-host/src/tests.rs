@@ -1,5 +1,6 @@
 //! The host against real guests: those of `tests/guests`, which `scripts/build-guests.sh` builds.
 
+mod instances;
 mod phases;
 
 use std::{
@@ -11,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use beamline_model::{ByteSize, Ceilings, FilterLimits, Limit, LimitClass, OnError};
+use beamline_model::{ByteSize, Ceilings, FilterLimits, InstanceLifetime, Limit, LimitClass, OnError};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use serde_json::json;
 
@@ -87,6 +88,14 @@ fn the_reference_page_tells_the_limits_that_are_the_same_for_all() {
         ("keys, values and token buckets", vec![format!("{} GiB", crate::shared::NODE_BYTES >> 30)]),
         ("kept instances of a worker", vec!["1,000".into(), mib(crate::reset::MAX_BYTES)]),
         ("kept instances of a node", vec!["4,096".into(), mib(crate::reset::MAX_NODE_BYTES)]),
+        (
+            "instances that wait for their filter's next request",
+            vec![
+                format!("{} s", crate::instances::LONGEST_IDLE.as_secs()),
+                mib(crate::instances::MAX_IDLE_BYTES),
+            ],
+        ),
+        ("instances that requests hold", vec![format!("{} GiB", crate::instances::MAX_PINNED_BYTES >> 30)]),
         ("first states", vec![mib(crate::reset::MAX_IMAGES)]),
     ] {
         assert!(figures.iter().all(|figure| row(what).contains(figure)), "{what}: {figures:?}");
@@ -212,6 +221,7 @@ fn chain_of(tenant: &str, config: &str, limits: FilterLimits, on_error: OnError)
         module: Some(probe()),
         config: FilterConfig::new(&"probe".parse().unwrap(), config),
         on_error,
+        lifetime: InstanceLifetime::Call,
     };
     Chain::new(tenant.parse().unwrap(), limits, vec![filter])
 }
@@ -324,6 +334,7 @@ async fn a_module_that_is_not_loaded_fails_its_filter() {
         module: None,
         config: FilterConfig::new(&"gone".parse().unwrap(), "null"),
         on_error: OnError::FailClosed,
+        lifetime: InstanceLifetime::Call,
     };
     let chain = Chain::new("acme".parse().unwrap(), FilterLimits::default(), vec![filter]);
     let outcome = run(&chain, head(&[("x-kept", "1")])).await;
@@ -562,6 +573,7 @@ async fn what_waits_too_long_or_too_often_ends() {
         module: Some(Arc::clone(&module)),
         config: FilterConfig::new(&"probe".parse().unwrap(), config),
         on_error: OnError::FailClosed,
+        lifetime: InstanceLifetime::Call,
     };
     let chain = |config: &str| Chain::new("acme".parse().unwrap(), limits.clone(), vec![filter(config)]);
     let view = View::shared(FilterLimits::default());
@@ -593,6 +605,7 @@ fn chain_with(module: &Arc<Module>, tenant: &str, config: &str, limits: &FilterL
         module: Some(Arc::clone(module)),
         config: FilterConfig::new(&"probe".parse().unwrap(), config),
         on_error: OnError::FailClosed,
+        lifetime: InstanceLifetime::Call,
     };
     Chain::new(tenant.parse().unwrap(), limits.clone(), vec![filter])
 }
@@ -778,6 +791,7 @@ async fn what_a_verdict_repeats_of_a_secret_is_not_told() {
             name: name.clone(),
             module: Some(probe()),
             on_error: OnError::FailClosed,
+            lifetime: InstanceLifetime::Call,
         };
         let chain = Chain::new("acme".parse().unwrap(), FilterLimits::default(), vec![filter]);
         let outcome = run(&chain, head(&[])).await;
@@ -792,6 +806,7 @@ async fn what_a_verdict_repeats_of_a_secret_is_not_told() {
         name,
         module: Some(probe()),
         on_error: OnError::FailClosed,
+        lifetime: InstanceLifetime::Call,
     };
     let chain = Chain::new("acme".parse().unwrap(), FilterLimits::default(), vec![filter]);
     assert!(chain.told(&named).ends_with("-[redacted]"), "of any filter of the chain");
@@ -846,6 +861,7 @@ async fn a_call_in_a_starved_lane_is_given_up_and_answered() {
             module: Some(Arc::clone(&module)),
             config: FilterConfig::new(&"probe".parse().unwrap(), do_what),
             on_error,
+            lifetime: InstanceLifetime::Call,
         };
         Chain::new("acme".parse().unwrap(), limits.clone(), vec![filter])
     };

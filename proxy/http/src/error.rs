@@ -157,7 +157,7 @@ pub const ERRORS: [ErrorRow; 35] = [
         "filter-capacity",
         503,
         "proxy_internal_error",
-        "Too many filter calls are under way, or bodies kept for them",
+        "Too many filter calls are under way, or instances or bodies kept for them",
     ),
     row(
         ErrorKind::FilterRequestBody,

@@ -28,8 +28,8 @@ pub use limit_class::{
 };
 pub use limits::{FilterLimits, LIMITS, LimitRow};
 pub use manifest::{
-    Credentials, Endpoint, FilterSpec, KeepResponse, KvSpec, Manifest, ManifestError, ModuleRef, OnDead,
-    OnError, OrderingKey, QueueMode, QueuePolicy, UpstreamSpec, UpstreamTarget,
+    Credentials, Endpoint, FilterSpec, InstanceLifetime, KeepResponse, KvSpec, Manifest, ManifestError,
+    ModuleRef, OnDead, OnError, OrderingKey, QueueMode, QueuePolicy, UpstreamSpec, UpstreamTarget,
 };
 pub use misread::misread;
 pub use name::{ConnectionName, FilterName, HostName, InvalidName, SecretName, TenantName, UpstreamName};

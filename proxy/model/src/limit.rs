@@ -11,6 +11,7 @@ pub enum Limit {
     Log,
     Body,
     Concurrency,
+    PinnedInstances,
     HostCalls,
     OutboundCalls,
     KvBytes,
@@ -37,12 +38,13 @@ pub enum Limit {
 
 impl Limit {
     /// All of them, in the order of the reference page.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::Cpu,
         Self::Memory,
         Self::Log,
         Self::Body,
         Self::Concurrency,
+        Self::PinnedInstances,
         Self::HostCalls,
         Self::OutboundCalls,
         Self::KvBytes,
@@ -75,6 +77,7 @@ impl Limit {
             Self::Log => "log",
             Self::Body => "body",
             Self::Concurrency => "concurrency",
+            Self::PinnedInstances => "pinned_instances",
             Self::HostCalls => "host_calls",
             Self::OutboundCalls => "outbound_calls",
             Self::KvBytes => "kv_bytes",

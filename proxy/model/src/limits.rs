@@ -20,6 +20,8 @@ pub struct FilterLimits {
     pub body: ByteSize,
     /// Calls of the tenant on this node that outlived their first slice; further ones are answered `503`.
     pub concurrency: u32,
+    /// Instances that the tenant's requests on this node may hold at once, of filters with `pin_instance`.
+    pub pinned_instances: u32,
     /// Host functions that one call may call, all together.
     pub host_calls: u32,
     /// Requests that one call may send by itself.
@@ -40,6 +42,7 @@ impl Default for FilterLimits {
             log: ByteSize::kib(8),
             body: ByteSize::mib(1),
             concurrency: 256,
+            pinned_instances: 16,
             host_calls: 10_000,
             outbound_calls: 4,
             kv_bytes: ByteSize::mib(4),
@@ -62,7 +65,7 @@ pub struct LimitRow {
 }
 
 /// The limits a manifest can set, in the order of the reference page.
-pub const LIMITS: [LimitRow; 10] = [
+pub const LIMITS: [LimitRow; 11] = [
     LimitRow { key: "cpu", default: "50ms", ceiling: "1s", crossed: "503 filter-timeout" },
     LimitRow {
         key: "memory",
@@ -78,6 +81,7 @@ pub const LIMITS: [LimitRow; 10] = [
         crossed: "413 filter-request-body, 502 filter-response-body",
     },
     LimitRow { key: "concurrency", default: "256", ceiling: "4096", crossed: "503 filter-capacity" },
+    LimitRow { key: "pinned_instances", default: "16", ceiling: "256", crossed: "503 filter-capacity" },
     LimitRow { key: "host_calls", default: "10000", ceiling: "1000000", crossed: "503 filter-host-calls" },
     LimitRow { key: "outbound_calls", default: "4", ceiling: "32", crossed: "the request is refused" },
     LimitRow { key: "kv_bytes", default: "4MiB", ceiling: "64MiB", crossed: "the write is refused" },
@@ -111,6 +115,7 @@ impl FilterLimits {
         log: ByteSize::kib(64),
         body: ByteSize::mib(16),
         concurrency: 4096,
+        pinned_instances: 256,
         host_calls: 1_000_000,
         outbound_calls: 32,
         kv_bytes: ByteSize::mib(64),
@@ -126,6 +131,7 @@ impl FilterLimits {
             log,
             body,
             concurrency,
+            pinned_instances,
             host_calls,
             outbound_calls,
             kv_bytes,
@@ -138,6 +144,7 @@ impl FilterLimits {
             Compared::new("log", log, &other.log),
             Compared::new("body", body, &other.body),
             Compared::new("concurrency", concurrency, &other.concurrency),
+            Compared::new("pinned_instances", pinned_instances, &other.pinned_instances),
             Compared::new("host_calls", host_calls, &other.host_calls),
             Compared::new("outbound_calls", outbound_calls, &other.outbound_calls),
             Compared::new("kv_bytes", kv_bytes, &other.kv_bytes),
@@ -180,6 +187,7 @@ impl FilterLimits {
             log: self.log.min(ceiling.log),
             body: self.body.min(ceiling.body),
             concurrency: self.concurrency.min(ceiling.concurrency),
+            pinned_instances: self.pinned_instances.min(ceiling.pinned_instances),
             host_calls: self.host_calls.min(ceiling.host_calls),
             outbound_calls: self.outbound_calls.min(ceiling.outbound_calls),
             kv_bytes: self.kv_bytes.min(ceiling.kv_bytes),

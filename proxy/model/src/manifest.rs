@@ -8,6 +8,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
     str::FromStr,
 };
 
@@ -294,11 +295,52 @@ pub struct FilterSpec {
     /// The secrets that the filter may read, by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<SecretName>,
+    /// Whether one instance of the module lives from the filter's first phase of a request to its last.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pin_instance: bool,
+    /// Requests that one instance of the module serves, one after the other. 1: each has a fresh one.
+    #[serde(default = "defaults::reuse", skip_serializing_if = "defaults::is_fresh")]
+    pub reuse: u32,
 }
 
 impl FilterSpec {
     /// The most secrets that one filter may read.
     pub const SECRETS_MAX: usize = 16;
+    /// The most requests that one instance may serve.
+    pub const REUSE_MAX: u32 = 10_000;
+
+    /// How long an instance of its module lives.
+    pub fn lifetime(&self) -> InstanceLifetime {
+        match NonZeroU32::new(self.reuse) {
+            _ if self.pin_instance => InstanceLifetime::Request,
+            Some(requests) if requests.get() > 1 => InstanceLifetime::Requests(requests),
+            _ => InstanceLifetime::Call,
+        }
+    }
+
+    /// Whether what is said of its instances is of one mind.
+    fn check_instances(&self) -> Result<(), (&'static str, String)> {
+        if self.reuse == 0 || self.reuse > Self::REUSE_MAX {
+            return Err(("reuse", format!("expected 1 to {}; found {}", Self::REUSE_MAX, self.reuse)));
+        }
+        if self.pin_instance && self.reuse > 1 {
+            let problem = "expected either pin_instance or reuse; found both: an instance is held for one request, or serves several";
+            return Err(("reuse", problem.into()));
+        }
+        Ok(())
+    }
+}
+
+/// How long an instance of a filter's module lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InstanceLifetime {
+    /// One call: each phase and each chunk of a body has a fresh one.
+    #[default]
+    Call,
+    /// One request, from the filter's first phase to its last.
+    Request,
+    /// The request phases of so many requests of the tenant, one after the other.
+    Requests(NonZeroU32),
 }
 
 /// What a failing filter leads to.
@@ -330,6 +372,14 @@ mod defaults {
 
     pub(super) fn response_timeout() -> Duration {
         Duration::secs(30)
+    }
+
+    pub(super) fn reuse() -> u32 {
+        1
+    }
+
+    pub(super) fn is_fresh(requests: &u32) -> bool {
+        *requests == reuse()
     }
 }
 
@@ -444,6 +494,9 @@ impl Manifest {
                     format!("filter {} is named twice: choose another name", filter.name),
                 );
             }
+            filter
+                .check_instances()
+                .or_else(|(key, problem)| wrong(format!("filters[{i}].{key}"), problem))?;
             if filter.secrets.len() > FilterSpec::SECRETS_MAX {
                 return wrong(
                     format!("filters[{i}].secrets"),
@@ -629,6 +682,38 @@ cpu = "20ms"
         assert_eq!(manifest.limits.cpu, Duration::millis(20));
         assert_eq!(manifest.upstreams.values().next().unwrap().queue.mode, QueueMode::OnFailure);
         assert_eq!(Manifest::from_json(manifest.to_json().as_bytes()).unwrap(), manifest);
+    }
+
+    #[test]
+    fn an_instance_lives_for_a_call_a_request_or_several() {
+        let with = |text: &str| {
+            let manifest = GOOD.replace("name = \"router\"", &format!("name = \"router\"\n{text}"));
+            Manifest::from_toml(&manifest, "acme.toml")
+        };
+        let several = NonZeroU32::new(FilterSpec::REUSE_MAX).unwrap();
+        for (text, lifetime, stored) in [
+            ("", InstanceLifetime::Call, false),
+            ("pin_instance = false\nreuse = 1", InstanceLifetime::Call, false),
+            ("pin_instance = true", InstanceLifetime::Request, true),
+            ("reuse = 10000", InstanceLifetime::Requests(several), true),
+        ] {
+            let manifest = with(text).unwrap();
+            assert_eq!(manifest.filters[0].lifetime(), lifetime, "{text}");
+            let json = manifest.to_json();
+            assert_eq!(json.contains("pin_instance\":true") || json.contains("reuse"), stored, "{json}");
+            assert_eq!(Manifest::from_json(json.as_bytes()).unwrap(), manifest);
+        }
+        for (text, expected) in [
+            ("reuse = 0", "filters[0].reuse: expected 1 to 10000; found 0"),
+            ("reuse = 10001", "filters[0].reuse: expected 1 to 10000; found 10001"),
+            (
+                "pin_instance = true\nreuse = 2",
+                "filters[0].reuse: expected either pin_instance or reuse; found both",
+            ),
+        ] {
+            let error = with(text).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{text}: {error}");
+        }
     }
 
     #[test]

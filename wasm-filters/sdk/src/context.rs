@@ -1,7 +1,7 @@
 //! What a filter remembers of a request, from one of its phases to the next.
 //!
-//! Every phase runs in a fresh instance, so what one wants a later one to know it hands to the host: at most
-//! [`MAX`] bytes, for this filter and this request alone.
+//! Every phase runs in a fresh instance, unless the manifest says otherwise, so what one wants a later one to know it
+//! hands to the host: at most [`MAX`] bytes, for this filter and this request alone.
 //!
 //! ```
 //! use beamline_sdk::{Filter, Request, Response, ResponseFilter, ResponseHead, ResponseVerdict, Verdict, context};

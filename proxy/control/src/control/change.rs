@@ -95,7 +95,7 @@ impl Control {
     ///
     /// # Errors
     /// [`ControlError::Grant`] names everything that no grant covers; [`ControlError::UnknownModule`],
-    /// [`ControlError::ModulePath`], [`ControlError::Unloadable`]; [`ControlError::SecretNotSet`], [`ControlError::SecretUnavailable`],
+    /// [`ControlError::ModulePath`], [`ControlError::Unloadable`], [`ControlError::NothingToKeep`]; [`ControlError::SecretNotSet`], [`ControlError::SecretUnavailable`],
     /// [`ControlError::NoSealKey`]; [`ControlError::RemovedBacklog`]; [`ControlError::Queue`] where the revision is active and what
     /// was to be discarded is not.
     pub async fn apply(
@@ -297,6 +297,9 @@ impl Inner {
                 key: format!("filters[{}].module", first.filter),
                 problem: first.problem,
             });
+        }
+        if let Some((key, problem)) = prepared.kept_in_vain() {
+            return Err(ControlError::NothingToKeep { key, problem });
         }
         // The secrets were read a second time for it.
         let missing = prepared.without_secrets().next().map(|(lacking, problem)| {

@@ -69,7 +69,7 @@ impl Control {
     }
 
     /// From time to time lets go of what tenants' filters kept and has expired, for all of them share the node's room for it; and of
-    /// sandboxes that were kept for a minute without being used. Ends with the last [`Control`].
+    /// instances that were kept without being used. Ends with the last [`Control`].
     pub(super) fn keep_sweeping(&self) {
         let inner = Arc::downgrade(&self.inner);
         tokio::spawn(async move {
@@ -259,5 +259,6 @@ fn setup(
 ) -> FilterSetup {
     let config = filter.config.as_ref().map_or_else(|| "null".to_owned(), serde_json::Value::to_string);
     let config = FilterConfig::with_secrets(&filter.name, &config, secrets.of_filter(filter), redaction);
-    FilterSetup { name: filter.name.clone(), module, config, on_error: filter.on_error }
+    let lifetime = filter.lifetime();
+    FilterSetup { name: filter.name.clone(), module, config, on_error: filter.on_error, lifetime }
 }

@@ -99,6 +99,37 @@ pub(crate) struct CallState {
     outbound_left: u32,
 }
 
+/// What a component's store has: the call that runs in it, and nothing while the instance is kept between two.
+pub(crate) struct Running(Option<Box<CallState>>);
+
+impl Running {
+    /// A call that begins in a new store.
+    pub(crate) fn of(call: Box<CallState>) -> Self {
+        Self(Some(call))
+    }
+
+    /// Begins a call.
+    pub(crate) fn begin(&mut self, call: Box<CallState>) {
+        self.0 = Some(call);
+    }
+
+    /// Ends the call: nothing of it is left here.
+    ///
+    /// # Panics
+    /// Where none is under way.
+    pub(crate) fn end(&mut self) -> Box<CallState> {
+        self.0.take().expect("a call that began has its state until it ends")
+    }
+
+    /// The call that is under way.
+    ///
+    /// # Panics
+    /// Where there is none.
+    pub(crate) fn call(&mut self) -> &mut CallState {
+        self.0.as_mut().expect("a guest runs in calls alone")
+    }
+}
+
 /// Host functions that one call may still call, all together.
 pub(crate) struct CallMeter {
     pub(crate) limit: u32,

@@ -1,5 +1,6 @@
 //! Where a thread keeps its instances, one of each module, the least recently used out first; and what a node keeps on all
-//! its threads together.
+//! its threads together. Instances that a filter's next requests reuse stand on shelves of their own (`instances`), one of
+//! each filter.
 //!
 //! A shelf is its thread's own, but for one thing: who lets go of a module takes that module's instances from all
 //! shelves, idle threads' too, as does who sweeps them now and then for instances that nobody uses. A thread that would have to
@@ -32,7 +33,7 @@ const IDLE_SWEEPS: usize = 6;
 
 /// What a node keeps.
 #[derive(Debug)]
-pub(super) struct Node {
+pub(crate) struct Node {
     max_instances: usize,
     max_bytes: usize,
     instances: AtomicUsize,
@@ -40,7 +41,7 @@ pub(super) struct Node {
 }
 
 impl Node {
-    pub(super) fn with_bounds(max_instances: usize, max_bytes: usize) -> Arc<Self> {
+    pub(crate) fn with_bounds(max_instances: usize, max_bytes: usize) -> Arc<Self> {
         Arc::new(Self {
             max_instances,
             max_bytes,
@@ -53,7 +54,7 @@ impl Node {
 /// An instance's part in what a node keeps. It stays with the instance while that is in use, so that a call writes
 /// nothing that threads share.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     node: Arc<Node>,
     /// 0: it has none yet.
     bytes: usize,
@@ -61,7 +62,7 @@ pub(super) struct Place {
 
 impl Place {
     /// Of an instance that was never kept.
-    pub(super) fn none(node: &Arc<Node>) -> Self {
+    pub(crate) fn none(node: &Arc<Node>) -> Self {
         Self { node: Arc::clone(node), bytes: 0 }
     }
 
@@ -103,7 +104,7 @@ impl Drop for Place {
 }
 
 /// What stands on a shelf.
-pub(super) trait Item {
+pub(crate) trait Item {
     /// Tells its module from every other.
     fn key(&self) -> u64;
     /// Bytes that it may take of the node's memory, all told. Never 0.
@@ -113,7 +114,7 @@ pub(super) trait Item {
     fn place(&mut self) -> &mut Place;
 }
 
-struct Shelf<T> {
+pub(crate) struct Shelf<T> {
     capacity: usize,
     max_bytes: usize,
     bytes: usize,
@@ -127,7 +128,7 @@ struct Shelf<T> {
 }
 
 impl<T: Item> Shelf<T> {
-    fn with_bounds(capacity: usize, max_bytes: usize) -> Self {
+    pub(crate) fn with_bounds(capacity: usize, max_bytes: usize) -> Self {
         Self {
             capacity,
             max_bytes,
@@ -139,13 +140,18 @@ impl<T: Item> Shelf<T> {
         }
     }
 
-    fn take(&mut self, key: u64) -> Option<T> {
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.kept.len()
+    }
+
+    pub(crate) fn take(&mut self, key: u64) -> Option<T> {
         let (_, cost, item) = self.kept.remove(&key)?;
         self.bytes -= cost;
         Some(item)
     }
 
-    fn put(&mut self, mut item: T) {
+    pub(crate) fn put(&mut self, mut item: T) {
         if self.capacity == 0 {
             return;
         }
@@ -195,6 +201,13 @@ impl<T: Item> Shelf<T> {
         idle
     }
 
+    /// Takes out those of which `is_one` holds.
+    fn take_all(&mut self, is_one: impl Fn(&T) -> bool) -> Vec<T> {
+        let keys: Vec<_> =
+            self.kept.iter().filter(|(_, (.., item))| is_one(item)).map(|(key, _)| *key).collect();
+        keys.into_iter().filter_map(|key| self.take(key)).collect()
+    }
+
     fn evict(&mut self) {
         while let Some((turn, key)) = self.order.pop_front() {
             if self.kept.get(&key).is_some_and(|(t, ..)| *t == turn) {
@@ -205,33 +218,76 @@ impl<T: Item> Shelf<T> {
     }
 }
 
-/// A thread's shelf. Boxed instances: they are put there and taken away for each call.
-type Own = Mutex<Shelf<Box<Kept>>>;
+/// The shelves of all threads, for one kind of instance.
+pub(crate) struct Shelves<T>(Mutex<Vec<Weak<Mutex<Shelf<T>>>>>);
 
-/// The shelves of all threads.
-static SHELVES: Mutex<Vec<Weak<Own>>> = Mutex::new(Vec::new());
+impl<T: Item> Shelves<T> {
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
 
-thread_local! {
-    static SHELF: Arc<Own> = {
-        let shelf = Arc::new(Mutex::new(Shelf::with_bounds(MAX_INSTANCES, MAX_BYTES)));
-        let mut shelves = lock(&SHELVES);
+    /// Makes a shelf one of them, for as long as its thread lives.
+    pub(crate) fn add(&self, shelf: Shelf<T>) -> Arc<Mutex<Shelf<T>>> {
+        let shelf = Arc::new(Mutex::new(shelf));
+        let mut shelves = lock(&self.0);
         shelves.retain(|shelf| shelf.strong_count() > 0);
         shelves.push(Arc::downgrade(&shelf));
         shelf
-    };
+    }
+
+    fn all(&self) -> Vec<Arc<Mutex<Shelf<T>>>> {
+        lock(&self.0).iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Frees what all threads keep under this key.
+    pub(crate) fn let_go(&self, key: u64) {
+        for shelf in self.all() {
+            // Freed when the shelf's own thread can have it again.
+            let gone = lock(&shelf).take(key);
+            drop(gone);
+        }
+    }
+
+    /// Frees what all threads keep and of which `is_one` holds.
+    pub(crate) fn let_go_where(&self, is_one: impl Fn(&T) -> bool) {
+        for shelf in self.all() {
+            let gone = lock(&shelf).take_all(&is_one);
+            drop(gone);
+        }
+    }
+
+    /// Frees what was not used during the last [`IDLE_SWEEPS`] calls of this. A shelf that its thread uses right now is passed
+    /// over until the next one.
+    fn sweep(&self) {
+        for shelf in self.all() {
+            let idle = use_own(&shelf, Shelf::sweep);
+            drop(idle);
+        }
+    }
+}
+
+static SHELVES: Shelves<Box<Kept>> = Shelves::new();
+
+thread_local! {
+    // Boxed instances: they are put there and taken away for each call.
+    static SHELF: Arc<Mutex<Shelf<Box<Kept>>>> = SHELVES.add(Shelf::with_bounds(MAX_INSTANCES, MAX_BYTES));
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Uses this thread's shelf, where nobody else does right now.
-fn with_own<R>(use_it: impl FnOnce(&mut Shelf<Box<Kept>>) -> R) -> Option<R> {
-    SHELF.with(|shelf| match shelf.try_lock() {
+/// Uses a shelf, where nobody else does right now.
+pub(crate) fn use_own<T, R>(shelf: &Mutex<Shelf<T>>, use_it: impl FnOnce(&mut Shelf<T>) -> R) -> Option<R> {
+    match shelf.try_lock() {
         Ok(mut shelf) => Some(use_it(&mut shelf)),
         Err(TryLockError::Poisoned(shelf)) => Some(use_it(&mut shelf.into_inner())),
         Err(TryLockError::WouldBlock) => None,
-    })
+    }
+}
+
+fn with_own<R>(use_it: impl FnOnce(&mut Shelf<Box<Kept>>) -> R) -> Option<R> {
+    SHELF.with(|shelf| use_own(shelf, use_it))
 }
 
 /// The instance of `core` that this thread keeps, in its first state.
@@ -247,27 +303,12 @@ pub(super) fn put(kept: Box<Kept>) {
 
 /// Frees the instances that all threads keep of a module.
 pub(super) fn let_go(key: u64) {
-    let shelves: Vec<_> = lock(&SHELVES).iter().filter_map(Weak::upgrade).collect();
-    for shelf in shelves {
-        // Freed when the shelf's own thread can have it again.
-        let gone = lock(&shelf).take(key);
-        drop(gone);
-    }
+    SHELVES.let_go(key);
 }
 
-/// Frees the instances of all threads that were not used during the last [`IDLE_SWEEPS`] calls of this. A shelf that its thread
-/// uses right now is passed over until the next one.
+/// Frees the instances of all threads that were not used for some time, told in calls of this.
 pub(crate) fn sweep() {
-    let shelves: Vec<_> = lock(&SHELVES).iter().filter_map(Weak::upgrade).collect();
-    for shelf in shelves {
-        // Freed when the shelf's own thread can have it again.
-        let idle = match shelf.try_lock() {
-            Ok(mut shelf) => shelf.sweep(),
-            Err(TryLockError::Poisoned(shelf)) => shelf.into_inner().sweep(),
-            Err(TryLockError::WouldBlock) => continue,
-        };
-        drop(idle);
-    }
+    SHELVES.sweep();
 }
 
 /// For threads that run what outlived its slice: instances that come here are let go.

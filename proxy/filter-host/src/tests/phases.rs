@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use beamline_model::{ByteSize, FilterLimits, OnError};
+use beamline_model::{ByteSize, FilterLimits, InstanceLifetime, OnError};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 
@@ -24,6 +24,7 @@ fn chain(module: &Arc<Module>, configs: &[&str], limits: FilterLimits, on_error:
         module: Some(Arc::clone(module)),
         config: FilterConfig::new(&format!("f{place}").parse().unwrap(), config),
         on_error,
+        lifetime: InstanceLifetime::Call,
     };
     let filters = configs.iter().enumerate().map(setup).collect();
     Chain::new("acme".parse().unwrap(), limits, filters)

@@ -49,7 +49,7 @@ const fn row(
 const LANE: &[&str] = &["tenant", "upstream"];
 
 /// The node's own families, in the order in which they are shown.
-pub const METRICS: [MetricRow; 23] = {
+pub const METRICS: [MetricRow; 25] = {
     use MetricKind::{Counter, Gauge};
     [
         row("beamline_node_ready", Gauge, &[], "1 where new traffic should come here, as /readyz says"),
@@ -112,6 +112,18 @@ pub const METRICS: [MetricRow; 23] = {
             Counter,
             &["tenant", "filter", "limit"],
             "How often filters crossed limits",
+        ),
+        row(
+            "beamline_pinned_instances",
+            Gauge,
+            &["tenant"],
+            "Instances that a tenant's requests hold, of filters with pin_instance",
+        ),
+        row(
+            "beamline_pinned_refused_total",
+            Counter,
+            &["tenant"],
+            "Calls of such filters that were refused because there was no room for an instance",
         ),
         row("beamline_guest_series", Gauge, &["tenant"], "Series that a tenant's filters made"),
         row(

@@ -12,7 +12,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use beamline_model::{FilterLimits, OnError};
+use beamline_model::{FilterLimits, InstanceLifetime, OnError};
 use tokio::runtime::{Builder, Runtime};
 
 use super::{kept::Kept, shelf};
@@ -172,6 +172,7 @@ fn ask(
         module: Some(Arc::clone(module)),
         config: crate::FilterConfig::new(&"probe".parse().unwrap(), config),
         on_error: OnError::FailClosed,
+        lifetime: InstanceLifetime::Call,
     };
     let chain = Chain::new("acme".parse().unwrap(), limits.clone(), vec![filter]);
     let view = View::shared(limits.clone());
@@ -179,7 +180,7 @@ fn ask(
 }
 
 /// A core module from text, with its component type.
-fn typed(text: &str) -> Vec<u8> {
+pub(crate) fn typed(text: &str) -> Vec<u8> {
     with_type(wat::parse_str(text).unwrap_or_else(|e| panic!("{e}\n{text}")))
 }
 
@@ -209,7 +210,7 @@ const IMPORTS: &str = r#"
 
 /// A module around the parts that a test is about. Page 0: text at 0, the return area at 64, numbers at 96, the
 /// verdict `next` at 256; `cabi_realloc` hands out from 1024 on.
-fn module(body: &str) -> String {
+pub(crate) fn module(body: &str) -> String {
     format!(
         r#"(module {IMPORTS}
             (memory (export "memory") 1)
@@ -229,7 +230,7 @@ fn module(body: &str) -> String {
     )
 }
 
-const REALLOC: &str = r#"
+pub(crate) const REALLOC: &str = r#"
     (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32)
         (local $at i32)
         (local.set $at (i32.and (i32.add (global.get $heap) (i32.const 7)) (i32.const -8)))
@@ -237,7 +238,7 @@ const REALLOC: &str = r#"
         (local.get $at))"#;
 
 /// A phase that runs `work` (the handle is `$h`), drops the handle and says `next`.
-fn handle(work: &str) -> String {
+pub(crate) fn handle(work: &str) -> String {
     format!(
         r#"(func (export "beamline:edge/request-handler@0.1.0#handle") (param $h i32) (result i32)
             {work}
