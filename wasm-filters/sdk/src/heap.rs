@@ -27,7 +27,8 @@ use talc::{
 #[global_allocator]
 static HEAP: Heap = Heap {
     small: UnsafeCell::new(Small { free: [ptr::null_mut(); CLASSES], next: 0, end: 0 }),
-    large: TalcSyncCell::new_wasm(Pages { end: None }),
+    large: TalcSyncCell::new_wasm(Pages { begun: false, end: None }),
+    first: UnsafeCell::new(None),
 };
 
 const PAGE: usize = 64 * 1024;
@@ -39,6 +40,8 @@ const CLASSES: usize = 6;
 const LARGEST: usize = BLOCK << (CLASSES - 1);
 /// What small blocks are cut from.
 const CHUNK: usize = 4 * 1024;
+/// What talc wants beside an allocation: its own words, and the table that its first memory begins with.
+const BESIDE: usize = 1024;
 
 unsafe extern "C" {
     /// Where the linker placed the end of stack and data. Only its address means something.
@@ -48,6 +51,8 @@ unsafe extern "C" {
 struct Heap {
     small: UnsafeCell<Small>,
     large: TalcSyncCell<Pages, WasmBinning>,
+    /// From where to where the first chunk lies, once that is decided.
+    first: UnsafeCell<Option<(usize, usize)>>,
 }
 
 // SAFETY: a module without threads, and this is for no other, is never on two of them.
@@ -117,9 +122,13 @@ impl Small {
 
 /// The first chunk, from its beginning to its end: empty where the first pages have no room for it.
 fn first_chunk() -> (usize, usize) {
-    let start = (&raw const __heap_base as usize).next_multiple_of(BLOCK);
-    let fits = start + CHUNK <= wasm32::memory_size::<0>() * PAGE;
-    (start, if fits { start + CHUNK } else { start })
+    // SAFETY: nothing else refers to it, and nothing is called meanwhile that would.
+    let decided = unsafe { &mut *HEAP.first.get() };
+    *decided.get_or_insert_with(|| {
+        let start = (&raw const __heap_base as usize).next_multiple_of(BLOCK);
+        let fits = start + CHUNK <= wasm32::memory_size::<0>() * PAGE;
+        (start, if fits { start + CHUNK } else { start })
+    })
 }
 
 // SAFETY: blocks of a size hold what their class was chosen for, and are in one hand or one list at a time; what is not
@@ -168,30 +177,41 @@ unsafe impl GlobalAlloc for Heap {
 /// Memory for what is not small: first what the linker and the first chunk left of the first pages, then new pages.
 #[derive(Debug)]
 struct Pages {
-    /// Where the heap ends so far; none before the first allocation.
+    /// What is left of the first pages was claimed, or is too little for that.
+    begun: bool,
+    /// Where the memory that was claimed last ends.
     end: Option<NonNull<u8>>,
 }
 
 // SAFETY: `acquire` allocates nothing, and reaches the heap through `heap` alone.
 unsafe impl Source for Pages {
     fn acquire<B: Binning>(heap: &mut Talc<Self, B>, layout: Layout) -> Result<(), ()> {
-        let Some(end) = heap.source.end else {
+        if !heap.source.begun {
+            heap.source.begun = true;
             let (_, start) = first_chunk();
-            let rest = wasm32::memory_size::<0>() * PAGE - start;
-            // SAFETY: nobody else owns a byte from the first chunk's end to the memory's; this runs once, and before
-            // the memory grows.
+            let rest = (wasm32::memory_size::<0>() * PAGE).saturating_sub(start);
+            // SAFETY: nobody else owns a byte from the first chunk's end to the memory's; this runs once, before anything
+            // here has made the memory grow.
             heap.source.end = unsafe { heap.claim(start as *mut u8, rest) };
-            return heap.source.end.map(|_| ()).ok_or(());
-        };
-        // What is asked for, the alignment at worst, and the allocator's own words beside it.
-        let pages = (layout.size() + layout.align() + 64).div_ceil(PAGE);
-        if wasm32::memory_grow::<0>(pages) == usize::MAX {
+            if heap.source.end.is_some() {
+                return Ok(());
+            }
+        }
+        // What is asked for, the alignment at worst, and what talc wants beside it.
+        let pages = (layout.size() + layout.align() + BESIDE).div_ceil(PAGE);
+        let before = wasm32::memory_grow::<0>(pages);
+        if before == usize::MAX {
             return Err(());
         }
-        let memory_end = (wasm32::memory_size::<0>() * PAGE) as *mut u8;
-        // SAFETY: the heap ends at `end`; the pages from there to the memory's end were just made, or are
-        // a tail of the first claim that was too short to use.
-        heap.source.end = Some(unsafe { heap.extend(end, memory_end) });
-        Ok(())
+        let (start, size) = ((before * PAGE) as *mut u8, pages * PAGE);
+        // SAFETY: the pages were just made, and are nobody else's. What ends where they begin is ours, and goes on with them;
+        // where others made the memory grow in between, or nothing was claimed yet, they stand alone.
+        heap.source.end = unsafe {
+            match heap.source.end {
+                Some(end) if end.as_ptr() == start => Some(heap.extend(end, start.add(size))),
+                _ => heap.claim(start, size),
+            }
+        };
+        heap.source.end.map(|_| ()).ok_or(())
     }
 }

@@ -41,7 +41,7 @@ pub trait RequestBodyFilter {
     /// As [`Filter::Config`].
     type Config: DeserializeOwned;
 
-    /// Says what happens to a chunk. Each gets a fresh instance: what is half done goes into
+    /// Says what happens to a chunk. Each gets a fresh instance, unless the manifest pins it: what is half done goes into
     /// [`context`](crate::context), or is held. Not called for requests without a body.
     fn on_request_chunk(config: &Self::Config, request: &Request, chunk: Chunk) -> ChunkVerdict;
 }
@@ -79,7 +79,7 @@ pub trait ResponseBodyFilter {
     /// As [`Filter::Config`].
     type Config: DeserializeOwned;
 
-    /// Says what happens to a chunk. Each gets a fresh instance: what is half done goes into
+    /// Says what happens to a chunk. Each gets a fresh instance, unless the manifest pins it: what is half done goes into
     /// [`context`](crate::context), or is held. Not called for responses without a body.
     fn on_response_chunk(
         config: &Self::Config,
