@@ -9,7 +9,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
-    io, mem,
+    io, mem, slice,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering},
@@ -31,6 +31,11 @@ use crate::control::Events;
 const GATHER: Duration = Duration::from_millis(100);
 /// How long after a failure it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// The same where the node ends.
+const FLUSH_RETRY: Duration = Duration::from_millis(200);
+/// Failures in a row after which a round ends: until then tenants are tried one by one, so that none of which the disk cannot
+/// take it keeps the others waiting.
+const HOPELESS: usize = 16;
 /// About so many bytes of keys and values are committed at once, but for a tenant of which everything is.
 const BATCH: usize = 1 << 20;
 
@@ -50,8 +55,8 @@ enum Order {
     Erase(TenantName),
     /// Keep a tenant's keys no more; what is stored stays.
     Forget(TenantName, oneshot::Sender<()>),
-    /// Commit what there is now; says whether that could be done.
-    Flush(oneshot::Sender<bool>),
+    /// Commit what there is now, and try until then; says whether that could be done.
+    Flush(Instant, oneshot::Sender<bool>),
 }
 
 /// Tells the thread of one tenant's changes.
@@ -139,7 +144,7 @@ impl Keeper {
     /// Commits what has changed until now; whether that could be done in time.
     pub(crate) async fn flush(&self, within: Duration) -> bool {
         let (done, is_done) = oneshot::channel();
-        self.order(Order::Flush(done));
+        self.order(Order::Flush(Instant::now() + within, done));
         matches!(tokio::time::timeout(within, is_done).await, Ok(Ok(true)))
     }
 }
@@ -183,6 +188,10 @@ impl Writer {
                 self.write();
                 write_at = None;
             }
+            if self.has_done() {
+                // Also where what could not be stored is not to be stored any more.
+                self.recovered();
+            }
             write_at = match write_at {
                 _ if self.has_done() => None,
                 Some(at) => Some(at),
@@ -210,8 +219,13 @@ impl Writer {
                 self.erase.remove(&tenant);
                 let _ = done.send(());
             }
-            Order::Flush(done) => {
-                let _ = done.send(self.write_all());
+            Order::Flush(until, done) => {
+                let mut is_done = self.write_all();
+                while !is_done && Instant::now() + FLUSH_RETRY < until {
+                    thread::sleep(FLUSH_RETRY);
+                    is_done = self.write_all();
+                }
+                let _ = done.send(is_done);
             }
         }
     }
@@ -237,41 +251,83 @@ impl Writer {
         self.has_done()
     }
 
-    /// Commits something of each tenant of which there is something, and erases what is to go; whether that could be done. What
-    /// is more of a tenant comes after the others.
+    /// Commits something of each tenant of which there is something, and erases what is to go; whether all of it could be done.
+    /// What is more of a tenant comes after the others.
     fn write(&mut self) -> bool {
         let mut round: VecDeque<_> = mem::take(&mut self.due).into_iter().collect();
+        let (mut failure, mut in_a_row) = (None, 0);
         loop {
-            let taken = self.take(&mut round);
-            let nothing = |tenant| KvBatch { tenant, all: true, entries: Vec::new(), gone: Vec::new() };
-            let erased = self.erase.iter().map(nothing);
-            let batches: Vec<_> = erased.chain(taken.iter().map(|(tenant, c)| batch(tenant, c))).collect();
-            if batches.is_empty() {
-                return true;
+            let mut work: Vec<_> =
+                mem::take(&mut self.erase).into_iter().map(|tenant| Work { tenant, changes: None }).collect();
+            work.extend(self.take(&mut round));
+            if work.is_empty() {
+                break;
             }
-            let written = self.store.write_kv(&batches);
-            drop(batches);
-            if let Err(error) = written {
-                self.due.extend(round);
-                for (tenant, changes) in taken {
-                    if let Some(kv) = self.kvs.get(&tenant) {
-                        kv.put_back(changes);
-                    }
-                    self.due.insert(tenant);
+            let (several, together) = (work.len() > 1, self.commit(&work));
+            for one in work {
+                let written = match &together {
+                    Ok(()) => true,
+                    // One by one where not together: what the disk does not take of one tenant keeps no other waiting.
+                    Err(_) if several && in_a_row < HOPELESS => match self.commit(slice::from_ref(&one)) {
+                        Ok(()) => {
+                            in_a_row = 0;
+                            true
+                        }
+                        Err(error) => {
+                            in_a_row += 1;
+                            failure = Some(error);
+                            false
+                        }
+                    },
+                    Err(_) => false,
+                };
+                self.settle(one, written);
+            }
+            if let Err(error) = together {
+                failure.get_or_insert(error);
+                if !several || in_a_row >= HOPELESS {
+                    self.due.extend(round);
+                    break;
                 }
-                self.failed(&error);
-                return false;
             }
-            self.erase.clear();
-            self.due.extend(taken.into_iter().filter(|(_, changes)| changes.more).map(|(tenant, _)| tenant));
-            if self.failing.swap(false, Ordering::Relaxed) {
-                (self.events)("kv.recovered", json!({}));
+        }
+        match &failure {
+            Some(error) => self.failed(error),
+            None => self.recovered(),
+        }
+        failure.is_none()
+    }
+
+    fn commit(&self, work: &[Work]) -> Result<(), StoreError> {
+        let batches: Vec<_> = work.iter().map(Work::batch).collect();
+        self.store.write_kv(&batches)
+    }
+
+    /// What is left to do of what was written, or was not.
+    fn settle(&mut self, Work { tenant, changes }: Work, written: bool) {
+        match changes {
+            None if written => {}
+            None => drop(self.erase.insert(tenant)),
+            Some(changes) => {
+                if written && !changes.more {
+                    return;
+                }
+                if !written && let Some(kv) = self.kvs.get(&tenant) {
+                    kv.put_back(changes);
+                }
+                self.due.insert(tenant);
             }
         }
     }
 
+    fn recovered(&self) {
+        if self.failing.swap(false, Ordering::Relaxed) {
+            (self.events)("kv.recovered", json!({}));
+        }
+    }
+
     /// Takes changes of the tenants that are next in a round.
-    fn take(&self, round: &mut VecDeque<TenantName>) -> Vec<(TenantName, KvChanges)> {
+    fn take(&self, round: &mut VecDeque<TenantName>) -> Vec<Work> {
         let (mut taken, mut bytes) = (Vec::new(), 0);
         while bytes < BATCH
             && let Some(tenant) = round.pop_front()
@@ -280,7 +336,7 @@ impl Writer {
                 self.kvs.get(&tenant).and_then(|kv| kv.take_changes(BATCH, since_epoch_ms(self.now)));
             if let Some(changes) = changes {
                 bytes += changes.entries.iter().map(|e| e.key.len() + e.value.len()).sum::<usize>();
-                taken.push((tenant, changes));
+                taken.push(Work { tenant, changes: Some(changes) });
             }
         }
         taken
@@ -294,14 +350,27 @@ impl Writer {
     }
 }
 
-fn batch<'a>(tenant: &'a TenantName, changes: &'a KvChanges) -> KvBatch<'a> {
-    let row =
-        |entry: &'a KvEntry| KvRow { key: &entry.key, value: &entry.value, expires_ms: entry.expires_ms };
-    KvBatch {
-        tenant,
-        all: changes.all,
-        entries: changes.entries.iter().map(row).collect(),
-        gone: changes.gone.iter().map(|key| &**key).collect(),
+/// What is to be written of one tenant: these changes, or that nothing of it stays.
+struct Work {
+    tenant: TenantName,
+    changes: Option<KvChanges>,
+}
+
+impl Work {
+    fn batch(&self) -> KvBatch<'_> {
+        let Self { tenant, changes } = self;
+        let Some(changes) = changes else {
+            return KvBatch { tenant, all: true, entries: Vec::new(), gone: Vec::new() };
+        };
+        fn row(entry: &KvEntry) -> KvRow<'_> {
+            KvRow { key: &entry.key, value: &entry.value, expires_ms: entry.expires_ms }
+        }
+        KvBatch {
+            tenant,
+            all: changes.all,
+            entries: changes.entries.iter().map(row).collect(),
+            gone: changes.gone.iter().map(|key| &**key).collect(),
+        }
     }
 }
 
@@ -346,6 +415,8 @@ mod tests {
     }
 
     const SOON: Duration = Duration::from_secs(20);
+    /// For what is not done in time.
+    const BRIEF: Duration = Duration::from_millis(300);
 
     #[tokio::test]
     async fn what_is_kept_is_stored_and_what_has_expired_or_has_no_room_goes() {
@@ -378,7 +449,7 @@ mod tests {
         let database = rusqlite::Connection::open(dir.path().join(SqliteStore::FILE)).unwrap();
         database.execute("ALTER TABLE kv RENAME TO away", []).unwrap();
         keeper.keep(&acme, &kv);
-        assert!(!keeper.flush(SOON).await && !keeper.flush(SOON).await);
+        assert!(!keeper.flush(BRIEF).await && !keeper.flush(BRIEF).await);
         assert!(keeper.is_failing());
         assert_eq!(*told.lock().unwrap(), ["kv.failing"]);
         database.execute("ALTER TABLE away RENAME TO kv", []).unwrap();
@@ -393,9 +464,45 @@ mod tests {
         let kv = TenantState::new().durable();
         keeper.restore(&acme, &kv, vec![record("a", "1", None)], &FilterLimits::default());
         keeper.keep(&acme, &kv);
-        kv.end();
         keeper.forget(&acme).await;
         assert!(keeper.flush(SOON).await && store.kv(&acme).unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn where_what_could_not_be_stored_is_not_to_be_any_more_nothing_fails() {
+        let Place { dir, keeper, told, acme, .. } = place();
+        let database = rusqlite::Connection::open(dir.path().join(SqliteStore::FILE)).unwrap();
+        database.execute("ALTER TABLE kv RENAME TO away", []).unwrap();
+        let kv = TenantState::new().durable();
+        keeper.restore(&acme, &kv, vec![record("a", "1", None)], &FilterLimits::default());
+        keeper.keep(&acme, &kv);
+        assert!(!keeper.flush(BRIEF).await && keeper.is_failing());
+        keeper.forget(&acme).await;
+        assert!(keeper.flush(SOON).await && !keeper.is_failing());
+        assert_eq!(*told.lock().unwrap(), ["kv.failing", "kv.recovered"]);
+    }
+
+    #[tokio::test]
+    async fn a_tenant_whose_keys_the_store_does_not_take_keeps_no_other_waiting() {
+        let Place { dir, store, keeper, acme, .. } = place();
+        let zeta: TenantName = "zeta".parse().unwrap();
+        let stamp = Stamp { at_ms: 1, actor: "operator" };
+        store.create_tenant(&zeta, &Grant::default(), &Token::presented("z").hash(), stamp).unwrap();
+        let database = rusqlite::Connection::open(dir.path().join(SqliteStore::FILE)).unwrap();
+        let refuse = "CREATE TRIGGER no BEFORE INSERT ON kv WHEN NEW.key = 'too large' \
+                      BEGIN SELECT RAISE(ABORT, 'no room'); END";
+        database.execute(refuse, []).unwrap();
+        let (large, small) = (TenantState::new().durable(), TenantState::new().durable());
+        let limits = FilterLimits::default();
+        keeper.restore(&acme, &large, vec![record("too large", "1", None)], &limits);
+        keeper.restore(&zeta, &small, vec![record("small", "1", None)], &limits);
+        keeper.keep(&acme, &large);
+        keeper.keep(&zeta, &small);
+        assert!(!keeper.flush(BRIEF).await && keeper.is_failing());
+        assert_eq!(store.kv(&zeta).unwrap(), [record("small", "1", None)]);
+        database.execute("DROP TRIGGER no", []).unwrap();
+        assert!(keeper.flush(SOON).await && !keeper.is_failing());
+        assert_eq!(store.kv(&acme).unwrap(), [record("too large", "1", None)]);
     }
 
     #[tokio::test]

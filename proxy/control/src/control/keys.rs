@@ -40,7 +40,10 @@ impl Inner {
         let (tenant, state) = (prepared.name(), prepared.state());
         let was_settled = state.settle();
         match (durable, state.kept()) {
-            (true, Some(_)) | (false, None) => {}
+            (true, Some(_)) => {}
+            // Stored for an earlier manifest, which this node could not read.
+            (false, None) if !was_settled => self.keeper.erase(tenant),
+            (false, None) => {}
             (true, None) if was_settled => self.keeper.keep(tenant, &state.durable()),
             (true, None) => {
                 let outcome = self.keeper.restore(tenant, &state.durable(), stored, prepared.limits());

@@ -261,7 +261,12 @@ impl TenantKv {
     /// Takes changes back that could not be kept. The keeper is not told of them: it has them to do.
     pub fn put_back(&self, changes: KvChanges) {
         let KvChanges { all, entries, gone, .. } = changes;
-        self.note_again(all, entries.into_iter().map(|entry| entry.key).chain(gone));
+        if all {
+            // What was taken is freed when no filter waits for the notes any more.
+            self.note_again(true, std::iter::empty());
+        } else {
+            self.note_again(false, entries.into_iter().map(|entry| entry.key).chain(gone));
+        }
     }
 
     /// Notes keys that were taken out; whether there is anything noted then.
