@@ -69,13 +69,14 @@ pub fn router(state: AdminState) -> Router {
         .iter()
         .fold(Router::new(), |router, row| {
             let guard = middleware::from_fn_with_state((state.control.clone(), row), auth::guard);
-            router.route(row.path, routes::endpoint(row).route_layer(guard))
+            let seen_out = middleware::from_fn(linger::see_out);
+            // Inside out: what a caller still sends is seen to only behind the guard.
+            router.route(row.path, routes::endpoint(row).route_layer(seen_out).route_layer(guard))
         })
         .fallback(problem::unknown_path)
         .method_not_allowed_fallback(problem::method_not_allowed)
         // Each route has a limit of its own, which `request` keeps.
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::map_response(answer::finish))
-        .layer(middleware::from_fn(linger::see_out))
         .with_state(state)
 }

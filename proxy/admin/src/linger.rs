@@ -1,8 +1,8 @@
 //! Refusals that reach their callers: what a caller is still sending is taken and thrown away before it is answered.
 //!
 //! A connection that is closed while its caller sends is reset, and the caller sees a broken pipe in place of the answer
-//! that says what was wrong (RFC 9112, section 9.6). Not so for senders that are not known; and who said
-//! `Expect: 100-continue` waits to be asked, and is not.
+//! that says what was wrong (RFC 9112, section 9.6). It stands behind the guard, so that nothing is taken of who has not
+//! shown who they are. Who said `Expect: 100-continue` waits to be asked, and is not.
 
 use std::{
     pin::Pin,
@@ -13,7 +13,7 @@ use std::{
 
 use axum::{body::Body, extract::Request, middleware::Next, response::Response};
 use bytes::Bytes;
-use http::{StatusCode, header};
+use http::header;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 
@@ -60,12 +60,8 @@ pub(crate) async fn see_out(request: Request, next: Next) -> Response {
     let body = Arc::new(Mutex::new(body));
     let lent = Body::new(Lent(Arc::clone(&body)));
     let answer = next.run(Request::from_parts(parts, lent)).await;
-    let known = !matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
     let refused = answer.status().is_client_error() || answer.status().is_server_error();
-    if refused
-        && known
-        && let Some(left) = Arc::into_inner(body)
-    {
+    if refused && let Some(left) = Arc::into_inner(body) {
         let left = left.into_inner().unwrap_or_else(PoisonError::into_inner);
         // Whatever comes of it, the answer is the same.
         let _ = tokio::time::timeout(PATIENCE, discard(left)).await;
@@ -87,6 +83,7 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use axum::{Router, middleware, routing::post};
+    use http::StatusCode;
     use tower::ServiceExt as _;
 
     use super::*;
@@ -137,6 +134,5 @@ mod tests {
         assert_eq!(taken(refused, 3, false, false).await, 3, "one that stops is waited for in vain");
         assert_eq!(taken(refused, 5, true, true).await, 0, "its caller waits to be asked");
         assert_eq!(taken(StatusCode::OK, 5, true, false).await, 0, "nothing was refused");
-        assert_eq!(taken(StatusCode::UNAUTHORIZED, 5, true, false).await, 0, "its sender is not known");
     }
 }
