@@ -60,9 +60,17 @@ pub fn checked_field(name: &str, value: &[u8]) -> Result<(HeaderName, HeaderValu
     Ok((name, value))
 }
 
-fn fits(headers: &HeaderMap, name: &HeaderName, value: &HeaderValue) -> Result<(), HeadEditError> {
-    let bytes: usize = headers.iter().map(|(n, v)| n.as_str().len() + v.len()).sum();
-    if headers.len() >= MAX_FIELDS || bytes + name.as_str().len() + value.len() > MAX_HEAD_BYTES {
+/// Whether the fields that `stay` leave room for one more.
+fn fits<'h>(
+    stay: impl Iterator<Item = (&'h HeaderName, &'h HeaderValue)>,
+    name: &HeaderName,
+    value: &HeaderValue,
+) -> Result<(), HeadEditError> {
+    let bytes_of = |name: &HeaderName, value: &HeaderValue| name.as_str().len() + value.len();
+    let (fields, bytes) = stay.fold((1, bytes_of(name, value)), |(fields, bytes), (name, value)| {
+        (fields + 1, bytes + bytes_of(name, value))
+    });
+    if fields > MAX_FIELDS || bytes > MAX_HEAD_BYTES {
         return Err(HeadEditError::TooLarge);
     }
     Ok(())
@@ -71,7 +79,7 @@ fn fits(headers: &HeaderMap, name: &HeaderName, value: &HeaderValue) -> Result<(
 /// Replaces every value of a field.
 pub fn set(headers: &mut HeaderMap, name: &str, value: &[u8]) -> Result<(), HeadEditError> {
     let (name, value) = checked_field(name, value)?;
-    fits(headers, &name, &value)?;
+    fits(headers.iter().filter(|(other, _)| **other != name), &name, &value)?;
     headers.insert(name, value);
     Ok(())
 }
@@ -79,7 +87,7 @@ pub fn set(headers: &mut HeaderMap, name: &str, value: &[u8]) -> Result<(), Head
 /// Adds a value to a field.
 pub fn append(headers: &mut HeaderMap, name: &str, value: &[u8]) -> Result<(), HeadEditError> {
     let (name, value) = checked_field(name, value)?;
-    fits(headers, &name, &value)?;
+    fits(headers.iter(), &name, &value)?;
     headers.append(name, value);
     Ok(())
 }
@@ -124,8 +132,15 @@ mod tests {
             append(&mut headers, "x-a", i.to_string().as_bytes()).unwrap();
         }
         assert_eq!(append(&mut headers, "x-a", b"more"), Err(HeadEditError::TooLarge));
+        assert_eq!(set(&mut headers, "x-b", b"more"), Err(HeadEditError::TooLarge));
+        set(&mut headers, "x-a", b"in place of all of them").unwrap();
+        assert_eq!(headers.len(), 1);
         remove(&mut headers, "x-a").unwrap();
         assert!(headers.is_empty());
         assert_eq!(set(&mut headers, "x-big", &vec![b'a'; MAX_HEAD_BYTES]), Err(HeadEditError::TooLarge));
+        for value in [b'a', b'b'] {
+            set(&mut headers, "x-big", &vec![value; MAX_HEAD_BYTES / 2 + 1]).unwrap();
+        }
+        assert_eq!(append(&mut headers, "x-big", &[b'c'; MAX_HEAD_BYTES / 2]), Err(HeadEditError::TooLarge));
     }
 }
