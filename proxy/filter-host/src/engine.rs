@@ -111,16 +111,21 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Runni
 /// The pool as it measured best for fresh instances: small memories and tables are wiped in place rather than
 /// given back to the kernel, and every slot may stay warm.
 fn pool(settings: &EngineSettings) -> PoolingAllocationConfig {
-    let n = settings.pool_instances + kept_beside(settings.pool_instances);
+    /// Of one component.
+    const CORES: u32 = 16;
+    const TABLES: u32 = 8;
+    let (calls, kept) = (settings.pool_instances, kept_beside(settings.pool_instances));
+    let n = calls + kept;
     let mut pool = PoolingAllocationConfig::new();
+    // Calls are over soon, and few components have all that they may; kept ones could hold it for long.
     pool.total_component_instances(n)
-        .total_core_instances(n * 4)
+        .total_core_instances(calls * 4 + kept * CORES)
         .total_memories(n)
-        .total_tables(n * 2)
+        .total_tables(calls * 2 + kept * TABLES)
         .total_stacks(n)
-        .max_core_instances_per_component(16)
+        .max_core_instances_per_component(CORES)
         .max_memories_per_component(1)
-        .max_tables_per_component(8)
+        .max_tables_per_component(TABLES)
         .max_memory_size(MAX_MEMORY)
         .table_elements(MAX_TABLE_ELEMENTS)
         .max_unused_warm_slots(n)

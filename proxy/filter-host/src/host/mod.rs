@@ -140,6 +140,8 @@ pub(crate) struct CallMeter {
 pub(crate) struct MemoryMeter {
     pub(crate) limit: usize,
     pub(crate) used: usize,
+    /// What growing took last, given back where it fails after all.
+    last: usize,
     /// Whether growth was refused: what a following trap is put down to.
     pub(crate) refused: bool,
     /// Whether a table's growth was.
@@ -159,13 +161,20 @@ impl ResourceLimiter for MemoryMeter {
         desired: usize,
         _max: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        let after = self.used.saturating_add(desired.saturating_sub(current));
+        let more = desired.saturating_sub(current);
+        let after = self.used.saturating_add(more);
         if after > self.limit {
-            self.refused = true;
+            (self.refused, self.last) = (true, 0);
             return Ok(false);
         }
-        self.used = after;
+        (self.used, self.last) = (after, more);
         Ok(true)
+    }
+
+    fn memory_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
+        // Beyond the memory's own maximum, for one: nothing grew.
+        self.used -= std::mem::take(&mut self.last);
+        Ok(())
     }
 
     fn table_growing(
@@ -202,6 +211,7 @@ impl CallState {
             memory: MemoryMeter {
                 limit: usize::try_from(limits.memory.get()).unwrap_or(usize::MAX),
                 used: 0,
+                last: 0,
                 refused: false,
                 table_refused: false,
             },
@@ -240,7 +250,7 @@ mod tests {
 
     #[test]
     fn all_memories_of_an_instance_count_together() {
-        let mut meter = MemoryMeter { limit: 100, used: 0, refused: false, table_refused: false };
+        let mut meter = MemoryMeter { limit: 100, used: 0, last: 0, refused: false, table_refused: false };
         assert!(meter.memory_growing(0, 60, None).unwrap());
         assert!(meter.memory_growing(0, 40, None).unwrap());
         assert!(!meter.memory_growing(40, 41, None).unwrap());

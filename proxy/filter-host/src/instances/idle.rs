@@ -1,4 +1,5 @@
-//! Instances that wait for their filter's next request: on their thread's shelf, one of each filter, for [`LONGEST_IDLE`].
+//! Instances that wait for their filter's next request: on their thread's shelf, one of each filter, for
+//! [`LONGEST_IDLE`] and until the next sweep.
 //!
 //! Which filter is meant by a key that no other filter, tenant or revision ever has. Its chain holds it, and with the
 //! chain its instances go: whoever drops that frees them, a thread that serves no requests as a rule.

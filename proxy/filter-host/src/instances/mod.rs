@@ -234,15 +234,22 @@ impl Chain {
         };
         let new = |permit| Kept::new(Place::none(&engine.idle), permit);
         let kept = match (slot.kept.take(), how) {
-            (Some(kept), _) => kept,
+            (Some(kept), _) => Some(kept),
             (None, How::Pinned) => match engine.pins.take(&self.load, &self.limits) {
-                Ok(permit) => new(Some(permit)),
+                Ok(permit) => Some(new(Some(permit))),
                 Err(failure) => return not_called(subject, phase, failure),
             },
-            (None, How::Reused(reuse)) => reuse.take().unwrap_or_else(|| new(None)),
+            // Taken when the call begins: one that is refused leaves it where it is.
+            (None, How::Reused(_)) => None,
         };
         let (back, mut returned) = oneshot::channel();
-        let begin = |module, state| -> Call { Box::pin(kept::call(module, kept, input, state, back)) };
+        let begin = |module, state| -> Call {
+            let kept = kept.unwrap_or_else(|| match how {
+                How::Reused(reuse) => reuse.take().unwrap_or_else(|| new(None)),
+                How::Pinned => new(None),
+            });
+            Box::pin(kept::call(module, kept, input, state, back))
+        };
         let ended = self.call(engine, view, at, subject, begin).await.of(phase);
         // None where the call failed, or never began.
         slot.kept.set(returned.try_recv().ok());

@@ -86,7 +86,9 @@ impl PinRoom {
             failure
         };
         if !take(&load.pinned, share) {
-            return Err(refused(Failure::Pinned(share)));
+            // Asking for more of them helps where these are what it has used up.
+            let by_quota = share == limits.pinned_instances;
+            return Err(refused(if by_quota { Failure::Pinned(share) } else { Failure::PinRoom }));
         }
         if !take(&self.instances, self.most) {
             load.pinned.fetch_sub(1, AcqRel);
@@ -142,7 +144,9 @@ mod tests {
                     Err(failure) => break failure,
                 }
             };
-            assert_eq!(refused, Failure::Pinned(share));
+            // Of what it asks for, or of the node's room.
+            let expected = if asked == share { Failure::Pinned(share) } else { Failure::PinRoom };
+            assert_eq!(refused, expected);
             let held_now = u32::try_from(held.len()).unwrap();
             assert_eq!((held_now, Pinned::of(&load)), (share, Pinned { held: share, refused: 1 }));
             drop(held);

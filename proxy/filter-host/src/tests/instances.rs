@@ -35,6 +35,9 @@ fn counter() -> Arc<Module> {
     Arc::clone(COUNTER.get_or_init(|| loaded(&guest("counter.wasm"))))
 }
 
+/// Instances that wait are swept, and looked for, on all threads: one test at a time.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 fn several(requests: u32) -> InstanceLifetime {
     InstanceLifetime::Requests(NonZeroU32::new(requests).unwrap())
 }
@@ -82,6 +85,7 @@ async fn counts<const N: usize>(chain: &Chain, acts: [&'static str; N]) -> [Opti
 
 #[tokio::test]
 async fn an_instance_serves_as_many_requests_as_its_filter_allows() {
+    let _alone = ALONE.lock().await;
     for (lifetime, expected) in [
         (InstanceLifetime::Call, [1, 1, 1, 1, 1, 1, 1]),
         (several(3), [1, 2, 3, 1, 2, 3, 1]),
@@ -95,6 +99,7 @@ async fn an_instance_serves_as_many_requests_as_its_filter_allows() {
 
 #[tokio::test]
 async fn an_instance_whose_call_failed_serves_no_other() {
+    let _alone = ALONE.lock().await;
     let acts = ["", "", "request:trap", "", "", "request:no-verdict", ""];
     let chain = chain("acme", FilterLimits::default(), several(100));
     assert_eq!(counts(&chain, acts).await, [Some(1), Some(2), None, Some(1), Some(2), None, Some(1)]);
@@ -105,6 +110,7 @@ async fn an_instance_whose_call_failed_serves_no_other() {
 
 #[tokio::test]
 async fn no_tenant_filter_or_revision_has_anothers_instance() {
+    let _alone = ALONE.lock().await;
     let (one, other) = ("one", "other");
     let of = |tenant| chain(tenant, FilterLimits::default(), several(100));
     let (first, second) = (of(one), of(other));
@@ -125,6 +131,7 @@ async fn no_tenant_filter_or_revision_has_anothers_instance() {
 
 #[tokio::test]
 async fn what_waits_goes_with_its_filter_and_when_nobody_comes() {
+    let _alone = ALONE.lock().await;
     let one = chain("acme", FilterLimits::default(), several(100));
     assert_eq!(counts(&one, [""; 2]).await, [1, 2].map(Some));
     assert_eq!(waiting_on_this_thread(), 1);
@@ -139,6 +146,7 @@ async fn what_waits_goes_with_its_filter_and_when_nobody_comes() {
 
 #[tokio::test]
 async fn what_was_set_aside_comes_back() {
+    let _alone = ALONE.lock().await;
     let limits = FilterLimits { cpu: beamline_model::Duration::secs(1), ..Default::default() };
     let reused = chain("acme", limits.clone(), several(100));
     assert_eq!(counts(&reused, ["request:long", "request:long", ""]).await, [1, 2, 3].map(Some));
@@ -198,6 +206,7 @@ fn held(chain: &Chain) -> u32 {
 
 #[tokio::test]
 async fn a_pinned_instance_lives_from_a_requests_first_phase_to_its_last() {
+    let _alone = ALONE.lock().await;
     let chain = pinned(FilterLimits::default());
     assert_eq!(chain.pinned(), Some(Pinned::default()));
     for _ in 0..2 {
@@ -312,6 +321,7 @@ async fn a_call_that_is_broken_off_ends_its_instance() {
 
 #[tokio::test]
 async fn a_handle_is_worth_nothing_in_the_next_call() {
+    let _alone = ALONE.lock().await;
     let run = async |work: &str| {
         let global = "(global $old (mut i32) (i32.const 0))";
         let text = module(&format!("{global} {REALLOC} {}", handle(work)));
@@ -356,6 +366,7 @@ async fn a_handle_is_worth_nothing_in_the_next_call() {
 
 #[tokio::test]
 async fn instances_that_would_be_kept_in_vain_are_named_and_fresh() {
+    let _alone = ALONE.lock().await;
     let of = |module: &str, lifetime, limits: &FilterLimits| {
         let filter = setup("f", loaded(&guest(module)), lifetime);
         let chain = Chain::new("acme".parse().unwrap(), limits.clone(), vec![filter]);
