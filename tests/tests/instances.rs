@@ -57,10 +57,6 @@ fn counted(scene: &Scene) -> String {
     answer.text()
 }
 
-fn problem(answer: &Response) -> (u16, String) {
-    (answer.status, answer.problem())
-}
-
 /// The kind and the detail of a refusal.
 fn refused(applied: Result<(), AdminError>) -> (String, String) {
     match applied.unwrap_err() {
@@ -92,7 +88,7 @@ fn a_reused_instance_serves_as_many_requests_as_the_manifest_says() {
     assert_eq!(counts, ["1", "2", "3", "1", "2"]);
 
     // A failed call ends it.
-    assert_eq!(problem(&scene.send(act("request:trap")).unwrap()), (503, "filter-trap".into()));
+    assert_eq!(scene.send(act("request:trap")).unwrap().refusal(), (503, "filter-trap".into()));
     assert_eq!([counted(&scene), counted(&scene)], ["1", "2"]);
 
     // The phases after the request's head have fresh ones, as ever.
@@ -143,7 +139,7 @@ fn a_pinned_instance_knows_in_each_phase_what_it_did_in_those_before() {
 
     // A phase that fails ends the instance, and what comes after it begins anew.
     let answer = scene.send(act("response:trap")).unwrap();
-    assert_eq!((problem(&answer), end(&answer)), ((503, "filter-trap".into()), 1));
+    assert_eq!((answer.refusal(), end(&answer)), ((503, "filter-trap".into()), 1));
 
     apply(&scene, json!({}), |_| ()).unwrap();
     let answer = scene.send(Request::get("/")).unwrap();
@@ -160,7 +156,7 @@ fn where_a_tenants_quota_of_pinned_instances_is_out_a_request_is_refused_until_o
     scene.origin.wait_for_count(1, PATIENCE).unwrap();
 
     let answer = scene.send(Request::get("/")).unwrap();
-    assert_eq!(problem(&answer), (503, "filter-capacity".into()));
+    assert_eq!(answer.refusal(), (503, "filter-capacity".into()));
     assert!(answer.text().contains("limits.pinned_instances"), "{}", answer.text());
     assert_eq!(scene.record(&answer).unwrap()["beamline.filter.outcome"], "filter-capacity");
     let text = scene.admin.metrics().unwrap();

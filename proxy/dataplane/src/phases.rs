@@ -97,7 +97,7 @@ pub(crate) async fn of_request(
         let whole = match body.read_whole(chain.body_limit(), &worker.room, NEXT_PIECE).await {
             Ok(Whole::Read(data)) => Ok(data),
             Ok(Whole::TooLong) => Err(Failure::Body { limit: chain.body_limit(), response: false }),
-            Ok(Whole::NoRoom) => Err(Failure::Capacity),
+            Ok(Whole::NoRoom) => Err(Failure::Room),
             Ok(Whole::Stalled) => return Err(stalled_client()),
             // By a filter before this one, or by the client.
             Err(_) => return Err(told.take_broken().unwrap_or_else(client_gone)),
@@ -203,7 +203,7 @@ async fn whole_response(
         match response.body_mut().content().read_whole(chain.body_limit(), &worker.room, NEXT_PIECE).await {
             Ok(Whole::Read(data)) => Ok(data),
             Ok(Whole::TooLong) => Err(Failure::Body { limit: chain.body_limit(), response: true }),
-            Ok(Whole::NoRoom) => Err(Failure::Capacity),
+            Ok(Whole::NoRoom) => Err(Failure::Room),
             // Nothing was sent yet: the client is told.
             Ok(Whole::Stalled) => {
                 *response = respond::problem(worker, exchange, stalled_upstream());
@@ -436,7 +436,7 @@ impl Ending {
     fn pass_over(&mut self) {
         let Some(record) = &mut self.record else { return };
         let chain = &self.later.tenant.chain;
-        let runs = who_hears(&self.later).map(|at| chain.not_finished(at, Failure::Capacity)).collect();
+        let runs = who_hears(&self.later).map(|at| chain.not_finished(at, Failure::Room)).collect();
         filter_records(&self.worker, &self.later.tenant, record, runs);
     }
 }

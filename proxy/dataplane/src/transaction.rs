@@ -239,7 +239,9 @@ pub(crate) fn failure_kind(failure: &Failure) -> ErrorKind {
         Failure::CpuTime(_) | Failure::WallTime(_) => ErrorKind::FilterTimeout,
         Failure::Memory(_) => ErrorKind::FilterMemory,
         Failure::HostCalls(_) => ErrorKind::FilterHostCalls,
-        Failure::Capacity | Failure::Pinned(_) | Failure::PinRoom => ErrorKind::FilterCapacity,
+        Failure::Capacity | Failure::Room | Failure::Pinned(_) | Failure::PinRoom => {
+            ErrorKind::FilterCapacity
+        }
         Failure::Body { response: false, .. } => ErrorKind::FilterRequestBody,
         Failure::Body { response: true, .. } => ErrorKind::FilterResponseBody,
         Failure::Verdict(_) => ErrorKind::FilterVerdict,

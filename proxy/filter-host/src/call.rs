@@ -63,11 +63,12 @@ pub enum Failure {
     /// The call called more host functions than its limit.
     #[error("the call called more than {0} host functions: call fewer, or ask for more in limits.host_calls")]
     HostCalls(u32),
-    /// Too many calls of this tenant, or of the node, are under way, or bodies kept for them.
-    #[error(
-        "too many filter calls are under way, or bodies kept for them: try again, or ask for more in limits.concurrency"
-    )]
+    /// Too many long calls of this tenant are under way, or of the node's.
+    #[error("too many filter calls are under way: try again, or ask for more in limits.concurrency")]
     Capacity,
+    /// The node has no room for one more instance, or for what would be kept of a body.
+    #[error("the node has no room for one more filter call, or for the body that it is to see: try again")]
+    Room,
     /// The tenant's requests hold as many pinned instances as they may: so many.
     #[error(
         "the tenant's requests hold {0} pinned instances on this node, as many as they may: try again, or ask for more in limits.pinned_instances"
@@ -75,7 +76,7 @@ pub enum Failure {
     Pinned(u32),
     /// The node has no room for one more pinned instance.
     #[error(
-        "requests of all tenants hold as many pinned instances as the node has room for: try again, or ask for less in limits.memory, which is what each is counted by"
+        "the tenant's requests, or those of all tenants, hold as many pinned instances as the node has room for: try again, or ask for less in limits.memory, which is what each is counted by"
     )]
     PinRoom,
     /// More of a body would have to be kept than `limits.body`.
@@ -430,7 +431,7 @@ fn classify(error: &wasmtime::Error, state: &CallState) -> Failure {
     } else if error.downcast_ref::<HostCallsExhausted>().is_some() {
         Failure::HostCalls(state.calls.limit)
     } else if error.downcast_ref::<wasmtime::PoolConcurrencyLimitError>().is_some() {
-        Failure::Capacity
+        Failure::Room
     } else if state.memory.refused {
         Failure::Memory(state.memory.limit)
     } else if let Some(trap) = error.downcast_ref::<Trap>() {

@@ -26,6 +26,7 @@ impl Failure {
             Self::Trap(said) if said.contains(HANDLES) => Some(Limit::Handles),
             Self::Trap(said) if said.starts_with(GET_MANY) => Some(Limit::GetMany),
             Self::Trap(_)
+            | Self::Room
             | Self::PinRoom
             | Self::Verdict(_)
             | Self::Host

@@ -167,7 +167,7 @@ impl BodyStage {
         self.held.len()
     }
 
-    /// Whether there is room to hold back what is shown next: where not, doing so fails as [`Failure::Capacity`].
+    /// Whether there is room to hold back what is shown next: where not, doing so fails as [`Failure::Room`].
     pub fn may_hold(&mut self, may: bool) {
         self.may_hold = may;
     }
@@ -318,7 +318,7 @@ impl Chain {
         let may_hold = stage.may_hold;
         let held = |bytes: usize| match () {
             () if bytes as u64 > limit => Err(Failure::Body { limit, response: is_response }),
-            () if !may_hold => Err(Failure::Capacity),
+            () if !may_hold => Err(Failure::Room),
             () => Ok(()),
         };
         let given = given.and_then(|given| match given {

@@ -254,7 +254,7 @@ async fn where_there_is_no_room_holding_back_fails() {
     stage.may_hold(false);
     let chunk = Bytes::from_static(b"abc");
     let failed = chain.on_chunk(engine(), &passage, &mut stage, chunk.clone(), false).await;
-    assert_eq!((failed, stage.held()), (Err(Failure::Capacity), 0));
+    assert_eq!((failed, stage.held()), (Err(Failure::Room), 0));
     stage.may_hold(true);
     chain.on_chunk(engine(), &passage, &mut stage, chunk, false).await.unwrap();
     assert_eq!(stage.held(), 3);

@@ -11,10 +11,12 @@ use std::{
     collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, PoisonError, Weak, atomic::AtomicU64},
+    time::Instant,
 };
 
 use serde_json::json;
 
+use self::tally::Tally;
 pub use self::{
     exposition::{Exposition, METRICS, MetricKind, MetricRow},
     guest::{Counted, GuestMetrics, MetricRefusal, Update},
@@ -30,6 +32,8 @@ pub struct Metrics {
     bytes: Arc<AtomicU64>,
     /// Modules that were refused for a limit, by its name. A mutex: taken by such uploads and by `/metrics`.
     refused: Arc<Mutex<BTreeMap<&'static str, u64>>>,
+    /// When that was told last, by tenant: who uploads in a loop does not fill the log.
+    refusals_told: Arc<Tally>,
     events: Events,
 }
 
@@ -42,7 +46,10 @@ impl Metrics {
     /// A module that a tenant uploaded was refused, for it crossed the limit of this name.
     pub fn module_refused(&self, tenant: &str, limit: &'static str) {
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner).entry(limit).or_default() += 1;
-        self.events.write("limit.crossed", json!({ "tenant.id": tenant, "limit": limit, "times": 1 }));
+        if let Some(times) = self.refusals_told.add(tenant, limit, Instant::now()) {
+            self.events
+                .write("limit.crossed", json!({ "tenant.id": tenant, "limit": limit, "times": times }));
+        }
     }
 
     /// A tenant's metrics, new and empty, in place of what was of its name. They are shown until the last holder lets go.
