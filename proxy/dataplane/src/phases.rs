@@ -380,6 +380,7 @@ impl Endings {
     pub(crate) fn add(worker: &Rc<Shared>, later: Rc<Later>, record: Transaction) {
         // One that waits here holds the worker's state, and so its log's buffer, which would never be dropped.
         if worker.endings.closed.get() {
+            later.passage.over();
             return worker.telemetry.finish(record);
         }
         let ending = Ending { worker: Rc::clone(worker), later, record: Some(record) };
@@ -449,6 +450,7 @@ fn who_hears(later: &Later) -> impl Iterator<Item = usize> {
 
 impl Drop for Ending {
     fn drop(&mut self) {
+        self.later.passage.over();
         if let Some(record) = self.record.take() {
             self.worker.telemetry.finish(record);
         }

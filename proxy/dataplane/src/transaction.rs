@@ -144,6 +144,7 @@ impl Drop for Finishing {
             if wants_the_end(&later) {
                 return Endings::add(&self.worker, later, record);
             }
+            later.passage.over();
         }
         self.worker.telemetry.finish(record);
     }

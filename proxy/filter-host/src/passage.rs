@@ -1,6 +1,10 @@
 //! The phases after a request's head was decided on: what they know of the request, and each of their calls.
 
-use std::{cell::RefCell, rc::Rc, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+};
 
 use bytes::{Bytes, BytesMut};
 
@@ -42,13 +46,16 @@ pub(crate) struct Contexts(Option<Rc<Remembered>>);
 struct Remembered {
     contexts: RefCell<Vec<Option<Bytes>>>,
     slots: Slots,
+    /// The request has ended: what of its body may still pass has fresh instances.
+    over: Cell<bool>,
 }
 
 impl Contexts {
     pub(crate) fn of(filters: usize, needed: bool, keeps_instances: bool) -> Self {
         Self((needed || keeps_instances).then(|| {
             let slots = Slots::of(if keeps_instances { filters } else { 0 });
-            Rc::new(Remembered { contexts: RefCell::new(vec![None; filters]), slots })
+            let contexts = RefCell::new(vec![None; filters]);
+            Rc::new(Remembered { contexts, slots, over: Cell::new(false) })
         }))
     }
 
@@ -67,6 +74,18 @@ impl Contexts {
     /// Where a filter's instance is between two of its calls. None of a chain that keeps none.
     pub(crate) fn slot(&self, at: usize) -> Option<&Slot> {
         self.0.as_ref()?.slots.get(at)
+    }
+
+    /// Lets go of every instance, and keeps none from now on.
+    fn end(&self) {
+        if let Some(remembered) = &self.0 {
+            remembered.over.set(true);
+            remembered.slots.clear();
+        }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.as_ref().is_some_and(|remembered| remembered.over.get())
     }
 }
 
@@ -133,6 +152,11 @@ impl Passage {
     /// How many filters the request reached.
     pub fn reached(&self) -> usize {
         self.reached
+    }
+
+    /// The request has ended. Its upstream may still read of its body; no instance is held for that.
+    pub fn over(&self) {
+        self.contexts.end();
     }
 }
 
@@ -412,7 +436,7 @@ impl Chain {
         input: Input,
     ) -> Ended<'_, Given> {
         let phase = input.phase();
-        if self.keeps_instance(at, phase) {
+        if self.keeps_instance(at, phase) && !contexts.is_over() {
             return Box::pin(self.call_kept(engine, view, at, subject, contexts, input)).await;
         }
         let begin = |module, state| -> Call { Box::pin(on_later(module, input, state)) };

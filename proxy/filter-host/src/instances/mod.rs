@@ -119,6 +119,11 @@ impl Slots {
     pub(crate) fn get(&self, at: usize) -> Option<&Slot> {
         self.0.get(at)
     }
+
+    /// Lets go of those that are not in use.
+    pub(crate) fn clear(&self) {
+        self.0.iter().for_each(|slot| drop(slot.kept.take()));
+    }
 }
 
 impl std::fmt::Debug for Slot {
@@ -262,7 +267,9 @@ impl Chain {
         let Some(slot) = contexts.slot(at) else { return };
         let Some(kept) = slot.kept.take() else { return };
         match how {
-            How::Pinned if after.leaves(module.phases(), phase) => slot.kept.set(Some(kept)),
+            How::Pinned if after.leaves(module.phases(), phase) && !contexts.is_over() => {
+                slot.kept.set(Some(kept));
+            }
             How::Reused(reuse) if after != After::Failed => reuse.put(kept),
             // It ends here.
             How::Pinned | How::Reused(_) => {}

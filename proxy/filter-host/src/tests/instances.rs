@@ -237,6 +237,20 @@ async fn a_pinned_instance_lives_from_a_requests_first_phase_to_its_last() {
 }
 
 #[tokio::test]
+async fn nothing_is_held_for_what_passes_after_the_end() {
+    let chain = pinned(FilterLimits::default());
+    let passage = passage(&chain, "").await;
+    chunk(&chain, &passage, false).await.unwrap();
+    assert_eq!(held(&chain), 1);
+    // An upstream that answered early may still read of the request's body.
+    passage.over();
+    assert_eq!(held(&chain), 0);
+    chunk(&chain, &passage, false).await.unwrap();
+    chunk(&chain, &passage, true).await.unwrap();
+    assert_eq!(held(&chain), 0);
+}
+
+#[tokio::test]
 async fn a_phase_that_fails_ends_its_instance_and_the_next_begins_anew() {
     let chain = pinned(FilterLimits::default());
     let passage = passage(&chain, "response:trap").await;
