@@ -35,7 +35,7 @@ pub struct FieldName(String);
 pub struct ChangeableField(FieldName);
 
 /// A field of a request that reaches its upstream as the filters left it: on every way there, also by the queue and as a message
-/// of NATS.
+/// of NATS. But for `authorization` and `cookie`: from a queue they come only where its policy keeps `credentials`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SentField(FieldName);
 
