@@ -33,8 +33,14 @@ const CHANGES: usize = 500;
 
 /// Runs the scenes; gives their bars and figures.
 pub(crate) fn run() -> Result<(Vec<Bar>, Value)> {
-    let spinners = beside("spin", "filter-timeout", "64 spinners of another tenant on the same worker, p99")?;
-    let bombs = beside("bomb", "filter-memory", "64 memory bombs of another tenant on the same worker, p99")?;
+    let spinners =
+        beside("spin", &["filter-timeout"], "64 spinners of another tenant on the same worker, p99")?;
+    // Clearing 16 MiB may take more than 50 ms of CPU time: a bomb meets the one limit or the other.
+    let bombs = beside(
+        "bomb",
+        &["filter-memory", "filter-timeout"],
+        "64 memory bombs of another tenant on the same worker, p99",
+    )?;
     let changes = changes()?;
     let (bars, figures): (Vec<_>, Vec<_>) = [spinners, bombs, changes].into_iter().unzip();
     Ok((bars, Value::Array(figures)))
@@ -69,7 +75,7 @@ fn judged(what: &str, at_most: f64, percent: f64, pairs: &[(Report, Report)]) ->
 }
 
 /// `acme`, with a short filter, beside `CALLS` calls of `noisy`, whose filter does `step` and is ended as `expected`.
-fn beside(step: &str, expected: &str, what: &str) -> Result<(Bar, Value)> {
+fn beside(step: &str, expected: &[&str], what: &str) -> Result<(Bar, Value)> {
     let origin = QuickOrigin::start(128)?;
     let scene = Scene::with(Options { workers: 1, cpu: Some(PROXY_CPU), ..Options::default() })?;
     let probe = scene.filter("probe")?;
@@ -110,7 +116,9 @@ fn beside(step: &str, expected: &str, what: &str) -> Result<(Bar, Value)> {
     };
     let total: u64 = calls.iter().sum();
     let log = scene.node.wait_log(PATIENCE, |log| log.iter().filter(of_noisy).count() as u64 >= total)?;
-    let ended = log.iter().filter(of_noisy).filter(|r| r["error.type"] == expected).count() as u64;
+    let as_expected = |r: &&Value| r["error.type"].as_str().is_some_and(|kind| expected.contains(&kind));
+    let (ended, expected) =
+        (log.iter().filter(of_noisy).filter(as_expected).count() as u64, expected.join(" or "));
     ensure!(ended == total, "of {total} calls of the noisy tenant {ended} ended as {expected}");
     let (bar, mut figures) = judged(what, BAR_BESIDE, 99.0, &pairs);
     println!("    {calls:?} calls of the noisy tenant, each ended as {expected}");
