@@ -33,6 +33,14 @@ impl AdminError {
         }
     }
 
+    /// The problem's `detail`; empty where there is none.
+    pub fn detail(&self) -> &str {
+        match self {
+            Self::Refused { problem, .. } => problem["detail"].as_str().unwrap_or_default(),
+            Self::Unknown(_) => "",
+        }
+    }
+
     /// The status, where the node answered.
     pub fn status(&self) -> Option<u16> {
         match self {

@@ -31,6 +31,8 @@ pub struct Options {
     pub log: bool,
     /// Where spans go, as `http://127.0.0.1:4318`.
     pub otlp_endpoint: Option<String>,
+    /// What its configuration file says; without it, it has none.
+    pub configuration: Option<String>,
     /// Further arguments of `beamline serve`.
     pub arguments: Vec<String>,
     /// Further environment variables.
@@ -53,6 +55,7 @@ impl Default for Options {
             workers: 2,
             log: true,
             otlp_endpoint: None,
+            configuration: None,
             arguments: Vec::new(),
             environment: Vec::new(),
             cpu: None,
@@ -142,6 +145,9 @@ impl Beamline {
         ensure!(self.child.is_none(), "the node runs already");
         let binary = self.options.binary.clone().map_or_else(binary, Ok)?;
         let errors = File::options().create(true).append(true).open(self.errors())?;
+        if let Some(configuration) = &self.options.configuration {
+            fs::write(self.configuration(), configuration)?;
+        }
         let mut command = Command::new(&binary);
         command
             .args(self.arguments())
@@ -169,6 +175,9 @@ impl Beamline {
         out.push(if self.options.log { self.log_file().into() } else { "off".into() });
         if let Some(endpoint) = &self.options.otlp_endpoint {
             out.extend(["--otlp-endpoint", endpoint].map(Into::into));
+        }
+        if self.options.configuration.is_some() {
+            out.extend(["--config".into(), self.configuration().into()]);
         }
         out.extend(self.options.arguments.iter().map(Into::into));
         out
@@ -287,7 +296,7 @@ impl Beamline {
         self.folder.path().join("data")
     }
 
-    /// The directory that holds its data directory, its log and what it printed.
+    /// The directory that holds its data directory, its configuration file, its log and what it printed.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -354,6 +363,10 @@ impl Beamline {
         let bytes = fs::read(self.errors()).unwrap_or_default();
         let from = bytes.len().saturating_sub(4096);
         format!("--- the end of what the node printed:\n{}---", String::from_utf8_lossy(&bytes[from..]))
+    }
+
+    fn configuration(&self) -> PathBuf {
+        self.folder.path().join("beamline.toml")
     }
 
     fn errors(&self) -> PathBuf {

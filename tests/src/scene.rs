@@ -118,6 +118,15 @@ impl Scene {
         self.send(Request::get(target).header("x-probe", &step.to_string()))
     }
 
+    /// The lines of one metric in `/metrics`.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub fn metrics_of(&self, family: &str) -> Result<Vec<String>, AdminError> {
+        let is_of = |line: &&str| line.strip_prefix(family).is_some_and(|rest| rest.starts_with(['{', ' ']));
+        Ok(self.admin.metrics()?.lines().filter(is_of).map(str::to_owned).collect())
+    }
+
     /// Runs curl with these arguments for a path of the tenant, whose host it resolves to the node.
     ///
     /// # Errors

@@ -4,37 +4,25 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
-use std::{
-    collections::BTreeMap, fs, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::Path,
-    process::Command,
-};
+use std::{collections::BTreeMap, path::Path};
 
 use beamline_tests::{
-    beamline::{Options, binary},
     client::{Request, Response},
     guests,
     scene::{PATIENCE, Scene, TENANT},
-    tools,
+    seal_keys::SealKeys,
 };
 use serde_json::{Value, json};
 use wit_parser::{
     Function, Handle, Interface, InterfaceId, PackageId, Resolve, Type, TypeDefKind, TypeOwner, WorldItem,
 };
 
-/// A node with the old filter, whose request phase runs in this tier. The folder has the node's seal key.
-fn scene(tier: &str) -> (Scene, tempfile::TempDir) {
-    let folder = tempfile::tempdir().unwrap();
-    let keys = folder.path().join("seal-keys");
-    let made = tools::run(Command::new(binary().unwrap()).args(["seal-key", "generate"]), PATIENCE).unwrap();
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&keys).unwrap();
-    file.write_all(&made.stdout).unwrap();
-    let arguments = vec![
-        "--seal-key-file".into(),
-        keys.display().to_string(),
-        "--reset-tier".into(),
-        (tier == "reset").to_string(),
-    ];
-    let scene = Scene::with(Options { arguments, ..Options::default() }).unwrap();
+/// A node with the old filter, whose request phase runs in this tier, and its seal key.
+fn scene(tier: &str) -> (Scene, SealKeys) {
+    let keys = SealKeys::with(&["one"]).unwrap();
+    let mut options = keys.options();
+    options.arguments.extend(["--reset-tier".into(), (tier == "reset").to_string()]);
+    let scene = Scene::with(options).unwrap();
     scene.admin.set_secret(TENANT, "key", "opened").unwrap();
     let module = scene.admin.push(TENANT, &guests::module("edge-0-1-0").unwrap()).unwrap();
     assert_eq!(module.tier, tier);
@@ -50,7 +38,7 @@ fn scene(tier: &str) -> (Scene, tempfile::TempDir) {
             m["limits"] = json!({ "kv_bytes": "1000B", "bucket_keys": 4, "log": "2KiB" });
         })
         .unwrap();
-    (scene, folder)
+    (scene, keys)
 }
 
 /// What the filter logged of the request that this answers, once there are `n` messages: level and text.

@@ -28,8 +28,7 @@ use serde_json::{Value, json};
 fn refusal<T: std::fmt::Debug>(result: Result<T, AdminError>, status: u16, kind: &str) -> String {
     let error = result.unwrap_err();
     assert_eq!((error.status(), error.kind()), (Some(status), kind), "{error}");
-    let AdminError::Refused { problem, .. } = error else { panic!("{error}") };
-    problem["detail"].as_str().unwrap_or_default().to_owned()
+    error.detail().to_owned()
 }
 
 // ---- grants ----

@@ -14,6 +14,7 @@ use std::{
 use beamline_tests::{
     beamline::{Beamline, Options},
     client::{Connection, Request, Response},
+    environment,
     heavy::heavy,
     load::{self, Mode, Outcome, Plan},
     otlp::Receiver,
@@ -400,7 +401,7 @@ struct Total {
 #[test]
 fn drains_under_load_cut_no_request() {
     let _alone = heavy().unwrap();
-    let drains = std::env::var("BEAMLINE_DRAINS").ok().map_or(50, |n| n.parse().unwrap());
+    let drains = environment::number("BEAMLINE_DRAINS").unwrap_or(50);
     let mut seed = Seed::from_env("drains_under_load_cut_no_request");
     let begun = Instant::now();
     // Two nodes at once, each drained half as often.

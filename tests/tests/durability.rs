@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use beamline_tests::{
     beamline::{Beamline, Options},
-    checker,
+    checker, environment,
     heavy::heavy,
     origin::Origin,
     seed::Seed,
@@ -15,8 +15,8 @@ use beamline_tests::{
 };
 
 /// How often the node is killed: `BEAMLINE_KILLS`, or 100.
-fn kills() -> u32 {
-    std::env::var("BEAMLINE_KILLS").ok().map_or(100, |n| n.parse().unwrap())
+fn kills() -> u64 {
+    environment::number("BEAMLINE_KILLS").unwrap_or(100)
 }
 
 fn kill(node: &mut Beamline, told: &Told) {

@@ -6,14 +6,15 @@ use std::{thread, time::Duration};
 
 use beamline_tests::{
     beamline::Options,
+    canary::files_with,
     powercut::{Entries, PowerCut},
     scene::{HOST, PATIENCE, Scene, TENANT, command},
     wait::wait,
 };
 use serde_json::{Value, json};
 
-/// Longer than what was stored may be missing after a crash.
-const BOUND: Duration = Duration::from_secs(2);
+/// What is stored last, and lies as it is in the store's files.
+const CANARY: &str = "durable-canary";
 
 /// A node that drains quickly, with the probe in the chain.
 fn scene(durable: bool) -> Scene {
@@ -45,7 +46,7 @@ fn get(scene: &Scene, key: &str) -> Value {
     kv(scene, "get", json!({ "key": key }))
 }
 
-/// Has a filter store one of each kind.
+/// Has a filter store one of each kind, and the canary after them.
 fn store(scene: &Scene) {
     assert_eq!(kv(scene, "set", json!({ "key": "set", "body": "kept" })), "ok");
     for sum in 1..=20 {
@@ -55,8 +56,15 @@ fn store(scene: &Scene) {
     assert_eq!(kv(scene, "set", json!({ "key": "brief", "body": "kept", "ttl_ms": 1 })), "ok");
     assert_eq!(kv(scene, "set", json!({ "key": "deleted", "body": "kept" })), "ok");
     assert_eq!(kv(scene, "delete", json!({ "key": "deleted" })), true);
+    assert_eq!(kv(scene, "set", json!({ "key": "canary", "body": CANARY })), "ok");
     // Half a dozen requests may take less than a millisecond.
     thread::sleep(Duration::from_millis(5));
+}
+
+/// Waits until all of it is in the store.
+#[track_caller]
+fn wait_stored(scene: &Scene) {
+    wait(PATIENCE, || files_with(&scene.node.data_dir(), CANARY), |files| !files.is_empty());
 }
 
 fn assert_stored(scene: &Scene) {
@@ -91,7 +99,7 @@ fn what_is_durable_is_there_after_a_graceful_end_whenever_it_was_stored() {
 fn what_is_durable_is_there_after_a_crash_a_little_later() {
     let mut scene = scene(true);
     store(&scene);
-    thread::sleep(BOUND);
+    wait_stored(&scene);
     scene.node.kill_nine().unwrap();
     scene.node.launch().unwrap();
     assert_stored(&scene);
@@ -110,7 +118,7 @@ fn what_is_not_durable_is_gone_with_the_node() {
 fn what_was_stored_is_erased_where_it_is_durable_no_more_and_filters_go_on_with_it() {
     let mut scene = scene(true);
     store(&scene);
-    thread::sleep(BOUND);
+    wait_stored(&scene);
     apply(&scene, false);
     assert_stored(&scene);
     restart(&mut scene);
@@ -126,7 +134,7 @@ fn what_was_stored_is_erased_where_it_is_durable_no_more_and_filters_go_on_with_
 fn what_was_stored_goes_with_its_tenant() {
     let mut scene = scene(true);
     store(&scene);
-    thread::sleep(BOUND);
+    wait_stored(&scene);
     let deleted = command(&scene.node, &scene.node.data_dir(), &["tenant", "delete", TENANT]).unwrap();
     assert!(deleted.status.success(), "{}", String::from_utf8_lossy(&deleted.stderr));
     scene.admin.create_tenant(TENANT, &[HOST], &["127.0.0.0/8"]).unwrap();
@@ -154,8 +162,9 @@ fn while_the_disk_fails_filters_go_on_in_memory_and_the_node_says_so() {
     assert_eq!(kv(&scene, "increment", json!({ "key": "sum", "by": 0 })), 20);
     disk.failing(false).unwrap();
     wait(PATIENCE, || reasons(&scene), |reasons| reasons == "[]");
-    let told = |event: &str| scene.node.log().unwrap().iter().filter(|r| r["event.name"] == event).count();
-    assert_eq!((told("kv.failing"), told("kv.recovered")), (1, 1));
+    let count = |log: &[Value], event: &str| log.iter().filter(|r| r["event.name"] == event).count();
+    let log = scene.node.wait_log(PATIENCE, |log| count(log, "kv.recovered") > 0).unwrap();
+    assert_eq!((count(&log, "kv.failing"), count(&log, "kv.recovered")), (1, 1));
     scene.node.kill_nine().unwrap();
     scene.node.launch().unwrap();
     assert_stored(&scene);

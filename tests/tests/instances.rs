@@ -2,13 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
-use std::{
-    fs,
-    io::Write as _,
-    net::TcpStream,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{io::Write as _, net::TcpStream};
 
 use beamline_tests::{
     admin::AdminError,
@@ -16,20 +10,14 @@ use beamline_tests::{
     client::{Request, Response},
     guests,
     scene::{HOST, PATIENCE, Scene, TENANT},
+    wait::wait,
 };
 use serde_json::{Value, json};
 
 /// A node with one worker, whose every request comes to the same thread; and a configuration file, where there is one.
-fn node(configuration: Option<&str>) -> (tempfile::TempDir, Scene) {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("beamline.toml");
-    let mut options = Options { workers: 1, ..Options::default() };
-    if let Some(configuration) = configuration {
-        fs::write(&file, configuration).unwrap();
-        options.arguments = vec!["--config".into(), file.display().to_string()];
-    }
-    let scene = Scene::with(options).unwrap();
-    (folder, scene)
+fn node(configuration: Option<&str>) -> Scene {
+    let configuration = configuration.map(str::to_owned);
+    Scene::with(Options { workers: 1, configuration, ..Options::default() }).unwrap()
 }
 
 /// Applies a manifest with the filter `counter` and these keys of it, and a change.
@@ -59,30 +47,19 @@ fn counted(scene: &Scene) -> String {
 
 /// The kind and the detail of a refusal.
 fn refused(applied: Result<(), AdminError>) -> (String, String) {
-    match applied.unwrap_err() {
-        AdminError::Refused { problem, .. } => {
-            let kind = problem["type"].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
-            (kind, problem["detail"].to_string())
-        }
-        AdminError::Unknown(what) => panic!("expected a refusal: {what}"),
-    }
+    let error = applied.unwrap_err();
+    (error.kind().to_owned(), error.detail().to_owned())
 }
 
+#[track_caller]
 fn wait_for_metric(scene: &Scene, line: &str) {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        let text = scene.admin.metrics().unwrap();
-        if text.lines().any(|l| l == line) {
-            return;
-        }
-        assert!(Instant::now() < until, "{line} never came:\n{text}");
-        thread::sleep(Duration::from_millis(20));
-    }
+    let family = line.split('{').next().unwrap();
+    wait(PATIENCE, || scene.metrics_of(family).unwrap(), |lines| lines.iter().any(|l| l == line));
 }
 
 #[test]
 fn a_reused_instance_serves_as_many_requests_as_the_manifest_says() {
-    let (_folder, scene) = node(None);
+    let scene = node(None);
     apply(&scene, json!({ "reuse": 3 }), |_| ()).unwrap();
     let counts: Vec<_> = (0..5).map(|_| counted(&scene)).collect();
     assert_eq!(counts, ["1", "2", "3", "1", "2"]);
@@ -117,7 +94,7 @@ fn a_reused_instance_serves_as_many_requests_as_the_manifest_says() {
 
 #[test]
 fn a_pinned_instance_knows_in_each_phase_what_it_did_in_those_before() {
-    let (_folder, scene) = node(None);
+    let scene = node(None);
     let end = |answer: &Response| -> u32 {
         let id = answer.header("x-request-id").unwrap();
         let counts = |r: &Value| r["body"].as_str().is_some_and(|body| body.starts_with("count "));
@@ -148,7 +125,7 @@ fn a_pinned_instance_knows_in_each_phase_what_it_did_in_those_before() {
 
 #[test]
 fn where_a_tenants_quota_of_pinned_instances_is_out_a_request_is_refused_until_one_is_free() {
-    let (_folder, scene) = node(None);
+    let scene = node(None);
     let one = |m: &mut Value| m["limits"] = json!({ "pinned_instances": 1 });
     apply(&scene, json!({ "pin_instance": true }), one).unwrap();
     let mut client = TcpStream::connect(scene.node.address()).unwrap();
@@ -185,7 +162,7 @@ fn where_a_tenants_quota_of_pinned_instances_is_out_a_request_is_refused_until_o
 
 #[test]
 fn what_a_manifest_asks_for_in_vain_or_beyond_its_class_is_refused() {
-    let (_folder, scene) = node(Some("[limits.small]\npinned_instances = 2\n"));
+    let scene = node(Some("[limits.small]\npinned_instances = 2\n"));
     for (keys, kind, detail) in [
         (json!({ "reuse": 0 }), "invalid-manifest", "filters[0].reuse: expected 1 to 10000; found 0"),
         (

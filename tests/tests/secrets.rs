@@ -103,13 +103,8 @@ fn wait_reasons(scene: &Scene, wanted: impl Fn(&[Value]) -> bool) {
 
 #[track_caller]
 fn refused<T: std::fmt::Debug>(result: Result<T, AdminError>) -> (u16, String, String) {
-    match result.unwrap_err() {
-        AdminError::Refused { status, problem } => {
-            let text = |name: &str| problem[name].as_str().unwrap_or_default().to_owned();
-            (status, text("type").rsplit(':').next().unwrap_or_default().to_owned(), text("detail"))
-        }
-        unknown @ AdminError::Unknown(_) => panic!("{unknown}"),
-    }
+    let error = result.unwrap_err();
+    (error.status().unwrap(), error.kind().to_owned(), error.detail().to_owned())
 }
 
 /// Starts the node anew after a crash.

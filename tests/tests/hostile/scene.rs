@@ -1,6 +1,7 @@
 //! A node with a tenant that means no harm, whose requests go on all the time, and tenants that do.
 
 use std::{
+    env::{self, VarError},
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering::Relaxed},
     thread,
@@ -25,10 +26,10 @@ const MORE_MEMORY: u64 = 1 << 30;
 
 /// Whether the long form was asked for.
 pub(crate) fn is_long() -> bool {
-    match std::env::var("BEAMLINE_HOSTILE") {
+    match env::var("BEAMLINE_HOSTILE") {
         Ok(form) if form == "long" => true,
-        Ok(form) => panic!("BEAMLINE_HOSTILE: expected \"long\" or no such variable; found {form:?}"),
-        Err(_) => false,
+        Err(VarError::NotPresent) => false,
+        other => panic!("BEAMLINE_HOSTILE: expected \"long\" or no such variable; found {other:?}"),
     }
 }
 

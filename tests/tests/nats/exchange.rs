@@ -164,16 +164,15 @@ fn what_is_too_large_is_refused_as_that_and_not_queued() {
 fn a_connection_that_the_operator_took_away_is_nobodys_and_what_waits_for_it_goes_on_waiting() {
     let mut stage = Stage::request(on_failure());
     let waiting = location(&stage.send(Request::new("PUT", "/in").body("waiting")));
-    let defined = stage.server.node_config();
     stage.node.kill_nine().unwrap();
-    stage.configure("");
+    stage.node.options_mut().configuration = None;
     stage.node.launch().unwrap();
     let answer = stage.send(Request::post("/in", "x"));
     assert_eq!((answer.status, answer.problem().as_str()), (502, "upstream-denied"));
     assert!(answer.header("proxy-status").unwrap().contains("proxy_configuration_error"));
     assert!(["queued", "delivering"].contains(&stage.receipt(&waiting)["state"].as_str().unwrap()));
     stage.node.kill_nine().unwrap();
-    stage.configure(&defined);
+    stage.node.options_mut().configuration = Some(stage.server.node_config());
     let service = Service::echo(stage.server.address(), SUBJECT).unwrap();
     stage.node.launch().unwrap();
     stage.wait_state(&waiting, "delivered");

@@ -8,8 +8,6 @@ mod outage;
 mod queueing;
 mod stream;
 
-use std::fs;
-
 use beamline_tests::{
     admin::{Admin, AdminError, Applied},
     beamline::{Beamline, Options},
@@ -28,8 +26,6 @@ struct Stage {
     server: NatsServer,
     node: Beamline,
     admin: Admin,
-    /// Holds the node's configuration file.
-    config: tempfile::TempDir,
 }
 
 impl Stage {
@@ -46,26 +42,17 @@ impl Stage {
     }
 
     fn with(server: NatsServer, options: Options, kind: &str, queue: Value) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let config = folder.path().join("node.toml");
-        fs::write(&config, server.node_config()).unwrap();
-        let mut options = options;
-        options.arguments.extend(["--config".into(), config.display().to_string()]);
-        let node = Beamline::start(options).unwrap();
+        let configuration = Some(server.node_config());
+        let node = Beamline::start(Options { configuration, ..options }).unwrap();
         let admin = node.admin().unwrap();
         admin
             .create_tenant_with(
                 &json!({ "name": TENANT, "hosts": [HOST], "nats_subjects": ["main=acme.orders"] }),
             )
             .unwrap();
-        let stage = Self { server, node, admin, config: folder };
+        let stage = Self { server, node, admin };
         stage.apply(kind, |upstream| upstream["queue"] = queue).unwrap();
         stage
-    }
-
-    /// Writes the node's configuration anew, for its next start.
-    fn configure(&self, text: &str) {
-        fs::write(self.config.path().join("node.toml"), text).unwrap();
     }
 
     fn apply(&self, kind: &str, change: impl FnOnce(&mut Value)) -> Result<Applied, AdminError> {

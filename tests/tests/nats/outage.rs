@@ -14,6 +14,7 @@ use beamline_tests::{
     beamline::Options,
     client::Request,
     disk::LoopDisk,
+    environment,
     nats::{NatsServer, Service},
     scene::{HOST, PATIENCE},
 };
@@ -27,8 +28,7 @@ const CLIENTS: usize = 4;
 const AROUND: Duration = Duration::from_secs(1);
 
 fn outage() -> Duration {
-    let seconds = std::env::var("BEAMLINE_OUTAGE").map_or(3, |text| text.parse().unwrap());
-    Duration::from_secs(seconds)
+    Duration::from_secs(environment::number("BEAMLINE_OUTAGE").unwrap_or(3))
 }
 
 /// What a client was told of one request.

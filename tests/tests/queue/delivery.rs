@@ -328,7 +328,7 @@ fn a_held_record_also_comes_back_by_a_rollback_and_after_a_crash() {
 #[test]
 fn a_tenant_whose_origin_hangs_leaves_places_for_others() {
     let policy = json!({ "mode": "on-failure", "max_in_flight": 64 });
-    let (_folder, mut scene) = configured("[queue]\nmax_in_flight = 8\n", policy.clone());
+    let mut scene = configured("[queue]\nmax_in_flight = 8\n", policy.clone());
     scene.origin.stop();
     // First some that go well, so that many may be in flight; then those that hang.
     (0..30).for_each(|n| drop(queue(&scene, Request::new("PUT", "/in").body(format!("{n}")))));

@@ -52,13 +52,8 @@ fn audit(admin: &Admin) -> Vec<String> {
 
 #[track_caller]
 fn refused<T: std::fmt::Debug>(result: Result<T, AdminError>) -> (u16, String) {
-    match result.unwrap_err() {
-        AdminError::Refused { status, problem } => {
-            let kind = problem["type"].as_str().unwrap_or_default();
-            (status, kind.rsplit(':').next().unwrap_or_default().to_owned())
-        }
-        unknown @ AdminError::Unknown(_) => panic!("{unknown}"),
-    }
+    let error = result.unwrap_err();
+    (error.status().unwrap(), error.kind().to_owned())
 }
 
 /// Waits until a record is dead by the origin's refusal.

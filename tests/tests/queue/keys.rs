@@ -199,8 +199,7 @@ fn a_key_is_free_again_when_its_request_may_be_sent_again() {
 
 #[test]
 fn a_key_is_remembered_as_long_as_its_receipt() {
-    let (_folder, mut scene) =
-        configured("[queue]\nreceipt_retention = \"2s\"\n", json!({ "mode": "on-failure" }));
+    let mut scene = configured("[queue]\nreceipt_retention = \"2s\"\n", json!({ "mode": "on-failure" }));
     scene.origin.stop();
     let location = queue(&scene, keyed("k", "body"));
     scene.origin.start_again().unwrap();

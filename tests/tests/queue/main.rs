@@ -37,13 +37,9 @@ fn queueing_with(options: Options, queue: Value) -> Scene {
     scene
 }
 
-/// A scene on a node with this configuration file, whose upstream queues as this says. Keep the folder as long.
-fn configured(node: &str, queue: Value) -> (tempfile::TempDir, Scene) {
-    let folder = tempfile::tempdir().unwrap();
-    let config = folder.path().join("node.toml");
-    fs::write(&config, node).unwrap();
-    let arguments = vec!["--config".into(), config.display().to_string()];
-    (folder, queueing_with(Options { arguments, ..Options::default() }, queue))
+/// A scene on a node with this configuration file, whose upstream queues as this says.
+fn configured(node: &str, queue: Value) -> Scene {
+    queueing_with(Options { configuration: Some(node.to_owned()), ..Options::default() }, queue)
 }
 
 /// A scene that queues on failure, whose origin is down.

@@ -3,14 +3,13 @@
 use std::time::{Duration, Instant};
 
 use beamline_tests::{
-    beamline::Options,
     client::{Request, Response},
     scene::{HOST, PATIENCE},
     tools,
 };
 use serde_json::{Value, json};
 
-use crate::{count, files_with, location, outage, queue, queueing_with, receipt, wait, wait_state};
+use crate::{configured, count, files_with, location, outage, queue, receipt, wait, wait_state};
 
 const PATH: &str = "/.well-known/beamline/requests/";
 
@@ -171,12 +170,7 @@ fn the_secret_of_a_receipt_is_nowhere_on_the_disk() {
 
 #[test]
 fn a_receipt_is_kept_for_its_retention_and_then_unknown() {
-    let folder = tempfile::tempdir().unwrap();
-    let config = folder.path().join("node.toml");
-    std::fs::write(&config, "[queue]\nreceipt_retention = \"2s\"\n").unwrap();
-    let arguments = vec!["--config".into(), config.display().to_string()];
-    let options = Options { arguments, ..Options::default() };
-    let mut scene = queueing_with(options, json!({ "mode": "on-failure" }));
+    let mut scene = configured("[queue]\nreceipt_retention = \"2s\"\n", json!({ "mode": "on-failure" }));
     scene.origin.stop();
     let location = queue(&scene, Request::post("/in", "body"));
     scene.origin.start_again().unwrap();

@@ -18,14 +18,14 @@ use serde_json::json;
 use crate::{asking, configured, count, queue, wait, wait_state};
 
 /// A node that holds ten records at most, eight of them for requests that did not ask to be queued.
-fn small() -> (tempfile::TempDir, Scene) {
+fn small() -> Scene {
     let policy = json!({ "mode": "on-failure", "ordering_key": { "header": "x-key" } });
     configured("[queue]\nmax_records = 10\ntenant_max_records = 10\n", policy)
 }
 
 #[test]
 fn a_full_queue_refuses_with_a_word_on_when_to_come_back_and_evicts_nothing() {
-    let (_folder, mut scene) = small();
+    let mut scene = small();
     scene.origin.stop();
     let mut locations: Vec<_> = (0..8).map(|n| queue(&scene, Request::post("/in", format!("{n}")))).collect();
     let unasked = scene.send(Request::post("/in", "one too many")).unwrap();
@@ -47,7 +47,7 @@ fn a_full_queue_refuses_with_a_word_on_when_to_come_back_and_evicts_nothing() {
 
 #[test]
 fn a_full_queue_is_only_told_to_whom_it_would_have_taken() {
-    let (_folder, mut scene) = small();
+    let mut scene = small();
     scene.origin.stop();
     (0..10).for_each(|n| drop(queue(&scene, asking(Request::post("/status/429", format!("{n}"))))));
     scene.origin.start_again().unwrap();
@@ -65,7 +65,7 @@ fn a_full_queue_is_only_told_to_whom_it_would_have_taken() {
 
 #[test]
 fn where_there_is_room_again_requests_are_queued_again() {
-    let (_folder, mut scene) = small();
+    let mut scene = small();
     scene.origin.stop();
     let locations: Vec<_> = (0..8).map(|n| queue(&scene, Request::post("/in", format!("{n}")))).collect();
     assert_eq!(scene.send(Request::post("/in", "full")).unwrap().status, 503);
@@ -77,7 +77,7 @@ fn where_there_is_room_again_requests_are_queued_again() {
 
 #[test]
 fn a_full_queue_is_no_way_past_the_backlog_of_a_key() {
-    let (_folder, scene) = small();
+    let scene = small();
     // The first of its key fails of itself; the others wait behind it. The origin is up all the time.
     scene.apply(|manifest| {
         manifest["upstreams"]["origin"]["queue"] = json!({
@@ -156,8 +156,8 @@ impl Storm {
 }
 
 /// Fills a queue with `nearly` records of this size, 99 % of a quota, has 64 clients at it, then fills it up.
-fn storm(settings: &str, hosts: &[&str], size: usize, nearly: u64) -> (tempfile::TempDir, Scene, Storm) {
-    let (folder, mut scene) = configured(&format!("[queue]\n{settings}\n"), json!({ "mode": "on-failure" }));
+fn storm(settings: &str, hosts: &[&str], size: usize, nearly: u64) -> (Scene, Storm) {
+    let mut scene = configured(&format!("[queue]\n{settings}\n"), json!({ "mode": "on-failure" }));
     scene.admin.create_tenant("other", &[OTHER], &["127.0.0.0/8"]).unwrap();
     let mut second = manifest(OTHER, scene.origin.address());
     second["upstreams"]["origin"]["queue"] = json!({ "mode": "on-failure" });
@@ -182,12 +182,12 @@ fn storm(settings: &str, hosts: &[&str], size: usize, nearly: u64) -> (tempfile:
         "each 202 is a record, no other is"
     );
     assert_eq!(count(&scene, "reserved_bytes"), 0);
-    (folder, scene, storm)
+    (scene, storm)
 }
 
 #[test]
 fn at_99_percent_64_clients_do_not_go_beyond_the_records_of_a_tenant() {
-    let (_folder, scene, storm) = storm("max_records = 800", &[HOST], 100, 396);
+    let (scene, storm) = storm("max_records = 800", &[HOST], 100, 396);
     assert_eq!(storm.accepted.into_inner(), 400, "half of the node's");
     assert!(storm.most_kept.into_inner() <= 400);
     let other = asking(Request::post("/in", "body")).host(OTHER).send(scene.node.address()).unwrap();
@@ -197,7 +197,7 @@ fn at_99_percent_64_clients_do_not_go_beyond_the_records_of_a_tenant() {
 #[test]
 fn at_99_percent_64_clients_do_not_go_beyond_the_records_of_the_node() {
     let settings = "max_records = 400\ntenant_max_records = 400";
-    let (_folder, _scene, storm) = storm(settings, &[HOST, OTHER], 100, 396);
+    let (_scene, storm) = storm(settings, &[HOST, OTHER], 100, 396);
     assert_eq!(storm.accepted.into_inner(), 400);
     assert!(storm.most_kept.into_inner() <= 400);
 }
@@ -209,7 +209,7 @@ const QUOTA: u64 = 4_000_000;
 #[test]
 fn at_99_percent_64_clients_do_not_go_beyond_the_bytes_of_a_tenant() {
     let settings = format!("max_bytes = \"64MiB\"\ntenant_max_bytes = \"{QUOTA}B\"");
-    let (_folder, scene, storm) = storm(&settings, &[HOST], LARGE, 192);
+    let (scene, storm) = storm(&settings, &[HOST], LARGE, 192);
     bytes_are_used_up(&scene, &storm);
     let other = asking(Request::post("/in", vec![b'x'; LARGE])).host(OTHER);
     assert_eq!(other.send(scene.node.address()).unwrap().status, 202, "another tenant's room is its own");
@@ -218,7 +218,7 @@ fn at_99_percent_64_clients_do_not_go_beyond_the_bytes_of_a_tenant() {
 #[test]
 fn at_99_percent_64_clients_do_not_go_beyond_the_bytes_of_the_node() {
     let settings = format!("max_bytes = \"{QUOTA}B\"\ntenant_max_bytes = \"{QUOTA}B\"");
-    let (_folder, scene, storm) = storm(&settings, &[HOST, OTHER], LARGE, 192);
+    let (scene, storm) = storm(&settings, &[HOST, OTHER], LARGE, 192);
     bytes_are_used_up(&scene, &storm);
 }
 
@@ -231,8 +231,7 @@ fn bytes_are_used_up(scene: &Scene, storm: &Storm) {
 
 #[test]
 fn a_disk_short_of_its_reserve_takes_nothing() {
-    let (_folder, mut scene) =
-        configured("[queue]\ndisk_reserve = \"1000000GiB\"\n", json!({ "mode": "on-failure" }));
+    let mut scene = configured("[queue]\ndisk_reserve = \"1000000GiB\"\n", json!({ "mode": "on-failure" }));
     scene.origin.stop();
     let refused = scene.send(asking(Request::post("/in", "body"))).unwrap();
     assert_eq!((refused.status, refused.problem().as_str()), (503, "queue-full"));

@@ -92,15 +92,11 @@ pub(crate) fn run(settings: &Settings) -> Result<usize> {
 }
 
 /// A node with room for what a suite puts into it, and a tenant whose requests to `origin` are queued on failure.
-fn node(origin: std::net::SocketAddr) -> Result<(tempfile::TempDir, Beamline, Admin)> {
-    let folder = tempfile::tempdir()?;
-    let config = folder.path().join("node.toml");
-    std::fs::write(&config, "[queue]\nmax_bytes = \"16GiB\"\nmax_records = 4000000\n")?;
-    let arguments = vec!["--config".into(), config.display().to_string()];
+fn node(origin: std::net::SocketAddr) -> Result<(Beamline, Admin)> {
     let node = Beamline::start(Options {
         workers: 1,
         cpu: Some(PROXY_CPU),
-        arguments,
+        configuration: Some("[queue]\nmax_bytes = \"16GiB\"\nmax_records = 4000000\n".into()),
         ready_within: Duration::from_secs(60),
         ..Options::default()
     })?;
@@ -110,7 +106,7 @@ fn node(origin: std::net::SocketAddr) -> Result<(tempfile::TempDir, Beamline, Ad
     wanted["upstreams"]["origin"]["queue"] =
         json!({ "mode": "on-failure", "ordering_key": { "header": "x-key" }, "max_in_flight": 256 });
     admin.apply(TENANT, &wanted)?;
-    Ok((folder, node, admin))
+    Ok((node, admin))
 }
 
 fn post(key: Option<usize>, body: usize) -> Vec<u8> {
@@ -134,7 +130,7 @@ fn accepted(rounds: usize) -> Result<(Vec<Bar>, Value)> {
         let (mut queue, mut sqlite, mut costs) = (Vec::new(), Vec::new(), Costs::default());
         for _ in 0..rounds {
             let down = Port::reserve()?;
-            let (_folder, node, _admin) = node(down.address())?;
+            let (node, _admin) = node(down.address())?;
             sqlite.push(sqlite_alone(node.folder(), body)?);
             let plan = Plan::new(node.address(), post(None, body)).connections(64).timeout(PATIENCE);
             let before = Usage::of(node.pid()?);
@@ -261,7 +257,7 @@ fn delivered(rounds: usize) -> Result<(Vec<Bar>, Value)> {
     let mut costs = Costs::default();
     for _ in 0..rounds {
         let origin = QuickOrigin::start(64)?;
-        let (_folder, node, _admin) = node(origin.address())?;
+        let (node, _admin) = node(origin.address())?;
         let plan = Plan::new(node.address(), post(None, 256)).connections(64).timeout(PATIENCE);
         let report = load::run(&plan.lasting(TURN))?;
         all_are(&report, 200)?;
@@ -270,7 +266,7 @@ fn delivered(rounds: usize) -> Result<(Vec<Bar>, Value)> {
 
         for (some_fail, rates) in [(false, &mut well), (true, &mut failing)] {
             let port = Port::reserve()?;
-            let (_folder, node, admin) = self::node(port.address())?;
+            let (node, admin) = self::node(port.address())?;
             let records = 10_000;
             fill(&node, records, some_fail)?;
             let _origin = QuickOrigin::start_on(port, 64)?;
@@ -304,7 +300,7 @@ fn delivered(rounds: usize) -> Result<(Vec<Bar>, Value)> {
 fn million() -> Result<(Vec<Bar>, Value)> {
     let measured = |records: u64| -> Result<Backlog> {
         let port = Port::reserve()?;
-        let (_folder, mut node, admin) = node(port.address())?;
+        let (mut node, admin) = node(port.address())?;
         fill(&node, records, false)?;
         let plan = Plan::new(node.address(), post(None, 256)).connections(64).timeout(PATIENCE);
         let report = load::run(&plan.lasting(TURN))?;
@@ -365,7 +361,7 @@ fn neighbour(rounds: usize) -> Result<(Vec<Bar>, Value)> {
     let p99 = |report: &Report| report.latency.percentile(99.0).as_secs_f64() * 1e3;
     for _ in 0..rounds {
         let port = Port::reserve()?;
-        let (_folder, node, admin) = node(port.address())?;
+        let (node, admin) = node(port.address())?;
         admin.create_tenant("neighbour", &[NEIGHBOUR], &["127.0.0.0/8"])?;
         admin.apply("neighbour", &manifest(NEIGHBOUR, own.address()))?;
         let quiet = Plan::new(node.address(), load::get("/", NEIGHBOUR));
