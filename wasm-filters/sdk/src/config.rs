@@ -37,7 +37,8 @@ fn invalid(text: &str, error: &serde_json::Error, is_cut_off: &dyn Fn(&str) -> b
 /// The end of the value of a JSON text that an error is about: the first after which nothing more is needed for it. Of a text that
 /// ends before it, the error is that it is cut off.
 ///
-/// serde itself tells no value, and the place only when it has left the value.
+/// serde itself tells no value, and the place only when it has left the value. `serde_path_to_error` would tell it, but makes each
+/// module 6 to 16 KiB larger (measured).
 fn blamed(text: &str, is_cut_off: &dyn Fn(&str) -> bool) -> usize {
     let mut ends = Vec::new();
     walk(text, &mut |end, _| ends.push(end));

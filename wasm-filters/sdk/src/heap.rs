@@ -1,9 +1,10 @@
-//! The global allocator of a filter: made for calls that are short, and whose memory is thrown away after them.
+//! The global allocator of a filter: made for calls that are short, and whose memory is thrown away after them, unless a
+//! manifest says `reuse` or `pin_instance`.
 //!
 //! Small blocks come from where the last one ended, and go to a list of their size when they are given back: a filter's
 //! values are small, and a call that reads a dozen fields allocates as many times. The rest is left to talc.
 //!
-//! A filter's instance is fresh for every request, and growing a memory costs its host two system calls; the
+//! So a usual call begins with a memory as the module has it, and growing that costs the host two system calls; the
 //! standard library's allocator grows it at the first allocation. With a stack of 16 KiB (see the linker flags in
 //! `.cargo/config.toml`) stack, data and heap of a usual call fit one page of 64 KiB, and nothing grows.
 //!
@@ -28,7 +29,6 @@ use talc::{
 static HEAP: Heap = Heap {
     small: UnsafeCell::new(Small { free: [ptr::null_mut(); CLASSES], next: 0, end: 0 }),
     large: TalcSyncCell::new_wasm(Pages { begun: false, end: None }),
-    first: UnsafeCell::new(None),
 };
 
 const PAGE: usize = 64 * 1024;
@@ -46,13 +46,14 @@ const BESIDE: usize = 1024;
 unsafe extern "C" {
     /// Where the linker placed the end of stack and data. Only its address means something.
     static __heap_base: u8;
+    /// Likewise the end of the memory that a module begins with; 0 by a linker that does not know it, such as LLD 14. Then what
+    /// is left of the first pages stays unused.
+    static __heap_end: u8;
 }
 
 struct Heap {
     small: UnsafeCell<Small>,
     large: TalcSyncCell<Pages, WasmBinning>,
-    /// From where to where the first chunk lies, once that is decided.
-    first: UnsafeCell<Option<(usize, usize)>>,
 }
 
 // SAFETY: a module without threads, and this is for no other, is never on two of them.
@@ -122,13 +123,14 @@ impl Small {
 
 /// The first chunk, from its beginning to its end: empty where the first pages have no room for it.
 fn first_chunk() -> (usize, usize) {
-    // SAFETY: nothing else refers to it, and nothing is called meanwhile that would.
-    let decided = unsafe { &mut *HEAP.first.get() };
-    *decided.get_or_insert_with(|| {
-        let start = (&raw const __heap_base as usize).next_multiple_of(BLOCK);
-        let fits = start + CHUNK <= wasm32::memory_size::<0>() * PAGE;
-        (start, if fits { start + CHUNK } else { start })
-    })
+    let start = (&raw const __heap_base as usize).next_multiple_of(BLOCK);
+    let end = start + CHUNK;
+    (start, if end <= first_end() { end } else { start })
+}
+
+/// Where the first pages end.
+fn first_end() -> usize {
+    &raw const __heap_end as usize
 }
 
 // SAFETY: blocks of a size hold what their class was chosen for, and are in one hand or one list at a time; what is not
@@ -189,9 +191,8 @@ unsafe impl Source for Pages {
         if !heap.source.begun {
             heap.source.begun = true;
             let (_, start) = first_chunk();
-            let rest = (wasm32::memory_size::<0>() * PAGE).saturating_sub(start);
-            // SAFETY: nobody else owns a byte from the first chunk's end to the memory's; this runs once, before anything
-            // here has made the memory grow.
+            let rest = first_end().saturating_sub(start);
+            // SAFETY: nobody else owns a byte from the first chunk's end to that of the first pages; this runs once.
             heap.source.end = unsafe { heap.claim(start as *mut u8, rest) };
             if heap.source.end.is_some() {
                 return Ok(());

@@ -1,8 +1,8 @@
 //! A BeamLine filter in about ten lines.
 //!
 //! A filter is a WebAssembly module that decides what happens to a request. BeamLine runs it in a fresh sandbox for
-//! every request: nothing a filter keeps in memory is there for the next one, and nothing it does reaches another
-//! tenant. This crate holds what a filter says ([`Verdict`]), what it sees ([`Request`]) and what it may ask its
+//! every request, unless a manifest says `reuse` or `pin_instance`: nothing a filter keeps in memory is there for the
+//! next one, and nothing it does reaches another tenant. This crate holds what a filter says ([`Verdict`]), what it sees ([`Request`]) and what it may ask its
 //! host ([`log`], [`random`], [`clock`], [`properties`], [`upstream`], [`kv`], [`buckets`],
 //! [`metrics`], [`secrets`], [`outbound`]).
 //!

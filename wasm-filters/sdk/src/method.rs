@@ -20,7 +20,8 @@ impl FromStr for Method {
     type Err = &'static str;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        const KNOWN: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"];
+        const KNOWN: [&str; 9] =
+            ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"];
         let is_miswritten = KNOWN.iter().any(|known| *known != name && known.eq_ignore_ascii_case(name));
         if !is_token(name) || name == "*" || is_miswritten {
             return Err("expected a method such as GET, as requests have it: case matters");
@@ -37,10 +38,10 @@ mod tests {
 
     #[test]
     fn methods_are_tokens_and_written_as_they_are_sent() {
-        for name in ["GET", "PATCH", "M-SEARCH", "purge"] {
+        for name in ["GET", "PATCH", "CONNECT", "M-SEARCH", "purge"] {
             assert_eq!(&*name.parse::<Method>().unwrap(), name);
         }
-        for name in ["", "*", "get", "Post", "GET ", "GET,POST"] {
+        for name in ["", "*", "get", "Post", "connect", "GET ", "GET,POST"] {
             assert!(name.parse::<Method>().is_err(), "{name}");
         }
     }
