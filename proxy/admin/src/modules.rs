@@ -2,7 +2,6 @@
 
 use axum::extract::{Request, State};
 use beamline_control::{ModuleListing, ModuleView};
-use beamline_model::Limit;
 use serde::Serialize;
 
 use crate::{
@@ -26,19 +25,8 @@ pub(crate) async fn push(
 ) -> Result<Answer<ModuleView>, Refusal> {
     let upload = state.control.upload(&tenant, &actor).await?;
     let limit = usize::try_from(upload.limit.get()).unwrap_or(usize::MAX);
-    let bytes = read(request.into_body(), limit, || {
-        format!(
-            "a module of the limit class {} has at most {limit} bytes: build it with opt-level = \"s\", lto and strip, or ask the operator for another class (limit: {})",
-            upload.class,
-            Limit::ModuleSize
-        )
-    })
-    .await
-    .inspect_err(|refusal| {
-        if refusal.is("body-too-large") {
-            state.control.module_too_large(&tenant);
-        }
-    })?;
+    let too_large = || state.control.module_too_large(&tenant, &upload).into();
+    let bytes = read(request.into_body(), limit, too_large).await?;
     Ok(ok(state.control.push_module(&tenant, bytes, &actor).await?))
 }
 

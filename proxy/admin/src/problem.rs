@@ -100,13 +100,6 @@ impl Refusal {
     }
 }
 
-impl Refusal {
-    /// Whether it is the problem of this token.
-    pub(crate) fn is(&self, token: &str) -> bool {
-        self.0.token == token
-    }
-}
-
 /// For a name that no tenant can have.
 pub(crate) fn unknown_tenant(error: InvalidName) -> Refusal {
     Refusal::of("unknown-tenant", error.to_string())

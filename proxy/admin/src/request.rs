@@ -127,7 +127,8 @@ impl<S: Send + Sync> FromRequest<S> for Raw {
     async fn from_request(request: Request, _: &S) -> Result<Self, Refusal> {
         let limit = request.extensions().get::<&'static RouteRow>().map_or(0, |row| row.max_body);
         read(request.into_body(), limit, || {
-            format!("the body has more than the {limit} bytes that this route takes: send less")
+            let told = format!("the body has more than the {limit} bytes that this route takes: send less");
+            Refusal::of("body-too-large", told)
         })
         .await
         .map(Self)
@@ -156,10 +157,12 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     serde_json::from_slice(body).map_err(|error| Refusal::of("invalid-request", format!("the body: {error}")))
 }
 
-/// Reads a body, whole or not at all: at most `limit` bytes, within [`BODY_TIME`]. `told` says what was expected where it is
-/// longer.
-pub(crate) async fn read(body: Body, limit: usize, told: impl Fn() -> String) -> Result<Bytes, Refusal> {
-    let too_large = || Refusal::of("body-too-large", told());
+/// Reads a body, whole or not at all: at most `limit` bytes, within [`BODY_TIME`]. Where it is longer, it is `too_large`.
+pub(crate) async fn read(
+    body: Body,
+    limit: usize,
+    too_large: impl FnOnce() -> Refusal,
+) -> Result<Bytes, Refusal> {
     // A length that is announced is judged before the first byte of it is asked for.
     if body.size_hint().lower() > limit as u64 {
         return Err(too_large());
@@ -218,8 +221,8 @@ mod tests {
         }
     }
 
-    fn told() -> String {
-        "at most 5".into()
+    fn told() -> Refusal {
+        Refusal::of("body-too-large", "at most 5")
     }
 
     #[tokio::test]

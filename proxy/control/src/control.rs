@@ -14,7 +14,6 @@ use std::{
     io,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError, RwLock},
-    time::UNIX_EPOCH,
 };
 
 use arc_swap::ArcSwap;
@@ -28,7 +27,7 @@ use serde_json::{Value, json};
 use crate::{
     ControlError, ControlSettings, Snapshot,
     actor::{named, permit_operator},
-    keeper::Keeper,
+    keeper::{Keeper, since_epoch_ms},
     modules::Modules,
     publish::Publisher,
     reaper::Reaper,
@@ -213,8 +212,7 @@ impl Control {
 
 impl Inner {
     fn now_ms(&self) -> u64 {
-        let since = (self.settings.now)().duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        since_epoch_ms(self.settings.now)
     }
 
     fn event(&self, name: &str, fields: Value) {

@@ -1,7 +1,7 @@
 //! Why the control plane refused, or could not do, what it was asked for.
 
 use beamline_filter_host::CompileError;
-use beamline_model::{Digest, GrantRefusal, Limit, RevisionId, SecretName, TenantName};
+use beamline_model::{ByteSize, Digest, GrantRefusal, Limit, LimitClass, RevisionId, SecretName, TenantName};
 use beamline_queue::{HandError, QueueError};
 use beamline_store::StoreError;
 use thiserror::Error;
@@ -67,12 +67,23 @@ pub enum ControlError {
         problem: String,
     },
     /// A filter's instances are to be kept, and never would be.
-    #[error("{key}: {problem}: remove it")]
+    #[error("{key}: {problem}")]
     NothingToKeep {
         /// The key in the manifest.
         key: String,
         /// Why not.
         problem: &'static str,
+    },
+    /// A module is longer than its tenant's limit class takes.
+    #[error(
+        "a module of the limit class {class} has at most {} bytes: build it with opt-level = \"s\", lto and strip, or ask the operator for another class",
+        .limit.get()
+    )]
+    ModuleTooLarge {
+        /// The class.
+        class: LimitClass,
+        /// What it takes.
+        limit: ByteSize,
     },
     /// An uploaded module cannot be taken.
     #[error(transparent)]
@@ -222,6 +233,7 @@ impl ControlError {
     /// The limit that a module crossed, where that is why it was refused.
     pub fn limit(&self) -> Option<Limit> {
         match self {
+            Self::ModuleTooLarge { .. } => Some(Limit::ModuleSize),
             Self::Module(error) => error.limit(),
             _ => None,
         }
@@ -241,6 +253,7 @@ impl ControlError {
             Self::NothingToKeep { .. } => (Refused, "nothing-to-keep"),
             Self::Module(CompileError::Host(_)) => (Unavailable, "compiler-unavailable"),
             Self::Module(_) => (Refused, "module-rejected"),
+            Self::ModuleTooLarge { .. } => (TooLarge, "body-too-large"),
             Self::Quota { .. } => (TooLarge, "module-quota"),
             Self::BeingDeleted(_) => (Conflict, "being-deleted"),
             Self::Backlog { .. } | Self::RemovedBacklog { .. } => (Conflict, "backlog"),

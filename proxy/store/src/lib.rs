@@ -193,9 +193,6 @@ pub trait Store: Send + Sync {
     /// What a tenant's filters have stored, by key, expired or not; nothing for a tenant that does not exist.
     fn kv(&self, tenant: &TenantName) -> Result<Vec<KvRecord>, StoreError>;
 
-    /// The tenants whose filters have stored something.
-    fn kv_tenants(&self) -> Result<Vec<TenantName>, StoreError>;
-
     /// At most `limit` rows of the audit, oldest first, after the row numbered `after` (0 is the beginning);
     /// with `tenant`, only that tenant's.
     fn audit(&self, tenant: Option<&TenantName>, after: u64, limit: u32)

@@ -300,10 +300,6 @@ impl Store for SqliteStore {
         self.read("read what filters stored", |tx| kv::all(tx, tenant))
     }
 
-    fn kv_tenants(&self) -> Result<Vec<TenantName>, StoreError> {
-        self.read("read whose filters stored something", kv::tenants)
-    }
-
     fn audit(
         &self,
         tenant: Option<&TenantName>,

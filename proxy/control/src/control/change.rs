@@ -53,9 +53,10 @@ impl Control {
         Ok(Upload { class, limit: self.inner.settings.limits.of(class).module.size, _turn: turn })
     }
 
-    /// Takes down that an upload of the tenant was given up, for it is longer than its [`Upload`] allows.
-    pub fn module_too_large(&self, tenant: &TenantName) {
+    /// Takes down that an upload of the tenant was given up, for it is longer than its [`Upload`] allows; what it is told.
+    pub fn module_too_large(&self, tenant: &TenantName, upload: &Upload) -> ControlError {
         self.inner.metrics.module_refused(tenant.as_str(), Limit::ModuleSize.as_str());
+        ControlError::ModuleTooLarge { class: upload.class, limit: upload.limit }
     }
 
     /// Takes a module: validates and compiles it, and gives it to the tenant. Idempotent by content.

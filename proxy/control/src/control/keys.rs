@@ -8,7 +8,7 @@ use beamline_store::KvRecord;
 use serde_json::json;
 
 use super::{Control, Inner};
-use crate::{ControlError, TenantRuntime, runtime::Prepared};
+use crate::{ControlError, runtime::Prepared};
 
 impl Control {
     /// Stores what filters have stored durably until now; whether that could be done in time.
@@ -41,7 +41,7 @@ impl Inner {
         let was_settled = state.settle();
         match (durable, state.kept()) {
             (true, Some(_)) => {}
-            // Stored for an earlier manifest, which this node could not read.
+            // Stored for an earlier manifest: by a node that ended too soon to erase it, or that could not read a later one.
             (false, None) if !was_settled => self.keeper.erase(tenant),
             (false, None) => {}
             (true, None) if was_settled => self.keeper.keep(tenant, &state.durable()),
@@ -59,20 +59,6 @@ impl Inner {
                 self.keeper.erase(tenant);
             }
         }
-    }
-
-    /// Erases what is stored of tenants that have it durable no more, which a node that ended too soon has left.
-    pub(super) async fn erase_left_keys<'t>(
-        &self,
-        tenants: impl Iterator<Item = &'t TenantRuntime>,
-    ) -> Result<(), ControlError> {
-        let stored = self.store.call(|s| s.kv_tenants()).await?;
-        let left = tenants.filter(|tenant| {
-            let state = tenant.chain.state();
-            stored.contains(&tenant.name) && state.is_settled() && state.kept().is_none()
-        });
-        left.for_each(|tenant| self.keeper.erase(&tenant.name));
-        Ok(())
     }
 
     /// Before a tenant is deleted: from the return on nothing of its keys is on its way to the store, where the next one of its

@@ -51,7 +51,6 @@ impl Control {
             self.inner.tell_unloaded(tenant);
         }
         tenants.iter().for_each(|tenant| self.inner.tell_unavailable(tenant));
-        self.inner.erase_left_keys(tenants.iter().map(Arc::as_ref)).await?;
         self.inner.snapshots.store(Arc::new(Snapshot::new(tenants)));
         Ok(())
     }

@@ -3,35 +3,31 @@
 use beamline_model::TenantName;
 use rusqlite::{Connection, params};
 
-use super::row::{self, failed, int, opt_uint};
+use super::row::{failed, int, opt_uint};
 use crate::{KvBatch, KvRecord, StoreError};
 
 /// Writes batches; those of tenants that do not exist any more are passed over.
 pub(super) fn write(tx: &Connection, batches: &[KvBatch<'_>]) -> Result<(), StoreError> {
     let doing = "keep what filters stored";
+    let prepared = |sql| tx.prepare_cached(sql).map_err(failed(doing));
+    let mut there = prepared("SELECT EXISTS (SELECT 1 FROM tenants WHERE name = ?)")?;
+    let mut delete_all = prepared("DELETE FROM kv WHERE tenant = ?")?;
+    let mut delete = prepared("DELETE FROM kv WHERE tenant = ? AND key = ?")?;
+    let mut put = prepared(
+        "INSERT INTO kv (tenant, key, value, expires_ms) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (tenant, key) DO UPDATE SET value = excluded.value, expires_ms = excluded.expires_ms",
+    )?;
     for KvBatch { tenant, all, entries, gone } in batches {
         let tenant = tenant.as_str();
-        let there: bool = tx
-            .prepare_cached("SELECT EXISTS (SELECT 1 FROM tenants WHERE name = ?)")
-            .and_then(|mut select| select.query_row([tenant], |r| r.get(0)))
-            .map_err(failed(doing))?;
-        if !there {
+        if !there.query_row([tenant], |r| r.get::<_, bool>(0)).map_err(failed(doing))? {
             continue;
         }
         if *all {
-            tx.execute("DELETE FROM kv WHERE tenant = ?", [tenant]).map_err(failed(doing))?;
+            delete_all.execute([tenant]).map_err(failed(doing))?;
         }
-        let mut delete =
-            tx.prepare_cached("DELETE FROM kv WHERE tenant = ? AND key = ?").map_err(failed(doing))?;
         for key in gone {
             delete.execute([tenant, *key]).map_err(failed(doing))?;
         }
-        let mut put = tx
-            .prepare_cached(
-                "INSERT INTO kv (tenant, key, value, expires_ms) VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT (tenant, key) DO UPDATE SET value = excluded.value, expires_ms = excluded.expires_ms",
-            )
-            .map_err(failed(doing))?;
         for entry in entries {
             put.execute(params![tenant, entry.key, entry.value, entry.expires_ms.map(int)])
                 .map_err(failed(doing))?;
@@ -55,13 +51,4 @@ pub(super) fn all(tx: &Connection, tenant: &TenantName) -> Result<Vec<KvRecord>,
         })
         .map_err(failed(doing))?;
     rows.collect::<Result<_, _>>().map_err(failed(doing))
-}
-
-pub(super) fn tenants(tx: &Connection) -> Result<Vec<TenantName>, StoreError> {
-    let doing = "read whose filters stored something";
-    let mut select = tx
-        .prepare_cached("SELECT name FROM tenants WHERE EXISTS (SELECT 1 FROM kv WHERE tenant = name)")
-        .map_err(failed(doing))?;
-    let rows = select.query_map([], |r| r.get::<_, String>(0)).map_err(failed(doing))?;
-    rows.map(|name| row::parse("tenant name", &name.map_err(failed(doing))?)).collect()
 }
