@@ -1,9 +1,10 @@
 //! What the log and the metrics say of a filter that fails or crosses a limit, beside the request's own record: why, where
 //! in its code, and when its breaker opens or closes. None of it goes to clients, who get a [`detail`].
 
+use beamline_control::TenantRuntime;
 use beamline_filter_host::{BreakerChange, Failure, FilterRun};
 use beamline_model::Limit;
-use beamline_telemetry::{GuestMetrics, Telemetry, Transaction};
+use beamline_telemetry::{Telemetry, Transaction};
 use serde_json::json;
 
 use crate::transaction::failure_kind;
@@ -17,9 +18,10 @@ pub(crate) fn detail(filter: &str, failure: &Failure) -> String {
 }
 
 /// Counts a run's failure and the limits that it crossed, and tells of these.
-pub(crate) fn count(metrics: &GuestMetrics, record: &Transaction, run: &FilterRun, revision: u64) {
+pub(crate) fn count(tenant: &TenantRuntime, record: &Transaction, run: &FilterRun) {
+    let metrics = &tenant.metrics;
     let crossed = |limit: Limit| {
-        metrics.crossed(&run.filter, limit.as_str(), revision, record.request_id);
+        metrics.crossed(&run.filter, limit.as_str(), tenant.revision.0, record.request_id);
     };
     if run.log.cut > 0 {
         crossed(Limit::Log);
@@ -33,13 +35,8 @@ pub(crate) fn count(metrics: &GuestMetrics, record: &Transaction, run: &FilterRu
 }
 
 /// Tells a run's failure, where it is to be told, and what it changed.
-pub(crate) fn tell(
-    telemetry: &Telemetry,
-    record: &Transaction,
-    run: &FilterRun,
-    tenant: &str,
-    revision: u64,
-) {
+pub(crate) fn tell(telemetry: &Telemetry, tenant: &TenantRuntime, record: &Transaction, run: &FilterRun) {
+    let (tenant, revision) = (&*tenant.label, tenant.revision.0);
     if let Some(failure) = run.failure.as_ref().filter(|_| run.told) {
         let mut fields = json!({
             "tenant.id": tenant,

@@ -157,9 +157,6 @@ pub(crate) fn filter_records(
     record: &mut Transaction,
     runs: Vec<FilterRun>,
 ) {
-    let metrics = &tenant.metrics;
-    let tenant = record.tenant.clone().unwrap_or_default();
-    let revision = record.revision.unwrap_or_default();
     for run in runs {
         for (level, message) in &run.log.lines {
             let level = match level {
@@ -170,8 +167,8 @@ pub(crate) fn filter_records(
             };
             worker.telemetry.guest_log(&GuestLog {
                 at: record.started.wall + record.started.offset_of(run.started),
-                tenant: &tenant,
-                revision,
+                tenant: &tenant.label,
+                revision: tenant.revision.0,
                 trace: &record.trace,
                 request_id: record.request_id,
                 filter: &run.filter,
@@ -180,8 +177,8 @@ pub(crate) fn filter_records(
                 cut_bytes: run.log.cut,
             });
         }
-        failures::count(metrics, record, &run, revision);
-        failures::tell(worker.telemetry.telemetry(), record, &run, &tenant, revision);
+        failures::count(tenant, record, &run);
+        failures::tell(worker.telemetry.telemetry(), tenant, record, &run);
         record.filters.push(FilterRecord {
             name: run.filter,
             module: run.module.unwrap_or_else(|| "".into()),

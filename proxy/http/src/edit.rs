@@ -26,34 +26,32 @@ pub enum HeadEditError {
     TooLarge,
 }
 
-/// Hop-by-hop fields, framing, and what the proxy vouches for towards upstreams.
-fn is_forbidden(name: &HeaderName) -> bool {
-    const FORBIDDEN: [&str; 17] = [
-        "connection",
-        "keep-alive",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "content-length",
-        "host",
-        "via",
-        "expect",
-        "forwarded",
-        "x-forwarded-for",
-        "x-forwarded-host",
-        "x-forwarded-proto",
-        "proxy-status",
-        "traceparent",
-    ];
-    FORBIDDEN.contains(&name.as_str())
-}
+/// Hop-by-hop fields, framing, and what the proxy vouches for towards upstreams. The reference page of the filter interface names
+/// them, which the SDK's own list is held to as well.
+const FORBIDDEN: [&str; 17] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "content-length",
+    "host",
+    "via",
+    "expect",
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "proxy-status",
+    "traceparent",
+];
 
 /// Parses a field that a filter wrote, by the rules above.
 pub fn checked_field(name: &str, value: &[u8]) -> Result<(HeaderName, HeaderValue), HeadEditError> {
     let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| HeadEditError::InvalidName)?;
-    if is_forbidden(&name) {
+    if FORBIDDEN.contains(&name.as_str()) {
         return Err(HeadEditError::Forbidden);
     }
     let value = HeaderValue::from_bytes(value).map_err(|_| HeadEditError::InvalidValue)?;
@@ -104,6 +102,18 @@ pub fn remove(headers: &mut HeaderMap, name: &str) -> Result<(), HeadEditError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_reference_names_the_hosts_own_fields() {
+        let page = include_str!("../../../docs/reference/filter-interface.md");
+        let section = page.split("### Fields that belong to the host\n").nth(1).unwrap();
+        let named = section.split(" They can be read").next().unwrap().split('`').skip(1).step_by(2);
+        let mut named: Vec<_> = named.collect();
+        named.sort_unstable();
+        let mut own = FORBIDDEN;
+        own.sort_unstable();
+        assert_eq!(named, own);
+    }
 
     #[test]
     fn injection_and_the_hosts_own_fields_are_refused() {

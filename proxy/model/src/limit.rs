@@ -104,6 +104,8 @@ impl Limit {
     }
 }
 
+const _: () = assert!(Limit::ALL.len() == Limit::Head as usize + 1, "a limit is missing in Limit::ALL");
+
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())

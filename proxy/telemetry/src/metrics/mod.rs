@@ -46,7 +46,7 @@ impl Metrics {
     /// A module that a tenant uploaded was refused, for it crossed the limit of this name.
     pub fn module_refused(&self, tenant: &str, limit: &'static str) {
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner).entry(limit).or_default() += 1;
-        if let Some(times) = self.refusals_told.add(tenant, limit, Instant::now()) {
+        if let Some(times) = self.refusals_told.add_to_tell(tenant, limit, Instant::now()) {
             self.events
                 .write("limit.crossed", json!({ "tenant.id": tenant, "limit": limit, "times": times }));
         }

@@ -42,6 +42,19 @@ impl Tally {
         Some(std::mem::take(&mut count.untold))
     }
 
+    /// The same, of what is told alone and never shown: what was told long enough ago makes room.
+    pub(super) fn add_to_tell(&self, of: &str, what: &'static str, now: Instant) -> Option<u64> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if counts.len() >= MAX_PAIRS {
+            counts.retain(|_, count| {
+                let is_recent = |told| now.saturating_duration_since(told) < TOLD_EVERY;
+                count.untold > 0 || count.told.is_some_and(is_recent)
+            });
+        }
+        drop(counts);
+        self.add(of, what, now)
+    }
+
     /// What was counted, by filter and what.
     pub(super) fn all(&self) -> Vec<(Pair, u64)> {
         let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -61,6 +74,18 @@ mod tests {
         assert_eq!(tally.add("f", "log", now), Some(1), "another limit");
         assert_eq!(tally.add("f", "cpu", now + TOLD_EVERY), Some(2), "those that were not told");
         assert_eq!(tally.all(), [(("f".into(), "cpu"), 3), (("f".into(), "log"), 1)]);
+    }
+
+    #[test]
+    fn what_was_told_long_ago_makes_room() {
+        let (tally, now) = (Tally::default(), Instant::now());
+        for i in 0..MAX_PAIRS {
+            tally.add_to_tell(&i.to_string(), "module_size", now);
+        }
+        assert_eq!(tally.add_to_tell("another", "module_size", now), Some(1));
+        assert_eq!(tally.add_to_tell("one more", "module_size", now), None, "they share what is left");
+        assert_eq!(tally.add_to_tell("another", "module_size", now + TOLD_EVERY), Some(1));
+        assert!(tally.all().len() < 10, "{:?}", tally.all());
     }
 
     #[test]
