@@ -195,7 +195,7 @@ impl Chain {
     pub fn new(tenant: TenantName, limits: FilterLimits, filters: Vec<FilterSetup>) -> Self {
         let link = |setup: FilterSetup| Link {
             label: setup.name.as_str().into(),
-            keeping: Keeping::of(&setup),
+            keeping: Keeping::of(&setup, &limits),
             setup,
             breaker: Arc::new(Breaker::new(breaker::SETTINGS)),
         };
@@ -322,7 +322,8 @@ impl Chain {
     ) -> ChainOutcome {
         let at = outcome.reached.saturating_sub(1);
         let subject = self.subject(Seen::Open(outcome.head), outcome.contexts.get(at));
-        let (ended, replaced) = self.whole_request(engine, view, at, subject, &outcome.contexts, body).await;
+        let turn = Turn { engine, view, contexts: &outcome.contexts, at };
+        let (ended, replaced) = self.whole_request(turn, subject, body).await;
         (outcome.head, outcome.decision) = self.decided(at, ended, &mut outcome.contexts, &mut outcome.runs);
         outcome.body = replaced.or(outcome.body);
         match outcome.decision {
@@ -343,12 +344,12 @@ impl Chain {
             outcome.reached += 1;
             if filter.has(Phase::Request) {
                 let subject = self.subject(Seen::Open(outcome.head), outcome.contexts.get(at));
+                let turn = Turn { engine, view, contexts: &outcome.contexts, at };
                 let ended = if self.keeps_instance(at, Phase::Request) {
                     // Boxed: every chain's future is as large as the largest of what it may come to.
-                    let kept = self.call_kept(engine, view, at, subject, &outcome.contexts, Input::Request);
-                    Box::pin(kept).await
+                    Box::pin(self.call_kept(turn, subject, Input::Request)).await
                 } else {
-                    self.call(engine, view, at, subject, on_request).await
+                    self.call(turn, Told::of(Phase::Request), subject, on_request).await
                 };
                 let ended = ended.checked(|given| match given {
                     Given::Request(verdict) => {
@@ -411,7 +412,7 @@ impl Chain {
         log: GuestLog,
     ) -> FilterRun {
         let Link { label, setup, .. } = &self.filters[at];
-        let Told { phase, started, ended, cpu, backtrace, leave } = told;
+        let Told { phase, started, ended, cpu, backtrace, leave, .. } = told;
         let (told, breaker) = leave.map_or((false, None), |leave| counted(leave, failure.as_ref()));
         FilterRun {
             filter: Arc::clone(label),
@@ -435,18 +436,16 @@ impl Chain {
         Subject { request, response: Seen::default(), context, log }
     }
 
-    /// One call of the filter at this place. `begin` makes the call's future: in a fresh instance, or in one that is kept.
-    pub(crate) async fn call(
-        &self,
-        engine: &Engine,
-        view: &Arc<dyn HostView>,
-        at: usize,
+    /// One call of the filter whose turn it is. `begin` makes the call's future: in a fresh instance, or in one that is kept.
+    pub(crate) async fn call<'c>(
+        &'c self,
+        Turn { engine, view, at, .. }: Turn<'_>,
+        mut told: Told<'c>,
         subject: Subject,
         begin: impl FnOnce(Arc<Module>, Box<CallState>) -> Call,
-    ) -> Ended<'_, Given> {
+    ) -> Ended<'c, Given> {
         let Link { setup: filter, breaker, .. } = &self.filters[at];
-        let mut told = Told::of(Phase::Request);
-        let started = told.started;
+        let (ends, started) = (told.ends(engine.longest_call), told.began);
         let refused = |told, subject, failure| Ended { subject, given: Err(failure), told };
         match breaker.admit() {
             Ok(leave) => told.leave = Some(leave),
@@ -466,7 +465,6 @@ impl Chain {
         // where others see them later.
         let spare = (filter.on_error == OnError::FailOpen || self.has_later_phases())
             .then(|| (subject.request.clone(), subject.response.clone()));
-        let ends = started + engine.longest_call;
         let config = Arc::clone(&filter.config);
         let state = CallState::new(subject, config, Arc::clone(view), &self.limits, (started, ends));
         let mut call = begin(Arc::clone(module), state);
@@ -575,10 +573,22 @@ pub(crate) struct Ended<'c, T> {
     pub(crate) told: Told<'c>,
 }
 
+/// Which filter is called, for which request.
+#[derive(Clone, Copy)]
+pub(crate) struct Turn<'a> {
+    pub(crate) engine: &'a Engine,
+    pub(crate) view: &'a Arc<dyn HostView>,
+    pub(crate) contexts: &'a Contexts,
+    /// The filter's place.
+    pub(crate) at: usize,
+}
+
 /// What is to be told of a call beside what it gave.
 pub(crate) struct Told<'c> {
     phase: Phase,
     started: Instant,
+    /// When it could begin: later than that where it waited for its instance.
+    began: Instant,
     /// When the guest was done; none where it was not called, or was given up.
     ended: Option<Instant>,
     cpu: Duration,
@@ -590,14 +600,26 @@ pub(crate) struct Told<'c> {
 impl Told<'_> {
     /// A call that begins now.
     pub(crate) fn of(phase: Phase) -> Self {
+        let now = Instant::now();
         Self {
             phase,
-            started: Instant::now(),
+            started: now,
+            began: now,
             ended: None,
             cpu: Duration::ZERO,
             backtrace: None,
             leave: None,
         }
+    }
+
+    /// It has waited for what it needs to begin.
+    pub(crate) fn waited(&mut self) {
+        self.began = Instant::now();
+    }
+
+    /// When it has ended at the latest, where it may take so long.
+    pub(crate) fn ends(&self, longest: Duration) -> Instant {
+        self.started + longest
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -610,10 +632,6 @@ impl<'c, T> Ended<'c, T> {
     pub(crate) fn checked<U>(self, check: impl FnOnce(T) -> Result<U, Failure>) -> Ended<'c, U> {
         let Self { subject, given, told } = self;
         Ended { subject, given: given.and_then(check), told }
-    }
-
-    pub(crate) fn of(self, phase: Phase) -> Self {
-        Self { told: Told { phase, ..self.told }, ..self }
     }
 }
 

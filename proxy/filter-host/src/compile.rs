@@ -302,14 +302,27 @@ impl std::fmt::Debug for Compiler {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
-    #[test]
-    fn what_may_take_long_keeps_no_small_one_waiting() {
-        let lanes = Lanes::default();
-        let _long = lanes.of(LimitClass::Large).try_lock().unwrap();
-        assert!(lanes.of(LimitClass::Large).try_lock().is_err());
-        assert!(lanes.of(LimitClass::Small).try_lock().is_ok());
+    #[tokio::test]
+    async fn what_may_take_long_keeps_no_small_one_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        // A worker that is not there: who has the turn is told so.
+        let settings =
+            CompilerSettings { cache_dir: folder.path().into(), worker: folder.path().join("none") };
+        let compiler = Compiler::new(Arc::clone(crate::tests::engine()), settings).unwrap();
+        let _long = compiler.shared.lanes.large.lock().await;
+        let compile = async |class, patience| {
+            let of = Compilation { class, limits: beamline_model::Ceilings::of(class).module };
+            let compiled = compiler.compile(Bytes::from_static(b"\0asm\x01\0\0\0"), &of);
+            tokio::time::timeout(patience, compiled).await
+        };
+        let small = compile(LimitClass::Small, Duration::from_secs(20)).await.expect("it waits for nobody");
+        assert!(matches!(small, Err(CompileError::Host(_))), "{small:?}");
+        let large = compile(LimitClass::Large, Duration::from_millis(50)).await;
+        assert!(large.is_err(), "its lane is taken: {large:?}");
     }
 
     #[test]

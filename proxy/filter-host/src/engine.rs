@@ -15,7 +15,7 @@ use crate::{
     compile::CompileError,
     host::{CallState, MAX_TABLE_ELEMENTS, Running},
     inspect::{ModuleInfo, Rejection, Tier},
-    instances::{PinRoom, idle_room, kept_beside, let_go_of_idle_instances},
+    instances::{self, PinRoom, idle_room, kept_beside},
     load::Unseated,
     module::Module,
     reset::{self, CoreEngine, Hold, Node},
@@ -167,12 +167,11 @@ impl Engine {
         }))
     }
 
-    /// Lets go of kept instances that no request has used during the last six calls of this, and of those that have waited too
-    /// long for their filters' next requests, on whichever thread they are. To be called every few seconds, by a thread that has
-    /// time to free memory.
+    /// Lets go of instances that are kept and that no request has used during some calls of this, on whichever thread they are.
+    /// To be called every few seconds, by a thread that has time to free memory.
     pub fn sweep_kept_instances() {
         reset::sweep();
-        let_go_of_idle_instances();
+        instances::sweep();
     }
 
     /// A guest is about to run on this thread: the tick must be on.

@@ -12,8 +12,8 @@ use crate::{
     bindings::beamline::edge::{bodies::ChunkVerdict, verdicts::ResponseVerdict},
     call::{Failure, Given, Input, on_later},
     chain::{
-        Answer, Chain, ChainOutcome, Decision, Ended, FilterRun, Told, answer, cannot_read, carried_out,
-        given_body,
+        Answer, Chain, ChainOutcome, Decision, Ended, FilterRun, Told, Turn, answer, cannot_read,
+        carried_out, given_body,
     },
     engine::Engine,
     head::{RequestHead, ResponseHead, Seen},
@@ -233,11 +233,8 @@ impl Chain {
     /// A request's whole body, for [`Chain::on_whole_request`]: what the filter decided, and the body that it gave.
     pub(crate) async fn whole_request(
         &self,
-        engine: &Engine,
-        view: &Arc<dyn HostView>,
-        at: usize,
+        turn: Turn<'_>,
         subject: Subject,
-        contexts: &Contexts,
         body: Result<Bytes, Failure>,
     ) -> (Ended<'_, Decision>, Option<Bytes>) {
         let body = match body {
@@ -245,11 +242,10 @@ impl Chain {
             Err(failure) => return (not_called(subject, Phase::WholeRequest, failure), None),
         };
         let (mut replaced, limit) = (None, self.body_limit());
-        let ended = self.call_later(engine, view, at, subject, contexts, Input::WholeRequest(body));
-        let ended = ended.await.checked(|given| {
+        let ended = self.call_later(turn, subject, Input::WholeRequest(body)).await.checked(|given| {
             let Given::WholeRequest(given) = given else { return Err(Failure::Host) };
             let body = given.body.map(|body| given_body("decision.body", body, limit)).transpose()?;
-            let decision = carried_out(given.verdict, false, limit, self.config(at))?;
+            let decision = carried_out(given.verdict, false, limit, self.config(turn.at))?;
             replaced = body;
             Ok(decision)
         });
@@ -422,25 +418,18 @@ impl Chain {
         if let Some(log) = log {
             subject.log = log;
         }
-        self.call_later(engine, &passage.view, at, subject, &passage.contexts, input).await
+        let turn = Turn { engine, view: &passage.view, contexts: &passage.contexts, at };
+        self.call_later(turn, subject, input).await
     }
 
     /// One call of a phase after the request's head, in the instance that is the filter's.
-    async fn call_later(
-        &self,
-        engine: &Engine,
-        view: &Arc<dyn HostView>,
-        at: usize,
-        subject: Subject,
-        contexts: &Contexts,
-        input: Input,
-    ) -> Ended<'_, Given> {
+    async fn call_later(&self, turn: Turn<'_>, subject: Subject, input: Input) -> Ended<'_, Given> {
         let phase = input.phase();
-        if self.keeps_instance(at, phase) && !contexts.is_over() {
-            return Box::pin(self.call_kept(engine, view, at, subject, contexts, input)).await;
+        if self.keeps_instance(turn.at, phase) && !turn.contexts.is_over() {
+            return Box::pin(self.call_kept(turn, subject, input)).await;
         }
         let begin = |module, state| -> Call { Box::pin(on_later(module, input, state)) };
-        self.call(engine, view, at, subject, begin).await.of(phase)
+        self.call(turn, Told::of(phase), subject, begin).await
     }
 
     fn step(
@@ -481,7 +470,7 @@ impl ResponseDecision {
 }
 
 /// A call that was not made.
-pub(crate) fn not_called<'c, T>(subject: Subject, phase: Phase, failure: Failure) -> Ended<'c, T> {
+fn not_called<'c, T>(subject: Subject, phase: Phase, failure: Failure) -> Ended<'c, T> {
     Ended { subject, given: Err(failure), told: Told::of(phase) }
 }
 

@@ -88,13 +88,7 @@ fn the_reference_page_tells_the_limits_that_are_the_same_for_all() {
         ("keys, values and token buckets", vec![format!("{} GiB", crate::shared::NODE_BYTES >> 30)]),
         ("kept instances of a worker", vec!["1,000".into(), mib(crate::reset::MAX_BYTES)]),
         ("kept instances of a node", vec!["4,096".into(), mib(crate::reset::MAX_NODE_BYTES)]),
-        (
-            "instances that wait for their filter's next request",
-            vec![
-                format!("{} s", crate::instances::LONGEST_IDLE.as_secs()),
-                mib(crate::instances::MAX_IDLE_BYTES),
-            ],
-        ),
+        ("instances that wait for their filter's next request", vec![mib(crate::instances::MAX_IDLE_BYTES)]),
         ("instances that requests hold", vec![format!("{} GiB", crate::instances::MAX_PINNED_BYTES >> 30)]),
         ("first states", vec![mib(crate::reset::MAX_IMAGES)]),
     ] {

@@ -140,7 +140,7 @@ pub(crate) struct CallMeter {
 pub(crate) struct MemoryMeter {
     pub(crate) limit: usize,
     pub(crate) used: usize,
-    /// What growing took last, given back where it fails after all.
+    /// What was granted last, until the next is asked for: given back where nothing grew after all.
     last: usize,
     /// Whether growth was refused: what a following trap is put down to.
     pub(crate) refused: bool,
@@ -153,6 +153,13 @@ pub(crate) const MAX_GIVEN: usize = 1 << 20;
 
 /// Elements of all tables of an instance.
 pub(crate) const MAX_TABLE_ELEMENTS: usize = 20_000;
+
+impl MemoryMeter {
+    /// What was granted last did not grow after all: beyond the memory's own maximum, for one.
+    pub(crate) fn give_back(&mut self) {
+        self.used -= std::mem::take(&mut self.last);
+    }
+}
 
 impl ResourceLimiter for MemoryMeter {
     fn memory_growing(
@@ -172,8 +179,7 @@ impl ResourceLimiter for MemoryMeter {
     }
 
     fn memory_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
-        // Beyond the memory's own maximum, for one: nothing grew.
-        self.used -= std::mem::take(&mut self.last);
+        self.give_back();
         Ok(())
     }
 

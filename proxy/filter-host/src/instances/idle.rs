@@ -1,5 +1,4 @@
-//! Instances that wait for their filter's next request: on their thread's shelf, one of each filter, for
-//! [`LONGEST_IDLE`] and until the next sweep.
+//! Instances that wait for their filter's next request: on their thread's shelf, one of each filter, until they are swept.
 //!
 //! Which filter is meant by a key that no other filter, tenant or revision ever has. Its chain holds it, and with the
 //! chain its instances go: whoever drops that frees them, a thread that serves no requests as a rule.
@@ -10,14 +9,11 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
 };
 
 use super::kept::Kept;
 use crate::reset::{Item, Node, Place, Shelf, Shelves, use_own};
 
-/// How long an instance waits for its filter's next request before it is let go.
-pub(crate) const LONGEST_IDLE: Duration = Duration::from_secs(30);
 /// What waiting instances may take of a node, in bytes.
 pub(crate) const MAX_BYTES: usize = 512 << 20;
 
@@ -55,7 +51,6 @@ struct Filter {
 struct Idle {
     kept: Box<Kept>,
     of: Arc<Filter>,
-    since: Instant,
 }
 
 impl Item for Idle {
@@ -92,7 +87,7 @@ impl Reuse {
     /// Has an instance wait on this thread, unless it has served what it may.
     pub(super) fn put(&self, kept: Box<Kept>) {
         if kept.served() < self.0.requests.get() {
-            let idle = Idle { kept, of: Arc::clone(&self.0), since: Instant::now() };
+            let idle = Idle { kept, of: Arc::clone(&self.0) };
             // Where the shelf is in use, the instance ends here.
             let _ = SHELF.with(|shelf| use_own(shelf, |shelf| shelf.put(idle)));
         }
@@ -107,13 +102,9 @@ impl Drop for Reuse {
     }
 }
 
-/// Lets go of instances that have waited too long for their filters' next requests, of all threads.
-pub(crate) fn let_go_of_idle_instances() {
-    let_go_of(LONGEST_IDLE);
-}
-
-pub(crate) fn let_go_of(longer_than: Duration) {
-    SHELVES.let_go_where(|idle| idle.since.elapsed() > longer_than);
+/// Frees the instances of all threads that were not used for some time, told in calls of this.
+pub(crate) fn sweep() {
+    SHELVES.sweep();
 }
 
 #[cfg(test)]

@@ -12,31 +12,30 @@ mod pins;
 
 use std::{cell::Cell, sync::Arc};
 
-use beamline_model::{FilterName, InstanceLifetime};
+use beamline_model::{FilterLimits, FilterName, InstanceLifetime};
 use bytes::Bytes;
 use tokio::{
     sync::{Mutex, oneshot},
-    time::timeout,
+    time::timeout_at,
 };
 
 pub use self::pins::Pinned;
 use self::{idle::Reuse, kept::Kept};
 #[cfg(test)]
 pub(crate) use self::{
-    idle::{LONGEST_IDLE, MAX_BYTES as MAX_IDLE_BYTES, let_go_of, waiting_on_this_thread},
+    idle::{MAX_BYTES as MAX_IDLE_BYTES, waiting_on_this_thread},
     pins::MAX_BYTES as MAX_PINNED_BYTES,
 };
 pub(crate) use self::{
-    idle::{idle_room, kept_idle, let_go_of_idle_instances},
+    idle::{idle_room, kept_idle, sweep},
     pins::PinRoom,
 };
 use crate::{
     call::{Failure, Given, Input},
-    chain::{Chain, Decision, Ended, FilterSetup},
-    engine::Engine,
-    host::{HostView, Subject},
+    chain::{Chain, Decision, Ended, FilterSetup, Told, Turn},
+    host::Subject,
     module::Module,
-    passage::{Contexts, ResponseDecision, not_called},
+    passage::{Contexts, ResponseDecision},
     phases::{Phase, PhaseSet},
     reset::Place,
     slow_lane::Call,
@@ -67,14 +66,14 @@ pub struct KeptInVain<'c> {
     pub filter: &'c FilterName,
     /// The key of its manifest that asks for it.
     pub key: &'static str,
-    /// Why.
+    /// Why, and what to do.
     pub problem: &'static str,
 }
 
 impl Keeping {
     /// None where each call gets a fresh instance: the rule, and wherever nothing would come of keeping one.
-    pub(crate) fn of(setup: &FilterSetup) -> Option<Self> {
-        let module = setup.module.as_ref().filter(|_| in_vain(setup).is_none())?;
+    pub(crate) fn of(setup: &FilterSetup, limits: &FilterLimits) -> Option<Self> {
+        let module = setup.module.as_ref().filter(|_| in_vain(setup, limits).is_none())?;
         let how = match setup.lifetime {
             InstanceLifetime::Call => return None,
             InstanceLifetime::Request => How::Pinned,
@@ -84,17 +83,22 @@ impl Keeping {
     }
 }
 
-/// The key that asks for a filter's instances to be kept, and why its module has no use for that.
-fn in_vain(setup: &FilterSetup) -> Option<(&'static str, &'static str)> {
+/// The key that asks for a filter's instances to be kept, why nothing would come of it, and what to do.
+fn in_vain(setup: &FilterSetup, limits: &FilterLimits) -> Option<(&'static str, &'static str)> {
     let phases = setup.module.as_ref()?.phases();
     match setup.lifetime {
         InstanceLifetime::Request if phases.is_one_call() => Some((
             "pin_instance",
-            "the module is called once in a request: nothing comes after it that could use its memory",
+            "the module is called once in a request: nothing comes after it that could use its memory: remove the key",
         )),
-        InstanceLifetime::Requests(_) if !phases.has(Phase::Request) => {
-            Some(("reuse", "the module has no request-handler, whose instances alone are reused"))
-        }
+        InstanceLifetime::Request if limits.pinned_instances == 0 => Some((
+            "pin_instance",
+            "no instance may be held, for limits.pinned_instances or the operator's ceiling for it is 0: raise it, or remove the key",
+        )),
+        InstanceLifetime::Requests(_) if !phases.has(Phase::Request) => Some((
+            "reuse",
+            "the module has no request-handler, whose instances alone are reused: remove the key",
+        )),
         _ => None,
     }
 }
@@ -194,11 +198,8 @@ impl After {
 impl Chain {
     /// Filters whose manifest asks for their instances to be kept, which would never be.
     pub fn kept_in_vain(&self) -> impl Iterator<Item = KeptInVain<'_>> {
-        let pins_none = self.limits.pinned_instances == 0;
-        self.filters().filter_map(move |setup| {
-            let refused = setup.lifetime == InstanceLifetime::Request && pins_none;
-            let none = "limits.pinned_instances is 0, or the operator's ceiling for it";
-            let (key, problem) = in_vain(setup).or(refused.then_some(("pin_instance", none)))?;
+        self.filters().filter_map(|setup| {
+            let (key, problem) = in_vain(setup, &self.limits)?;
             Some(KeptInVain { filter: &setup.name, key, problem })
         })
     }
@@ -221,41 +222,40 @@ impl Chain {
     }
 
     /// One call for which [`Self::keeps_instance`] holds. Its instance must be told what came of it by [`Self::settle_instance`].
-    pub(crate) async fn call_kept(
-        &self,
-        engine: &Engine,
-        view: &Arc<dyn HostView>,
-        at: usize,
-        subject: Subject,
-        contexts: &Contexts,
-        input: Input,
-    ) -> Ended<'_, Given> {
-        let phase = input.phase();
+    pub(crate) async fn call_kept(&self, turn: Turn<'_>, subject: Subject, input: Input) -> Ended<'_, Given> {
+        let Turn { engine, contexts, at, .. } = turn;
+        let mut told = Told::of(input.phase());
+        let refused = |told, subject, failure| Ended { subject, given: Err(failure), told };
         let (Some(Keeping { how, .. }), Some(slot)) = (&self.link(at).keeping, contexts.slot(at)) else {
-            return not_called(subject, phase, Failure::Host);
+            return refused(told, subject, Failure::Host);
         };
-        let Ok(_turn) = timeout(engine.longest_call, slot.turn.lock()).await else {
-            return not_called(subject, phase, Failure::WallTime(engine.longest_call));
+        // Nearly always free: calls of one filter for one request seldom overlap.
+        let _turn = match slot.turn.try_lock() {
+            Ok(turn) => turn,
+            Err(_) => match timeout_at(told.ends(engine.longest_call).into(), slot.turn.lock()).await {
+                Ok(turn) => {
+                    told.waited();
+                    turn
+                }
+                Err(_) => return refused(told, subject, Failure::WallTime(engine.longest_call)),
+            },
         };
         let new = |permit| Kept::new(Place::none(&engine.idle), permit);
         let kept = match (slot.kept.take(), how) {
-            (Some(kept), _) => Some(kept),
+            (Some(kept), _) => Ok(kept),
             (None, How::Pinned) => match engine.pins.take(&self.load, &self.limits) {
-                Ok(permit) => Some(new(Some(permit))),
-                Err(failure) => return not_called(subject, phase, failure),
+                Ok(permit) => Ok(new(Some(permit))),
+                Err(failure) => return refused(told, subject, failure),
             },
             // Taken when the call begins: one that is refused leaves it where it is.
-            (None, How::Reused(_)) => None,
+            (None, How::Reused(reuse)) => Err(reuse),
         };
         let (back, mut returned) = oneshot::channel();
         let begin = |module, state| -> Call {
-            let kept = kept.unwrap_or_else(|| match how {
-                How::Reused(reuse) => reuse.take().unwrap_or_else(|| new(None)),
-                How::Pinned => new(None),
-            });
+            let kept = kept.unwrap_or_else(|reuse| reuse.take().unwrap_or_else(|| new(None)));
             Box::pin(kept::call(module, kept, input, state, back))
         };
-        let ended = self.call(engine, view, at, subject, begin).await.of(phase);
+        let ended = self.call(turn, told, subject, begin).await;
         // None where the call failed, or never began.
         slot.kept.set(returned.try_recv().ok());
         ended

@@ -65,10 +65,10 @@ impl PinRoom {
     }
 
     /// What a tenant with these limits may have: never more than half of the room, so that none takes it from all others.
-    fn share(&self, limits: &FilterLimits) -> u32 {
+    fn share_of_node(&self, limits: &FilterLimits) -> u32 {
         let by_memory = self.most_bytes / 2 / limits.memory.get().max(1);
         let by_memory = u32::try_from(by_memory).unwrap_or(u32::MAX).max(1);
-        limits.pinned_instances.min(self.most / 2).min(by_memory)
+        by_memory.min(self.most / 2)
     }
 
     /// Room for one more instance of a tenant.
@@ -80,14 +80,15 @@ impl PinRoom {
         load: &Arc<TenantLoad>,
         limits: &FilterLimits,
     ) -> Result<Permit, Failure> {
-        let (share, bytes) = (self.share(limits), limits.memory.get());
+        let (of_node, bytes) = (self.share_of_node(limits), limits.memory.get());
+        let share = limits.pinned_instances.min(of_node);
         let refused = |failure| {
             load.pins_refused.fetch_add(1, Relaxed);
             failure
         };
         if !take(&load.pinned, share) {
             // Asking for more of them helps where these are what it has used up.
-            let by_quota = share == limits.pinned_instances;
+            let by_quota = limits.pinned_instances < of_node;
             return Err(refused(if by_quota { Failure::Pinned(share) } else { Failure::PinRoom }));
         }
         if !take(&self.instances, self.most) {
@@ -145,7 +146,11 @@ mod tests {
                 }
             };
             // Of what it asks for, or of the node's room.
-            let expected = if asked == share { Failure::Pinned(share) } else { Failure::PinRoom };
+            let expected = if asked < room.share_of_node(&limits(asked, memory)) {
+                Failure::Pinned(share)
+            } else {
+                Failure::PinRoom
+            };
             assert_eq!(refused, expected);
             let held_now = u32::try_from(held.len()).unwrap();
             assert_eq!((held_now, Pinned::of(&load)), (share, Pinned { held: share, refused: 1 }));

@@ -181,18 +181,22 @@ impl Guest {
         // No further than this call's limit, whatever the module may have.
         let limit = guest.call.as_ref().map_or(0, |call| call.memory.limit as u64 / PAGE);
         let (max_pages, keepable) = (guest.max_pages, guest.keepable as u64 / PAGE);
-        if !granted || pages > max_pages {
+        if !granted {
             return Ok(false);
         }
         let there = memory.size(&*caller);
-        if pages > there {
-            let target = with_spare(there, pages, keepable).min(limit).max(pages).min(max_pages);
-            if memory.grow(&mut *caller, target - there).is_err() {
-                return Ok(false);
-            }
+        let has_room = pages <= max_pages
+            && (pages <= there || {
+                let target = with_spare(there, pages, keepable).min(limit).max(pages).min(max_pages);
+                memory.grow(&mut *caller, target - there).is_ok()
+            });
+        let guest = caller.data_mut();
+        if has_room {
+            guest.size = bytes(pages);
+        } else if let Some(call) = &mut guest.call {
+            call.memory.give_back();
         }
-        caller.data_mut().size = bytes(pages);
-        Ok(true)
+        Ok(has_room)
     }
 
     /// Whether nothing of a call is left.

@@ -30,6 +30,6 @@ pub(crate) use image::MAX_IMAGES;
 pub(crate) use kept::{Core, CoreEngine, Hold};
 pub(crate) use qualify::{Unqualified, qualify};
 pub(crate) use rewrite::{REWRITE_VERSION, rewrite};
-pub(crate) use shelf::{Item, Node, Place, Shelf, Shelves, keep_nothing_on_this_thread, sweep, use_own};
 #[cfg(test)]
-pub(crate) use shelf::{MAX_BYTES, MAX_INSTANCES, MAX_NODE_BYTES, MAX_NODE_INSTANCES};
+pub(crate) use shelf::{IDLE_SWEEPS, MAX_BYTES, MAX_INSTANCES, MAX_NODE_BYTES, MAX_NODE_INSTANCES};
+pub(crate) use shelf::{Item, Node, Place, Shelf, Shelves, keep_nothing_on_this_thread, sweep, use_own};

@@ -29,7 +29,7 @@ pub(crate) const MAX_NODE_INSTANCES: usize = 4_096;
 pub(crate) const MAX_NODE_BYTES: usize = 1 << 30;
 
 /// Sweeps that an instance outlives without being used.
-const IDLE_SWEEPS: usize = 6;
+pub(crate) const IDLE_SWEEPS: usize = 6;
 
 /// What a node keeps.
 #[derive(Debug)]
@@ -105,11 +105,11 @@ impl Drop for Place {
 
 /// What stands on a shelf.
 pub(crate) trait Item {
-    /// Tells its module from every other.
+    /// Tells whose it is: its module, or its filter.
     fn key(&self) -> u64;
     /// Bytes that it may take of the node's memory, all told. Never 0.
     fn cost(&self) -> usize;
-    /// Whether its module is in use.
+    /// Whether whoever it belongs to is in use.
     fn is_wanted(&self) -> bool;
     fn place(&mut self) -> &mut Place;
 }
@@ -201,13 +201,6 @@ impl<T: Item> Shelf<T> {
         idle
     }
 
-    /// Takes out those of which `is_one` holds.
-    fn take_all(&mut self, is_one: impl Fn(&T) -> bool) -> Vec<T> {
-        let keys: Vec<_> =
-            self.kept.iter().filter(|(_, (.., item))| is_one(item)).map(|(key, _)| *key).collect();
-        keys.into_iter().filter_map(|key| self.take(key)).collect()
-    }
-
     fn evict(&mut self) {
         while let Some((turn, key)) = self.order.pop_front() {
             if self.kept.get(&key).is_some_and(|(t, ..)| *t == turn) {
@@ -248,17 +241,9 @@ impl<T: Item> Shelves<T> {
         }
     }
 
-    /// Frees what all threads keep and of which `is_one` holds.
-    pub(crate) fn let_go_where(&self, is_one: impl Fn(&T) -> bool) {
-        for shelf in self.all() {
-            let gone = lock(&shelf).take_all(&is_one);
-            drop(gone);
-        }
-    }
-
     /// Frees what was not used during the last [`IDLE_SWEEPS`] calls of this. A shelf that its thread uses right now is passed
     /// over until the next one.
-    fn sweep(&self) {
+    pub(crate) fn sweep(&self) {
         for shelf in self.all() {
             let idle = use_own(&shelf, Shelf::sweep);
             drop(idle);
@@ -361,13 +346,17 @@ mod tests {
         (node.instances.load(Relaxed), node.bytes.load(Relaxed))
     }
 
+    /// A shelf with three things of 10 bytes.
+    fn three(node: &Arc<Node>, capacity: usize) -> Shelf<Thing> {
+        let mut shelf = Shelf::with_bounds(capacity, 1_000);
+        (1..=3).for_each(|key| shelf.put(thing(node, key, 10)));
+        shelf
+    }
+
     #[test]
     fn the_least_recently_used_goes_first() {
         let node = Node::with_bounds(100, 10_000);
-        let mut shelf = Shelf::with_bounds(3, 1_000);
-        for key in 1..=3 {
-            shelf.put(thing(&node, key, 10));
-        }
+        let mut shelf = three(&node, 3);
         let used = shelf.take(1).unwrap();
         assert_eq!(
             (keys(&shelf), shelf.bytes, taken(&node)),
@@ -459,10 +448,7 @@ mod tests {
     #[test]
     fn what_is_not_used_for_long_goes_and_what_is_used_stays() {
         let node = Node::with_bounds(100, 10_000);
-        let mut shelf = Shelf::with_bounds(10, 1_000);
-        for key in 1..=3 {
-            shelf.put(thing(&node, key, 10));
-        }
+        let mut shelf = three(&node, 10);
         let under_way = shelf.take(3).unwrap();
         for _ in 0..IDLE_SWEEPS {
             assert!(shelf.sweep().is_empty());

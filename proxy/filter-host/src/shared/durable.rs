@@ -128,11 +128,16 @@ impl Noted {
             return;
         }
         let mut notes = self.notes();
-        let Some(keeper) = notes.keeper.clone() else { return };
+        if notes.keeper.is_none() {
+            return;
+        }
         notes.add(key, self.node);
-        let tell = !mem::replace(&mut notes.told, true);
+        if mem::replace(&mut notes.told, true) {
+            return;
+        }
+        let keeper = notes.keeper.clone();
         drop(notes);
-        if tell {
+        if let Some(keeper) = keeper {
             keeper.changed();
         }
     }

@@ -113,25 +113,14 @@ impl Kv {
         now: Duration,
         quota: Quota,
     ) -> bool {
-        if value.len() > MAX_VALUE {
-            return false;
-        }
-        let restored = self.change(key, now, quota, |held| {
-            let change = if held.is_some() {
-                Change::Nothing
-            } else {
-                Change::Store(value.clone(), Lifetime::New(ttl))
-            };
-            Ok((change, ()))
-        });
-        restored.is_ok()
+        self.compare_and_set(key, None, value.into(), ttl, now, quota).is_ok()
     }
 
     pub(crate) fn get(&self, key: &str, now: Duration) -> Option<Bytes> {
         if !is_key(key) {
             return None;
         }
-        self.entries.shard(key).get(key, now).map(|(value, _)| value.clone())
+        self.entry(key, now).map(|(value, _)| value)
     }
 
     pub(crate) fn set(

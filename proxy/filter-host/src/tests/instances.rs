@@ -3,7 +3,6 @@
 use std::{
     num::NonZeroU32,
     sync::{Arc, OnceLock},
-    time::Duration,
 };
 
 use beamline_model::{ByteSize, FilterLimits, InstanceLifetime, OnError};
@@ -15,7 +14,8 @@ use crate::{
     BodyStage, Chain, ChainOutcome, Decision, Engine, EngineSettings, Failure, FilterConfig, FilterRun,
     FilterSetup, FinishOutcome, HostView, KeptInVain, Module, Passage, Pinned, ResponseDecision,
     ResponseHead, ResponseStep,
-    instances::{let_go_of, waiting_on_this_thread},
+    instances::{self, waiting_on_this_thread},
+    reset::IDLE_SWEEPS,
     reset::tests::{REALLOC, handle, module, typed},
 };
 
@@ -135,10 +135,13 @@ async fn what_waits_goes_with_its_filter_and_when_nobody_comes() {
     let one = chain("acme", FilterLimits::default(), several(100));
     assert_eq!(counts(&one, [""; 2]).await, [1, 2].map(Some));
     assert_eq!(waiting_on_this_thread(), 1);
-    let_go_of(Duration::from_secs(3600));
-    assert_eq!((waiting_on_this_thread(), counted(&one, "").await), (1, Some(3)));
     // As who sweeps does, on a thread of its own.
-    std::thread::spawn(|| let_go_of(Duration::ZERO)).join().unwrap();
+    let sweep = |times: usize| {
+        std::thread::spawn(move || (0..times).for_each(|_| instances::sweep())).join().unwrap();
+    };
+    sweep(IDLE_SWEEPS);
+    assert_eq!((waiting_on_this_thread(), counted(&one, "").await), (1, Some(3)));
+    sweep(IDLE_SWEEPS + 1);
     assert_eq!((waiting_on_this_thread(), counted(&one, "").await), (0, Some(1)));
     std::thread::spawn(move || drop(one)).join().unwrap();
     assert_eq!(waiting_on_this_thread(), 0);
@@ -391,7 +394,7 @@ async fn instances_that_would_be_kept_in_vain_are_named_and_fresh() {
         (FilterLimits::default(), FilterLimits { pinned_instances: 0, ..Default::default() });
     assert_eq!(of("tiny.wasm", InstanceLifetime::Request, &limits), (Some("pin_instance"), false));
     assert_eq!(of("late.wasm", several(2), &limits), (Some("reuse"), false));
-    assert_eq!(of("late.wasm", InstanceLifetime::Request, &none), (Some("pin_instance"), true));
+    assert_eq!(of("late.wasm", InstanceLifetime::Request, &none), (Some("pin_instance"), false));
     assert_eq!(of("late.wasm", InstanceLifetime::Request, &limits), (None, true));
     assert_eq!(of("tiny.wasm", several(2), &none), (None, true));
     assert_eq!(of("tiny.wasm", InstanceLifetime::Call, &limits), (None, false));

@@ -191,6 +191,20 @@ fn the_limit_of_memory_bounds_what_the_guest_believes_it_has() {
 }
 
 #[test]
+fn what_does_not_grow_for_the_modules_own_maximum_uses_up_nothing_of_the_limit() {
+    let grown = |pages| format!("(call $say (i64.extend_i32_s (memory.grow (i32.const {pages}))))");
+    let text = module(&format!("{REALLOC} {}", handle(&[10, 10, 10, 1].map(grown).concat())));
+    let with_maximum = text.replace(r#"(memory (export "memory") 1)"#, r#"(memory (export "memory") 1 4)"#);
+    let module = Both::wat(&with_maximum);
+    let limits = FilterLimits { memory: ByteSize::kib(1024), ..Default::default() };
+    for _ in 0..2 {
+        let seen = module.same("null", &limits, &head(&[]));
+        let no = "Info pppppppppppppppp";
+        assert_eq!(seen.log, [no, no, no, "Info baaaaaaaaaaaaaaa"]);
+    }
+}
+
+#[test]
 fn a_call_that_is_not_granted_the_first_memory_has_no_instance_made() {
     let module = Both::wat(&module(&format!("{REALLOC} {}", handle(""))));
     let limits = FilterLimits { memory: ByteSize::kib(32), ..Default::default() };
