@@ -46,8 +46,7 @@ const BESIDE: usize = 1024;
 unsafe extern "C" {
     /// Where the linker placed the end of stack and data. Only its address means something.
     static __heap_base: u8;
-    /// Likewise the end of the memory that a module begins with; 0 by a linker that does not know it, such as LLD 14. Then what
-    /// is left of the first pages stays unused.
+    /// Likewise the end of the memory that a module begins with; 0 by a linker that does not know it, such as LLD 14.
     static __heap_end: u8;
 }
 
@@ -128,9 +127,13 @@ fn first_chunk() -> (usize, usize) {
     (start, if end <= first_end() { end } else { start })
 }
 
-/// Where the first pages end.
+/// Where the first pages end. Where the linker does not say it the memory does, as long as nobody else has made it grow, which a
+/// module from such a linker must not.
 fn first_end() -> usize {
-    &raw const __heap_end as usize
+    match &raw const __heap_end as usize {
+        0 => wasm32::memory_size::<0>() * PAGE,
+        end => end,
+    }
 }
 
 // SAFETY: blocks of a size hold what their class was chosen for, and are in one hand or one list at a time; what is not
