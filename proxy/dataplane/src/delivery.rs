@@ -2,6 +2,7 @@
 
 use std::{
     pin::Pin,
+    rc::{Rc, Weak},
     sync::Arc,
     task::{Context, Poll},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -14,12 +15,13 @@ use beamline_model::{KeepResponse, QueuePolicy, TenantName, UpstreamName};
 use beamline_nats::Connections;
 use beamline_queue::{Attempt, BodyReader, Deliver, Keep, Outcome, Rules, WholeResponse};
 use beamline_seal::SealKeys;
-use beamline_telemetry::{DeliverySpan, SpanId, Started, Telemetry, TraceContext, TraceId};
+use beamline_telemetry::{DeliverySpan, SpanId, Started, Telemetry, TraceContext, TraceId, WorkerTelemetry};
 use beamline_upstream::{BoxError, ErrorKind, OwnKey, Pools, SendOptions, Sentness, UpstreamBody};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, header, response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
+use tokio::time::MissedTickBehavior;
 
 use crate::{
     credentials,
@@ -27,6 +29,7 @@ use crate::{
     idempotency::IDEMPOTENCY_KEY,
     retry_after::retry_after,
     transaction::{self, messaging},
+    worker::TICK,
 };
 
 /// Which attempt this is, from 1.
@@ -45,7 +48,7 @@ const MAX_KEPT_HEAD: usize = 16 << 10;
 pub struct DeliverToUpstreams {
     snapshots: Arc<ArcSwap<Snapshot>>,
     seal_keys: Option<Arc<SealKeys>>,
-    telemetry: Telemetry,
+    telemetry: Rc<WorkerTelemetry>,
     pools: Pools,
 }
 
@@ -68,14 +71,27 @@ impl Deliverer {
         Self { snapshots, seal_keys, telemetry, nats }
     }
 
-    /// On the delivery thread: ready to deliver.
+    /// On the delivery thread, within its [`tokio::task::LocalSet`]: ready to deliver.
     pub fn on_this_thread(self) -> DeliverToUpstreams {
+        let telemetry = Rc::new(self.telemetry.worker());
+        tokio::task::spawn_local(flush_regularly(Rc::downgrade(&telemetry)));
         DeliverToUpstreams {
             snapshots: self.snapshots,
             seal_keys: self.seal_keys,
-            telemetry: self.telemetry,
+            telemetry,
             pools: Pools::with_nats(&self.nats),
         }
+    }
+}
+
+/// Hands over what was told, as workers do; what is left when deliveries end is handed over by its drop.
+async fn flush_regularly(telemetry: Weak<WorkerTelemetry>) {
+    let mut interval = tokio::time::interval(TICK);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        let Some(telemetry) = telemetry.upgrade() else { return };
+        telemetry.flush();
     }
 }
 
@@ -162,7 +178,7 @@ impl Deliver for DeliverToUpstreams {
                 }
             }
         };
-        self.telemetry.delivery_span(span_of(&attempt, started, trace, &outcome, attempts));
+        self.telemetry.delivery(span_of(&attempt, started, trace, &outcome, attempts));
         outcome
     }
 
@@ -174,7 +190,7 @@ impl Deliver for DeliverToUpstreams {
         let outcome = unanswered(Sentness::Nothing, &unreached.kind);
         let (trace, span) = (resumed(attempt), SpanId::random());
         let tried = transaction::attempt_records(&unreached.attempts, &started, span, messaging(&upstream));
-        self.telemetry.delivery_span(span_of(attempt, started, trace, &outcome, tried));
+        self.telemetry.delivery(span_of(attempt, started, trace, &outcome, tried));
         Err(outcome)
     }
 

@@ -54,3 +54,22 @@ impl Heartbeats {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_does_not_turn_is_named_until_it_turns_or_has_ended() {
+        let Some(start) = Instant::now().checked_sub(2 * STUCK_AFTER) else { return };
+        let beats = Heartbeats { start, ..Heartbeats::new(2) };
+        beats.beat(0);
+        let stuck = beats.check().unwrap_err();
+        assert!(stuck.starts_with("worker 1 has not turned for 4"), "{stuck}");
+        beats.beat(1);
+        assert_eq!(beats.check(), Ok(()));
+        let beats = Heartbeats { start, ..Heartbeats::new(1) };
+        beats.ended(0);
+        assert_eq!(beats.check(), Ok(()), "nothing is awaited of it");
+    }
+}

@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// How often a worker shows that it turns, and hands over its telemetry.
-const TICK: Duration = Duration::from_millis(100);
+pub(crate) const TICK: Duration = Duration::from_millis(100);
 /// After an accept that failed, as where descriptors are out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What handshakes that had begun need to end, once no new ones begin: a round trip to a client that is far away, or one on

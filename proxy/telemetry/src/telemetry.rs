@@ -194,7 +194,7 @@ impl Telemetry {
         self.sampler
     }
 
-    /// A worker's own part, to be used on one thread at a time.
+    /// The own part of a worker, or of the deliveries' thread, to be used on one thread at a time.
     pub fn worker(&self) -> WorkerTelemetry {
         WorkerTelemetry {
             log: RefCell::new(self.events.0.clone().map(LogBuffer::new)),
@@ -211,16 +211,6 @@ impl Telemetry {
     /// fields whose names end in words such as `token` or `secret` are not told.
     pub fn event(&self, name: &str, fields: Value) {
         self.events.write(name, fields);
-    }
-
-    /// Tells one delivery: a record of kind `delivery` and, where its trace is sampled, its spans.
-    pub fn delivery_span(&self, delivery: DeliverySpan) {
-        self.events.record(|records, out| records.delivery(out, &delivery));
-        if delivery.trace.sampled
-            && let Some(spans) = &self.spans
-        {
-            spans.push(vec![SpanSource::delivery(delivery)]);
-        }
     }
 
     /// Whether the exporter is failing: its last batch was dropped, and none was taken since. False without an endpoint.
@@ -266,9 +256,9 @@ impl Telemetry {
     }
 }
 
-/// One worker's part of [`Telemetry`]: a buffer of its own, so that finishing a request touches nothing shared.
+/// One thread's part of [`Telemetry`]: a buffer of its own, so that finishing a request touches nothing shared.
 ///
-/// Used by one thread at a time, shared there by `Rc`. The worker calls [`flush`](Self::flush) every 100 ms or so, that
+/// Used by one thread at a time, shared there by `Rc`. Its owner calls [`flush`](Self::flush) every 100 ms or so, that
 /// records of a quiet node appear; dropping it flushes too.
 pub struct WorkerTelemetry {
     log: RefCell<Option<LogBuffer>>,
@@ -285,11 +275,25 @@ impl WorkerTelemetry {
             log.append(|records, out| records.access(out, &transaction));
         }
         if transaction.trace.sampled && self.telemetry.spans.is_some() {
-            self.gathered.set(self.gathered.get() + transaction.spans());
-            self.spans.borrow_mut().push(SpanSource::request(transaction));
-            if self.gathered.get() >= bounds::SPAN_BUFFER {
-                self.hand_over_spans();
-            }
+            self.gather(SpanSource::request(transaction));
+        }
+    }
+
+    /// Tells one delivery: a record of kind `delivery` and, where its trace is sampled, its spans.
+    pub fn delivery(&self, delivery: DeliverySpan) {
+        if let Some(log) = self.log.borrow_mut().as_mut() {
+            log.append(|records, out| records.delivery(out, &delivery));
+        }
+        if delivery.trace.sampled && self.telemetry.spans.is_some() {
+            self.gather(SpanSource::delivery(delivery));
+        }
+    }
+
+    fn gather(&self, source: SpanSource) {
+        self.gathered.set(self.gathered.get() + source.count());
+        self.spans.borrow_mut().push(source);
+        if self.gathered.get() >= bounds::SPAN_BUFFER {
+            self.hand_over_spans();
         }
     }
 

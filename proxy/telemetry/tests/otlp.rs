@@ -123,7 +123,7 @@ async fn a_request_and_its_delivery_arrive_as_one_tree() {
     worker.flush();
     collector.until(|posts| !posts.is_empty()).await;
 
-    node.telemetry.delivery_span(DeliverySpan {
+    node.telemetry.worker().delivery(DeliverySpan {
         started: Started::now(),
         duration: ms(4),
         trace: TraceContext::resume(trace.trace_id, producer, trace.sampled),

@@ -6,7 +6,7 @@ use std::{
 };
 
 use beamline_model::{OnDead, TenantName};
-use rusqlite::{CachedStatement, OptionalExtension as _, Transaction, named_params, params};
+use rusqlite::{CachedStatement, OptionalExtension as _, Row, Transaction, named_params, params};
 
 use super::{
     super::{
@@ -104,29 +104,29 @@ impl Writer<'_> {
         let lane = self.lane_id(&append.lane)?;
         let key = append.ordering_key.as_deref();
         let front = Fault::IgnoreOrder.is_on() || self.is_front(lane, key, i64::MAX)?;
+        // By number, here and in all that is done for each record: SQLite finds names by comparing them.
         let seq = self
             .sql(
                 "INSERT INTO record (id, secret, lane, okey, on_dead, front, state, repeat_safe, size, accepted_ms, delay_ms, due_ms,
                                      expires_ms, scope, fingerprint)
-                 VALUES (:id, :secret, :lane, :okey, :on_dead, :front, 0, :repeat_safe, :size, :accepted_ms, :delay_ms, :due_ms,
-                         :expires_ms, :scope, :fingerprint)",
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
             )?
-            .insert(named_params! {
-                ":id": append.id.as_bytes(),
-                ":secret": append.secret.0,
-                ":lane": lane,
-                ":okey": key,
-                ":on_dead": append.on_dead == OnDead::PauseKey,
-                ":front": front,
-                ":repeat_safe": append.repeat_safe,
-                ":size": to_db(append.size),
-                ":accepted_ms": to_db(append.accepted_ms),
-                ":delay_ms": to_db(append.delay_ms),
-                ":due_ms": to_db(append.due_ms()),
-                ":expires_ms": to_db(append.expires_ms),
-                ":scope": append.key_use.map(|key_use| key_use.scope.0),
-                ":fingerprint": append.key_use.map(|key_use| key_use.fingerprint.0),
-            })?;
+            .insert(params![
+                append.id.as_bytes(),
+                append.secret.0,
+                lane,
+                key,
+                append.on_dead == OnDead::PauseKey,
+                front,
+                append.repeat_safe,
+                to_db(append.size),
+                to_db(append.accepted_ms),
+                to_db(append.delay_ms),
+                to_db(append.due_ms()),
+                to_db(append.expires_ms),
+                append.key_use.map(|key_use| key_use.scope.0),
+                append.key_use.map(|key_use| key_use.fingerprint.0),
+            ])?;
         let content = &append.content;
         let (body, file, len) = match &content.body {
             StoredBody::Inline(bytes) => (Some(&bytes[..]), None, bytes.len() as u64),
@@ -135,43 +135,41 @@ impl Writer<'_> {
         self.sql(
             "INSERT INTO content (seq, revision, method, target, host, headers, sealed, body, body_file, body_len, trace_id,
                                   span_id, sampled, request_id)
-             VALUES (:seq, :revision, :method, :target, :host, :headers, :sealed, :body, :body_file, :body_len, :trace_id,
-                     :span_id, :sampled, :request_id)",
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
         )?
-        .execute(named_params! {
-            ":seq": seq,
-            ":revision": to_db(content.revision),
-            ":method": content.method,
-            ":target": content.target,
-            ":host": content.host,
-            ":headers": codec::encode(&content.headers),
-            ":sealed": content.sealed.as_deref(),
-            ":body": body,
-            ":body_file": file,
-            ":body_len": to_db(len),
-            ":trace_id": content.trace.trace_id,
-            ":span_id": content.trace.span_id,
-            ":sampled": content.trace.sampled,
-            ":request_id": content.request_id,
-        })?;
+        .execute(params![
+            seq,
+            to_db(content.revision),
+            content.method,
+            content.target,
+            content.host,
+            codec::encode(&content.headers),
+            content.sealed.as_deref(),
+            body,
+            file,
+            to_db(len),
+            content.trace.trace_id,
+            content.trace.span_id,
+            content.trace.sampled,
+            content.request_id,
+        ])?;
         Ok(Effect::Appended { seq: Seq(seq), front })
     }
 
     /// Whether none of the key is before this place that a record there has to wait for.
     pub(super) fn is_front(&self, lane: i64, key: Option<&str>, place: i64) -> Result<bool, LogError> {
         let Some(key) = key else { return Ok(true) };
-        let before = params![lane, key, place];
         let open = self
             .sql("SELECT 1 FROM record WHERE lane = ?1 AND okey = ?2 AND okey IS NOT NULL AND open = 1 AND seq < ?3 LIMIT 1")?
-            .exists(before)?;
-        let paused = || {
-            self.sql(
-                "SELECT 1 FROM record WHERE lane = ?1 AND okey = ?2 AND pauses = 1 AND seq < ?3 LIMIT 1",
-            )?
-            .exists(before)
-            .map_err(LogError::from)
-        };
-        Ok(!open && !paused()?)
+            .exists(params![lane, key, place])?;
+        Ok(!open && !self.is_paused_before(lane, key, place)?)
+    }
+
+    /// Whether a dead record of the key before this place pauses it.
+    fn is_paused_before(&self, lane: i64, key: &str, place: i64) -> Result<bool, LogError> {
+        Ok(self
+            .sql("SELECT 1 FROM record WHERE lane = ?1 AND okey = ?2 AND pauses = 1 AND seq < ?3 LIMIT 1")?
+            .exists(params![lane, key, place])?)
     }
 
     pub(super) fn begin(&self, seq: Seq, attempts: u32, epoch: u64) -> Result<Effect, LogError> {
@@ -320,39 +318,53 @@ impl Writer<'_> {
             End::Dead(reason) => (DEAD, Some(reason_to_db(reason)), None),
         };
         let by_itself = matches!(end, End::Dead(reason) if reason.is_by_itself());
-        let row = self
-            .sql(
-                "UPDATE record SET state = :state, open = 0, reason = :reason, complete = :complete, finished_ms = :at_ms, epoch = NULL,
-                        front = 0,
-                        pauses = CASE WHEN :by_itself AND okey IS NOT NULL THEN on_dead ELSE 0 END,
-                        last_status = CASE WHEN :noted THEN :status ELSE last_status END,
-                        last_error = CASE WHEN :noted THEN :error ELSE last_error END
-                 WHERE seq = :seq AND (:attempts IS NULL OR (state = 1 AND attempts = :attempts AND epoch = :epoch))
-                 RETURNING lane, okey, size, id, scope, pauses, accepted_ms",
-            )?
-            .query_row(
-                named_params! {
-                    ":seq": seq,
-                    ":state": state,
-                    ":reason": reason,
-                    ":complete": complete,
-                    ":at_ms": to_db(at_ms),
-                    ":by_itself": by_itself,
-                    ":noted": note.is_some(),
-                    ":status": note.and_then(|n| n.status),
-                    ":error": note.and_then(|n| n.error.as_deref()),
-                    ":attempts": attempt.map(|attempt| attempt.attempts),
-                    ":epoch": attempt.map(|attempt| to_db(attempt.epoch)),
-                },
-                |row| {
-                    let id = RecordId::from_bytes(row.get(3)?);
-                    let key: Option<String> = row.get(1)?;
-                    let (lane, size) = (row.get::<_, i64>(0)?, from_db(row.get(2)?));
-                    Ok((lane, key, size, id, scope(row, 4)?, row.get(5)?, from_db(row.get(6)?)))
-                },
-            )
-            .optional()?;
-        let Some((lane, key, size, id, scope, pauses, accepted_ms)) = row else { return Ok(None) };
+        // Read, then written: what RETURNING gives passes through a table of its own each time, which costs more.
+        let found = |row: &Row<'_>| {
+            let id = RecordId::from_bytes(row.get(3)?);
+            let (key, on_dead): (Option<String>, bool) = (row.get(1)?, row.get(5)?);
+            let (lane, size) = (row.get::<_, i64>(0)?, from_db(row.get(2)?));
+            Ok((lane, key, size, id, scope(row, 4)?, on_dead, from_db(row.get(6)?)))
+        };
+        let row = match attempt {
+            None => self
+                .sql("SELECT lane, okey, size, id, scope, on_dead, accepted_ms FROM record WHERE seq = ?1")?
+                .query_row([seq], found),
+            Some(attempt) => self
+                .sql(
+                    "SELECT lane, okey, size, id, scope, on_dead, accepted_ms FROM record
+                     WHERE seq = ?1 AND state = 1 AND attempts = ?2 AND epoch = ?3",
+                )?
+                .query_row(params![seq, attempt.attempts, to_db(attempt.epoch)], found),
+        };
+        let Some((lane, key, size, id, scope, on_dead, accepted_ms)) = row.optional()? else {
+            return Ok(None);
+        };
+        let pauses = by_itself && key.is_some() && on_dead;
+        match note {
+            None => self
+                .sql(
+                    "UPDATE record SET state = ?2, open = 0, reason = ?3, complete = ?4, finished_ms = ?5, epoch = NULL, front = 0,
+                            pauses = ?6
+                     WHERE seq = ?1",
+                )?
+                .execute(params![seq, state, reason, complete, to_db(at_ms), pauses])?,
+            Some(note) => self
+                .sql(
+                    "UPDATE record SET state = ?2, open = 0, reason = ?3, complete = ?4, finished_ms = ?5, epoch = NULL, front = 0,
+                            pauses = ?6, last_status = ?7, last_error = ?8
+                     WHERE seq = ?1",
+                )?
+                .execute(params![
+                    seq,
+                    state,
+                    reason,
+                    complete,
+                    to_db(at_ms),
+                    pauses,
+                    note.status,
+                    note.error
+                ])?,
+        };
         let delivered = matches!(end, End::Delivered { .. });
         let erased = state != DEAD;
         let freed = if erased { self.erase(seq)? } else { None };
@@ -381,10 +393,10 @@ impl Writer<'_> {
     /// Deletes a record's content; returns the file that held its body.
     pub(super) fn erase(&self, seq: i64) -> Result<Option<crate::spool::BodyName>, LogError> {
         let file: Option<Option<String>> = self
-            .sql("DELETE FROM content WHERE seq = ?1 RETURNING body_file")?
+            .sql("SELECT body_file FROM content WHERE seq = ?1 AND body IS NULL")?
             .query_row([seq], |row| row.get(0))
             .optional()?;
-        if file.is_some() {
+        if self.sql("DELETE FROM content WHERE seq = ?1")?.execute([seq])? > 0 {
             self.erased.set(true);
         }
         Ok(file.flatten().and_then(|name| name.parse().ok()))
@@ -392,14 +404,17 @@ impl Writer<'_> {
 
     pub(super) fn promote(&self, lane: i64, name: &Lane, key: &str) -> Result<Option<Candidate>, LogError> {
         let sql = format!(
-            "UPDATE record SET front = 1
-             WHERE front = 0 AND seq = (SELECT min(seq) FROM record
-                                        WHERE lane = ?1 AND okey = ?2 AND okey IS NOT NULL AND open = 1)
-               AND NOT EXISTS (SELECT 1 FROM record AS dead
-                               WHERE dead.lane = ?1 AND dead.okey = ?2 AND dead.pauses = 1 AND dead.seq < record.seq)
-             RETURNING {CANDIDATE}"
+            "SELECT {CANDIDATE}, front FROM record
+             WHERE lane = ?1 AND okey = ?2 AND okey IS NOT NULL AND open = 1 ORDER BY seq LIMIT 1"
         );
-        Ok(self.sql(&sql)?.query_row(params![lane, key], |row| candidate(row, name)).optional()?)
+        let found = |row: &Row<'_>| Ok((candidate(row, name)?, row.get::<_, bool>("front")?));
+        let first = self.sql(&sql)?.query_row(params![lane, key], found).optional()?;
+        let Some((next, false)) = first else { return Ok(None) };
+        if self.is_paused_before(lane, key, next.seq.0)? {
+            return Ok(None);
+        }
+        self.sql("UPDATE record SET front = 1 WHERE seq = ?1")?.execute([next.seq.0])?;
+        Ok(Some(next))
     }
 
     /// The key of a dead record that paused it and is gone, or is so no more.
