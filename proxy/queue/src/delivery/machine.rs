@@ -353,7 +353,10 @@ impl Machine {
         for lane in scan.lanes {
             self.lane(&lane).disk.stale = true;
         }
-        for lane in self.lanes.keys().cloned().collect::<Vec<_>>() {
+        // In an order of their own, not the map's: the same events lead to the same deliveries.
+        let mut lanes: Vec<_> = self.lanes.keys().cloned().collect();
+        lanes.sort_unstable();
+        for lane in lanes {
             self.plan(now, &lane, upstreams);
         }
     }

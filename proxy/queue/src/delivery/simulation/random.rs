@@ -131,16 +131,26 @@ fn every_record_ends_for_a_reason(plan: &Plan) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// A thousand hours of them: a number of plans, each of which ends.
+/// Two thousand hours of them: a number of plans, each of which ends.
 #[test]
 fn whatever_fails_every_record_is_delivered_or_dead_for_a_reason() {
-    const HOURS: i64 = 1000;
+    const HOURS: i64 = 2000;
     let clock =
         || SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| d.as_nanos() as u64 % 1_000_000_007);
     let seed = std::env::var("BEAMLINE_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(clock);
     let cases = (HOURS * 60 * MINUTE / OVER + 1) as u32;
     if let Err(failed) = plans(cases, seed).run(&any_plan(), |plan| every_record_ends_for_a_reason(&plan)) {
         panic!("seed {seed} (BEAMLINE_SEED={seed} repeats this run): {failed}");
+    }
+}
+
+#[test]
+fn a_plan_leads_to_the_same_deliveries_again() {
+    let mut plans = plans(1, 11);
+    for _ in 0..40 {
+        let plan = any_plan().new_tree(&mut plans).unwrap().current();
+        let told = || format!("{:?}", run(plan.clone(), OVER).fates);
+        assert_eq!(told(), told());
     }
 }
 
