@@ -130,6 +130,7 @@ struct QueueFile {
     disk_reserve: Option<ByteSize>,
     max_in_flight: Option<Bounded<1, 65_536>>,
     receipt_retention: Option<HumanDuration>,
+    max_receipts: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -222,6 +223,7 @@ impl QueueFile {
             min_free_disk: self.disk_reserve.map_or(defaults.min_free_disk, ByteSize::get),
             max_in_flight: self.max_in_flight.map_or(defaults.max_in_flight, |n| n.get() as usize),
             receipt_retention: self.receipt_retention.map_or(defaults.receipt_retention, HumanDuration::get),
+            max_receipts: self.max_receipts.unwrap_or(defaults.max_receipts),
             ..defaults
         }
     }
@@ -447,6 +449,7 @@ mod tests {
             ("queue.max_bytes", mib(queue.max_bytes)),
             ("queue.disk_reserve", mib(queue.min_free_disk)),
             ("queue.max_in_flight", queue.max_in_flight.to_string()),
+            ("queue.max_receipts", queue.max_receipts.to_string()),
         ] {
             let row = page.lines().find(|line| line.starts_with(&format!("| `{key}`"))).unwrap();
             assert!(row.contains(&format!("| `{default}` |")), "{row}: expected {default}");

@@ -31,7 +31,7 @@ pub struct Settings {
     pub receipt_retention: Duration,
     /// How long a dead record is kept, with its body. Default 7 days.
     pub dead_retention: Duration,
-    /// The most receipts of delivered records; beyond it the oldest go before their time. Default 1,000,000.
+    /// The most receipts of records that ended; beyond it the oldest go before their time. Default 1,000,000.
     pub max_receipts: u64,
     /// The longest that one attempt may take; then it counts as broken. Default 5 min.
     pub attempt_timeout: Duration,

@@ -189,6 +189,24 @@ fn a_receipt_is_kept_for_its_retention_and_then_unknown() {
 }
 
 #[test]
+fn beyond_as_many_receipts_as_are_kept_the_oldest_go_before_their_time() {
+    let mut scene = configured("[queue]\nmax_receipts = 2\n", json!({ "mode": "on-failure" }));
+    scene.origin.stop();
+    let locations: Vec<String> =
+        (0..4).map(|n| queue(&scene, Request::post("/in", format!("{n}")))).collect();
+    scene.origin.start_again().unwrap();
+    let kept = || scene.admin.get("/v1/status").unwrap()["queue"]["receipts"].clone();
+    let open = || scene.admin.get("/v1/status").unwrap()["queue"]["open"].clone();
+    wait(PATIENCE, || (open(), kept()), |told| *told == (json!(0), json!(2)));
+    let answers = locations.iter().map(|location| scene.send(Request::get(location)).unwrap().status);
+    assert_eq!(answers.filter(|status| *status == 200).count(), 2, "and the others are 404");
+    let audit = scene.admin.get("/v1/audit?tenant=acme").unwrap();
+    let rows = audit["entries"].as_array().unwrap().iter().filter(|row| row["actor"] == "node");
+    let gone: u64 = rows.map(|row| row["detail"]["count"].as_u64().unwrap()).sum();
+    assert_eq!(gone, 2, "{audit}");
+}
+
+#[test]
 fn who_prefers_to_wait_is_told_when_it_ends() {
     let mut scene = outage();
     let location = queue(&scene, Request::post("/in", "a"));
