@@ -240,6 +240,15 @@ impl Admin {
         }
     }
 
+    /// The lines of one family in `/metrics`.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub fn metrics_of(&self, family: &str) -> Result<Vec<String>, AdminError> {
+        let is_of = |line: &&str| line.strip_prefix(family).is_some_and(|rest| rest.starts_with(['{', ' ']));
+        Ok(self.metrics()?.lines().filter(is_of).map(str::to_owned).collect())
+    }
+
     /// Sets a secret of a tenant.
     ///
     /// # Errors

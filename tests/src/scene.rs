@@ -123,8 +123,7 @@ impl Scene {
     /// # Errors
     /// [`AdminError`].
     pub fn metrics_of(&self, family: &str) -> Result<Vec<String>, AdminError> {
-        let is_of = |line: &&str| line.strip_prefix(family).is_some_and(|rest| rest.starts_with(['{', ' ']));
-        Ok(self.admin.metrics()?.lines().filter(is_of).map(str::to_owned).collect())
+        self.admin.metrics_of(family)
     }
 
     /// Runs curl with these arguments for a path of the tenant, whose host it resolves to the node.

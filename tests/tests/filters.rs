@@ -63,6 +63,20 @@ fn each_verdict_is_carried_out() {
     }
 }
 
+/// What other languages' tools make, and `wit-component` of a core module: nothing is encoded when it is uploaded.
+#[test]
+fn a_ready_component_is_taken_as_it_is() {
+    let scene = Scene::start().unwrap();
+    let core = guests::module("probe").unwrap();
+    let component =
+        wit_component::ComponentEncoder::default().validate(true).module(&core).unwrap().encode().unwrap();
+    let module = scene.admin.push(TENANT, &component).unwrap();
+    assert_ne!(module.digest, scene.admin.push(TENANT, &core).unwrap().digest);
+    scene.apply(|m| m["filters"] = json!([{ "name": "probe", "module": module.digest }])).unwrap();
+    let answer = scene.probe("/", json!({ "do": "respond", "status": 418, "body": "tea" })).unwrap();
+    assert_eq!((answer.status, answer.text().as_str()), (418, "tea"));
+}
+
 #[test]
 fn a_route_can_wait_less_than_its_upstream_would() {
     let scene = probed();

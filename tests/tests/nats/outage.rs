@@ -16,7 +16,7 @@ use beamline_tests::{
     disk::LoopDisk,
     environment,
     nats::{NatsServer, Service},
-    scene::{HOST, PATIENCE},
+    scene::{HOST, PATIENCE, TENANT},
 };
 use serde_json::{Value, json};
 
@@ -95,6 +95,30 @@ fn counted(told: &[Told], status: u16) -> usize {
     told.iter().filter(|told| told.status == Some(status)).count()
 }
 
+/// By the log: the upstream was down and is back, connections ended and others came. By the metrics: what was queued
+/// was delivered, and nothing is left.
+fn the_story_is_told(stage: &mut Stage, queued: usize) {
+    let named = |log: &[Value], name: &str| log.iter().filter(|r| r["event.name"] == name).count();
+    let told = |log: &[Value]| {
+        let states = || log.iter().filter(|record| record["event.name"] == "node.state");
+        let down = states().any(|state| state.to_string().contains("upstream-down"));
+        let back = states().next_back().is_some_and(|state| state["attributes"]["phase"] == "healthy");
+        let (came, went) = (named(log, "nats.connected"), named(log, "nats.disconnected"));
+        // Two workers and the deliveries have a connection each.
+        down && back && went >= 2 && came > went
+    };
+    stage.node.wait_log(PATIENCE, told).unwrap();
+    for (family, expected) in [
+        ("beamline_queue_accepted_total", queued),
+        ("beamline_queue_delivered_total", queued),
+        ("beamline_queue_died_total", 0),
+        ("beamline_queue_records", 0),
+    ] {
+        let line = format!("{family}{{tenant=\"{TENANT}\",upstream=\"orders\"}} {expected}");
+        assert_eq!(stage.admin.metrics_of(family).unwrap(), [line]);
+    }
+}
+
 #[test]
 fn a_server_that_is_killed_under_traffic_costs_nothing_that_was_accepted() {
     let mut stage = Stage::request(on_failure());
@@ -121,17 +145,7 @@ fn a_server_that_is_killed_under_traffic_costs_nothing_that_was_accepted() {
         assert!(sent.contains(body.as_str()), "nobody sent {body:?}");
     }
 
-    // The log tells the story: the upstream was down and is back, each connection ended and another came.
-    let named = |log: &[Value], name: &str| log.iter().filter(|r| r["event.name"] == name).count();
-    let told = |log: &[Value]| {
-        let states = || log.iter().filter(|record| record["event.name"] == "node.state");
-        let down = states().any(|state| state.to_string().contains("upstream-down"));
-        let back = states().next_back().is_some_and(|state| state["attributes"]["phase"] == "healthy");
-        let (came, went) = (named(log, "nats.connected"), named(log, "nats.disconnected"));
-        // Two workers and the deliveries have a connection each.
-        down && back && went >= 2 && came > went
-    };
-    stage.node.wait_log(PATIENCE, told).unwrap();
+    the_story_is_told(&mut stage, queued);
 }
 
 #[test]
@@ -212,6 +226,7 @@ fn a_streams_server_that_is_killed_under_traffic_has_everything_once_in_the_end(
         assert!(times == 1 || times == 0 && *status != Some(202), "{body}, told {status:?}: {times} times");
     }
     assert!(stored.is_empty(), "nobody sent {stored:?}");
+    the_story_is_told(&mut stage, queued);
 }
 
 /// Publishes to a stream on a disk of its own, cuts its power, and brings it back with what was on the disk.
