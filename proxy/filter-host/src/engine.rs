@@ -38,13 +38,22 @@ pub struct EngineSettings {
     pub slow_lane_threads: usize,
     /// Whether modules that qualify run in the reset tier; else all run in the component tier. Default true.
     pub reset_tier: bool,
+    /// Whether the component tier asks the kernel which pages a call wrote (`PAGEMAP_SCAN`, Linux 6.7), where it can; else all
+    /// that it keeps is cleared. Default true.
+    pub pagemap_scan: bool,
     /// Wall time after which a call that has not ended is given up, whatever it waits for. Default [`LONGEST_CALL`].
     pub longest_call: Duration,
 }
 
 impl Default for EngineSettings {
     fn default() -> Self {
-        Self { pool_instances: 4096, slow_lane_threads: 1, reset_tier: true, longest_call: LONGEST_CALL }
+        Self {
+            pool_instances: 4096,
+            slow_lane_threads: 1,
+            reset_tier: true,
+            pagemap_scan: true,
+            longest_call: LONGEST_CALL,
+        }
     }
 }
 
@@ -131,7 +140,7 @@ fn pool(settings: &EngineSettings) -> PoolingAllocationConfig {
         .max_unused_warm_slots(n)
         .linear_memory_keep_resident(256 << 10)
         .table_keep_resident(64 << 10)
-        .pagemap_scan(Enabled::Auto);
+        .pagemap_scan(if settings.pagemap_scan { Enabled::Auto } else { Enabled::No });
     pool
 }
 

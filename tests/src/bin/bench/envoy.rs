@@ -39,13 +39,13 @@ fn program() -> Result<PathBuf> {
 }
 
 impl Envoy {
-    /// In front of `origin`, its access log written to a file in pieces, as those of the others are.
-    pub(crate) fn start(origin: SocketAddr, with_filter: bool) -> Result<Self> {
+    /// In front of `origin`, with so many filters one after the other, its access log written to a file in pieces, as those
+    /// of the others are.
+    pub(crate) fn start(origin: SocketAddr, filters: usize) -> Result<Self> {
         let (port, folder) = (Port::reserve()?, tempfile::Builder::new().prefix("bench-envoy-").tempdir()?);
-        let filter = if with_filter { Some(guests::existing(FILTER)?) } else { None };
+        let filters = vec![guests::existing(FILTER)?; filters];
         let (file, log) = (folder.path().join("envoy.json"), folder.path().join("envoy.log"));
-        let text =
-            configuration(port.address(), origin, &folder.path().join("access.log"), filter.as_deref());
+        let text = configuration(port.address(), origin, &folder.path().join("access.log"), &filters);
         fs::write(&file, text.to_string())?;
         let mut command = Command::new(program()?);
         command
@@ -78,7 +78,7 @@ fn socket(address: SocketAddr) -> Value {
 }
 
 /// A listener whose requests go to `origin`, by one of two names as the filter says.
-fn configuration(listen: SocketAddr, origin: SocketAddr, access_log: &Path, filter: Option<&Path>) -> Value {
+fn configuration(listen: SocketAddr, origin: SocketAddr, access_log: &Path, modules: &[PathBuf]) -> Value {
     let cluster = |name: &str| {
         let endpoint = json!({ "endpoint": { "address": socket(origin) } });
         json!({
@@ -89,15 +89,15 @@ fn configuration(listen: SocketAddr, origin: SocketAddr, access_log: &Path, filt
         })
     };
     let mut filters = Vec::new();
-    if let Some(module) = filter {
-        let code = json!({ "local": { "filename": module } });
+    for (n, module) in modules.iter().enumerate() {
+        let (name, code) = (format!("{FILTER}-{n}"), json!({ "local": { "filename": module } }));
         filters.push(json!({
             "name": "envoy.filters.http.wasm",
             "typed_config": {
                 "@type": named("filters.http.wasm.v3.Wasm"),
                 "config": {
-                    "name": FILTER,
-                    "vm_config": { "vm_id": FILTER, "runtime": "envoy.wasm.runtime.v8", "code": code },
+                    "name": name,
+                    "vm_config": { "vm_id": name, "runtime": "envoy.wasm.runtime.v8", "code": code },
                 },
             },
         }));

@@ -19,7 +19,7 @@ use beamline_tests::{
     tools,
 };
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::cpu;
@@ -173,6 +173,26 @@ impl Node {
                 println!("  {} of {tenants} tenants", n + 1);
             }
         }
+        Ok(Self(node))
+    }
+
+    /// One tenant with filters as its manifest has them, each with a module of its own; so many workers, all on the
+    /// proxy's processor.
+    pub(crate) fn of_filters(origin: SocketAddr, workers: usize, filters: &[Value]) -> Result<Self> {
+        let node = Beamline::start(Options { workers, cpu: Some(PROXY_CPU), ..Options::default() })?;
+        let (admin, host) = (node.admin()?, host(0));
+        admin.create_tenant("t0", &[&host], &[&format!("{}/32:{}", origin.ip(), origin.port())])?;
+        let mut wanted = manifest(&host, origin);
+        let mut named = Vec::new();
+        for (n, filter) in filters.iter().enumerate() {
+            let module = guests::module(filter["module"].as_str().context("a filter names its module")?)?;
+            let mut filter = filter.clone();
+            filter["name"] = format!("bench-{n}").into();
+            filter["module"] = admin.push("t0", &guests::variant(&module, &format!("{n}")))?.digest.into();
+            named.push(filter);
+        }
+        wanted["filters"] = named.into();
+        admin.apply("t0", &wanted)?;
         Ok(Self(node))
     }
 }

@@ -7,6 +7,7 @@
 
 use anyhow::Result;
 use beamline_tests::{load::Stage, ports::Port, process};
+use serde_json::json;
 
 use super::core::{ANSWER, Case, figures, print, turns, twelve_headers};
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
 const BAR_RESET: f64 = 3.0;
 /// The same where as many modules as are asked for take turns.
 const BAR_RESET_MANY: f64 = 4.0;
-/// The same filter in the component tier.
+/// The same filter in the component tier, with one module and with many.
 const BAR_COMPONENT: f64 = 14.0;
 /// Requests a second with the filter in the reset tier: at least so many times Envoy's with its like.
 const BAR_ENVOY: f64 = 4.0;
@@ -32,8 +33,16 @@ const COMPONENT: usize = 2;
 const PLAIN_MANY: usize = 3;
 const RESET_MANY: usize = 4;
 const COMPONENT_MANY: usize = 5;
-const ENVOY: usize = 6;
-const ENVOY_WASM: usize = 7;
+const REUSED: usize = 6;
+const CHAIN: usize = 7;
+const BODY: usize = 8;
+const TWO_WORKERS: usize = 9;
+const ENVOY: usize = 10;
+const ENVOY_WASM: usize = 11;
+const ENVOY_CHAIN: usize = 12;
+
+/// How many filters are in the chain.
+const LINKS: usize = 5;
 
 /// Runs the suite; gives how many bars were missed.
 pub(crate) fn run(settings: &Settings) -> Result<usize> {
@@ -46,6 +55,9 @@ pub(crate) fn run(settings: &Settings) -> Result<usize> {
     println!(
         "starting BeamLine for 1 tenant and for {many}, each without a filter, in the reset and in the component tier"
     );
+    // Something in each of the origin's answers, a few times.
+    let replacing =
+        json!({ "module": "replace", "config": { "rules": [{ "find": "abc", "replace": "ABC" }] } });
     let proxies: Vec<Box<dyn Proxy>> = vec![
         Box::new(Node::start(origin, 1, None, None)?),
         Box::new(Node::in_tier(true, origin, 1, &filter)?),
@@ -53,8 +65,13 @@ pub(crate) fn run(settings: &Settings) -> Result<usize> {
         Box::new(Node::start(origin, many, None, None)?),
         Box::new(Node::in_tier(true, origin, many, &filter)?),
         Box::new(Node::in_tier(false, origin, many, &filter)?),
-        Box::new(Envoy::start(origin, false)?),
-        Box::new(Envoy::start(origin, true)?),
+        Box::new(Node::of_filters(origin, 1, &[json!({ "module": "tiny", "reuse": 10_000 })])?),
+        Box::new(Node::of_filters(origin, 1, &vec![json!({ "module": "tiny" }); LINKS])?),
+        Box::new(Node::of_filters(origin, 1, &[replacing])?),
+        Box::new(Node::of_filters(origin, 2, &[json!({ "module": "tiny" })])?),
+        Box::new(Envoy::start(origin, 0)?),
+        Box::new(Envoy::start(origin, 1)?),
+        Box::new(Envoy::start(origin, LINKS)?),
     ];
     let one = || vec![twelve_headers(0)];
     let all = || (0..many).map(twelve_headers).collect();
@@ -65,8 +82,13 @@ pub(crate) fn run(settings: &Settings) -> Result<usize> {
         Case::new(&format!("no filter, {many} tenants"), PLAIN_MANY, PLAIN_MANY, all()),
         Case::new(&format!("reset tier, {many} modules"), RESET_MANY, PLAIN_MANY, all()),
         Case::new(&format!("component tier, {many} modules"), COMPONENT_MANY, PLAIN_MANY, all()),
+        Case::new("reset tier, one instance for 10,000 requests", REUSED, PLAIN, one()),
+        Case::new(&format!("reset tier, a chain of {LINKS}"), CHAIN, PLAIN, one()),
+        Case::new("reset tier, a response's body rewritten", BODY, PLAIN, one()),
+        Case::new("reset tier, 2 workers on the one processor", TWO_WORKERS, PLAIN, one()),
         Case::new("Envoy, no filter", ENVOY, PLAIN, one()),
         Case::new("Envoy, Wasm filter of all requests", ENVOY_WASM, PLAIN, one()),
+        Case::new(&format!("Envoy, a chain of {LINKS} such filters"), ENVOY_CHAIN, PLAIN, one()),
     ];
     let memory = turns(&mut cases, &proxies, &mut stage, settings)?;
     print(&cases, &memory, settings);
@@ -91,6 +113,7 @@ fn bars(cases: &[Case], many: usize) -> Vec<Bar> {
         bar("reset tier, 12 headers read, 1 module".into(), RESET, PLAIN, BAR_RESET),
         bar(format!("reset tier, {many} modules in turn"), RESET_MANY, PLAIN_MANY, BAR_RESET_MANY),
         bar("component tier, 12 headers read, 1 module".into(), COMPONENT, PLAIN, BAR_COMPONENT),
+        bar(format!("component tier, {many} modules in turn"), COMPONENT_MANY, PLAIN_MANY, BAR_COMPONENT),
         Bar {
             what: "reset tier, 1 module, requests a second beside Envoy with a Wasm filter".into(),
             found: cases[RESET].paired_rate(&cases[ENVOY_WASM], |a, b| a / b),

@@ -17,6 +17,7 @@ use beamline_tests::{
     ports::Port,
     process,
     scene::{HOST, PATIENCE, TENANT},
+    wait::wait,
 };
 use clap::ValueEnum;
 use rusqlite::{Connection, params};
@@ -53,6 +54,8 @@ const FILLED_WITHIN: Duration = Duration::from_secs(300);
 const ROUNDS: usize = 5;
 const TURN: Duration = Duration::from_millis(1500);
 const KEYS: usize = 1000;
+/// So many are drained beside a neighbour, at least: more than are delivered in a turn.
+const TO_DRAIN: u64 = 60_000;
 const NEIGHBOUR: &str = "neighbour.test";
 /// As the node commits: so many records, or so many bytes.
 const GROUP: (usize, usize) = (64, 1 << 20);
@@ -365,7 +368,8 @@ fn neighbour(rounds: usize) -> Result<(Vec<Bar>, Value)> {
         admin.create_tenant("neighbour", &[NEIGHBOUR], &["127.0.0.0/8"])?;
         admin.apply("neighbour", &manifest(NEIGHBOUR, own.address()))?;
         let quiet = Plan::new(node.address(), load::get("/", NEIGHBOUR));
-        let quiet = quiet.connections(8).rate(500.0).lasting(TURN).timeout(PATIENCE);
+        // Long enough that some thirty requests are beyond the p99.
+        let quiet = quiet.connections(8).rate(1000.0).lasting(2 * TURN).timeout(PATIENCE);
         let mut fill = Plan::new(node.address(), Vec::new()).connections(16).rate(2000.0).timeout(PATIENCE);
         fill.requests = (0..KEYS).map(|key| post(Some(key), 256)).collect();
 
@@ -373,8 +377,19 @@ fn neighbour(rounds: usize) -> Result<(Vec<Bar>, Value)> {
         let filler = load::start(fill.lasting(PATIENCE))?;
         let beside = load::run(&quiet)?;
         all_are(&filler.stop()?, 202)?;
+        self::fill(&node, TO_DRAIN, false)?;
+        let queued = open(&admin)?;
         let _origin = QuickOrigin::start_on(port, 64)?;
+        // The probe's pause is none of it, nor is what comes after the last delivery.
+        wait(
+            PATIENCE,
+            || open(&admin).map_err(|e| e.to_string()),
+            |left| left.as_ref().is_ok_and(|left| *left < queued - TO_DRAIN / 20),
+        )
+        .map_err(anyhow::Error::msg)?;
         let after = load::run(&quiet)?;
+        let left = open(&admin)?;
+        ensure!(left > 0, "the queue was drained before the turn was over: {queued} records were too few");
         for report in [&alone, &beside, &after] {
             all_are(report, 200)?;
         }

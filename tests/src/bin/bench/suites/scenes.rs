@@ -154,8 +154,8 @@ fn changes() -> Result<(Bar, Value)> {
     let mut pairs = Vec::new();
     for pair in 0..PAIRS {
         let alone = load::run(&half.clone().lasting(TURN))?;
-        let load = load::start(half.clone().lasting(PATIENCE))?;
-        for n in 1..=CHANGES / PAIRS {
+        let load = load::start(half.clone().lasting(4 * PATIENCE))?;
+        for n in 1..=CHANGES {
             if n % 5 == 0 {
                 scene.admin.rollback(TENANT, None)?;
             } else {
