@@ -33,7 +33,7 @@ pub struct TenantRuntime {
     /// What each filter call may use.
     pub limits: FilterLimits,
     /// The upstreams by name.
-    pub upstreams: HashMap<UpstreamName, UpstreamRuntime>,
+    pub upstreams: HashMap<UpstreamName, Arc<UpstreamRuntime>>,
     /// Where a request goes that no filter routes; a key of `upstreams`.
     pub default_upstream: Option<UpstreamName>,
     /// How its filters send requests of their own.
@@ -72,7 +72,7 @@ pub struct Unloaded {
 impl TenantRuntime {
     /// An upstream by the name that a filter gave, which need not be one.
     pub fn upstream(&self, name: &str) -> Option<&UpstreamRuntime> {
-        self.upstreams.get(name)
+        self.upstreams.get(name).map(|upstream| &**upstream)
     }
 
     /// What lacks a secret, and why.
@@ -95,7 +95,7 @@ impl TenantRuntime {
 
     /// The upstream of requests that no filter routes.
     pub fn default_upstream(&self) -> Option<&UpstreamRuntime> {
-        self.default_upstream.as_ref().and_then(|name| self.upstreams.get(name))
+        self.default_upstream.as_ref().and_then(|name| self.upstream(name.as_str()))
     }
 }
 
@@ -120,7 +120,7 @@ impl Lacking<'_> {
 
 /// What lacks a secret, and why.
 fn without_secrets<'a>(
-    upstreams: &'a HashMap<UpstreamName, UpstreamRuntime>,
+    upstreams: &'a HashMap<UpstreamName, Arc<UpstreamRuntime>>,
     chain: &'a Chain,
 ) -> impl Iterator<Item = (Lacking<'a>, &'a str)> {
     let upstreams = upstreams
@@ -158,7 +158,7 @@ pub(crate) struct Prepared {
     hosts: Vec<HostName>,
     chain: Chain,
     limits: FilterLimits,
-    upstreams: HashMap<UpstreamName, UpstreamRuntime>,
+    upstreams: HashMap<UpstreamName, Arc<UpstreamRuntime>>,
     default_upstream: Option<UpstreamName>,
     egress: Arc<EgressClient>,
     metrics: Arc<GuestMetrics>,
@@ -215,7 +215,8 @@ impl Prepared {
                 );
                 let label = upstream.as_str().into();
                 let headers = headers.remove(upstream).unwrap_or_default();
-                (upstream.clone(), UpstreamRuntime { label, cluster, headers, queue: queue_of(spec, nats) })
+                let queue = queue_of(spec, nats);
+                (upstream.clone(), Arc::new(UpstreamRuntime { label, cluster, headers, queue }))
             })
             .collect();
         // The operator may have lowered a ceiling since the manifest was applied.
@@ -391,7 +392,8 @@ pub(crate) mod testing {
         let cluster = Cluster::new(key, &spec, Arc::new(Tell(tell)));
         let label = upstream.as_str().into();
         let headers = InjectedHeaders::default();
-        tenant.upstreams.insert(upstream, UpstreamRuntime { label, cluster, headers, queue: spec.queue });
+        let queue = spec.queue;
+        tenant.upstreams.insert(upstream, Arc::new(UpstreamRuntime { label, cluster, headers, queue }));
         runtime
     }
 }

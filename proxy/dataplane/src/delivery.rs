@@ -119,7 +119,7 @@ impl Body for StoredBody {
 }
 
 impl DeliverToUpstreams {
-    fn upstream(&self, tenant: &TenantName, upstream: &UpstreamName) -> Option<UpstreamRuntime> {
+    fn upstream(&self, tenant: &TenantName, upstream: &UpstreamName) -> Option<Arc<UpstreamRuntime>> {
         self.snapshots.load().by_name(tenant)?.upstreams.get(upstream).cloned()
     }
 

@@ -106,10 +106,25 @@ impl NoticeReceiver {
             return Some(Notice::Rescan);
         }
         let notice = self.receiver.recv().await?;
+        self.read();
+        Some(notice)
+    }
+
+    /// The next notice, where one is there.
+    pub(crate) fn try_recv(&mut self) -> Option<Notice> {
+        if std::mem::take(&mut self.rescan) {
+            return Some(Notice::Rescan);
+        }
+        let notice = self.receiver.try_recv().ok()?;
+        self.read();
+        Some(notice)
+    }
+
+    /// One more was read.
+    fn read(&mut self) {
         if self.shared.unread.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.rescan = self.shared.missed.swap(false, Ordering::SeqCst);
         }
-        Some(notice)
     }
 }
 
@@ -125,10 +140,12 @@ mod tests {
         }
         sender.send(Notice::Swept { next_ms: None, full: false });
         for expires_ms in 0..NOTICES as u64 {
-            assert_eq!(receiver.recv().await, Some(Notice::Behind { expires_ms }));
+            let next = if expires_ms % 2 == 0 { receiver.recv().await } else { receiver.try_recv() };
+            assert_eq!(next, Some(Notice::Behind { expires_ms }));
         }
         assert_eq!(receiver.recv().await, Some(Notice::Swept { next_ms: None, full: false }));
-        assert_eq!(receiver.recv().await, Some(Notice::Rescan));
+        assert_eq!(receiver.try_recv(), Some(Notice::Rescan));
+        assert_eq!(receiver.try_recv(), None);
         sender.send(Notice::Behind { expires_ms: 1 });
         assert_eq!(receiver.recv().await, Some(Notice::Behind { expires_ms: 1 }));
         drop(sender);

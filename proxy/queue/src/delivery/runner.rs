@@ -49,6 +49,9 @@ const TAKE_OVER_EVERY: Duration = Duration::from_millis(100);
 /// How often an owner in company looks for what others accepted and did.
 const LOOK_AGAIN_EVERY: Duration = Duration::from_secs(1);
 
+/// How many events are handled before anything else is looked at.
+const AT_ONCE: usize = 64;
+
 /// Why delivery ended before it was told to.
 #[derive(Debug, Error)]
 pub enum DeliveryError {
@@ -164,15 +167,18 @@ impl Delivery {
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut scanned = Instant::now();
         loop {
-            if let Some(event) = event.take() {
+            // What has come together is handled together: one group's commit tells of many records.
+            for _ in 0..AT_ONCE {
+                let come = || notices.try_recv().map(Event::Notice).or_else(|| tasks.try_next());
+                let Some(event) = event.take().or_else(come) else { break };
                 for action in machine.handle(clock.now(), event, &upstreams) {
                     match action {
                         Action::Commit(change) => writer.change(change),
                         action => tasks.start(action),
                     }
                 }
-                books.set_in_flight(machine.in_flight());
             }
+            books.set_in_flight(machine.in_flight());
             if stop_at.is_some() && machine.in_flight() == 0 {
                 break;
             }
@@ -334,12 +340,23 @@ impl<D: Deliver> Tasks<D> {
 
     /// The next event of a task, or none when there is no task. Cancel safe.
     async fn next(&mut self) -> Option<Option<Event>> {
-        match self.set.join_next_with_id().await? {
+        let ended = self.set.join_next_with_id().await?;
+        Some(self.event_of(ended))
+    }
+
+    /// The next event of a task that has ended.
+    fn try_next(&mut self) -> Option<Event> {
+        let ended = self.set.try_join_next_with_id()?;
+        self.event_of(ended)
+    }
+
+    fn event_of(&mut self, ended: Result<(Id, Event), JoinError>) -> Option<Event> {
+        match ended {
             Ok((id, event)) => {
                 self.attempts.remove(&id);
-                Some(Some(event))
+                Some(event)
             }
-            Err(error) => Some(self.cut_off(&error)),
+            Err(error) => self.cut_off(&error),
         }
     }
 
@@ -429,7 +446,8 @@ impl<D: Deliver> Shared<D> {
             return Landing::Made(Outcome::NotSent { reason: "shutdown".into() });
         }
         sent.set(true);
-        let outcome = timeout(self.attempt_timeout, self.deliver.deliver(attempt)).await;
+        // Boxed: it is large, and is moved a few times on its way to where it runs.
+        let outcome = timeout(self.attempt_timeout, Box::pin(self.deliver.deliver(attempt))).await;
         if Fault::MarkAfterDelivery.is_on() {
             mark().await;
         }

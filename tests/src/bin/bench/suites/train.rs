@@ -11,6 +11,7 @@ use beamline_tests::{
     load::{self, Plan, QuickOrigin},
     ports::Port,
     scene::{HOST, PATIENCE, TENANT},
+    wait::wait,
 };
 use serde_json::json;
 
@@ -60,6 +61,10 @@ fn queued() -> Result<()> {
     admin.apply(TENANT, &manifest)?;
     let post = load::request("POST", "/orders", HOST, &[], &BODY[..1024]);
     drive("queued", Plan::new(node.address(), post))?;
+    let _origin = QuickOrigin::start_on(port, 128)?;
+    let open = || admin.get("/v1/status").map(|status| status["queue"]["open"].as_u64()).ok().flatten();
+    wait(PATIENCE, open, |open| *open == Some(0));
+    println!("  and delivered");
     node.sigterm()?;
     node.wait_exit(PATIENCE)?;
     Ok(())
