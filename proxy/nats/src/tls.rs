@@ -86,10 +86,13 @@ impl Loaded {
     pub(crate) fn explain(&self, error: &Error, name: &str) -> String {
         use AlertDescription as Alert;
         match error {
-            Error::InvalidCertificate(CertificateError::UnknownIssuer) => format!(
-                "the server's certificate is signed by no authority in {}: name the file with the right one as tls.ca_file",
-                self.roots
-            ),
+            // The second where one of the same name is there, as after an authority was made anew.
+            Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
+                format!(
+                    "the server's certificate is signed by no authority in {}: name the file with the right one as tls.ca_file",
+                    self.roots
+                )
+            }
             Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             ) => format!(

@@ -22,8 +22,13 @@ pub(crate) struct Pki {
 impl Pki {
     /// With `ca.pem`, and `server.pem` and its key for 127.0.0.1.
     pub(crate) fn new() -> Self {
+        Self::named("an authority of a test")
+    }
+
+    /// The same, of an authority of this name.
+    pub(crate) fn named(name: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("beamline-pki-").tempdir().unwrap();
-        let pki = Self { authority: authority(), folder };
+        let pki = Self { authority: authority(name), folder };
         fs::write(pki.ca(), pki.authority.pem()).unwrap();
         pki.issue("server", "127.0.0.1");
         pki
@@ -31,7 +36,7 @@ impl Pki {
 
     /// Puts another authority in the place of this one, in the same files.
     pub(crate) fn replace(&mut self) {
-        self.authority = authority();
+        self.authority = authority("an authority of a test");
         fs::write(self.ca(), self.authority.pem()).unwrap();
         self.issue("server", "127.0.0.1");
     }
@@ -89,20 +94,17 @@ impl Pki {
     }
 }
 
-fn authority() -> CertifiedIssuer<'static, KeyPair> {
+fn authority(name: &str) -> CertifiedIssuer<'static, KeyPair> {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    params.distinguished_name.push(DnType::CommonName, "an authority of a test");
+    params.distinguished_name.push(DnType::CommonName, name);
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
 /// The part of a node's configuration that names a server as the connection `main`, with more of it.
 pub(crate) fn node_config(server: &NatsServer, scheme: &str, more: &str) -> String {
-    format!(
-        "[nats.main]\nservers = [\"{scheme}://{}\"]\nping_interval = \"1s\"\nconnect_timeout = \"5s\"\n{more}",
-        server.address()
-    )
+    format!("[nats.main]\nservers = [\"{scheme}://{}\"]\nconnect_timeout = \"5s\"\n{more}", server.address())
 }
 
 /// The table `tls` of a connection, with these files.

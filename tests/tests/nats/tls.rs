@@ -44,6 +44,7 @@ fn messages_of_every_size_pass_under_tls() {
 
 #[test]
 fn an_unknown_authority_is_refused_until_the_file_names_it() {
+    // Of the same name: an authority that was made anew.
     let (pki, other) = (Pki::new(), Pki::new());
     let server = pki.server("");
     let configuration = node_config(&server, "tls", &tls(&[("ca_file", &other.ca())]));
@@ -89,7 +90,7 @@ fn a_plain_url_is_under_tls_where_the_server_requires_it() {
 
 #[test]
 fn with_the_systems_store_a_private_authority_is_unknown() {
-    let (pki, other) = (Pki::new(), Pki::new());
+    let (pki, other) = (Pki::new(), Pki::named("another authority"));
     let server = pki.server("");
     let configuration = Some(node_config(&server, "nats", ""));
     let environment = vec![("SSL_CERT_FILE".into(), other.ca().into())];
