@@ -428,7 +428,7 @@ fn bodies_are_a_tenants_own_and_the_audit_says_who_read_them() {
     let other = scene.admin.create_tenant("globex", &["globex.test"], &[]).unwrap();
     let path = "/v1/tenants/acme/queue/bodies";
     assert_eq!(refused(scene.admin.with_token(&other).get(path)), (403, "other-tenant".into()));
-    assert_eq!(refused(scene.admin.get(&format!("{path}?limit=1"))), (400, "invalid-request".into()));
+    assert_eq!(refused(scene.admin.get(&format!("{path}?limit=1"))), (422, "invalid-request".into()));
     assert_eq!(refused(scene.admin.get("/v1/tenants/nobody/queue/bodies")), (404, "unknown-tenant".into()));
     assert_eq!(audit(&scene.admin), [] as [String; 0]);
     // One line is one document.
