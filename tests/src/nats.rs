@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     fs::{self, File},
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -18,6 +18,11 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, StreamOwned,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -45,11 +50,66 @@ pub fn binary() -> Result<PathBuf> {
         .context("`nats-server` is not installed, and this needs it: make tools")
 }
 
+/// How the tests' own clients come in: where to, and what a server asks of them.
+#[derive(Clone)]
+pub struct Access {
+    address: SocketAddr,
+    tls: Option<Arc<ClientConfig>>,
+    handshake_first: bool,
+    shows: Option<Shows>,
+}
+
+/// Fields of CONNECT, made from the server's nonce.
+type Shows = Arc<dyn Fn(&str) -> Value + Send + Sync>;
+
+impl From<SocketAddr> for Access {
+    fn from(address: SocketAddr) -> Self {
+        Self { address, tls: None, handshake_first: false, shows: None }
+    }
+}
+
+impl Access {
+    /// By TLS, with the authorities of `ca` and, where there is one, the certificate and key of `client`; all PEM files.
+    ///
+    /// # Errors
+    /// Where they cannot be used.
+    pub fn by_tls(self, ca: &Path, client: Option<(&Path, &Path)>) -> Result<Self> {
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_file_iter(ca)? {
+            roots.add(certificate?)?;
+        }
+        let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots);
+        let config = match client {
+            None => builder.with_no_client_auth(),
+            Some((cert, key)) => {
+                let chain = CertificateDer::pem_file_iter(cert)?.collect::<Result<Vec<_>, _>>()?;
+                builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_file(key)?)?
+            }
+        };
+        Ok(Self { tls: Some(Arc::new(config)), ..self })
+    }
+
+    /// With TLS before the server's INFO.
+    #[must_use]
+    pub fn handshake_first(self) -> Self {
+        Self { handshake_first: true, ..self }
+    }
+
+    /// Showing these fields in CONNECT, made from the server's nonce.
+    #[must_use]
+    pub fn showing(self, fields: impl Fn(&str) -> Value + Send + Sync + 'static) -> Self {
+        Self { shows: Some(Arc::new(fields)), ..self }
+    }
+}
+
 /// A NATS server. Dropping it kills it and removes what it stored.
 pub struct NatsServer {
     port: Port,
     child: Option<Child>,
     settings: String,
+    access: Access,
     store: PathBuf,
     folder: TempDir,
 }
@@ -80,7 +140,24 @@ impl NatsServer {
     pub fn prepare(settings: &str) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("beamline-nats-").tempdir()?;
         let store = folder.path().join("store");
-        Ok(Self { port: Port::reserve()?, child: None, settings: settings.into(), store, folder })
+        let port = Port::reserve()?;
+        let access = port.address().into();
+        Ok(Self { port, child: None, settings: settings.into(), access, store, folder })
+    }
+
+    /// How the tests' own clients come in.
+    pub fn access(&self) -> Access {
+        self.access.clone()
+    }
+
+    /// Has them come in otherwise from now on.
+    pub fn set_access(&mut self, access: Access) {
+        self.access = access;
+    }
+
+    /// Has it start with further lines of its configuration from now on, in place of those that it had.
+    pub fn set_settings(&mut self, settings: &str) {
+        self.settings = settings.into();
     }
 
     /// Where it is.
@@ -121,7 +198,7 @@ impl NatsServer {
         self.child = Some(command.spawn().context("nats-server cannot be started")?);
         let until = Instant::now() + PATIENCE;
         loop {
-            match Conn::open(self.address()) {
+            match Conn::open(&self.access) {
                 Ok(_) => return Ok(()),
                 Err(error) if Instant::now() >= until => {
                     let said = fs::read_to_string(&log).unwrap_or_default();
@@ -176,7 +253,7 @@ impl NatsServer {
     /// # Errors
     /// Where it answers with an error, or not in time.
     pub fn js(&self, call: &str, body: &Value) -> Result<Value> {
-        let mut conn = Conn::open(self.address())?;
+        let mut conn = Conn::open(&self.access)?;
         let payload = if body.is_null() { String::new() } else { body.to_string() };
         let answer = conn.request(&format!("$JS.API.{call}"), payload.as_bytes())?;
         let answer: Value = serde_json::from_slice(&answer.payload)?;
@@ -273,10 +350,14 @@ fn read_headers(block: &[u8]) -> (Option<u16>, Vec<(String, String)>) {
     (status, headers.map(|(n, v)| (n.to_owned(), v.trim().to_owned())).collect())
 }
 
+trait Both: Read + Write + Send {}
+impl<T: Read + Write + Send> Both for T {}
+
 /// A blocking client.
 pub struct Conn {
-    from: BufReader<TcpStream>,
-    to: TcpStream,
+    io: BufReader<Box<dyn Both>>,
+    /// The socket beneath.
+    socket: TcpStream,
 }
 
 impl Conn {
@@ -284,23 +365,42 @@ impl Conn {
     ///
     /// # Errors
     /// Where it doesn't.
-    pub fn open(server: SocketAddr) -> Result<Self> {
-        let to = TcpStream::connect_timeout(&server, Duration::from_secs(2))?;
-        to.set_nodelay(true)?;
-        to.set_read_timeout(Some(PATIENCE))?;
-        to.set_write_timeout(Some(PATIENCE))?;
-        let mut conn = Self { from: BufReader::new(to.try_clone()?), to };
-        conn.line()?;
-        conn.to.write_all(
-            b"CONNECT {\"verbose\":false,\"headers\":true,\"no_responders\":true,\"protocol\":1}\r\nPING\r\n",
-        )?;
+    pub fn open(access: &Access) -> Result<Self> {
+        let mut socket = TcpStream::connect_timeout(&access.address, Duration::from_secs(2))?;
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_write_timeout(Some(PATIENCE))?;
+        let mut conn =
+            Self { io: BufReader::new(Box::new(socket.try_clone()?)), socket: socket.try_clone()? };
+        let before = if access.handshake_first { None } else { Some(conn.line()?) };
+        if let Some(config) = &access.tls {
+            let name = ServerName::IpAddress(access.address.ip().into());
+            let mut session = ClientConnection::new(Arc::clone(config), name)?;
+            while session.is_handshaking() {
+                session.complete_io(&mut socket)?;
+            }
+            conn.io = BufReader::new(Box::new(StreamOwned::new(session, socket)));
+        }
+        let info = before.map_or_else(|| conn.line(), Ok)?;
+        let info: Value =
+            serde_json::from_str(info.strip_prefix("INFO ").context("a server begins with INFO")?)?;
+        let mut hello = json!({ "verbose": false, "headers": true, "no_responders": true, "protocol": 1 });
+        if let Some(shows) = &access.shows {
+            let shown = shows(info["nonce"].as_str().unwrap_or_default());
+            shown.as_object().into_iter().flatten().for_each(|(key, value)| hello[key] = value.clone());
+        }
+        write!(conn.to(), "CONNECT {hello}\r\nPING\r\n")?;
         while conn.line()? != "PONG" {}
         Ok(conn)
     }
 
+    fn to(&mut self) -> &mut dyn Both {
+        &mut **self.io.get_mut()
+    }
+
     fn line(&mut self) -> Result<String> {
         let mut line = String::new();
-        ensure!(self.from.read_line(&mut line)? > 0, "the NATS server closed the connection");
+        ensure!(self.io.read_line(&mut line)? > 0, "the NATS server closed the connection");
         if let Some(why) = line.strip_prefix("-ERR") {
             bail!("the NATS server complained:{why}");
         }
@@ -312,7 +412,7 @@ impl Conn {
     /// # Errors
     /// Where it doesn't.
     pub fn subscribe(&mut self, subject: &str) -> Result<()> {
-        write!(self.to, "SUB {subject} 1\r\nPING\r\n")?;
+        write!(self.to(), "SUB {subject} 1\r\nPING\r\n")?;
         while self.line()? != "PONG" {}
         Ok(())
     }
@@ -333,7 +433,7 @@ impl Conn {
         block.push_str("\r\n");
         let (reply, total) = (reply.unwrap_or_default(), block.len() + payload.len());
         let head = format!("HPUB {subject} {reply} {} {total}\r\n{block}", block.len());
-        self.to.write_all(&[head.as_bytes(), payload, b"\r\n"].concat())?;
+        self.to().write_all(&[head.as_bytes(), payload, b"\r\n"].concat())?;
         Ok(())
     }
 
@@ -360,7 +460,7 @@ impl Conn {
                 Some(&"MSG") => (1, false),
                 Some(&"HMSG") => (2, true),
                 Some(&"PING") => {
-                    self.to.write_all(b"PONG\r\n")?;
+                    self.to().write_all(b"PONG\r\n")?;
                     continue;
                 }
                 _ => continue,
@@ -368,7 +468,7 @@ impl Conn {
             let size = |at: usize| -> Result<usize> { Ok(parts[parts.len() - at].parse()?) };
             let head = if with_headers { size(2)? } else { 0 };
             let mut bytes = vec![0; size(1)? + 2];
-            self.from.read_exact(&mut bytes)?;
+            self.io.read_exact(&mut bytes)?;
             bytes.truncate(bytes.len() - 2);
             let payload = bytes.split_off(head);
             let (status, headers) = read_headers(&bytes);
@@ -396,7 +496,7 @@ impl Service {
     /// # Errors
     /// Where it isn't in time.
     pub fn start(
-        server: SocketAddr,
+        server: impl Into<Access>,
         subject: &str,
         answer: impl Fn(&Received) -> Option<Reply> + Send + Sync + 'static,
     ) -> Result<Self> {
@@ -405,10 +505,11 @@ impl Service {
         let (seen, stop, ready) =
             (Arc::clone(&service.seen), Arc::clone(&service.stop), Arc::clone(&service.ready));
         let (subject, answer): (String, Answer) = (subject.to_owned(), Arc::new(answer));
+        let server = server.into();
         service.thread = Some(std::thread::spawn(move || {
             while !stop.load(Ordering::Relaxed) {
                 // It ends with its server, and is tried again.
-                let _ = serve(server, &subject, &answer, &seen, &stop, &ready);
+                let _ = serve(&server, &subject, &answer, &seen, &stop, &ready);
                 ready.store(false, Ordering::Relaxed);
                 std::thread::sleep(Duration::from_millis(20));
             }
@@ -421,7 +522,7 @@ impl Service {
     ///
     /// # Errors
     /// As [`start`](Self::start).
-    pub fn echo(server: SocketAddr, subject: &str) -> Result<Self> {
+    pub fn echo(server: impl Into<Access>, subject: &str) -> Result<Self> {
         Self::start(server, subject, |message| Some((Vec::new(), message.payload.clone())))
     }
 
@@ -456,7 +557,7 @@ impl Service {
 }
 
 fn serve(
-    server: SocketAddr,
+    server: &Access,
     subject: &str,
     answer: &Answer,
     seen: &Mutex<Vec<Received>>,
@@ -468,8 +569,8 @@ fn serve(
     ready.store(true, Ordering::Relaxed);
     while !stop.load(Ordering::Relaxed) {
         // So that it sees that it is to stop.
-        conn.to.set_read_timeout(Some(Duration::from_millis(50)))?;
-        let waiting = conn.from.fill_buf().map(<[u8]>::len);
+        conn.socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+        let waiting = conn.io.fill_buf().map(<[u8]>::len);
         match waiting {
             Ok(0) => bail!("the NATS server closed the connection"),
             Ok(_) => {}
@@ -478,10 +579,10 @@ fn serve(
             }
             Err(error) => return Err(error.into()),
         }
-        conn.to.set_read_timeout(Some(PATIENCE))?;
-        if conn.from.buffer().starts_with(b"PING") {
+        conn.socket.set_read_timeout(Some(PATIENCE))?;
+        if conn.io.buffer().starts_with(b"PING") {
             conn.line()?;
-            conn.to.write_all(b"PONG\r\n")?;
+            conn.to().write_all(b"PONG\r\n")?;
             continue;
         }
         let message = conn.receive()?;

@@ -13,6 +13,7 @@
 mod answer;
 mod audit;
 mod auth;
+mod bodies;
 mod linger;
 mod manifests;
 mod metrics;

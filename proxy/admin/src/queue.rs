@@ -154,7 +154,11 @@ async fn known(
 }
 
 /// Refuses for a tenant that does not exist, whom the queue knows nothing of.
-async fn existing(state: &AdminState, tenant: &TenantName, actor: &TokenScope) -> Result<(), Refusal> {
+pub(crate) async fn existing(
+    state: &AdminState,
+    tenant: &TenantName,
+    actor: &TokenScope,
+) -> Result<(), Refusal> {
     state.control.tenant(tenant, actor).await?;
     Ok(())
 }

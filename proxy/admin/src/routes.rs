@@ -3,7 +3,7 @@
 use axum::routing::{MethodFilter, MethodRouter, on};
 use http::Method;
 
-use crate::{AdminState, audit, manifests, metrics, modules, node, queue, secrets, tenants};
+use crate::{AdminState, audit, bodies, manifests, metrics, modules, node, queue, secrets, tenants};
 
 /// Who may use a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +75,7 @@ enum Operation {
     Lanes,
     ListRecords,
     ExportRecords,
+    ExportBodies,
     ShowRecord,
     RetryRecord,
     DiscardRecord,
@@ -385,6 +386,16 @@ pub const ROUTES: &[RouteRow] = &[
     },
     RouteRow {
         method: Method::GET,
+        path: "/v1/tenants/{tenant}/queue/bodies",
+        who: Who::Tenant,
+        does: "read the tenant's queued records with their bodies, oldest first, as JSON Lines; audited",
+        max_body: 0,
+        success: 200,
+        problems: of_a_tenant!["queue-unavailable", "invalid-request"],
+        operation: Operation::ExportBodies,
+    },
+    RouteRow {
+        method: Method::GET,
         path: "/v1/tenants/{tenant}/queue/records/{record}",
         who: Who::Tenant,
         does: "see one queued record without its secrets",
@@ -534,6 +545,7 @@ pub(crate) fn endpoint(row: &RouteRow) -> MethodRouter<AdminState> {
         Operation::Lanes => on(method, queue::lanes),
         Operation::ListRecords => on(method, queue::records),
         Operation::ExportRecords => on(method, queue::export),
+        Operation::ExportBodies => on(method, bodies::export),
         Operation::ShowRecord => on(method, queue::record),
         Operation::RetryRecord => on(method, queue::retry),
         Operation::DiscardRecord => on(method, queue::discard),

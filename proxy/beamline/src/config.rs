@@ -5,7 +5,6 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -16,7 +15,7 @@ use beamline_model::{
     ByteSize, Ceilings, ConnectionName, Duration as HumanDuration, FilterLimits, LimitClass, LimitClasses,
     MAX_MODULE, ModuleLimits, misread,
 };
-use beamline_nats::{Auth, ConnectionSettings, Connections, ServerAddress};
+use beamline_nats::{Auth, ClientCertificate, ConnectionSettings, Connections, ServerAddress, TlsSettings};
 use beamline_telemetry::{LogTarget, OtlpEndpoint, Sampler};
 use serde::Deserialize;
 
@@ -31,8 +30,6 @@ const COMPILE_CPU_MAX: HumanDuration = HumanDuration::secs(600);
 /// Address space that compiling the smallest module takes.
 const COMPILE_MEMORY_LEAST: ByteSize = ByteSize::mib(512);
 const COMPILE_MEMORY_MAX: ByteSize = ByteSize::mib(16 << 10);
-/// The longest secret that is read from a file.
-const SECRET_MAX: usize = 4096;
 
 /// `beamline serve`: runs a node.
 #[derive(clap::Args, Debug, Default)]
@@ -174,20 +171,33 @@ struct ClassFile {
 struct NatsFile {
     servers: Vec<ServerAddress>,
     credentials: Option<CredentialsFile>,
+    tls: Option<TlsFile>,
     connect_timeout: Option<HumanDuration>,
     ping_interval: Option<HumanDuration>,
     max_body: Option<ByteSize>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(
     untagged,
     deny_unknown_fields,
-    expecting = "expected { user = \"…\", password_file = \"…\" } or { token_file = \"…\" }"
+    expecting = "expected { user = \"…\", password_file = \"…\" }, { token_file = \"…\" }, { nkey_seed_file = \"…\" } or { creds_file = \"…\" }"
 )]
 enum CredentialsFile {
     User { user: String, password_file: PathBuf },
     Token { token_file: PathBuf },
+    Nkey { nkey_seed_file: PathBuf },
+    Creds { creds_file: PathBuf },
+}
+
+/// TLS to the servers of one connection.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct TlsFile {
+    ca_file: Option<PathBuf>,
+    cert_file: Option<PathBuf>,
+    key_file: Option<PathBuf>,
+    handshake_first: Option<bool>,
 }
 
 /// The configuration as the node runs it.
@@ -273,29 +283,30 @@ impl ClassFile {
 }
 
 impl CredentialsFile {
-    fn read(&self) -> anyhow::Result<Auth> {
-        Ok(match self {
-            Self::User { user, password_file } => {
-                Auth::User { user: user.clone(), password: secret(password_file)? }
-            }
-            Self::Token { token_file } => Auth::Token(secret(token_file)?),
-        })
+    fn auth(&self) -> Auth {
+        match self.clone() {
+            Self::User { user, password_file } => Auth::User { user, password_file },
+            Self::Token { token_file } => Auth::Token { file: token_file },
+            Self::Nkey { nkey_seed_file } => Auth::Nkey { seed_file: nkey_seed_file },
+            Self::Creds { creds_file } => Auth::Creds { file: creds_file },
+        }
     }
 }
 
-/// The one line of a file that holds a secret.
-fn secret(path: &Path) -> anyhow::Result<String> {
-    let shown = path.display();
-    let text = std::fs::read_to_string(path).with_context(|| format!("{shown} cannot be read"))?;
-    let line = text.trim_end_matches(['\r', '\n']);
-    if line.is_empty() || line.len() > SECRET_MAX || line.contains('\n') {
-        bail!("{shown}: expected one line of 1 to {SECRET_MAX} bytes, the secret");
+impl TlsFile {
+    fn settings(&self) -> anyhow::Result<TlsSettings> {
+        let client = match (self.cert_file.clone(), self.key_file.clone()) {
+            (Some(cert_file), Some(key_file)) => Some(ClientCertificate { cert_file, key_file }),
+            (None, None) => None,
+            (Some(_), None) => bail!("expected key_file beside cert_file; found cert_file alone"),
+            (None, Some(_)) => bail!("expected cert_file beside key_file; found key_file alone"),
+        };
+        Ok(TlsSettings {
+            ca_file: self.ca_file.clone(),
+            client,
+            handshake_first: self.handshake_first.unwrap_or_default(),
+        })
     }
-    let mode = std::fs::metadata(path).map(|m| m.permissions().mode()).unwrap_or_default();
-    if mode & 0o077 != 0 {
-        eprintln!("beamline: {shown} can be read by others than its owner: chmod 0600 {shown}");
-    }
-    Ok(line.to_owned())
 }
 
 impl NatsFile {
@@ -316,9 +327,10 @@ impl NatsFile {
         if !(1..=NATS_MAX_BODY.get()).contains(&max_body) {
             bail!("nats.{name}.max_body: expected 1B to {NATS_MAX_BODY}; found {max_body} bytes");
         }
-        let auth = self.credentials.as_ref().map_or(Ok(Auth::None), CredentialsFile::read);
-        Ok(ConnectionSettings {
-            auth: auth.with_context(|| format!("nats.{name}.credentials"))?,
+        let tls = self.tls.as_ref().map(TlsFile::settings).transpose();
+        let settings = ConnectionSettings {
+            auth: self.credentials.as_ref().map_or(Auth::None, CredentialsFile::auth),
+            tls: tls.with_context(|| format!("nats.{name}.tls"))?,
             connect_timeout: within(
                 "connect_timeout",
                 self.connect_timeout,
@@ -333,7 +345,9 @@ impl NatsFile {
             )?,
             max_body,
             ..defaults
-        })
+        };
+        settings.check().map_err(|problem| anyhow::anyhow!("nats.{name}: {problem}"))?;
+        Ok(settings)
     }
 }
 
@@ -403,6 +417,8 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]
@@ -461,6 +477,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("password");
         std::fs::write(&path, "sesame\n").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         let of = |text: &str| {
             let file = FileConfig::parse(&format!("[nats.main]\n{text}"), "f").map_err(|e| e.to_string())?;
             file.nats
@@ -474,7 +491,8 @@ mod tests {
         let servers = "servers = [\"nats://127.0.0.1:4222\", \"nats://nats.internal\"]\n";
         let user = format!("credentials = {{ user = \"edge\", password_file = {path:?} }}\n");
         let settings = of(&format!("{servers}{user}ping_interval = \"9s\"\n")).unwrap();
-        assert_eq!(settings.auth, Auth::User { user: "edge".into(), password: "sesame".into() });
+        assert_eq!(settings.auth, Auth::User { user: "edge".into(), password_file: path.clone() });
+        assert_eq!(settings.tls, None);
         assert_eq!((settings.servers.len(), settings.ping_interval), (2, Duration::from_secs(9)));
         for (text, expected) in [
             ("servers = []\n".to_owned(), "nats.main.servers: expected 1 to 16 servers"),
@@ -482,8 +500,21 @@ mod tests {
             (format!("{servers}max_body = \"1GiB\"\n"), "nats.main.max_body: expected 1B to 8128KiB"),
             (format!("{servers}ping_interval = \"2m\"\n"), "nats.main.ping_interval: expected at most 1m"),
             (format!("{servers}password = \"x\"\n"), "unknown field `password`"),
-            (format!("{servers}credentials = {{ password = \"x\" }}\n"), "or { token_file = \"…\" }"),
-            (format!("{servers}credentials = {{ token_file = \"/none\" }}\n"), "/none cannot be read"),
+            (format!("{servers}credentials = {{ password = \"x\" }}\n"), "or { creds_file = \"…\" }"),
+            (
+                format!("{servers}credentials = {{ token_file = \"/none\" }}\n"),
+                "nats.main: /none cannot be read",
+            ),
+            (
+                format!("{servers}credentials = {{ nkey_seed_file = {path:?} }}\n"),
+                "expected a user's NKey seed",
+            ),
+            (format!("{servers}credentials = {{ creds_file = {path:?} }}\n"), "expected a .creds file"),
+            (format!("{servers}tls = {{ ca_file = \"/none\" }}\n"), "nats.main: /none cannot be read"),
+            (format!("{servers}tls = {{ ca_file = {path:?} }}\n"), "expected certificates in PEM"),
+            (format!("{servers}tls = {{ cert_file = {path:?} }}\n"), "expected key_file beside cert_file"),
+            (format!("{servers}tls = {{ key_file = {path:?} }}\n"), "expected cert_file beside key_file"),
+            (format!("{servers}tls = {{ verify = false }}\n"), "unknown field `verify`"),
         ] {
             let error = of(&text).unwrap_err();
             assert!(error.contains(expected), "{text}: {error}");

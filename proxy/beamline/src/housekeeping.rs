@@ -55,9 +55,9 @@ pub(crate) fn telling(connections: Connections, telemetry: Telemetry) -> Connect
     connections.telling(move |name, change| {
         let thread = std::thread::current().name().unwrap_or_default().to_owned();
         let (event, fields) = match change {
-            Change::Connected { server } => (
+            Change::Connected { server, tls } => (
                 "nats.connected",
-                json!({ "connection": name, "server": server.to_string(), "thread": thread }),
+                json!({ "connection": name, "server": server.to_string(), "tls": tls, "thread": thread }),
             ),
             Change::Lost { server, why } => (
                 "nats.disconnected",

@@ -219,7 +219,8 @@ fn refusal<B>(upstream: &UpstreamRuntime, error: &SendError<B>) -> Refusal {
         UpstreamError::Dns
         | UpstreamError::ConnectRefused
         | UpstreamError::ConnectTimeout
-        | UpstreamError::ConnectFailed => ErrorKind::UpstreamConnect,
+        | UpstreamError::ConnectFailed
+        | UpstreamError::Tls => ErrorKind::UpstreamConnect,
         UpstreamError::Denied(_) | UpstreamError::Forbidden => ErrorKind::UpstreamDenied,
         UpstreamError::Refused => ErrorKind::UpstreamRefused,
         UpstreamError::TooLarge { .. } => ErrorKind::PayloadTooLarge,

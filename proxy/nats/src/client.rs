@@ -112,8 +112,10 @@ impl Drop for Keeper {
 /// Connects, drives the connection to its end, waits, and connects again; until nobody holds the client any more.
 async fn keep(keeper: Weak<Keeper>) {
     let mut failures = 0;
-    // Whether it was told that it is down: an outage is one event, however often it is tried.
+    // Whether it was told that it is down: an outage is one event, however often it is tried. But for reasons that
+    // nobody would come to know of otherwise, each of them once.
     let mut told = false;
+    let mut told_of = Vec::new();
     loop {
         let Some((name, settings, connections)) = keeper.upgrade().map(|k| k.parts()) else { return };
         let connected = connect(&settings, random()).await;
@@ -123,8 +125,9 @@ async fn keep(keeper: Weak<Keeper>) {
                 let Some(alive) = keeper.upgrade() else { return };
                 alive.become_(State::Up(connection.clone()));
                 drop(alive);
-                connections.tell(&name, &Change::Connected { server });
+                connections.tell(&name, &Change::Connected { server, tls: connection.is_tls() });
                 failures = 0;
+                told_of.clear();
                 let mut driving = tokio::task::spawn_local({
                     let connection = connection.clone();
                     async move { connection.drive().await }
@@ -148,9 +151,12 @@ async fn keep(keeper: Weak<Keeper>) {
             }
             Err(error) => {
                 failures += 1;
-                if !told {
+                let kind = std::mem::discriminant(&error);
+                let is_news = error.is_to_be_mended() && !told_of.contains(&kind);
+                if !told || is_news {
                     connections.tell(&name, &Change::Unreachable { why: error.to_string() });
                     told = true;
+                    told_of.push(kind);
                 }
                 if let Some(keeper) = keeper.upgrade() {
                     keeper.become_(State::Down(NotConnected::Connect(error)));

@@ -15,7 +15,6 @@ use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 use thiserror::Error;
 use tokio::{
-    net::TcpStream,
     sync::Notify,
     time::{self, Instant},
 };
@@ -24,6 +23,7 @@ use crate::{
     ConnectionSettings, HeaderBlock, Message,
     connect::Greeted,
     protocol::{Decoder, ServerOp},
+    wire::Wire,
 };
 
 /// Bytes that may wait to be taken by the kernel; who comes then waits for room.
@@ -134,7 +134,7 @@ pub struct Connection(Rc<Shared>);
 
 struct Shared {
     /// None when it has ended: closed there and then, whoever still holds the connection.
-    stream: RefCell<Option<Rc<TcpStream>>>,
+    wire: RefCell<Option<Rc<Wire>>>,
     peer: SocketAddr,
     max_payload: u64,
     /// `_INBOX_BEAMLINE.` and 128 random bits, with the dot before each request's own.
@@ -144,6 +144,8 @@ struct Shared {
     /// What is to be written, in order.
     frames: RefCell<VecDeque<Frame>>,
     unwritten: Cell<usize>,
+    /// Bytes of the first frames that are in the TLS record which is being written.
+    sealed: Cell<usize>,
     /// Requests that wait for a reply, by the end of their inbox.
     waiting: RefCell<HashMap<String, Rc<Exchange>>>,
     /// Subjects on which something came back: the server lets us publish to them, or did.
@@ -185,6 +187,8 @@ struct Exchange {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd)]
 enum Stage {
     Queued,
+    /// In a TLS record of which the kernel took nothing yet: nobody can have it, but it can't be taken back.
+    Sealed,
     Begun,
     Written,
 }
@@ -220,8 +224,10 @@ impl Frame {
 
 impl Exchange {
     fn advance(&self, stage: Stage) {
-        self.stage.set(stage);
-        self.changed.notify_one();
+        if self.stage.get() < stage {
+            self.stage.set(stage);
+            self.changed.notify_one();
+        }
     }
 }
 
@@ -244,9 +250,9 @@ impl Drop for Place<'_> {
 
 impl Connection {
     pub(crate) fn new(greeted: Greeted, settings: &ConnectionSettings) -> Self {
-        let Greeted { stream, peer, max_payload, decoder, buffer } = greeted;
+        let Greeted { wire, peer, max_payload, decoder, buffer } = greeted;
         let shared = Shared {
-            stream: RefCell::new(Some(Rc::new(stream))),
+            wire: RefCell::new(Some(Rc::new(wire))),
             peer,
             max_payload,
             inbox: format!("{INBOX}.{}.", random_token()),
@@ -254,6 +260,7 @@ impl Connection {
             ping_interval: settings.ping_interval,
             frames: RefCell::default(),
             unwritten: Cell::new(0),
+            sealed: Cell::new(0),
             waiting: RefCell::default(),
             answered: RefCell::default(),
             rest: RefCell::new(Some((decoder, buffer))),
@@ -270,6 +277,11 @@ impl Connection {
         Self(Rc::new(shared))
     }
 
+    /// Whether it is under TLS. Not, when it has ended.
+    pub(crate) fn is_tls(&self) -> bool {
+        self.0.wire.borrow().as_ref().is_some_and(|wire| wire.is_tls())
+    }
+
     /// The server's address.
     pub fn peer(&self) -> SocketAddr {
         self.0.peer
@@ -281,8 +293,8 @@ impl Connection {
     /// Where no reply came; [`Failure::sent`] says whether anybody can have had the message.
     ///
     /// # Cancellation
-    /// Dropping the future takes the message back where not a byte of it was taken; otherwise it is written whole, and
-    /// its reply is nobody's.
+    /// Dropping the future takes the message back where not a byte of it was taken, nor sealed into the TLS record that is
+    /// next; otherwise it is written whole, and its reply is nobody's.
     pub async fn request(&self, publish: Publish<'_>, waits: Waits) -> Result<Message, Failure> {
         let shared = &*self.0;
         let begun_until = Instant::now() + waits.begin;
@@ -327,7 +339,7 @@ impl Connection {
                 return Err(Failure { kind: FailureKind::Forbidden, sent });
             }
             let now = exchange.stage.get();
-            let sent = now != Stage::Queued;
+            let sent = now >= Stage::Begun;
             if let Some(ended) = &*shared.ended.borrow() {
                 return Err(Failure { kind: FailureKind::Lost(ended.clone()), sent });
             }
@@ -340,7 +352,7 @@ impl Connection {
                 match exchange.stage.get() {
                     Stage::Queued => return Err(not_begun()),
                     // Half of it is out: the connection goes on writing, or ends as stalled, and tells.
-                    Stage::Begun => deadline += shared.stall_timeout,
+                    Stage::Sealed | Stage::Begun => deadline += shared.stall_timeout,
                     Stage::Written if stage == Stage::Written => {
                         return Err(Failure { kind: FailureKind::TimedOut, sent: true });
                     }
@@ -353,12 +365,12 @@ impl Connection {
     /// Reads and writes until the connection ends, and says why it did. To be called once.
     pub(crate) async fn drive(&self) -> Ended {
         let shared = &*self.0;
-        let Some(stream) = shared.stream.borrow().clone() else { return Ended::Dropped };
+        let Some(wire) = shared.wire.borrow().clone() else { return Ended::Dropped };
         let ended = tokio::select! {
             biased;
             () = shared.ends.notified() => Ended::Dropped,
-            ended = shared.read(&stream) => ended,
-            ended = shared.write(&stream) => ended,
+            ended = shared.read(&wire) => ended,
+            ended = shared.write(&wire) => ended,
             ended = shared.ping() => ended,
         };
         shared.end(ended.clone());
@@ -381,7 +393,7 @@ impl Shared {
     /// Everybody who waits is told, and nothing is written any more.
     fn end(&self, why: Ended) {
         self.ended.borrow_mut().get_or_insert(why);
-        self.stream.borrow_mut().take();
+        self.wire.borrow_mut().take();
         self.frames.borrow_mut().clear();
         for exchange in self.waiting.borrow().values() {
             exchange.changed.notify_one();
@@ -428,18 +440,12 @@ impl Shared {
 
     /// Writes what the kernel takes at once. True where nothing is left.
     fn write_some(&self) -> io::Result<bool> {
-        let Some(stream) = self.stream.borrow().clone() else { return Ok(true) };
+        let Some(wire) = self.wire.borrow().clone() else { return Ok(true) };
         loop {
             let mut frames = self.frames.borrow_mut();
-            let left: SmallVec<[Bytes; 8]> =
-                frames.iter().take(FRAMES_AT_ONCE).flat_map(Frame::left).collect();
-            if left.is_empty() {
-                return Ok(true);
-            }
-            let slices: SmallVec<[IoSlice<'_>; 8]> = left.iter().map(|part| IoSlice::new(part)).collect();
-            let mut taken = match stream.try_write_vectored(&slices) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(taken) => taken,
+            let mut taken = match self.hand_over(&wire, &frames) {
+                Ok(Some(taken)) => taken,
+                Ok(None) => return Ok(true),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => return Err(error),
             };
@@ -460,11 +466,32 @@ impl Shared {
         }
     }
 
-    async fn write(&self, stream: &TcpStream) -> Ended {
+    /// Hands the first of the frames to the kernel, under TLS one record at a time; says how many bytes of them it took,
+    /// none where nothing is left.
+    fn hand_over(&self, wire: &Wire, frames: &VecDeque<Frame>) -> io::Result<Option<usize>> {
+        if !wire.has_sealed() {
+            let left: SmallVec<[Bytes; 8]> =
+                frames.iter().take(FRAMES_AT_ONCE).flat_map(Frame::left).collect();
+            if left.is_empty() {
+                return Ok(None);
+            }
+            let slices: SmallVec<[IoSlice<'_>; 8]> = left.iter().map(|part| IoSlice::new(part)).collect();
+            if !wire.is_tls() {
+                return wire.try_write_vectored(&slices).map(Some);
+            }
+            self.sealed.set(wire.seal(&slices)?);
+            advance(frames, self.sealed.get(), Stage::Sealed);
+        }
+        let whole = wire.write_sealed()?;
+        advance(frames, self.sealed.get(), Stage::Begun);
+        Ok(Some(if whole { self.sealed.take() } else { 0 }))
+    }
+
+    async fn write(&self, wire: &Wire) -> Ended {
         loop {
             match self.write_some() {
                 Ok(true) => self.to_write.notified().await,
-                Ok(false) => match time::timeout(self.stall_timeout, stream.writable()).await {
+                Ok(false) => match time::timeout(self.stall_timeout, wire.writable()).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => return Ended::Io(error.to_string()),
                     Err(_) => return Ended::Stalled,
@@ -474,7 +501,7 @@ impl Shared {
         }
     }
 
-    async fn read(&self, stream: &TcpStream) -> Ended {
+    async fn read(&self, wire: &Wire) -> Ended {
         let (mut decoder, mut buffer) = self.rest.borrow_mut().take().unwrap_or_default();
         let mut reads = 0;
         loop {
@@ -494,15 +521,19 @@ impl Shared {
                 tokio::task::yield_now().await;
                 reads = 0;
             }
-            if let Err(error) = stream.readable().await {
+            if let Err(error) = wire.readable().await {
                 return Ended::Io(error.to_string());
             }
             buffer.reserve(READ);
-            match stream.try_read_buf(&mut buffer) {
+            match wire.try_read(&mut buffer) {
                 Ok(0) => return Ended::Closed,
                 Ok(_) => self.heard.set(Instant::now()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Ended::Io(error.to_string()),
+            }
+            // TLS may have words of its own to send for what it read.
+            if wire.has_sealed() {
+                self.to_write.notify_one();
             }
         }
     }
@@ -556,6 +587,20 @@ impl Shared {
             if self.heard.get() < asked {
                 return Ended::Silent;
             }
+        }
+    }
+}
+
+/// Has those know whose frames are among the first `bytes` that are left.
+fn advance(frames: &VecDeque<Frame>, bytes: usize, stage: Stage) {
+    let mut before = 0;
+    for frame in frames {
+        if before >= bytes {
+            return;
+        }
+        before += frame.len() - frame.taken;
+        if let Some(exchange) = &frame.exchange {
+            exchange.advance(stage);
         }
     }
 }

@@ -8,19 +8,28 @@
 //! - *A peer that is gone is noticed in seconds*: by a ping, and by bytes that it does not take.
 //! - *Replies cannot be forged by another's service*: each request has an inbox of 128 random bits of its own.
 //!
-//! Floor 1, for one thread: [`Client`] lives in a `LocalSet` or a local runtime. No TLS yet: its servers are on a
-//! network that is trusted, or behind a tunnel.
+//! - *TLS is never given up.* Where it was asked for, or the server asks for it, nothing but the server's INFO passes in
+//!   the clear. Certificates and secrets are read from their files for each connection.
+//!
+//! Floor 1, for one thread: [`Client`] lives in a `LocalSet` or a local runtime.
 
 mod client;
 mod connect;
 mod connection;
+mod credentials;
+mod files;
 mod headers;
+mod nkey;
 mod protocol;
 mod settings;
+mod tls;
+mod wire;
 
 pub use client::{Client, NotConnected};
 pub use connect::ConnectError;
 pub use connection::{Connection, Ended, Failure, FailureKind, Publish, Waits};
+pub use credentials::Auth;
 pub use headers::{HeaderBlock, InvalidHeader};
 pub use protocol::Message;
-pub use settings::{Auth, Change, ConnectionSettings, Connections, InvalidServer, ServerAddress};
+pub use settings::{Change, ConnectionSettings, Connections, InvalidServer, ServerAddress};
+pub use tls::{ClientCertificate, TlsSettings};

@@ -23,6 +23,8 @@ pub(crate) struct Info {
     pub(crate) max_payload: u64,
     pub(crate) headers: bool,
     pub(crate) tls_required: bool,
+    /// It takes connections under TLS as well as in the clear.
+    pub(crate) tls_available: bool,
     pub(crate) auth_required: bool,
     pub(crate) nonce: Option<String>,
     /// It is about to go (lame duck mode): it takes nobody any more.
@@ -48,6 +50,12 @@ pub(crate) struct Hello<'a> {
     pub(crate) pass: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) auth_token: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) nkey: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) jwt: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) sig: Option<&'a str>,
 }
 
 /// A message that came.

@@ -6,6 +6,8 @@ use beamline_model::ConnectionName;
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
+use crate::{Auth, TlsSettings, credentials::Credentials, tls::Loaded};
+
 /// A text that names no server.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("NATS server {found:?} is not valid: {expected}")]
@@ -14,28 +16,13 @@ pub struct InvalidServer {
     expected: &'static str,
 }
 
-/// One server, as `nats://host:4222`; the port may be left out.
+/// One server, as `nats://host:4222`, or `tls://host:4222` where nothing but TLS will do; the port may be left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerAddress {
     pub(crate) host: String,
     pub(crate) port: u16,
-}
-
-/// What a connection shows of itself to its server.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub enum Auth {
-    /// Nothing.
-    #[default]
-    None,
-    /// A token.
-    Token(String),
-    /// A user with a password.
-    User {
-        /// The user.
-        user: String,
-        /// The password.
-        password: String,
-    },
+    /// Whether its scheme asks for TLS.
+    pub(crate) tls: bool,
 }
 
 /// One connection: where to, as whom, and its bounds.
@@ -45,6 +32,9 @@ pub struct ConnectionSettings {
     pub servers: Vec<ServerAddress>,
     /// As whom. Default: nobody.
     pub auth: Auth,
+    /// How it is protected. Where it is set, every server is reached by TLS alone. Default: by TLS where a server's URL or
+    /// the server itself asks for it, with the system's authorities.
+    pub tls: Option<TlsSettings>,
     /// Until a connection stands and its server has taken the credentials; also how long the server may take not a
     /// byte of what is to be written before the connection is given up. Default 2 s.
     pub connect_timeout: Duration,
@@ -61,10 +51,23 @@ impl ConnectionSettings {
         Self {
             servers,
             auth: Auth::None,
+            tls: None,
             connect_timeout: Duration::from_secs(2),
             ping_interval: Duration::from_secs(5),
             max_body: 960 << 10,
         }
+    }
+
+    /// Reads the files that are named, as each connection will. So a mistake in them is told before the first one.
+    ///
+    /// # Errors
+    /// Where one cannot be used; the text names it, what was expected and what to do, and no secret.
+    pub fn check(&self) -> Result<(), String> {
+        Credentials::read(&self.auth)?;
+        if self.tls.is_some() || self.servers.iter().any(|server| server.tls) {
+            Loaded::read(&self.tls.clone().unwrap_or_default())?;
+        }
+        Ok(())
     }
 }
 
@@ -75,6 +78,8 @@ pub enum Change {
     Connected {
         /// The server.
         server: SocketAddr,
+        /// Whether it is under TLS.
+        tls: bool,
     },
     /// It stood, and ended.
     Lost {
@@ -83,7 +88,8 @@ pub enum Change {
         /// Why.
         why: String,
     },
-    /// It could not be made, when it could be before or was tried for the first time.
+    /// It could not be made, and that is news: it was tried for the first time, or fails for a reason that is new in this
+    /// outage and that somebody has to mend.
     Unreachable {
         /// Why.
         why: String,
@@ -131,16 +137,6 @@ impl fmt::Debug for Connections {
     }
 }
 
-impl fmt::Debug for Auth {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::None => "None",
-            Self::Token(_) => "Token(…)",
-            Self::User { .. } => "User(…)",
-        })
-    }
-}
-
 impl FromStr for ServerAddress {
     type Err = InvalidServer;
 
@@ -150,18 +146,15 @@ impl FromStr for ServerAddress {
             let shown = s.rsplit_once('@').map_or(s, |(_, host)| host);
             Err(InvalidServer { found: shown.chars().take(80).collect(), expected })
         };
-        const FORM: &str = "expected \"nats://host:port\", such as \"nats://127.0.0.1:4222\"";
-        let Some(rest) = s.strip_prefix("nats://") else {
-            return wrong(if s.starts_with("tls://") {
-                "TLS to NATS servers is not supported yet: use nats:// to a server that is reached safely"
-            } else {
-                FORM
-            });
+        const FORM: &str =
+            "expected \"nats://host:port\" or \"tls://host:port\", such as \"nats://127.0.0.1:4222\"";
+        let (tls, rest) = match s.split_once("://") {
+            Some(("nats", rest)) => (false, rest),
+            Some(("tls", rest)) => (true, rest),
+            _ => return wrong(FORM),
         };
         if rest.contains('@') {
-            return wrong(
-                "credentials do not belong here: name their files with user, password_file or token_file",
-            );
+            return wrong("credentials do not belong here: name their files in the connection's credentials");
         }
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let (host, port) = match rest.strip_prefix('[').map(|v6| v6.split_once(']')) {
@@ -173,7 +166,7 @@ impl FromStr for ServerAddress {
         let port = port.map_or(Ok(4222), str::parse);
         match port {
             Ok(port) if port != 0 && !host.is_empty() && host.len() <= 253 && host.bytes().all(is_host) => {
-                Ok(Self { host: host.to_owned(), port })
+                Ok(Self { host: host.to_owned(), port, tls })
             }
             _ => wrong(FORM),
         }
@@ -198,13 +191,14 @@ mod tests {
 
     #[test]
     fn servers_are_read_and_what_is_wrong_is_said() {
-        for (text, host, port) in [
-            ("nats://127.0.0.1:4222", "127.0.0.1", 4222),
-            ("nats://nats.internal", "nats.internal", 4222),
-            ("nats://[::1]:4223/", "::1", 4223),
+        for (text, host, port, tls) in [
+            ("nats://127.0.0.1:4222", "127.0.0.1", 4222, false),
+            ("nats://nats.internal", "nats.internal", 4222, false),
+            ("nats://[::1]:4223/", "::1", 4223, false),
+            ("tls://nats.internal:4443", "nats.internal", 4443, true),
         ] {
             let server: ServerAddress = text.parse().unwrap();
-            assert_eq!((server.host.as_str(), server.port), (host, port), "{text}");
+            assert_eq!((server.host.as_str(), server.port, server.tls), (host, port, tls), "{text}");
         }
         for (bad, expected) in [
             ("127.0.0.1:4222", "expected \"nats://host:port\""),
@@ -212,20 +206,13 @@ mod tests {
             ("nats://a:0", "expected \"nats://host:port\""),
             ("nats://[::1", "expected \"nats://host:port\""),
             ("nats://a b:1", "expected \"nats://host:port\""),
-            ("tls://a:4222", "TLS to NATS servers is not supported"),
+            ("ws://a:4222", "or \"tls://host:port\""),
+            ("TLS://a:4222", "or \"tls://host:port\""),
             ("nats://u:secret@a:4222", "credentials do not belong here"),
+            ("tls://u:secret@a:4222", "credentials do not belong here"),
         ] {
             let error = bad.parse::<ServerAddress>().unwrap_err().to_string();
             assert!(error.contains(expected) && !error.contains("secret"), "{bad}: {error}");
         }
-    }
-
-    #[test]
-    fn credentials_are_never_shown() {
-        let mut settings = ConnectionSettings::new(vec!["nats://a".parse().unwrap()]);
-        settings.auth = Auth::User { user: "u-secret".into(), password: "p-secret".into() };
-        assert!(!format!("{settings:?}").contains("secret"));
-        settings.auth = Auth::Token("t-secret".into());
-        assert!(!format!("{settings:?}").contains("secret"));
     }
 }

@@ -5,6 +5,7 @@
 use std::{
     io::{BufRead as _, Write as _},
     net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -16,7 +17,7 @@ use std::{
 use beamline_model::{ConnectionName, Subject};
 use beamline_nats::{
     Auth, Client, ConnectError, Connection, ConnectionSettings, Connections, Ended, Failure, FailureKind,
-    HeaderBlock, Message, NotConnected, Publish, Waits,
+    HeaderBlock, Message, NotConnected, Publish, TlsSettings, Waits,
 };
 use bytes::Bytes;
 use tokio::{
@@ -446,8 +447,12 @@ fn what_is_larger_than_the_server_takes_is_not_sent() {
 fn credentials_are_shown_and_their_refusal_is_told() {
     on_a_worker(async {
         let server = Server::start().await;
+        let dir = tempfile::tempdir().unwrap();
+        let password_file = dir.path().join("password");
+        std::fs::write(&password_file, "sesame\n").unwrap();
+        std::fs::set_permissions(&password_file, std::fs::Permissions::from_mode(0o600)).unwrap();
         let user = |settings: &mut ConnectionSettings| {
-            settings.auth = Auth::User { user: "edge".into(), password: "sesame".into() };
+            settings.auth = Auth::User { user: "edge".into(), password_file };
         };
         let asking = client(server.address(), user);
         let refusing = async {
@@ -465,10 +470,9 @@ fn credentials_are_shown_and_their_refusal_is_told() {
         drop(asking);
         // What a connection cannot give is not tried.
         for (info, expected) in [
-            ("{\"headers\":true,\"tls_required\":true}", "asks for TLS"),
             ("{\"headers\":false}", "has no headers"),
             ("{\"headers\":true,\"auth_required\":true}", "asks for credentials"),
-            ("{\"headers\":true,\"nonce\":\"x\"}", "asks for an NKey"),
+            ("{\"headers\":true,\"auth_required\":true,\"nonce\":\"x\"}", "nkey_seed_file or creds_file"),
         ] {
             let asking = client(server.address(), |_| ());
             let telling = async {
@@ -481,5 +485,123 @@ fn credentials_are_shown_and_their_refusal_is_told() {
                 other => panic!("{info}: {:?}", other.err()),
             }
         }
+    });
+}
+
+/// Settings of TLS with an authority, in a folder of their own.
+fn tls() -> (tempfile::TempDir, TlsSettings) {
+    let (dir, key) = (tempfile::tempdir().unwrap(), rcgen::KeyPair::generate().unwrap());
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca_file = dir.path().join("ca.pem");
+    std::fs::write(&ca_file, params.self_signed(&key).unwrap().pem()).unwrap();
+    (dir, TlsSettings { ca_file: Some(ca_file), ..TlsSettings::default() })
+}
+
+/// Connects to a server that says `first`, then `then` to the first bytes that come. Returns what the connection came
+/// to, and what came of it.
+async fn against(
+    change: impl FnOnce(&mut ConnectionSettings),
+    first: &[u8],
+    then: &[u8],
+) -> (String, Vec<u8>) {
+    let server = Server::start().await;
+    let asking = client(server.address(), change);
+    let telling = async {
+        let mut stream = server.0.accept().await.unwrap().0;
+        stream.write_all(first).await.unwrap();
+        let mut came = vec![0; 64 << 10];
+        // One that is refused may be reset, before or after it said something.
+        let read = stream.read(&mut came).await.unwrap_or(0);
+        came.truncate(read);
+        if read > 0 {
+            let _ = stream.write_all(then).await;
+        }
+        (came, stream)
+    };
+    let (connection, (came, _stream)) = tokio::join!(asking.connection(PATIENCE), telling);
+    match connection {
+        Err(NotConnected::Connect(error)) => (error.to_string(), came),
+        other => panic!("{:?}", other.err()),
+    }
+}
+
+#[test]
+fn not_a_byte_goes_to_a_server_that_offers_no_tls_or_has_said_too_much_before_it() {
+    on_a_worker(async {
+        let (_dir, settings) = tls();
+        for (info, expected) in [
+            ("INFO {\"headers\":true}\r\n", "the server offers none, and the connection asks for it"),
+            (
+                "INFO {\"headers\":true,\"tls_required\":true}\r\nPING\r\n",
+                "sent more than its INFO before TLS",
+            ),
+            ("INFO {\"headers\":true,\"tls_available\":true}\r\nINFO", "sent more than its INFO before TLS"),
+            ("PING\r\n", "does not begin with INFO"),
+        ] {
+            let with_tls = |to: &mut ConnectionSettings| to.tls = Some(settings.clone());
+            let (error, came) = against(with_tls, info.as_bytes(), b"").await;
+            assert!(error.contains(expected), "{info}: {error}");
+            assert_eq!(came, b"", "{info}");
+        }
+        // A URL is enough to ask for it.
+        let by_url = |to: &mut ConnectionSettings| {
+            to.servers = to.servers.iter().map(|s| format!("tls://{s}").parse().unwrap()).collect();
+        };
+        let (error, came) = against(by_url, b"INFO {\"headers\":true}\r\n", b"").await;
+        assert!(error.contains("the server offers none") && came.is_empty(), "{error}");
+    });
+}
+
+#[test]
+fn garbage_in_a_handshake_ends_it() {
+    on_a_worker(async {
+        let (_dir, settings) = tls();
+        // A handshake message that says it has 16 MiB.
+        let endless = [&[22, 3, 3, 0x40, 0, 2, 0xff, 0xff, 0xff][..], &vec![0; 20 << 10]].concat();
+        let alert = [21, 3, 3, 0, 2, 2, 40];
+        for garbage in
+            [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], &[0xff; 64 << 10], &endless, &alert, &[22, 3, 3, 0, 0]]
+        {
+            for first in [true, false] {
+                let mut settings = settings.clone();
+                settings.handshake_first = first;
+                let with_tls = |to: &mut ConnectionSettings| to.tls = Some(settings);
+                let info = if first { "" } else { "INFO {\"headers\":true,\"tls_required\":true}\r\n" };
+                let (error, came) = against(with_tls, info.as_bytes(), garbage).await;
+                assert!(error.starts_with("no TLS with 127.0.0.1:"), "{error}");
+                assert_eq!(came.first(), Some(&22), "a handshake began, and nothing before it");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_server_that_never_ends_its_handshake_is_given_up_in_time() {
+    on_a_worker(async {
+        let (_dir, settings) = tls();
+        let info = b"INFO {\"headers\":true,\"tls_required\":true}\r\n";
+        for then in [&b""[..], &[22, 3, 3, 0x40, 0, 2, 0, 0, 100]] {
+            let with_tls = |to: &mut ConnectionSettings| {
+                to.tls = Some(settings.clone());
+                to.connect_timeout = Duration::from_millis(300);
+            };
+            let (error, _) = against(with_tls, info, then).await;
+            assert!(error.contains("within connect_timeout: it did not end the TLS handshake"), "{error}");
+        }
+    });
+}
+
+#[test]
+fn what_is_no_nonce_is_not_signed() {
+    on_a_worker(async {
+        let dir = tempfile::tempdir().unwrap();
+        let seed_file = dir.path().join("seed");
+        std::fs::write(&seed_file, "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY\n").unwrap();
+        std::fs::set_permissions(&seed_file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let by_nkey = |to: &mut ConnectionSettings| to.auth = Auth::Nkey { seed_file };
+        let info = b"INFO {\"headers\":true,\"auth_required\":true,\"nonce\":\"eyJ0eXAi.eyJzdWIi\"}\r\n";
+        let (error, came) = against(by_nkey, info, b"").await;
+        assert!(error.contains("sent as its nonce what is none") && came.is_empty(), "{error}");
     });
 }

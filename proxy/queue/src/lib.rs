@@ -33,7 +33,7 @@
 //!     upstream's records that are due first.
 //! 14. **`what_is_done_by_hand_is_in_the_audit`.** A record that somebody cancels, discards, purges or queues again
 //!     changes in one transaction with its row of the audit; nothing that is shown holds a credential or a query.
-//!     What the node ends by expiry or deletes by itself is there too, hour by hour.
+//!     What the node ends by expiry or deletes by itself is there too, hour by hour; and who reads bodies, before they do.
 //! 15. **`of_a_paused_lane_nothing_is_begun`.** From the moment that the pause is answered, and after a restart.
 //!     Where it has a rate, no more begin in a second than that.
 //! 16. **`an_idle_queue_does_nothing`.** No thread polls: each waits for a message, delivery also for the next due time.
@@ -92,7 +92,7 @@ pub use idempotency::{BodyDigest, BodyHasher, Fingerprint, KeyedUse};
 pub use log::LogError;
 pub use queue::{
     Accepted, Backlog, Cancellation, EnqueueError, HandError, KeyLook, OpenError, Purged, Queue, QueueError,
-    UsedKey,
+    RecordBody, UsedKey,
 };
 pub use rate::{InvalidRate, Rate};
 pub use receipt::{InvalidReceipt, Receipt};

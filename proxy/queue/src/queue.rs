@@ -1,5 +1,6 @@
 //! The queue's front: what request threads and the admin side call. It only hands over and waits; other threads work.
 
+mod export;
 mod hands;
 mod once;
 
@@ -34,6 +35,7 @@ use crate::{
     writer::{AppendRest, PendingAppend, Stored, Tools, Writer},
 };
 
+pub use export::RecordBody;
 pub use hands::{Cancellation, HandError, Purged};
 pub use once::{KeyLook, UsedKey};
 

@@ -32,6 +32,9 @@ pub enum ErrorKind {
     /// The connection could not be made for another reason, such as no route or no free descriptor.
     #[error("the connection could not be made")]
     ConnectFailed,
+    /// There is no TLS with the server, and the connection asks for it.
+    #[error("no TLS with the server: check the certificates on both sides; the log says more")]
+    Tls,
     /// The connection broke before a response head was whole.
     #[error("the connection was closed before a whole response head came")]
     Reset,
@@ -79,6 +82,7 @@ impl ErrorKind {
             Self::ConnectRefused => "connect-refused",
             Self::ConnectTimeout => "connect-timeout",
             Self::ConnectFailed => "connect-failed",
+            Self::Tls => "tls",
             Self::Reset => "reset",
             Self::ResponseTimeout => "response-timeout",
             Self::BadResponse => "bad-response",
@@ -105,6 +109,7 @@ impl ErrorKind {
             Self::ConnectRefused => "connection_refused",
             Self::ConnectTimeout => "connection_timeout",
             Self::ConnectFailed => "destination_ip_unroutable",
+            Self::Tls => "tls_protocol_error",
             Self::Reset => "connection_terminated",
             Self::ResponseTimeout => "http_response_timeout",
             Self::BadResponse => "http_protocol_error",
@@ -123,6 +128,7 @@ impl ErrorKind {
             | Self::ConnectRefused
             | Self::ConnectTimeout
             | Self::ConnectFailed
+            | Self::Tls
             | Self::Reset
             | Self::ResponseTimeout
             | Self::NoResponders

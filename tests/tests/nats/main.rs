@@ -3,10 +3,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
+mod credentials;
 mod exchange;
 mod outage;
+mod pki;
 mod queueing;
 mod stream;
+mod tls;
 
 use beamline_tests::{
     admin::{Admin, AdminError, Applied},
@@ -43,7 +46,12 @@ impl Stage {
 
     fn with(server: NatsServer, options: Options, kind: &str, queue: Value) -> Self {
         let configuration = Some(server.node_config());
-        let node = Beamline::start(Options { configuration, ..options }).unwrap();
+        Self::configured(server, Options { configuration, ..options }, kind, queue)
+    }
+
+    /// With a node that has a configuration of its own.
+    fn configured(server: NatsServer, options: Options, kind: &str, queue: Value) -> Self {
+        let node = Beamline::start(options).unwrap();
         let admin = node.admin().unwrap();
         admin
             .create_tenant_with(
@@ -91,6 +99,41 @@ impl Stage {
     fn wait_up(&self) {
         let probe = || self.send(Request::get("/probe")).status;
         wait(PATIENCE, probe, |status| *status == 200);
+    }
+}
+
+impl Stage {
+    /// Waits for an event of the node's that says this of its connections.
+    #[track_caller]
+    fn wait_told(&self, event: &str, says: &str) {
+        let told = |record: &Value| record["event.name"] == event && record.to_string().contains(says);
+        self.node.wait_log(PATIENCE, |log| log.iter().any(told)).unwrap();
+    }
+
+    /// That the connection cannot be made, for this reason: a read is refused, a request waits, the node is degraded and
+    /// says why. Returns where the waiting request's receipt is.
+    #[track_caller]
+    fn expect_down(&self, body: &str, says: &str) -> String {
+        let read = self.send(Request::get("/in"));
+        assert_eq!((read.status, read.problem().as_str()), (503, "upstream-connect"), "{}", read.text());
+        let waiting = location(&self.send(Request::post("/in", body)));
+        self.wait_told("nats.disconnected", says);
+        let ready = || {
+            self.send(Request::get("/in"));
+            Request::get("/readyz").send(self.node.admin_address()).unwrap().text()
+        };
+        wait(PATIENCE, ready, |told| told.contains("upstream-down"));
+        waiting
+    }
+
+    /// That nothing of these is in the node's log or in what it printed.
+    #[track_caller]
+    fn expect_untold(&self, secrets: &[&str]) {
+        let log = std::fs::read_to_string(self.node.log_file()).unwrap() + &self.node.last_words();
+        assert!(log.contains("nats."), "it tells of its connections");
+        for secret in secrets {
+            assert!(!log.contains(secret), "{secret} is in the log");
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use beamline_tests::{
 };
 use serde_json::{Value, json};
 
-use crate::{SUBJECT, Stage, location, on_failure, wait};
+use crate::{SUBJECT, Stage, location, on_failure, pki::Pki, wait};
 
 /// Clients that send at once.
 const CLIENTS: usize = 4;
@@ -121,8 +121,17 @@ fn the_story_is_told(stage: &mut Stage, queued: usize) {
 
 #[test]
 fn a_server_that_is_killed_under_traffic_costs_nothing_that_was_accepted() {
-    let mut stage = Stage::request(on_failure());
-    let service = Service::echo(stage.server.address(), SUBJECT).unwrap();
+    kill_under_traffic(Stage::request(on_failure()));
+}
+
+#[test]
+fn under_tls_too_a_server_that_is_killed_costs_nothing_that_was_accepted() {
+    let pki = Pki::new();
+    kill_under_traffic(pki.stage("", on_failure()));
+}
+
+fn kill_under_traffic(mut stage: Stage) {
+    let service = Service::echo(stage.server.access(), SUBJECT).unwrap();
     let told = traffic(&mut stage, kill_and_return);
     let queued = all_delivered(&stage, &told);
     stage.wait_up();
@@ -150,9 +159,18 @@ fn a_server_that_is_killed_under_traffic_costs_nothing_that_was_accepted() {
 
 #[test]
 fn what_was_refused_as_not_sent_is_never_seen_though_the_server_thaws() {
-    let mut stage = Stage::with(NatsServer::start().unwrap(), Options::default(), "request", json!({}));
+    freeze_and_thaw(Stage::with(NatsServer::start().unwrap(), Options::default(), "request", json!({})));
+}
+
+#[test]
+fn under_tls_too_what_was_refused_as_not_sent_is_never_seen() {
+    let pki = Pki::new();
+    freeze_and_thaw(pki.stage("", json!({})));
+}
+
+fn freeze_and_thaw(mut stage: Stage) {
     stage.apply("request", |upstream| upstream["response_timeout"] = json!("3s")).unwrap();
-    let service = Service::echo(stage.server.address(), SUBJECT).unwrap();
+    let service = Service::echo(stage.server.access(), SUBJECT).unwrap();
     stage.wait_up();
     stage.server.freeze().unwrap();
     // More than the kernel holds for two connections: some of it is not begun when its time is over.
@@ -188,7 +206,7 @@ fn a_frozen_server_is_noticed_and_what_was_queued_meanwhile_comes_once() {
             upstream["response_timeout"] = json!("500ms");
         })
         .unwrap();
-    let service = Service::echo(stage.server.address(), SUBJECT).unwrap();
+    let service = Service::echo(stage.server.access(), SUBJECT).unwrap();
     stage.wait_up();
     stage.server.freeze().unwrap();
     // What the kernel took may come yet: 504, until a ping goes unanswered or the breaker opens; then nothing is sent.

@@ -367,3 +367,72 @@ fn nothing_secret_is_in_anything_that_is_shown() {
     scene.node.wait_exit(PATIENCE).unwrap();
     assert_eq!(files_with(scene.node.folder(), &of_receipt), [] as [String; 0]);
 }
+
+/// What `beamline queue export --bodies` writes: each record with its body, none where it is null.
+fn exported(scene: &Scene, more: &str) -> Vec<(Value, Option<Vec<u8>>)> {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    let text = cli(scene, &format!("queue export --tenant acme --bodies{more}"));
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines
+        .map(|line| {
+            assert_eq!(line["version"], 1);
+            let body = line["body"].as_str().map(|body| STANDARD.decode(body).unwrap());
+            assert_eq!(body.is_none(), line["body"].is_null(), "{line}");
+            (line, body)
+        })
+        .collect()
+}
+
+#[test]
+fn an_export_with_bodies_has_each_of_them_whole_and_is_in_the_audit() {
+    let scene = outage();
+    // In the row, in a file, in a file of many pieces, and none.
+    let binary = |size: u32| (0..size).map(|n| (n.wrapping_mul(31) % 256) as u8).collect::<Vec<u8>>();
+    let bodies = [b"small".to_vec(), binary(40_001), binary(700_000), Vec::new()];
+    let locations: Vec<_> =
+        bodies.iter().map(|body| queue(&scene, Request::post("/in?token=s3cret", body.clone()))).collect();
+    assert_eq!(crate::body_files(&scene), 2);
+    let found = exported(&scene, "");
+    assert_eq!(found.iter().map(|(_, body)| body.clone().unwrap()).collect::<Vec<_>>(), bodies);
+    for ((line, body), location) in found.iter().zip(&locations) {
+        assert_eq!(line["id"].as_str().unwrap(), id(&scene, location));
+        assert_eq!(line["request"]["body_bytes"], body.as_ref().unwrap().len());
+        assert!(!line.to_string().contains("s3cret"), "{line}");
+    }
+    assert_eq!(audit(&scene.admin), ["operator queue.export 4"]);
+
+    // What is erased is told as such, and is not counted.
+    let record = id(&scene, &locations[2]);
+    // It may be the one that is being tried just now.
+    let discard = format!("queue discard --tenant acme {record}");
+    wait(PATIENCE, || cli_ends(&scene, &discard).0, |code| *code == 0);
+    let found = exported(&scene, " origin");
+    assert_eq!(found.iter().filter(|(_, body)| body.is_none()).count(), 1);
+    let (erased, _) = found.iter().find(|(_, body)| body.is_none()).unwrap();
+    assert_eq!((erased["id"].as_str(), &erased["request"]), (Some(record.as_str()), &Value::Null));
+    let told = audit(&scene.admin);
+    assert_eq!(told[1..], ["operator queue.discard 1", "operator queue.export 3"]);
+
+    // Without bodies nothing of it is noted, and there is none.
+    let plain = cli(&scene, "queue export --tenant acme");
+    assert!(plain.lines().count() == 4 && !plain.contains("\"body\""), "{plain}");
+    assert_eq!(audit(&scene.admin).len(), 3);
+    let dead = exported(&scene, " --state dead");
+    assert_eq!(dead.len(), 1);
+}
+
+#[test]
+fn bodies_are_a_tenants_own_and_the_audit_says_who_read_them() {
+    let scene = outage();
+    queue(&scene, Request::post("/in", "an order"));
+    let other = scene.admin.create_tenant("globex", &["globex.test"], &[]).unwrap();
+    let path = "/v1/tenants/acme/queue/bodies";
+    assert_eq!(refused(scene.admin.with_token(&other).get(path)), (403, "other-tenant".into()));
+    assert_eq!(refused(scene.admin.get(&format!("{path}?limit=1"))), (422, "invalid-request".into()));
+    assert_eq!(refused(scene.admin.get("/v1/tenants/nobody/queue/bodies")), (404, "unknown-tenant".into()));
+    assert_eq!(audit(&scene.admin), [] as [String; 0]);
+    // One line is one document.
+    let line = scene.admin.get(path).unwrap();
+    assert_eq!(line["body"], "YW4gb3JkZXI=");
+    assert_eq!(audit(&scene.admin), ["operator queue.export 1"]);
+}

@@ -307,6 +307,7 @@ async fn every_answer_is_json_and_kept_by_no_cache(node: &Node, _: &Page) {
         let expected = match row.path {
             _ if !answer.status.is_success() => "application/problem+json",
             "/metrics" => "text/plain; version=0.0.4; charset=utf-8",
+            "/v1/tenants/{tenant}/queue/bodies" => "application/x-ndjson",
             _ => "application/json",
         };
         assert_eq!(answer.headers["content-type"], expected, "{}", line(row));

@@ -175,8 +175,9 @@ impl Node {
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (head, body) = response.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
-        let is_text =
-            head.headers.get(header::CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"text/plain"));
+        let is_text = head.headers.get(header::CONTENT_TYPE).is_some_and(|t| {
+            t.as_bytes().starts_with(b"text/plain") || t.as_bytes() == b"application/x-ndjson"
+        });
         let document = if method == "HEAD" {
             Value::Null
         } else if is_text {

@@ -1,17 +1,21 @@
 //! A node's admin API over HTTP.
 
-use std::time::Duration;
+use std::{
+    io::{self, Read as _, Write},
+    time::Duration,
+};
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use ureq::{
     Agent, Timeout,
-    http::{Method, Request, StatusCode, Uri, header},
+    http::{Method, Request, StatusCode, Uri, header, request},
 };
 
 use super::{
     failure::{Failure, Problem},
     node_args::NodeArgs,
+    queue::handed_on,
     token,
 };
 
@@ -71,6 +75,40 @@ impl Node {
         self.exchange(Method::GET, path, None)
     }
 
+    /// Writes what is at a path while it is read, whatever its length and however long it takes.
+    pub(crate) fn copy(&self, path: &str, to: &mut impl Write) -> Result<(), Failure> {
+        let request = self.request(Method::GET, path).body(());
+        let sent = request.map_err(ureq::Error::from).and_then(|request| {
+            let request = self.agent.configure_request(request).timeout_global(None).build();
+            self.agent.run(request)
+        });
+        let mut response = sent.map_err(|error| self.broken(&error, false))?;
+        let status = response.status();
+        if !status.is_success() {
+            let body = response.body_mut().with_config().limit(ANSWER_MAX).read_to_vec();
+            return self.answer(status, &body.map_err(|error| self.broken(&error, false))?).map(drop);
+        }
+        let (mut from, mut piece) =
+            (response.body_mut().with_config().limit(u64::MAX).reader(), [0; 64 << 10]);
+        loop {
+            match from.read(&mut piece) {
+                Ok(0) => return Ok(()),
+                Ok(read) => {
+                    if !handed_on(&piece[..read], to)? {
+                        return Ok(());
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    return Err(Failure::Unreachable(format!(
+                        "the node at {} broke off ({error}): the last line that was written may not be whole; try again",
+                        self.base
+                    )));
+                }
+            }
+        }
+    }
+
     /// Posts a document.
     pub(crate) fn post(&self, path: &str, document: &Value) -> Result<Answer, Failure> {
         self.exchange(Method::POST, path, Some(("application/json", document.to_string().as_bytes())))
@@ -101,13 +139,17 @@ impl Node {
         self.exchange(Method::DELETE, path, None)
     }
 
-    fn exchange(&self, method: Method, path: &str, body: Option<(&str, &[u8])>) -> Result<Answer, Failure> {
-        let changes = method != Method::GET;
-        let mut request = Request::builder()
+    fn request(&self, method: Method, path: &str) -> request::Builder {
+        Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.base))
             .header(header::AUTHORIZATION, format!("Bearer {}", self.token))
-            .header(header::ACCEPT, "application/json, application/problem+json");
+            .header(header::ACCEPT, "application/json, application/problem+json, application/x-ndjson")
+    }
+
+    fn exchange(&self, method: Method, path: &str, body: Option<(&str, &[u8])>) -> Result<Answer, Failure> {
+        let changes = method != Method::GET;
+        let mut request = self.request(method, path);
         if let Some((media_type, _)) = body {
             // A refusal then comes before the body is sent, and is not lost in a broken connection.
             request = request.header(header::CONTENT_TYPE, media_type).header(header::EXPECT, "100-continue");

@@ -37,8 +37,8 @@ enum QueueCommand {
     List(ListArgs),
     /// Write a tenant's records as JSON Lines, oldest first
     ///
-    /// Each line is a record as `queue show --json` prints it, with `"version": 1`. Queries, credentials and bodies are not in
-    /// it. Records that are accepted or queued again meanwhile come at the end.
+    /// Each line is a record as `queue show --json` prints it, with `"version": 1`. Queries and credentials are not in it, and
+    /// bodies only with --bodies. Records that are accepted or queued again meanwhile come at the end.
     Export(ExportArgs),
     /// Show one record
     ///
@@ -111,6 +111,10 @@ struct ExportArgs {
     /// Only records in this state
     #[arg(long, value_enum, value_name = "STATE")]
     state: Option<StateArg>,
+
+    /// With each record's body, in base64; the audit tells that they were read
+    #[arg(long)]
+    bodies: bool,
 }
 
 #[derive(Args, Debug)]
@@ -435,6 +439,9 @@ fn export(node: &Node, args: &ExportArgs, to: &mut impl io::Write) -> Result<(),
     if let Some(state) = &args.state {
         let _ = write!(chosen, "&state={}", name(state));
     }
+    if args.bodies {
+        return node.copy(&format!("/v1/tenants/{}/queue/bodies?after=0{chosen}", args.tenant), to);
+    }
     let mut after = 0;
     loop {
         let page = node.get(&format!("/v1/tenants/{}/queue/export?after={after}{chosen}", args.tenant))?;
@@ -444,16 +451,22 @@ fn export(node: &Node, args: &ExportArgs, to: &mut impl io::Write) -> Result<(),
             record.insert("version".into(), EXPORT_VERSION.into());
             let _ = writeln!(lines, "{}", Value::Object(record));
         }
-        match to.write_all(lines.as_bytes()).and_then(|()| to.flush()) {
-            Ok(()) => {}
-            // A reader that went away has seen what it wanted.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-            Err(error) => return Err(Failure::Local(format!("the records could not be written: {error}"))),
+        if !handed_on(lines.as_bytes(), to)? {
+            return Ok(());
         }
         match next {
             Some(next) if next > after => after = next,
             _ => return Ok(()),
         }
+    }
+}
+
+/// Writes, and says whether more is wanted: a reader that went away has seen what it wanted.
+pub(super) fn handed_on(bytes: &[u8], to: &mut impl io::Write) -> Result<bool, Failure> {
+    match to.write_all(bytes).and_then(|()| to.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::Local(format!("the records could not be written: {error}"))),
     }
 }
 
@@ -678,6 +691,7 @@ mod tests {
             tenant: "acme".parse().unwrap(),
             upstream: Some("api".parse().unwrap()),
             state: Some(StateArg::Dead),
+            bodies: false,
         };
         let mut written = Vec::new();
         let client = Node::of(&crate::cli::testing::node_args(node.url())).unwrap();
@@ -695,6 +709,26 @@ mod tests {
         let asked: Vec<_> = node.requests().iter().map(|r| r.line.clone()).collect();
         let line = |after| format!("GET /v1/tenants/acme/queue/export?after={after}&upstream=api&state=dead");
         assert_eq!(asked, [0, 7, 9].map(line));
+    }
+
+    #[test]
+    fn an_export_with_bodies_is_what_the_node_writes() {
+        let lines = json!({ "id": "AZ5", "version": 1, "body": "eA==" });
+        let node = FakeNode::answering([(200, lines.clone()), (503, problem("queue-unavailable"))]);
+        let args = ExportArgs {
+            tenant: "acme".parse().unwrap(),
+            upstream: Some("api".parse().unwrap()),
+            state: None,
+            bodies: true,
+        };
+        let client = Node::of(&crate::cli::testing::node_args(node.url())).unwrap();
+        let mut written = Vec::new();
+        export(&client, &args, &mut written).unwrap();
+        assert_eq!(String::from_utf8(written).unwrap(), lines.to_string());
+        let refused = export(&client, &args, &mut Vec::new());
+        assert!(matches!(refused, Err(Failure::Refused(_))), "{refused:?}");
+        let asked: Vec<_> = node.requests().iter().map(|r| r.line.clone()).collect();
+        assert_eq!(asked, ["GET /v1/tenants/acme/queue/bodies?after=0&upstream=api"; 2]);
     }
 
     #[test]

@@ -182,6 +182,7 @@ suite!(
     what_expires_or_was_lost_in_a_crash_pauses_its_key_too,
     a_paused_key_goes_on_when_it_is_resumed_or_its_dead_letter_is_dealt_with,
     what_the_node_ends_and_deletes_is_in_the_audit,
+    who_reads_bodies_is_in_the_audit,
     of_a_deleted_tenant_no_finished_record_is_left,
     records_are_listed_page_by_page_and_only_to_their_tenant,
 );

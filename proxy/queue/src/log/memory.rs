@@ -494,6 +494,10 @@ impl Rows {
                 done.unpaused = Some(Unpaused { lane: lane.clone(), key: key.clone(), records, promoted });
                 (lane, None, records, format!("key {key}"))
             }
+            Act::Export { upstream, records } => {
+                let lane = Lane { tenant: what.tenant.clone(), upstream: upstream.clone() };
+                (lane, None, *records, BODIES.into())
+            }
         };
         self.audit.push(AuditRow {
             seq: self.audit.len() as u64 + 1,

@@ -189,6 +189,8 @@ pub(crate) enum Act {
     Rate { upstream: UpstreamName, rate: Option<Rate> },
     /// The first `limit` dead records that pause this ordering key do so no more.
     ResumeKey { upstream: UpstreamName, key: String, limit: usize },
+    /// Nothing but its audit row: the bodies of so many records of the lane are read.
+    Export { upstream: UpstreamName, records: u64 },
 }
 
 impl Act {
@@ -203,6 +205,7 @@ impl Act {
             Self::Pause { paused: false, .. } => "queue.resume",
             Self::Rate { .. } => "queue.rate",
             Self::ResumeKey { .. } => "queue.resume-key",
+            Self::Export { .. } => "queue.export",
         }
     }
 
@@ -223,7 +226,7 @@ impl Act {
                 State::Dead { reason } => !reason.is_erased() && reason != DeadReason::Unconfirmed,
                 _ => false,
             },
-            Self::Pause { .. } | Self::Rate { .. } | Self::ResumeKey { .. } => true,
+            Self::Pause { .. } | Self::Rate { .. } | Self::ResumeKey { .. } | Self::Export { .. } => true,
         };
         if may { Ok(()) } else { Err(Refused::State(state)) }
     }
@@ -284,6 +287,9 @@ pub(crate) fn export(log: &mut dyn LogReader, query: &RecordQuery) -> Result<Exp
 
 /// Of heads, after which a page of an export ends.
 const EXPORT_BYTES: usize = 1 << 20;
+
+/// What an export read, for the audit.
+const BODIES: &str = "bodies";
 
 /// The states that a purge took, for the audit.
 fn listed(states: &[StateName]) -> String {

@@ -274,9 +274,7 @@ impl Queue {
         paused: bool,
         actor: &str,
     ) -> Result<(), HandError> {
-        let _place = self.place().await?;
-        let act = Act::Pause { upstream: upstream.clone(), paused };
-        self.intervene(tenant, actor, act).await?.map(drop).map_err(|_| HandError::Unavailable)
+        self.act(tenant, actor, Act::Pause { upstream: upstream.clone(), paused }).await
     }
 
     /// Sets how many deliveries to an upstream may begin in a second, until it is set anew; none: as many as can. Those in
@@ -291,9 +289,7 @@ impl Queue {
         rate: Option<Rate>,
         actor: &str,
     ) -> Result<(), HandError> {
-        let _place = self.place().await?;
-        let act = Act::Rate { upstream: upstream.clone(), rate };
-        self.intervene(tenant, actor, act).await?.map(drop).map_err(|_| HandError::Unavailable)
+        self.act(tenant, actor, Act::Rate { upstream: upstream.clone(), rate }).await
     }
 
     /// Lets a paused ordering key go on with what comes after its dead letters, which stay what they are. Says how many
@@ -350,11 +346,17 @@ impl Queue {
         }))
     }
 
+    /// Has an act done that nothing refuses.
+    pub(super) async fn act(&self, tenant: &TenantName, actor: &str, act: Act) -> Result<(), HandError> {
+        let _place = self.place().await?;
+        self.intervene(tenant, actor, act).await?.map(drop).map_err(|_| HandError::Unavailable)
+    }
+
     async fn place(&self) -> Result<tokio::sync::SemaphorePermit<'_>, HandError> {
         self.0.hands.acquire().await.map_err(|_| HandError::Unavailable)
     }
 
-    async fn look<T: Send + 'static>(
+    pub(super) async fn look<T: Send + 'static>(
         &self,
         look: impl FnOnce(&mut dyn crate::log::LogReader) -> Result<T, LogError> + Send + 'static,
     ) -> Result<T, QueueError> {

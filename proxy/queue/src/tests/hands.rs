@@ -192,6 +192,64 @@ async fn an_export_has_every_record_once_in_commit_order_page_by_page() {
 }
 
 #[tokio::test]
+async fn bodies_are_read_in_pieces_where_they_lie_until_they_are_erased() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, _delivery) = open(&dir);
+    let large: Vec<u8> = (0..100_000_u32).map(|n| (n % 251) as u8).collect();
+    for (n, body) in [(0, &b""[..]), (1, b"small"), (2, &large)] {
+        let record = record(&queue, n, body).await;
+        accept(&queue, record).await;
+    }
+    let page = queue.export(query()).await.unwrap();
+    let mut read = Vec::new();
+    for record in &page.records {
+        let mut body = queue.record_body(&record.listing).await.unwrap().unwrap();
+        let mut whole = Vec::new();
+        loop {
+            let piece = body.next(4096).await.unwrap();
+            assert!(piece.len() <= 4096);
+            if piece.is_empty() {
+                break;
+            }
+            whole.extend_from_slice(&piece);
+        }
+        read.push(whole);
+    }
+    assert_eq!(read, [b"".to_vec(), b"small".to_vec(), large]);
+
+    let listing = &page.records[2].listing;
+    let mut opened = queue.record_body(listing).await.unwrap().unwrap();
+    queue.discard(&tenant(), listing.id, "operator").await.unwrap();
+    assert!(queue.record_body(listing).await.unwrap().is_none(), "what is erased is not read");
+    assert_eq!(
+        opened.next(10).await.unwrap(),
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9][..],
+        "what was opened can be read on"
+    );
+
+    queue.note_bodies(&tenant(), &page.records, "operator").await.unwrap();
+    let rows = queue.audit(Some(&tenant()), 0, 10).await.unwrap();
+    let row = rows.last().unwrap();
+    assert_eq!((row.actor.as_str(), row.action.as_str(), row.count), ("operator", "queue.export", 3));
+}
+
+#[tokio::test]
+async fn a_body_that_the_disk_lost_is_an_error_and_not_taken_for_erased() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, _delivery) = open(&dir);
+    let record = record(&queue, 0, &[7; 100_000]).await;
+    accept(&queue, record).await;
+    let listing = queue.export(query()).await.unwrap().records.remove(0).listing;
+    let bodies = dir.path().join("bodies");
+    let file = std::fs::read_dir(bodies).unwrap().next().unwrap().unwrap().path();
+    std::fs::write(&file, [7; 99_999]).unwrap();
+    let error = queue.record_body(&listing).await.err().unwrap().to_string();
+    assert!(error.contains("expected 100000 bytes; found 99999"), "{error}");
+    std::fs::remove_file(file).unwrap();
+    assert!(queue.record_body(&listing).await.err().unwrap().to_string().contains("is lost"));
+}
+
+#[tokio::test]
 async fn what_is_shown_of_a_record_is_no_secret() {
     let dir = tempfile::tempdir().unwrap();
     let (queue, _delivery) = open(&dir);

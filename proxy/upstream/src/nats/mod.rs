@@ -240,8 +240,9 @@ fn not_connected(why: NotConnected) -> (Broken, Option<SocketAddr>) {
         NotConnected::Connect(error) => match error {
             ConnectError::Dns(_) => (ErrorKind::Dns, None),
             ConnectError::Refused(peer) => (ErrorKind::ConnectRefused, Some(*peer)),
-            ConnectError::Timeout(_) => (ErrorKind::ConnectTimeout, None),
-            ConnectError::Io(..) => (ErrorKind::ConnectFailed, None),
+            ConnectError::Timeout(..) => (ErrorKind::ConnectTimeout, None),
+            ConnectError::Io(..) | ConnectError::File(_) => (ErrorKind::ConnectFailed, None),
+            ConnectError::Tls(peer, _) => (ErrorKind::Tls, Some(*peer)),
             ConnectError::Credentials(peer, _) | ConnectError::Unsuitable(peer, _) => {
                 (ErrorKind::ConnectFailed, Some(*peer))
             }

@@ -300,3 +300,12 @@ pub(super) fn records_are_listed_page_by_page_and_only_to_their_tenant(place: &d
     finish(&mut *log, Seq(1), 1, WHOLE);
     assert_eq!(reader.oldest(&lane("acme")).unwrap(), Some(1002));
 }
+
+pub(super) fn who_reads_bodies_is_in_the_audit(place: &dyn Place) {
+    let mut log = place.open();
+    put(&mut *log, 1, None);
+    let export = Act::Export { upstream: "api".parse().unwrap(), records: 7 };
+    intervened(by_hand(&mut *log, export));
+    drop(log);
+    assert_eq!(audit(&*place.open()), ["operator queue.export 7 bodies"]);
+}

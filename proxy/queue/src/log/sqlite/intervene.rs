@@ -32,6 +32,11 @@ impl Writer<'_> {
                 let lane = Lane { tenant: what.tenant.clone(), upstream: upstream.clone() };
                 self.resume_key(what, &lane, key, *limit)
             }
+            Act::Export { upstream, records } => {
+                let lane = Lane { tenant: what.tenant.clone(), upstream: upstream.clone() };
+                self.audit(what, &lane, None, *records, BODIES)?;
+                Ok(Effect::Intervened(Box::default()))
+            }
         }
     }
 
