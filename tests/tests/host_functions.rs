@@ -432,7 +432,7 @@ fn a_filter_that_imports_wasi_is_granted_nothing_by_it() {
     let is_it = |r: &&Value| r["kind"] == "guest" && r["request.id"] == id;
     let log = scene.node.wait_log(PATIENCE, |log| log.iter().filter(is_it).count() == 4).unwrap();
     let lines: Vec<_> = log.iter().filter(is_it).map(|r| r["body"].as_str().unwrap()).collect();
-    assert_eq!(lines, ["first line", "second line", "what went wrong", "no end"]);
+    assert_eq!(lines, ["first line", "second line", "no end", "what went wrong"]);
 
     let exited = scene.send(Request::get("/exit/0")).unwrap();
     assert_eq!(exited.refusal(), (503, "filter-trap".into()));

@@ -39,15 +39,22 @@ impl GuestLog {
     /// Writes what there is room for, without secrets.
     pub(super) fn write(&mut self, level: LogLevel, mut message: String, redaction: &Redaction) {
         let room = self.room();
+        if room > 0 && redaction.is_needed() {
+            let (told, read) = redaction.redacted(&message, room);
+            self.cut += (message.len() - read) as u64;
+            message = told;
+        }
+        self.push(level, message);
+    }
+
+    /// Takes down what there is room for of a message that has no secrets.
+    pub(super) fn push(&mut self, level: LogLevel, mut message: String) {
+        let room = self.room();
         if room == 0 {
             self.cut += message.len() as u64;
             return;
         }
-        if redaction.is_needed() {
-            let (told, read) = redaction.redacted(&message, room);
-            self.cut += (message.len() - read) as u64;
-            message = told;
-        } else if message.len() > room {
+        if message.len() > room {
             let end = message.floor_char_boundary(room);
             self.cut += (message.len() - end) as u64;
             message.truncate(end);

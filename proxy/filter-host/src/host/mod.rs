@@ -1,4 +1,5 @@
-//! The host's side of `beamline:edge`: what a guest can ask, and what it costs it. One interface is one file.
+//! The host's side of `beamline:edge`: what a guest can ask, and what it costs it. One interface is one file. And that of WASI
+//! (`wasi`), by which it gets nothing.
 
 mod buckets;
 mod clock;
@@ -99,7 +100,7 @@ pub(crate) struct CallState {
     pub(crate) calls: CallMeter,
     /// Requests that the call may still send.
     outbound_left: u32,
-    /// Lines that it has begun to print.
+    /// What it has printed.
     printed: Option<Box<wasi::Printed>>,
 }
 
@@ -234,7 +235,7 @@ impl CallState {
     /// What is left of a call when it has ended.
     pub(crate) fn into_subject(mut self) -> Subject {
         if let Some(printed) = self.printed.take() {
-            printed.end(&mut self.log, &self.config.redaction);
+            printed.tell(&mut self.log, &self.config.redaction);
         }
         if self.memory.table_refused {
             self.crossed(Limit::TableElements);

