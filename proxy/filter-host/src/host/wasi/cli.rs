@@ -31,7 +31,7 @@ impl Text {
         self.beyond += (bytes.len() - kept) as u64;
     }
 
-    /// Tells each line. Secrets are looked for before, for one may have several.
+    /// Tells each line. Secrets are looked for in all of it at once: a guest may print one in pieces.
     fn tell(self, level: LogLevel, log: &mut GuestLog, redaction: &Redaction) {
         let text = String::from_utf8_lossy(&self.bytes);
         let (told, read) = redaction.redacted(&text, log.room());
@@ -110,9 +110,9 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_that_is_printed_in_pieces_or_over_lines_is_found() {
-        let redaction = crate::host::secrets::tests::redaction(&[b"s3cret", b"BEGIN\nKEY\nEND"]);
-        let log = printed(200, &redaction, &[b"a s3", b"cret b\nBEGIN\nKEY\n", b"END"]);
+    fn a_secret_that_is_printed_in_pieces_is_found() {
+        let redaction = crate::host::secrets::tests::redaction(&[b"s3cret"]);
+        let log = printed(200, &redaction, &[b"a s3", b"cret b\ns3cret"]);
         assert_eq!((lines(&log), log.cut), (vec!["a [redacted] b", "[redacted]"], 0));
         // One that begins within the room and ends beyond it.
         let log = printed(32 + 14, &redaction, &[b"0123456789 s3", b"cret"]);
