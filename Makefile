@@ -44,7 +44,7 @@ soak: tools guests ## REPLACEMENTS=10000 of a module under load: nothing is left
 	BEAMLINE_REPLACEMENTS=$(or $(REPLACEMENTS),10000) BEAMLINE_BIN=$(abspath $(BINARY)) \
 		$(CARGO) test --workspace --profile $(PROFILE) --test soak -- --nocapture
 
-languages: tools guests ## Filters in other languages, built by their own tools (npm) and run
+languages: tools guests ## Filters in other languages, built by their own tools (npm, PyPI) and run
 	$(CARGO) build --workspace --profile $(PROFILE) --bins
 	BEAMLINE_BIN=$(abspath $(BINARY)) $(CARGO) test --workspace --profile $(PROFILE) --test languages -- --ignored --nocapture
 

@@ -7,7 +7,7 @@ const { component } = await componentize(await readFile('filter.js', 'utf8'), {
   // Relative to the working folder, and a copy: the package takes no path that leads out of it.
   witPath: 'wit',
   worldName: 'request-filter',
-  // What a filter has no use for, and BeamLine no interface.
+  // What this filter has no use for; 'http' and 'fetch-event' no filter may have.
   disableFeatures: ['clocks', 'fetch-event', 'http', 'random', 'stdio'],
 });
 await writeFile('filter.wasm', component);

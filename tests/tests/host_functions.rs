@@ -10,7 +10,7 @@ use beamline_tests::{
     client::Request,
     guests,
     origin::Origin,
-    scene::{PATIENCE, Scene, command},
+    scene::{PATIENCE, Scene, TENANT, command},
 };
 use serde_json::{Value, json};
 
@@ -408,4 +408,46 @@ fn a_request_of_a_filter_never_outlives_its_call() {
             assert!(Instant::now() < until, "the one place of the tenant is free again");
         }
     }
+}
+
+#[test]
+fn a_filter_that_imports_wasi_is_granted_nothing_by_it() {
+    let scene = Scene::with(Options::default()).unwrap();
+    let module = scene.admin.push(TENANT, &guests::module("wasi").unwrap()).unwrap();
+    assert_eq!(module.tier, "component");
+    assert!(
+        module.imports.iter().any(|import| import.starts_with("wasi:filesystem/preopens@")),
+        "{module:?}"
+    );
+    let filter = json!({ "name": "wasi", "module": module.digest });
+    scene.apply(|m| m["filters"] = json!([filter])).unwrap();
+    let told = |path: &str| scene.send(Request::get(path)).unwrap().expect(200).unwrap().json().unwrap();
+    let surroundings = told("/surroundings");
+    assert_eq!((&surroundings["environment"], &surroundings["files"]), (&json!([]), &json!(0)));
+    assert_eq!(told("/sockets")["tcp"], "access-denied");
+    assert!(told("/sleep/20")["block"].as_u64().unwrap() >= 20_000_000);
+
+    let answer = scene.send(Request::get("/print")).unwrap().expect(200).unwrap();
+    let id = answer.header("x-request-id").unwrap();
+    let is_it = |r: &&Value| r["kind"] == "guest" && r["request.id"] == id;
+    let log = scene.node.wait_log(PATIENCE, |log| log.iter().filter(is_it).count() == 4).unwrap();
+    let lines: Vec<_> = log.iter().filter(is_it).map(|r| r["body"].as_str().unwrap()).collect();
+    assert_eq!(lines, ["first line", "second line", "no end", "what went wrong"]);
+
+    let exited = scene.send(Request::get("/exit/0")).unwrap();
+    assert_eq!(exited.refusal(), (503, "filter-trap".into()));
+    let detail = exited.json().unwrap()["detail"].as_str().unwrap().to_owned();
+    assert!(detail.contains("the guest called exit with success"), "{detail}");
+}
+
+#[test]
+fn a_module_that_would_send_requests_by_wasi_is_told_what_to_use() {
+    let scene = Scene::with(Options::default()).unwrap();
+    let component =
+        wat::parse_str(r#"(component (import "wasi:http/outgoing-handler@0.2.0" (instance)))"#).unwrap();
+    let refused = scene.admin.push(TENANT, &component).unwrap_err();
+    assert_eq!((refused.status(), refused.kind()), (Some(422), "module-rejected"));
+    let told = refused.detail();
+    assert!(told.contains("wasi:http/outgoing-handler@0.2.0"), "{told}");
+    assert!(told.contains("beamline:edge/outbound@0.1.0"), "{told}");
 }

@@ -15,7 +15,7 @@ use beamline_tests::{
     origin::Origin,
     tools,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// For what fetches packages, or compiles a language's engine.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -47,28 +47,29 @@ fn run(
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&told));
 }
 
-#[test]
-#[ignore = "fetches packages from npm and compiles an engine for a minute: make languages"]
-fn a_filter_in_javascript_decides_for_each_request_afresh() {
-    tools::require(&["npm", "node"]).unwrap();
+/// The example of this language, and a copy of the interface, in a folder of their own.
+fn example(language: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    copy(&repository().join("examples/javascript"), folder.path());
+    copy(&repository().join("examples").join(language), folder.path());
     let wit = folder.path().join("wit");
     fs::create_dir(&wit).unwrap();
     copy(&repository().join("wit"), &wit);
-    run(folder.path(), "npm", &["install", "--no-audit", "--no-fund"], &[]);
-    run(folder.path(), "npm", &["run", "build"], &[]);
+    folder
+}
 
+/// Puts the built example to work for this tenant, and asks what each of them does. Gives the node.
+fn decides_for_each_request_afresh(folder: &Path, tenant: &str) -> Beamline {
     let (web, beta) = (Origin::start("web").unwrap(), Origin::start("beta").unwrap());
-    let manifest = folder.path().join("manifest.toml");
+    let manifest = folder.join("manifest.toml");
     let text = fs::read_to_string(&manifest).unwrap();
     let text = text.replace("127.0.0.1:9001", &web.address().to_string());
     fs::write(&manifest, text.replace("127.0.0.1:9002", &beta.address().to_string())).unwrap();
 
     let node = Beamline::start(Options { workers: 1, ..Options::default() }).unwrap();
+    let host = format!("{tenant}.test");
     let grant = json!({
-        "name": "umbrella",
-        "hosts": ["umbrella.test"],
+        "name": tenant,
+        "hosts": [host],
         "upstream_ranges": ["127.0.0.0/8"],
         "limit_class": "large",
     });
@@ -78,9 +79,9 @@ fn a_filter_in_javascript_decides_for_each_request_afresh() {
         ("BEAMLINE_DATA_DIR", node.data_dir().display().to_string()),
     ];
     let beamline = beamline::binary().unwrap();
-    run(folder.path(), beamline, &["apply", "manifest.toml", "--tenant", "umbrella"], &variables);
+    run(folder, beamline, &["apply", "manifest.toml", "--tenant", tenant], &variables);
 
-    let send = |request: Request| request.host("umbrella.test").send(node.address()).unwrap();
+    let send = |request: Request| request.host(&host).send(node.address()).unwrap();
     let health = send(Request::get("/health"));
     assert_eq!((health.status, &*health.text()), (200, "well\n"));
     for _ in 0..3 {
@@ -91,4 +92,29 @@ fn a_filter_in_javascript_decides_for_each_request_afresh() {
     for request in web.requests().iter().chain(&beta.requests()) {
         assert_eq!(request.headers.get("x-calls"), Some("1"), "what one request left, another one saw");
     }
+    node
+}
+
+#[test]
+#[ignore = "fetches packages from npm and compiles an engine for a minute: make languages"]
+fn a_filter_in_javascript_decides_for_each_request_afresh() {
+    tools::require(&["npm", "node"]).unwrap();
+    let folder = example("javascript");
+    run(folder.path(), "npm", &["install", "--no-audit", "--no-fund"], &[]);
+    run(folder.path(), "npm", &["run", "build"], &[]);
+    decides_for_each_request_afresh(folder.path(), "umbrella");
+}
+
+#[test]
+#[ignore = "fetches packages from PyPI and compiles an interpreter for a minute: make languages"]
+fn a_filter_in_python_decides_for_each_request_afresh_and_prints_into_the_log() {
+    tools::require(&["python3"]).unwrap();
+    let folder = example("python");
+    run(folder.path(), "python3", &["-m", "venv", "venv"], &[]);
+    run(folder.path(), "venv/bin/pip", &["install", "--quiet", "-r", "requirements.txt"], &[]);
+    let build = ["-d", "wit", "-w", "request-filter", "componentize", "filter", "-o", "filter.wasm"];
+    run(folder.path(), "venv/bin/componentize-py", &build, &[]);
+    let node = decides_for_each_request_afresh(folder.path(), "hooli");
+    let printed = |record: &Value| record["kind"] == "guest" && record["body"] == "asked whether it is well";
+    node.wait_log(PATIENCE, |log| log.iter().any(printed)).unwrap();
 }

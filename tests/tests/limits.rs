@@ -26,7 +26,7 @@ use crate::guest::{Guest, NEXT, bomb, handles_of_its_own};
 type Cross = fn(&Crossing<'_>);
 
 /// How each limit is crossed, by its name.
-const CROSSINGS: [(&str, Cross); 26] = [
+const CROSSINGS: [(&str, Cross); 27] = [
     ("cpu", cpu),
     ("memory", memory),
     ("log", log),
@@ -46,6 +46,7 @@ const CROSSINGS: [(&str, Cross); 26] = [
     ("stack", stack),
     ("handed_over", handed_over),
     ("get_many", get_many),
+    ("random", random),
     ("handles", handles),
     ("outbound_requests", outbound_requests),
     ("outbound_size", outbound_size),
@@ -356,6 +357,12 @@ fn get_many(crossing: &Crossing<'_>) {
         (call $get-many (local.get $head) (i32.const 65536) (i32.const 100000) (i32.const 2048))";
     crossing.does(names, "");
     crossing.is_refused(&crossing.ask(""), 503, "filter-trap");
+}
+
+fn random(crossing: &Crossing<'_>) {
+    crossing.filtered(&guests::module("wasi").unwrap(), &json!({}));
+    assert_eq!(crossing.send(Request::get("/random/65536")).status, 200);
+    crossing.is_refused(&crossing.send(Request::get("/random/65537")), 503, "filter-trap");
 }
 
 fn handles(crossing: &Crossing<'_>) {

@@ -50,9 +50,9 @@ pub enum Failure {
         "the call used more than its limit of {0:?} CPU time: make it shorter, or ask for more in limits.cpu"
     )]
     CpuTime(Duration),
-    /// The call had not ended after this time, most of which it waited: for answers to its own requests, or a processor.
+    /// The call had not ended after this time, most of which it waited: for answers to its own requests, a time, or a processor.
     #[error(
-        "the call had not ended {0:?} after it began: it waited for answers to its requests, too many long calls are under way, or the node is short of processors"
+        "the call had not ended {0:?} after it began: it waited for answers to its requests or for a time, too many long calls are under way, or the node is short of processors"
     )]
     WallTime(Duration),
     /// The call failed after memory growth had been refused.
@@ -169,6 +169,12 @@ pub(crate) fn end_lane_slice(start: Duration) -> Duration {
 
 /// Ends a call's slice, for it waits for an answer from outside: its CPU time stands still until the next slice begins.
 pub(crate) fn begin_waiting(cpu: &mut CpuClock) {
+    set_aside(cpu);
+    WAITING.set(true);
+}
+
+/// Ends a call's slice, for it is to go on in the slow lane: its CPU time stands still until the next slice begins.
+pub(crate) fn set_aside(cpu: &mut CpuClock) {
     // By the wall only until the first tick: see `at_tick`.
     let slice = match SLICE_CLOCK.get() {
         Some(SliceClock::Wall(start)) => start.elapsed().min(TICK),
@@ -176,7 +182,6 @@ pub(crate) fn begin_waiting(cpu: &mut CpuClock) {
     };
     cpu.before += slice;
     SLICE_CLOCK.set(None);
-    WAITING.set(true);
 }
 
 /// Whether the call whose slice began last on this thread, and that is pending, waits for an answer from outside rather than for

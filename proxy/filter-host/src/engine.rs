@@ -13,7 +13,7 @@ use crate::{
     bindings::EveryPhase,
     chain::LONGEST_CALL,
     compile::CompileError,
-    host::{CallState, MAX_TABLE_ELEMENTS, Running},
+    host::{CallState, MAX_TABLE_ELEMENTS, Running, wasi},
     inspect::{ModuleInfo, Rejection, Tier},
     instances::{self, PinRoom, idle_room, kept_beside},
     load::Unseated,
@@ -114,6 +114,7 @@ pub(crate) fn compiling_engine() -> wasmtime::Result<wasmtime::Engine> {
 pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Running>> {
     let mut linker = Linker::new(engine);
     EveryPhase::add_to_linker::<_, HasSelf<CallState>>(&mut linker, Running::call)?;
+    wasi::add_to_linker(&mut linker)?;
     Ok(linker)
 }
 

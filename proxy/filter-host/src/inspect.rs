@@ -5,11 +5,20 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use wasmparser::{Encoding, Parser, Payload, Validator, WasmFeatures};
 
-use crate::phases::Phase;
+use crate::{host::wasi, phases::Phase};
 
 const PACKAGE: &str = "beamline:edge/";
 
-/// The interfaces that a module may import.
+/// Begins the interfaces by which a filter would send requests past its tenant's grant.
+const WASI_HTTP: &str = "wasi:http/";
+
+/// Where the functions come from that core modules of WASI's first version import.
+const PREVIEW1: &str = wasi_preview1_component_adapter_provider::WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME;
+
+/// Makes of them functions of WASI 0.2: within the module, so that the host knows one version alone.
+const ADAPTER: &[u8] = wasi_preview1_component_adapter_provider::WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER;
+
+/// The interfaces that a module may import, beside those of WASI.
 pub(crate) const IMPORTS: &[&str] = &[
     "beamline:edge/http@0.1.0",
     "beamline:edge/verdicts@0.1.0",
@@ -116,8 +125,16 @@ pub enum Rejection {
         limit: usize,
     },
     /// An import that this host does not offer.
-    #[error("the module imports {import}, which this host does not offer: it offers {}", IMPORTS.join(", "))]
+    #[error("the module imports {import}, which this host does not offer: it offers {}, and of WASI 0.2 {}", IMPORTS.join(", "), wasi::INTERFACES.join(", "))]
     UnknownImport {
+        /// Its name.
+        import: String,
+    },
+    /// An import of `wasi:http`, which no filter is granted.
+    #[error(
+        "the module imports {import}, which no filter is granted: send requests by beamline:edge/outbound@0.1.0, to what egress.allow of the manifest names, and build without wasi:http (in JavaScript: disableFeatures: ['http', 'fetch-event'])"
+    )]
+    WasiHttp {
         /// Its name.
         import: String,
     },
@@ -139,7 +156,7 @@ pub enum Rejection {
     )]
     NoComponentType,
     /// An interface of the right name whose functions are not this host's.
-    #[error("the module does not fit beamline:edge@0.1.0: {problem}")]
+    #[error("the module does not fit this host's interfaces: {problem}")]
     Mismatch {
         /// Which import or export, and how it differs.
         problem: String,
@@ -164,6 +181,17 @@ fn invalid(error: impl std::fmt::Display) -> Rejection {
     Rejection::Invalid { problem: error.to_string() }
 }
 
+/// Whether the host offers `interface`, of which a module imports `import`.
+fn offered(interface: &str, import: String) -> Result<(), Rejection> {
+    if IMPORTS.contains(&interface) || wasi::offers(interface) {
+        Ok(())
+    } else if interface.starts_with(WASI_HTTP) {
+        Err(Rejection::WasiHttp { import })
+    } else {
+        Err(Rejection::UnknownImport { import })
+    }
+}
+
 /// Checks a module and makes it a component.
 pub(crate) fn inspect(bytes: &[u8]) -> Result<Inspected, Rejection> {
     if !bytes.starts_with(b"\0asm") {
@@ -178,9 +206,7 @@ pub(crate) fn inspect(bytes: &[u8]) -> Result<Inspected, Rejection> {
         (componentize(bytes)?, ModuleKind::CoreModule)
     };
     let (imports, exports) = interfaces(&component)?;
-    if let Some(import) = imports.iter().find(|i| !IMPORTS.contains(&i.as_str())) {
-        return Err(Rejection::UnknownImport { import: import.clone() });
-    }
+    imports.iter().try_for_each(|import| offered(import, import.clone()))?;
     let (phases, others): (Vec<_>, Vec<_>) = exports.into_iter().partition(|e| PHASES.contains(&e.as_str()));
     if let Some(export) = others.iter().find(|e| e.starts_with(PACKAGE)) {
         return Err(Rejection::UnknownPhase { export: export.clone() });
@@ -193,7 +219,7 @@ pub(crate) fn inspect(bytes: &[u8]) -> Result<Inspected, Rejection> {
 
 /// A core module with its component type embedded becomes a component.
 fn componentize(bytes: &[u8]) -> Result<Vec<u8>, Rejection> {
-    let mut typed = false;
+    let (mut typed, mut preview1) = (false, false);
     let mut exports = Vec::new();
     for payload in Parser::new(0).parse_all(bytes) {
         match payload.map_err(invalid)? {
@@ -201,11 +227,10 @@ fn componentize(bytes: &[u8]) -> Result<Vec<u8>, Rejection> {
             Payload::ImportSection(section) => {
                 for import in section.into_imports() {
                     let import = import.map_err(invalid)?;
-                    let known = IMPORTS.contains(&import.module) || import.module.starts_with("[export]");
-                    if !known {
-                        return Err(Rejection::UnknownImport {
-                            import: format!("{}.{}", import.module, import.name),
-                        });
+                    match import.module {
+                        PREVIEW1 => preview1 = true,
+                        own if own.starts_with("[export]") => {}
+                        interface => offered(interface, format!("{interface}.{}", import.name))?,
                     }
                 }
             }
@@ -225,8 +250,10 @@ fn componentize(bytes: &[u8]) -> Result<Vec<u8>, Rejection> {
             Rejection::NoPhase { found: exports.join(", ") }
         });
     }
-    wit_component::ComponentEncoder::default()
+    let mut encoder = wit_component::ComponentEncoder::default();
+    encoder
         .module(bytes)
+        .and_then(|encoder| if preview1 { encoder.adapter(PREVIEW1, ADAPTER) } else { Ok(encoder) })
         .and_then(|encoder| encoder.encode())
         .map_err(|e| Rejection::Mismatch { problem: format!("{e:#}") })
 }

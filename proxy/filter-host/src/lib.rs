@@ -11,6 +11,7 @@
 //! Floor 2: knows nothing of upstreams, queue or store; what a guest may ask of them comes through [`HostView`].
 
 mod admission;
+mod alarm;
 mod artifact;
 mod bindings;
 mod breaker;

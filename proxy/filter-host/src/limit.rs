@@ -3,7 +3,7 @@
 use beamline_model::Limit;
 use wasmtime::Trap;
 
-use crate::{CompileError, Failure, Rejection};
+use crate::{CompileError, Failure, Rejection, host::wasi::RANDOM};
 
 /// Beginnings or parts of what traps say that have no type of their own, in either tier.
 const HANDED_OVER: &str = "fuel allocated for hostcalls has been exhausted";
@@ -25,6 +25,7 @@ impl Failure {
             Self::Trap(said) if said.contains(HANDED_OVER) => Some(Limit::HandedOver),
             Self::Trap(said) if said.contains(HANDLES) => Some(Limit::Handles),
             Self::Trap(said) if said.starts_with(GET_MANY) => Some(Limit::GetMany),
+            Self::Trap(said) if said.starts_with(RANDOM) => Some(Limit::Random),
             Self::Trap(_)
             | Self::Room
             | Self::PinRoom

@@ -12,6 +12,7 @@ use wasmtime::component::{
 
 use crate::{
     head::{RequestHead, ResponseHead},
+    host::wasi,
     inspect::{IMPORTS, Rejection},
     phases::Phase,
 };
@@ -82,7 +83,7 @@ const fn handle(phase: Phase) -> &'static str {
 /// All that a module is checked against, as text: what it may import, and each phase with its type.
 pub(crate) fn interface() -> impl Iterator<Item = &'static str> {
     let phases = Phase::ALL.into_iter().flat_map(|phase| [phase.interface(), handle(phase)]);
-    IMPORTS.iter().copied().chain(phases)
+    IMPORTS.iter().copied().chain(wasi::INTERFACES).chain(phases)
 }
 
 /// How deep a type is written out; deeper ones are none of ours.

@@ -13,6 +13,7 @@ use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Poll, Wake, Waker},
     thread,
+    time::Instant,
 };
 
 use beamline_model::TenantName;
@@ -20,6 +21,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     admission::Seat,
+    alarm,
     call::{Finished, SLICE, begin_lane_slice, end_lane_slice},
     ticker::Ticker,
 };
@@ -182,15 +184,23 @@ impl Shared {
     }
 
     fn next(&self) -> Option<Arc<Entry>> {
-        let mut queue = locked(&self.queue);
         loop {
+            let next_alarm = alarm::ring();
+            let mut queue = locked(&self.queue);
             if queue.closed {
                 return None;
             }
             if let Some(entry) = queue.pop() {
                 return Some(entry);
             }
-            queue = self.runnable.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            // Whatever ends the wait, the loop looks again for what there is to do.
+            match next_alarm {
+                None => drop(self.runnable.wait(queue)),
+                Some(at) => {
+                    let pause = at.saturating_duration_since(Instant::now());
+                    drop(self.runnable.wait_timeout(queue, pause));
+                }
+            }
         }
     }
 
@@ -235,6 +245,7 @@ impl SlowLane {
                 // Without the right to change priorities the lane still works; the workers then share with it.
                 let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICENESS);
                 crate::reset::keep_nothing_on_this_thread();
+                alarm::ring_on_this_thread();
                 shared.run();
             })?;
         }

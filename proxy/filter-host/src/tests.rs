@@ -2,6 +2,7 @@
 
 mod instances;
 mod phases;
+mod wasi;
 
 use std::{
     path::PathBuf,
@@ -262,8 +263,7 @@ fn bad_modules_are_refused_with_the_reason() {
     let untyped =
         wat::parse_str(r#"(module (func (export "beamline:edge/request-handler@0.1.0#handle")))"#).unwrap();
     assert_eq!(rejected(&untyped), Rejection::NoComponentType);
-    let component =
-        wat::parse_str(r#"(component (import "wasi:cli/environment@0.2.0" (instance)))"#).unwrap();
+    let component = wat::parse_str(r#"(component (import "evil:host/door@0.2.0" (instance)))"#).unwrap();
     assert!(matches!(rejected(&component), Rejection::UnknownImport { .. }));
     let mismatch = wat::parse_str(
         r#"(component (core module $m (func (export "f"))) (core instance $i (instantiate $m))

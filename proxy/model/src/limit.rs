@@ -25,6 +25,7 @@ pub enum Limit {
     Stack,
     HandedOver,
     GetMany,
+    Random,
     Handles,
     OutboundRequests,
     OutboundSize,
@@ -38,7 +39,7 @@ pub enum Limit {
 
 impl Limit {
     /// All of them, in the order of the reference page.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::Cpu,
         Self::Memory,
         Self::Log,
@@ -58,6 +59,7 @@ impl Limit {
         Self::Stack,
         Self::HandedOver,
         Self::GetMany,
+        Self::Random,
         Self::Handles,
         Self::OutboundRequests,
         Self::OutboundSize,
@@ -91,6 +93,7 @@ impl Limit {
             Self::Stack => "stack",
             Self::HandedOver => "handed_over",
             Self::GetMany => "get_many",
+            Self::Random => "random",
             Self::Handles => "handles",
             Self::OutboundRequests => "outbound_requests",
             Self::OutboundSize => "outbound_size",

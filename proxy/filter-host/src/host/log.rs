@@ -13,6 +13,9 @@ pub enum LogLevel {
     Error,
 }
 
+/// What a message counts beside its text: empty ones would otherwise be free.
+const LINE_COST: u64 = 32;
+
 /// What a guest logged in one call.
 #[derive(Debug, Default)]
 pub struct GuestLog {
@@ -28,20 +31,30 @@ impl GuestLog {
         Self { lines: Vec::new(), cut: 0, left: bytes }
     }
 
+    /// Bytes that the next message may have.
+    pub(super) fn room(&self) -> usize {
+        usize::try_from(self.left.saturating_sub(LINE_COST)).unwrap_or(usize::MAX)
+    }
+
     /// Writes what there is room for, without secrets.
     pub(super) fn write(&mut self, level: LogLevel, mut message: String, redaction: &Redaction) {
-        /// Empty messages would otherwise be free.
-        const LINE_COST: u64 = 32;
-        let room = usize::try_from(self.left.saturating_sub(LINE_COST)).unwrap_or(usize::MAX);
+        let room = self.room();
+        if room > 0 && redaction.is_needed() {
+            let (told, read) = redaction.redacted(&message, room);
+            self.cut += (message.len() - read) as u64;
+            message = told;
+        }
+        self.push(level, message);
+    }
+
+    /// Takes down what there is room for of a message that has no secrets.
+    pub(super) fn push(&mut self, level: LogLevel, mut message: String) {
+        let room = self.room();
         if room == 0 {
             self.cut += message.len() as u64;
             return;
         }
-        if redaction.is_needed() {
-            let (told, read) = redaction.redacted(&message, room);
-            self.cut += (message.len() - read) as u64;
-            message = told;
-        } else if message.len() > room {
+        if message.len() > room {
             let end = message.floor_char_boundary(room);
             self.cut += (message.len() - end) as u64;
             message.truncate(end);

@@ -1,4 +1,5 @@
-//! The host's side of `beamline:edge`: what a guest can ask, and what it costs it. One interface is one file.
+//! The host's side of `beamline:edge`: what a guest can ask, and what it costs it. One interface is one file. And that of WASI
+//! (`wasi`), by which it gets nothing.
 
 mod buckets;
 mod clock;
@@ -13,8 +14,9 @@ mod properties;
 mod random;
 mod secrets;
 mod upstreams;
+pub(crate) mod wasi;
 
-use std::{sync::Arc, time::Instant};
+use std::{future::poll_fn, sync::Arc, task::Poll, time::Instant};
 
 use beamline_model::{FilterLimits, Limit};
 use bytes::Bytes;
@@ -32,8 +34,9 @@ pub use self::{
     upstreams::{UpstreamState, UpstreamStatus},
 };
 use crate::{
+    alarm,
     bindings::beamline::edge::{bodies, verdicts},
-    call::CpuClock,
+    call::{self, CpuClock},
     head::{RequestHead, ResponseHead, Seen},
     shared::TenantState,
 };
@@ -97,6 +100,8 @@ pub(crate) struct CallState {
     pub(crate) calls: CallMeter,
     /// Requests that the call may still send.
     outbound_left: u32,
+    /// What it has printed.
+    printed: Option<Box<wasi::Printed>>,
 }
 
 /// What a component's store has: the call that runs in it, and nothing while the instance is kept between two.
@@ -222,12 +227,16 @@ impl CallState {
                 table_refused: false,
             },
             outbound_left: limits.outbound_calls,
+            printed: None,
             calls: CallMeter { limit: limits.host_calls, left: limits.host_calls },
         })
     }
 
     /// What is left of a call when it has ended.
-    pub(crate) fn into_subject(self) -> Subject {
+    pub(crate) fn into_subject(mut self) -> Subject {
+        if let Some(printed) = self.printed.take() {
+            printed.tell(&mut self.log, &self.config.redaction);
+        }
         if self.memory.table_refused {
             self.crossed(Limit::TableElements);
         }
@@ -238,6 +247,22 @@ impl CallState {
     pub(crate) fn count_call(&mut self) -> Result<(), HostCallsExhausted> {
         self.calls.left = self.calls.left.checked_sub(1).ok_or(HostCallsExhausted)?;
         Ok(())
+    }
+
+    /// Waits until then, in the slow lane: however often a guest waits, it keeps no data worker from what others want of it.
+    async fn wait(&mut self, until: Instant) {
+        poll_fn(|cx| {
+            if Instant::now() >= until {
+                return Poll::Ready(());
+            }
+            call::set_aside(&mut self.cpu);
+            // A call that is over is dropped, whatever it waits for.
+            if until < self.ends {
+                alarm::set(until, cx.waker());
+            }
+            Poll::Pending
+        })
+        .await;
     }
 
     /// The guest is refused what it asked for, for it would cross a limit.

@@ -49,6 +49,11 @@ impl Redaction {
         !self.finders.is_empty()
     }
 
+    /// Bytes of the longest text that is to be found.
+    pub(super) fn longest(&self) -> usize {
+        self.longest
+    }
+
     /// The first `most` bytes of a message without the secrets, in at most as many bytes. Also how many bytes of it were told.
     ///
     /// Takes time for `most` and the longest secret together, times the secrets, whatever the message.
