@@ -82,8 +82,8 @@ async fn memory_and_tables_of_a_slot_are_wiped_before_another_tenant_has_it() {
     }
     // Something that was there would be seen.
     let seen = looks(0).replacen(
-        "(local.set $at",
-        "(i64.store (i32.const 4000000) (i64.const 1)) (local.set $at",
+        "(local.set $at (i32.const 4096))",
+        "(i64.store (i32.const 4000000) (i64.const 1)) (local.set $at (i32.const 4096))",
         1,
     );
     let outcome = chain("other", &seen).on_request(&engine, &view, head(&[])).await;
