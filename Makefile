@@ -34,10 +34,12 @@ faults: tools guests ## Mixed faults from RUNS=300 seeds, kills and power cuts a
 		--test faults --test durability --test powercut -- --nocapture
 	BEAMLINE_OUTAGE=20 BEAMLINE_BIN=$(abspath $(BINARY)) $(CARGO) test --workspace --profile $(PROFILE) --test nats -- --nocapture outage
 
-hostile: tools guests ## Modules that mean harm, each kind with many requests and all at once; then MINUTES=10 of modules made from seeds
+hostile: tools guests ## Modules that mean harm, each kind with many requests and all at once; MINUTES=10 of modules made from seeds; SEEDS=5000 of the proof that both tiers do the same
 	$(CARGO) test --workspace --profile $(PROFILE) --no-run
 	BEAMLINE_HOSTILE=long BEAMLINE_SMITH_MINUTES=$(or $(MINUTES),10) BEAMLINE_BIN=$(abspath $(BINARY)) \
 		$(CARGO) test --workspace --profile $(PROFILE) --test hostile -- --nocapture --test-threads 1
+	BEAMLINE_SEEDS=$(or $(SEEDS),5000) BEAMLINE_RUNS=$(or $(SEEDS),5000) \
+		$(CARGO) test --workspace --profile $(PROFILE) --lib -- --nocapture reset::tests
 
 soak: tools guests ## REPLACEMENTS=10000 of a module under load: nothing is left behind
 	$(CARGO) build --workspace --profile $(PROFILE) --bins

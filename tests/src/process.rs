@@ -95,6 +95,24 @@ pub fn memory(id: u32) -> Result<Memory> {
     Ok(Memory { resident: of("VmRSS")?, peak: of("VmHWM")? })
 }
 
+/// Processor time that all threads of a process have used so far, in steps of 10 ms.
+///
+/// # Errors
+/// Where there is no such process.
+pub fn cpu_time(id: u32) -> Result<Duration> {
+    /// What Linux counts in, on every platform that it has.
+    const TICK: Duration = Duration::from_millis(10);
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
+    // Its name, in parentheses, may have spaces; what follows begins with the third field.
+    let (_, fields) = stat.rsplit_once(") ").with_context(|| format!("no name of process {id}"))?;
+    let ticks = |field: usize| -> Result<u32> {
+        let value =
+            fields.split(' ').nth(field - 3).with_context(|| format!("no field {field} of process {id}"))?;
+        Ok(value.parse()?)
+    };
+    Ok(TICK * (ticks(14)? + ticks(15)?))
+}
+
 /// How much machine code a process has that came from no file, in bytes: a node's is that of the modules it holds.
 ///
 /// # Errors

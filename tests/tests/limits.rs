@@ -20,13 +20,13 @@ use beamline_tests::{
 };
 use serde_json::{Value, json};
 
-use crate::guest::{Guest, NEXT, bomb, handles_of_its_own};
+use crate::guest::{Guest, LATER_PHASES, NEXT, bomb, handles_of_its_own, in_phase};
 
 /// Crosses a limit, and looks at what tells of it.
 type Cross = fn(&Crossing<'_>);
 
-/// How each limit is crossed, by its name.
-const CROSSINGS: [(&str, Cross); 27] = [
+/// How each limit is crossed, by its name: as often as the page has a row for it.
+const CROSSINGS: [(&str, Cross); 28] = [
     ("cpu", cpu),
     ("memory", memory),
     ("log", log),
@@ -40,7 +40,8 @@ const CROSSINGS: [(&str, Cross); 27] = [
     ("bucket_keys", bucket_keys),
     ("module_size", module_size),
     ("compile", compile),
-    ("module_needs", module_needs),
+    ("module_needs", memories_and_tables),
+    ("module_needs", parts_of_a_component),
     ("call_time", call_time),
     ("table_elements", table_elements),
     ("stack", stack),
@@ -57,8 +58,14 @@ const CROSSINGS: [(&str, Cross); 27] = [
 ];
 
 /// Limits that take a gibibyte, or 64 requests of a mebibyte at once, to be crossed: crossed in miniature beside the code,
-/// by the test of this name in this file.
-const IN_MINIATURE: [(&str, &str, &str); 2] = [
+/// by the test of this name in this file. The second row of `compile`, its address space, is looked up where Linux holds a
+/// compile worker to it.
+const IN_MINIATURE: [(&str, &str, &str); 3] = [
+    (
+        "compile",
+        "a_bomb_kills_its_compile_worker_alone_and_others_are_answered_meanwhile",
+        include_str!("hostile/loading.rs"),
+    ),
     (
         "outbound_bytes",
         "what_a_revisions_requests_hold_counts_for_the_next",
@@ -83,8 +90,9 @@ struct Crossing<'s> {
 }
 
 impl<'s> Crossing<'s> {
-    fn new(scene: &'s Scene, limit: &'static str) -> Self {
-        let tenant = limit.replace('_', "-");
+    /// By the tenant of this number.
+    fn new(scene: &'s Scene, limit: &'static str, number: usize) -> Self {
+        let tenant = format!("{}-{number}", limit.replace('_', "-"));
         let host = format!("{tenant}.test");
         // The class that this node gives little to compile.
         let class = if limit == "compile" { "large" } else { "small" };
@@ -307,7 +315,7 @@ fn compile(crossing: &Crossing<'_>) {
     crossing.is_not_taken(&bomb(), 422, "module-rejected");
 }
 
-fn module_needs(crossing: &Crossing<'_>) {
+fn memories_and_tables(crossing: &Crossing<'_>) {
     for module in [
         Guest::next().memory(r#"(memory (export "memory") 65536)"#),
         Guest::next().memory(r#"(memory (export "memory") 1) (memory 1)"#),
@@ -316,6 +324,13 @@ fn module_needs(crossing: &Crossing<'_>) {
     ] {
         crossing.is_not_taken(&module.build(), 422, "module-rejected");
     }
+}
+
+fn parts_of_a_component(crossing: &Crossing<'_>) {
+    let empty = Guest::next().and_instances("(module)", 17);
+    crossing.is_not_taken(&empty, 422, "module-rejected");
+    let with_a_table = Guest::next().and_instances("(module (table 1 funcref))", 9);
+    crossing.is_not_taken(&with_a_table, 422, "module-rejected");
 }
 
 fn call_time(crossing: &Crossing<'_>) {
@@ -426,14 +441,53 @@ fn a_limit_that_is_crossed_is_told_by_its_name() {
     let options = Options { configuration: Some(limits.into()), ..Options::default() };
     let scene = Scene::with(options).unwrap();
     let mut not_told = Vec::new();
-    for (limit, cross) in CROSSINGS {
-        let crossed = thread::scope(|scope| scope.spawn(|| cross(&Crossing::new(&scene, limit))).join());
+    for (number, (limit, cross)) in CROSSINGS.into_iter().enumerate() {
+        let crossed =
+            thread::scope(|scope| scope.spawn(|| cross(&Crossing::new(&scene, limit, number))).join());
         println!("{limit}: {}", if crossed.is_ok() { "told" } else { "NOT TOLD" });
         if crossed.is_err() {
             not_told.push(limit);
         }
     }
     assert!(not_told.is_empty(), "{not_told:?}");
+}
+
+/// What crosses a limit of a call in any phase: its name, the guest's code, and the problem that it is answered with.
+const OF_A_CALL: [(&str, &str, &str); 4] = [
+    ("cpu", "(loop $l (br $l)) unreachable", "filter-timeout"),
+    (
+        "memory",
+        "(loop $l (br_if $l (i32.ne (memory.grow (i32.const 1)) (i32.const -1)))) unreachable",
+        "filter-memory",
+    ),
+    ("host_calls", "(loop $l (drop (call $random)) (br $l)) unreachable", "filter-host-calls"),
+    ("stack", "(call $deeper) unreachable", "filter-trap"),
+];
+
+#[test]
+fn the_limits_of_a_call_hold_in_each_later_phase() {
+    let scene = Scene::start().unwrap();
+    let mut number = 0;
+    for (limit, does, problem) in OF_A_CALL {
+        for (phase, of_type) in LATER_PHASES {
+            number += 1;
+            let crossing = Crossing::new(&scene, limit, number);
+            let deeper = "(func $deeper (call $deeper) (call $deeper))";
+            let limits = json!({ "cpu": "50ms", "memory": "4MiB", "host_calls": 1000 });
+            crossing.filtered(&in_phase(phase, of_type, does, deeper), &limits);
+            let request = Request::post("/echo", "a body").host(&crossing.host).timeout(PATIENCE);
+            match request.send(scene.node.address()) {
+                // The client has its answer by then.
+                Ok(answer) if phase == "finish" => crossing.goes_through(&answer),
+                Ok(answer) => crossing.is_refused(&answer, 503, problem),
+                // What fails later than at once has sent the head.
+                Err(error) => {
+                    assert_eq!((phase, limit), ("response-body", "cpu"), "{error:#}");
+                    crossing.is_shown(FILTER);
+                }
+            }
+        }
+    }
 }
 
 #[test]
@@ -449,7 +503,6 @@ fn every_limit_of_the_reference_page_is_crossed() {
         })
         .collect();
     named.sort_unstable();
-    named.dedup();
     for (_, test, file) in IN_MINIATURE {
         assert!(file.contains(&format!("fn {test}()")), "{test} is gone");
     }

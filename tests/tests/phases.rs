@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{BufReader, Read as _, Write as _},
     net::TcpStream,
     thread,
     time::Duration,
@@ -12,8 +12,10 @@ use std::{
 use beamline_tests::{
     beamline::Options,
     client::{Connection, Request, Response},
+    http1,
     origin::Origin,
     otlp::Receiver,
+    raw::Raw,
     scene::{HOST, PATIENCE, Scene},
 };
 use serde_json::{Value, json};
@@ -676,6 +678,31 @@ fn a_client_that_goes_away_ends_what_its_filters_had_begun() {
     let guest = log.iter().find(|r| r["kind"] == "guest").unwrap();
     let told: Value = serde_json::from_str(guest["body"].as_str().unwrap()).unwrap();
     assert_eq!(told["error"], "client-gone");
+}
+
+#[test]
+fn several_cookies_of_an_origin_pass_a_filter_that_adds_one_in_their_order() {
+    let raw = Raw::start(|mut stream| {
+        let mut input = BufReader::new(stream.try_clone().unwrap());
+        while let Ok(Some(_)) = http1::read_head(&mut input) {
+            let head = "HTTP/1.1 200 OK\r\nset-cookie: b=1; Path=/\r\nx-other: 1\r\nset-cookie: a=2, with a comma\r\ncontent-length: 2\r\n\r\nok";
+            if stream.write_all(head.as_bytes()).is_err() {
+                return;
+            }
+        }
+    })
+    .unwrap();
+    let adds = json!({ "response": { "append": { "set-cookie": "0=3" }, "list": "set-cookie" } });
+    let scene = Scene::start().unwrap();
+    let endpoints = json!([raw.address().to_string()]);
+    // The second is nearer to the origin, and comes first.
+    let filters = [("one", json!({ "response": { "list": "set-cookie" } })), ("two", adds)];
+    apply(&scene, &filters, |m| m["upstreams"]["origin"]["endpoints"] = endpoints);
+    let answer = scene.send(Request::get("/")).unwrap();
+    let expected = ["b=1; Path=/", "a=2, with a comma", "0=3"];
+    assert_eq!(answer.headers.all("set-cookie").collect::<Vec<_>>(), expected);
+    let seen = expected.join(" | ");
+    assert_eq!(logged(&scene, &answer, 2), [("two".to_owned(), seen.clone()), ("one".to_owned(), seen)]);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashSet,
-    io::{self, BufReader, Read, Write},
+    io::{self, BufRead as _, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
     sync::{
         Arc, Mutex,
@@ -195,11 +195,77 @@ fn write_pieces(out: &mut impl Write, written: &AtomicU64) -> io::Result<()> {
     })
 }
 
-fn read_pieces(input: &mut impl Read) {
+fn read_pieces(input: &mut impl Read, filter: Filter) {
     let mut found = vec![0; PIECE as usize];
     for i in 0..LARGE / PIECE {
         input.read_exact(&mut found).unwrap();
-        assert!(found == piece(i * PIECE), "the piece at {} MiB came as it was sent", i * PIECE / MIB);
+        let expected = match filter {
+            Filter::None => piece(i * PIECE),
+            Filter::Upper => piece(i * PIECE).to_ascii_uppercase(),
+        };
+        assert!(found == expected, "the piece at {} MiB came as it should", i * PIECE / MIB);
+    }
+}
+
+/// What is in a body's way.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Filter {
+    None,
+    /// One that sees it chunk by chunk, and puts it in upper case.
+    Upper,
+}
+
+impl Filter {
+    /// Puts it in the scene.
+    fn enter(self, scene: &Scene, raw: &Raw) {
+        if self == Self::Upper {
+            let upper = json!({ "upper": true });
+            let mut phases = scene.filter("phases").unwrap();
+            phases["config"] = json!({ "request_body": upper, "response_body": upper });
+            let endpoints = json!([raw.address().to_string()]);
+            scene
+                .apply(|m| {
+                    (m["filters"], m["upstreams"]["origin"]["endpoints"]) = (json!([phases]), endpoints)
+                })
+                .unwrap();
+        }
+    }
+
+    /// A body's bytes, as its head frames them: what a filter changes has no stated length.
+    fn body(self, head: &http1::Head, input: BufReader<TcpStream>) -> Box<dyn Read> {
+        match self {
+            Self::None => Box::new(input),
+            Self::Upper => {
+                assert!(head.headers.lists("transfer-encoding", "chunked"), "{head:?}");
+                Box::new(Chunked { input, left: 0 })
+            }
+        }
+    }
+}
+
+/// The bytes of a chunked body.
+struct Chunked {
+    input: BufReader<TcpStream>,
+    /// Of the chunk under way.
+    left: u64,
+}
+
+impl Read for Chunked {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let mut line = String::new();
+        while self.left == 0 {
+            // The end of the one before, or nothing.
+            line.clear();
+            assert!(self.input.read_line(&mut line)? > 0, "the connection ended before the body");
+            if !line.trim().is_empty() {
+                self.left = u64::from_str_radix(line.trim(), 16).map_err(io::Error::other)?;
+                assert!(self.left > 0, "the body ended early");
+            }
+        }
+        let most = into.len().min(usize::try_from(self.left).map_err(io::Error::other)?);
+        let read = self.input.read(&mut into[..most])?;
+        self.left -= read as u64;
+        Ok(read)
     }
 }
 
@@ -218,8 +284,8 @@ fn when_it_stalls(written: &AtomicU64) -> u64 {
     }
 }
 
-#[test]
-fn a_client_that_reads_slowly_slows_its_origin_down() {
+/// A client that does not read for a while: how much its origin could write, and what the node held.
+fn slow_client(filter: Filter) {
     let written = Arc::new(AtomicU64::new(0));
     let count = written.clone();
     let raw = Raw::start(move |mut stream| {
@@ -231,6 +297,7 @@ fn a_client_that_reads_slowly_slows_its_origin_down() {
     })
     .unwrap();
     let scene = before(&raw);
+    filter.enter(&scene, &raw);
     let pid = scene.node.pid().unwrap();
     let idle = process::memory(pid).unwrap();
     let mut stream = TcpStream::connect(scene.node.address()).unwrap();
@@ -239,24 +306,25 @@ fn a_client_that_reads_slowly_slows_its_origin_down() {
 
     let stalled = when_it_stalls(&written);
     assert!(stalled < IN_BETWEEN, "{} MiB left the origin though nobody read", stalled / MIB);
-    let (_, mut input) = head_of(&stream);
-    read_pieces(&mut input);
+    let (head, input) = head_of(&stream);
+    read_pieces(&mut filter.body(&head, input), filter);
     let held = process::memory(pid).unwrap().peak.saturating_sub(idle.peak);
     assert!(held < HELD, "the proxy held {} MiB", held / MIB);
 }
 
-#[test]
-fn an_origin_that_reads_slowly_slows_its_client_down() {
+/// The same of an origin that does not read for a while, and its client.
+fn slow_origin(filter: Filter) {
     let (go, wait): (Sender<()>, Receiver<()>) = channel();
     let wait = Mutex::new(wait);
     let raw = Raw::start(move |mut stream| {
-        let (_, mut input) = head_of(&stream);
+        let (head, input) = head_of(&stream);
         wait.lock().unwrap().recv_timeout(PATIENCE * 2).unwrap();
-        read_pieces(&mut input);
+        read_pieces(&mut filter.body(&head, input), filter);
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
     })
     .unwrap();
     let scene = before(&raw);
+    filter.enter(&scene, &raw);
     let pid = scene.node.pid().unwrap();
     let idle = process::memory(pid).unwrap();
     let stream = TcpStream::connect(scene.node.address()).unwrap();
@@ -277,6 +345,26 @@ fn an_origin_that_reads_slowly_slows_its_client_down() {
     let held = process::memory(pid).unwrap().peak.saturating_sub(idle.peak);
     assert!(held < HELD, "the proxy held {} MiB", held / MIB);
     assert_eq!(written.load(Ordering::SeqCst), LARGE);
+}
+
+#[test]
+fn a_client_that_reads_slowly_slows_its_origin_down() {
+    slow_client(Filter::None);
+}
+
+#[test]
+fn a_client_that_reads_slowly_slows_its_origin_down_through_a_filter_of_its_body() {
+    slow_client(Filter::Upper);
+}
+
+#[test]
+fn an_origin_that_reads_slowly_slows_its_client_down() {
+    slow_origin(Filter::None);
+}
+
+#[test]
+fn an_origin_that_reads_slowly_slows_its_client_down_through_a_filter_of_its_body() {
+    slow_origin(Filter::Upper);
 }
 
 #[test]

@@ -20,13 +20,7 @@ use http_body_util::BodyExt as _;
 use thiserror::Error;
 use tokio::{task::yield_now, time::timeout};
 
-use crate::{
-    failures::detail,
-    phases::Later,
-    room::{Kept, Room},
-    transaction::failure_kind,
-    worker::Shared,
-};
+use crate::{failures::detail, phases::Later, room::Kept, transaction::failure_kind, worker::Shared};
 
 /// The most bytes of a body that a filter is shown at once, beside what it kept.
 const CHUNK: usize = 64 << 10;
@@ -99,7 +93,7 @@ where
             trailers: None,
             ended: false,
             busy: Duration::ZERO,
-            kept: Kept::nothing(&worker.room),
+            kept: Kept::nothing(&worker.room, &later.tenant.label),
             stage,
             later: Rc::clone(later),
             worker: Rc::clone(worker),
@@ -107,15 +101,15 @@ where
         Self::Filtered(Box::new(Filtered::Idle(Box::new(flow))))
     }
 
-    /// Reads it, at most `limit` bytes, where there is `room` for them and each piece comes within `patience`. It is then as
-    /// if it had not been read.
+    /// Reads it, at most `limit` bytes, where there is room for them, which is `kept`, and each piece comes within `patience`.
+    /// It is then as if it had not been read.
     ///
     /// # Errors
     /// Where it breaks off.
     pub(crate) async fn read_whole(
         &mut self,
         limit: u64,
-        room: &Rc<Room>,
+        mut kept: Kept,
         patience: Duration,
     ) -> Result<Whole, BoxError> {
         if let Self::Read(read) = self
@@ -129,8 +123,7 @@ where
             return Ok(Whole::TooLong);
         }
         let (mut first, mut data) = (Bytes::new(), BytesMut::new());
-        let (mut trailers, mut kept) = (None, Kept::nothing(room));
-        let mut refused = None;
+        let (mut trailers, mut refused) = (None, None);
         while refused.is_none() && !self.is_end_stream() {
             let Ok(frame) = timeout(patience, self.frame()).await else { return Ok(Whole::Stalled) };
             let Some(frame) = frame else { break };
@@ -384,6 +377,7 @@ mod tests {
     use std::collections::VecDeque;
 
     use super::*;
+    use crate::room::Room;
 
     /// A body of these pieces, and then of nothing for ever, where it does not end.
     struct Pieces {
@@ -427,33 +421,35 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_that_is_read_whole_is_bounded_in_length_room_and_time() {
-        let room = Room::of(20);
+        // A tenant's half is 20.
+        let room = Room::of(40);
+        let nothing = || Kept::nothing(&room, &"acme".into());
         let mut whole = body(true, 0);
         for _ in 0..2 {
             assert!(
-                matches!(whole.read_whole(13, &room, LATE).await, Ok(Whole::Read(data)) if data == "one two three")
+                matches!(whole.read_whole(13, nothing(), LATE).await, Ok(Whole::Read(data)) if data == "one two three")
             );
         }
         // Its room is taken for as long as it is there.
         let mut other = body(true, 0);
-        assert!(matches!(other.read_whole(13, &room, LATE).await, Ok(Whole::NoRoom)));
+        assert!(matches!(other.read_whole(13, nothing(), LATE).await, Ok(Whole::NoRoom)));
         assert_eq!(text(other).await, "one two three", "nothing of it is lost");
         drop(whole);
         let mut other = body(true, 0);
-        assert!(matches!(other.read_whole(13, &room, LATE).await, Ok(Whole::Read(_))));
+        assert!(matches!(other.read_whole(13, nothing(), LATE).await, Ok(Whole::Read(_))));
         drop(other);
 
         let mut long = body(true, 0);
-        assert!(matches!(long.read_whole(12, &room, LATE).await, Ok(Whole::TooLong)));
+        assert!(matches!(long.read_whole(12, nothing(), LATE).await, Ok(Whole::TooLong)));
         assert_eq!(text(long).await, "one two three");
         let mut stated = body(true, 13);
-        assert!(matches!(stated.read_whole(12, &room, LATE).await, Ok(Whole::TooLong)));
+        assert!(matches!(stated.read_whole(12, nothing(), LATE).await, Ok(Whole::TooLong)));
         assert!(
             matches!(stated, Passed::Plain(pieces) if pieces.left.len() == 3),
             "none of it was asked for"
         );
         let mut stalled = body(false, 0);
-        assert!(matches!(stalled.read_whole(100, &room, SOON).await, Ok(Whole::Stalled)));
-        assert!(Kept::nothing(&room).grow(20), "all of the room was given back");
+        assert!(matches!(stalled.read_whole(100, nothing(), SOON).await, Ok(Whole::Stalled)));
+        assert!(nothing().grow(20), "all of the room was given back");
     }
 }

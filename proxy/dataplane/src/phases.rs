@@ -25,6 +25,7 @@ use crate::{
     failures,
     filtered::{BrokenOff, NEXT_PIECE, Passed, Whole},
     respond::{self, Refusal},
+    room::Kept,
     transaction::{Finishing, failure_kind, filter_records},
     worker::Shared,
 };
@@ -94,7 +95,8 @@ pub(crate) async fn of_request(
         exchange.goes_on(Rc::clone(&reading));
         stream(worker, &reading, passed..at, &mut outcome, body);
         passed = outcome.reached;
-        let whole = match body.read_whole(chain.body_limit(), &worker.room, NEXT_PIECE).await {
+        let room = Kept::nothing(&worker.room, &tenant.label);
+        let whole = match body.read_whole(chain.body_limit(), room, NEXT_PIECE).await {
             Ok(Whole::Read(data)) => Ok(data),
             Ok(Whole::TooLong) => Err(Failure::Body { limit: chain.body_limit(), response: false }),
             Ok(Whole::NoRoom) => Err(Failure::Room),
@@ -199,22 +201,22 @@ async fn whole_response(
 ) -> ResponseDecision {
     let chain = &later.tenant.chain;
     let not_sent = has_no_body(exchange, response);
-    let whole =
-        match response.body_mut().content().read_whole(chain.body_limit(), &worker.room, NEXT_PIECE).await {
-            Ok(Whole::Read(data)) => Ok(data),
-            Ok(Whole::TooLong) => Err(Failure::Body { limit: chain.body_limit(), response: true }),
-            Ok(Whole::NoRoom) => Err(Failure::Room),
-            // Nothing was sent yet: the client is told.
-            Ok(Whole::Stalled) => {
-                *response = respond::problem(worker, exchange, stalled_upstream());
-                return ResponseDecision::Next;
-            }
-            Err(error) => {
-                let refusal = later.told.take_broken().unwrap_or_else(|| broken_upstream(&error));
-                *response = respond::problem(worker, exchange, refusal);
-                return ResponseDecision::Next;
-            }
-        };
+    let room = Kept::nothing(&worker.room, &later.tenant.label);
+    let whole = match response.body_mut().content().read_whole(chain.body_limit(), room, NEXT_PIECE).await {
+        Ok(Whole::Read(data)) => Ok(data),
+        Ok(Whole::TooLong) => Err(Failure::Body { limit: chain.body_limit(), response: true }),
+        Ok(Whole::NoRoom) => Err(Failure::Room),
+        // Nothing was sent yet: the client is told.
+        Ok(Whole::Stalled) => {
+            *response = respond::problem(worker, exchange, stalled_upstream());
+            return ResponseDecision::Next;
+        }
+        Err(error) => {
+            let refusal = later.told.take_broken().unwrap_or_else(|| broken_upstream(&error));
+            *response = respond::problem(worker, exchange, refusal);
+            return ResponseDecision::Next;
+        }
+    };
     let head = head_of(response);
     let step = chain.on_whole_response(&worker.engine, &later.passage, at, head, whole).await;
     put_back(response, step.head);

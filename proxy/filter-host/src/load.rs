@@ -2,11 +2,13 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Instant,
 };
+
+use crate::reset::Node;
 
 /// Calls of one tenant in the lane beyond which its further calls do not begin on a data worker at all.
 const LONG_CALLS_BEFORE_LANE: u32 = 4;
@@ -27,6 +29,8 @@ pub(crate) struct TenantLoad {
     pub(crate) pinned: AtomicU32,
     /// Calls that were refused because there was no room for one more.
     pub(crate) pins_refused: AtomicU64,
+    /// Its share of the instances that wait for their filter's next request; made with the first of them.
+    reused: OnceLock<Arc<Node>>,
     /// The second (since `since`) in the upper half, and in the lower the slices that were used up in it.
     long_slices: AtomicU64,
 }
@@ -40,12 +44,18 @@ impl TenantLoad {
             unseated: AtomicU32::new(0),
             pinned: AtomicU32::new(0),
             pins_refused: AtomicU64::new(0),
+            reused: OnceLock::new(),
             long_slices: AtomicU64::new(0),
         })
     }
 
     fn second(&self, now: Instant) -> u64 {
         now.saturating_duration_since(self.since).as_secs() << 32
+    }
+
+    /// Its share of what the node has for instances that wait.
+    pub(crate) fn reused(&self, node: &Node) -> &Arc<Node> {
+        self.reused.get_or_init(|| node.share())
     }
 
     /// Its calls that have a seat.

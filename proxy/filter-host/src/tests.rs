@@ -2,9 +2,12 @@
 
 mod instances;
 mod phases;
+mod slots;
 mod wasi;
 
 use std::{
+    collections::HashMap,
+    net::SocketAddr,
     path::PathBuf,
     sync::{
         Arc, Mutex, OnceLock,
@@ -102,6 +105,11 @@ fn the_reference_page_tells_the_limits_that_are_the_same_for_all() {
 pub(crate) struct View {
     state: TenantState,
     limits: FilterLimits,
+    pub(crate) client: SocketAddr,
+    /// The name that the client gave to a TLS handshake; none where there was none.
+    pub(crate) tls_server_name: Option<String>,
+    /// The states of upstreams, beside that of `api`.
+    pub(crate) upstreams: HashMap<String, UpstreamState>,
     counted: Mutex<Vec<String>>,
     crossed: Mutex<Vec<Limit>>,
     sent: AtomicU32,
@@ -118,6 +126,9 @@ impl View {
         Self {
             state: TenantState::new(),
             limits,
+            client: "[::ffff:192.0.2.7]:4000".parse().unwrap(),
+            tls_server_name: None,
+            upstreams: HashMap::new(),
             counted: Mutex::default(),
             crossed: Mutex::default(),
             sent: AtomicU32::new(0),
@@ -128,18 +139,19 @@ impl View {
 
 impl HostView for View {
     fn upstream(&self, name: &str) -> Option<UpstreamStatus> {
-        (name == "api").then_some(UpstreamStatus { state: UpstreamState::Down, queue_depth: 7 })
+        let state = if name == "api" { Some(UpstreamState::Down) } else { self.upstreams.get(name).copied() };
+        state.map(|state| UpstreamStatus { state, queue_depth: 7 })
     }
 
     fn properties(&self) -> Properties {
         Properties {
-            client: "[::ffff:192.0.2.7]:4000".parse().unwrap(),
+            client: self.client,
             request_id: "id".into(),
             trace_id: "trace".into(),
             tenant: "acme".into(),
             revision: 3,
-            scheme: "http",
-            tls_server_name: None,
+            scheme: if self.tls_server_name.is_some() { "https" } else { "http" },
+            tls_server_name: self.tls_server_name.clone(),
         }
     }
 
@@ -750,6 +762,22 @@ async fn why_there_is_no_connection_is_for_the_log_alone() {
     let lines = &outcome.runs[0].log.lines;
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0].1.contains("nobody.test:80: nobody is there"), "{lines:?}");
+}
+
+#[tokio::test]
+async fn a_tenants_failures_leave_no_filter_of_another_out() {
+    let chains = ["one", "other"].map(|tenant| {
+        let fails = if tenant == "one" { r#"{"do":"trap"}"# } else { r#"{"do":"next"}"# };
+        chain_of(tenant, fails, FilterLimits::default(), OnError::FailClosed)
+    });
+    let [one, other] = &chains;
+    let began = Instant::now();
+    while !matches!(failure(&run(one, head(&[])).await), Failure::LeftOut(_)) {
+        assert!(began.elapsed() < Duration::from_secs(10), "it is never left out");
+        // Of the same name and module.
+        assert!(matches!(run(other, head(&[])).await.decision, Decision::Next));
+    }
+    assert!(matches!(run(other, head(&[])).await.decision, Decision::Next));
 }
 
 #[tokio::test]

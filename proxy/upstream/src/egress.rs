@@ -299,7 +299,7 @@ impl fmt::Debug for EgressClient {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
     use beamline_model::{GrantRefusal, NatsTarget};
     use tokio::{
@@ -379,6 +379,58 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         assert!(connections.load(Ordering::Relaxed) < 6, "one of the three was kept at least once");
+    }
+
+    #[tokio::test]
+    async fn no_tenant_gets_a_connection_that_anothers_request_made() {
+        let (node, (url, connections)) = (EgressNode::start(|| ()).unwrap(), origin().await);
+        let (one, other) = (client(&node, &url, None), client(&node, &url, None));
+        let made = || connections.load(Ordering::Relaxed);
+        // Until one of its own is kept, and used again: that is a moment after its answer.
+        let (mut before, mut tries) = (0, 0);
+        while made() != before || tries == 0 {
+            before = made();
+            assert_eq!(sent(&one, &url).await.unwrap(), "ok");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            tries += 1;
+            assert!(tries < 100, "none was ever kept");
+        }
+        assert_eq!(sent(&other, &url).await.unwrap(), "ok");
+        assert_eq!(made(), before + 1);
+        // Nor does the same tenant's next revision, whose rules and grant may be others.
+        assert_eq!(sent(&client(&node, &url, Some(&one)), &url).await.unwrap(), "ok");
+        assert_eq!(made(), before + 2);
+    }
+
+    /// Permits what a name leads to until that has changed.
+    struct Rebound(AtomicBool);
+
+    impl AddressPolicy for Rebound {
+        fn permits(&self, address: std::net::SocketAddr) -> Result<(), GrantRefusal> {
+            let changed = self.0.load(Ordering::Relaxed);
+            if changed { Err(GrantRefusal::Special(address)) } else { Ok(()) }
+        }
+
+        fn permits_subject(&self, _: &NatsTarget) -> Result<(), GrantRefusal> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_name_leads_to_is_held_against_the_grant_at_each_connect() {
+        let (node, (url, connections)) = (EgressNode::start(|| ()).unwrap(), origin().await);
+        let url = url.replace("127.0.0.1", "localhost");
+        let (rules, policy) =
+            (Rules { allow: vec![url.parse().unwrap()] }, Arc::new(Rebound(AtomicBool::new(false))));
+        let client = EgressClient::new(rules, Arc::clone(&policy) as Arc<dyn AddressPolicy>, &node, None);
+        let _none_is_kept = client.share.as_ref().unwrap().bounds.kept.take(128).unwrap();
+        assert_eq!(sent(&client, &url).await.unwrap(), "ok");
+        policy.0.store(true, Ordering::Relaxed);
+        for _ in 0..3 {
+            let refused = sent(&client, &url).await.unwrap_err();
+            assert!(matches!(refused, EgressError::Connect(_)), "{refused}");
+        }
+        assert_eq!(connections.load(Ordering::Relaxed), 1, "nobody was dialled who may not be");
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use wit_component::{StringEncoding, embed_component_metadata};
+use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::Resolve;
 
 /// The interface of the package `beamline:edge` and the functions of it that a guest here may call.
@@ -19,6 +19,13 @@ const IMPORTS: &str = r#"
   (import "beamline:edge/log@0.1.0" "write" (func $log (param i32 i32 i32)))
   (import "beamline:edge/random@0.1.0" "get-u64" (func $random (result i64)))
   (import "beamline:edge/upstreams@0.1.0" "get" (func $upstream (param i32 i32 i32)))
+  (import "beamline:edge/context@0.1.0" "set" (func $remember (param i32 i32 i32)))
+  (import "beamline:edge/properties@0.1.0" "snapshot" (func $properties (param i32)))
+  (import "beamline:edge/secrets@0.1.0" "get" (func $secret (param i32 i32 i32)))
+  (import "beamline:edge/kv@0.1.0" "set" (func $kv-set (param i32 i32 i32 i32 i32 i64 i32)))
+  (import "beamline:edge/buckets@0.1.0" "take" (func $take (param i32 i32 i32 i32 i32 i32 i32 i32 i32)))
+  (import "beamline:edge/metrics@0.1.0" "count" (func $count (param i32 i32 i64 i32 i32 i32)))
+  (import "beamline:edge/outbound@0.1.0" "send" (func $send (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32)))
 "#;
 
 /// Where a guest writes its verdict: 64 bytes.
@@ -104,6 +111,22 @@ impl Guest {
         embedded(&self.core_module())
     }
 
+    /// The component of the module, with so many instances of another core module beside.
+    pub(crate) fn and_instances(&self, other: &str, n: u8) -> Vec<u8> {
+        let mut component =
+            ComponentEncoder::default().module(&self.build()).and_then(|encoder| encoder.encode()).unwrap();
+        // Sections of a component may come in any order and more than once: a core module is one, its instances are one.
+        let (core_module, core_instances) = (1, 2);
+        let index = sections(&component).into_iter().filter(|id| *id == core_module).count();
+        let other = parsed(other);
+        component.extend([core_module, u8::try_from(other.len()).unwrap()]);
+        component.extend(other);
+        let instance = [0, u8::try_from(index).unwrap(), 0];
+        component.extend([core_instances, 1 + 3 * n, n]);
+        component.extend(instance.repeat(n.into()));
+        component
+    }
+
     /// The core module without its type.
     pub(crate) fn core_module(&self) -> Vec<u8> {
         parsed(&self.core())
@@ -113,6 +136,18 @@ impl Guest {
     pub(crate) fn build_in(&self, world: &str) -> Vec<u8> {
         embed(&self.core_module(), Some(world))
     }
+}
+
+/// The kinds of a module's sections.
+fn sections(module: &[u8]) -> Vec<u8> {
+    let (mut rest, mut kinds) = (&module[8..], Vec::new());
+    while let [kind, more @ ..] = rest {
+        let digits = more.iter().take_while(|byte| **byte >= 0x80).count() + 1;
+        let size = (0..digits).map(|i| usize::from(more[i] & 0x7f) << (7 * i)).sum::<usize>();
+        kinds.push(*kind);
+        rest = &more[digits + size..];
+    }
+    kinds
 }
 
 /// A module from its text.
@@ -137,6 +172,29 @@ fn embed(core: &[u8], world: Option<&str>) -> Vec<u8> {
     let mut module = core.to_vec();
     embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8, false).unwrap();
     module
+}
+
+/// The phases after the request's head, each with what its function takes and gives.
+pub(crate) const LATER_PHASES: [(&str, &str); 6] = [
+    ("whole-request", "(param i32 i32 i32) (result i32)"),
+    ("request-body", "(param i32 i32 i32 i32) (result i32)"),
+    ("response", "(param i32 i32) (result i32)"),
+    ("whole-response", "(param i32 i32 i32 i32) (result i32)"),
+    ("response-body", "(param i32 i32 i32 i32 i32) (result i32)"),
+    ("finish", "(param i32 i32 i32 i32 i32 i32 i64 i64 i64 i64 i32 i32 i32)"),
+];
+
+/// A module that does something in this later phase, by a function of this type, and nothing before; `items` are what it
+/// needs beside.
+pub(crate) fn in_phase(phase: &str, of_type: &str, does: &str, items: &str) -> Vec<u8> {
+    let world = format!(
+        "package hostile:guest;
+world hostile {{ include beamline:edge/request-filter@0.1.0; export beamline:edge/{phase}-handler@0.1.0; }}"
+    );
+    // The body is read where it asks for that.
+    let first = if phase == "whole-request" { verdict(4, &[]) } else { NEXT.to_owned() };
+    let export = format!(r#"(func (export "beamline:edge/{phase}-handler@0.1.0#handle") {of_type} {does})"#);
+    Guest::new(&first).items(&export).items(items).build_in(&world)
 }
 
 /// What writes the case `next` (0), `route` (1), `respond` (2) or `enqueue` (3) and 32-bit words at offsets of the

@@ -1,7 +1,10 @@
 //! The kinds of hostile module, and what becomes of each.
 
+use std::net::SocketAddr;
+
 use crate::guest::{
-    AREA, Guest, NEXT, embedded, handles_of_its_own, looping, parsed, verdict, with_resources,
+    AREA, Guest, LATER_PHASES, NEXT, embedded, handles_of_its_own, in_phase, looping, parsed, verdict,
+    with_resources,
 };
 
 /// What must come of a module.
@@ -15,13 +18,15 @@ pub(crate) enum End {
     Queued,
     /// Each request is answered `503` with one of these problems.
     Fails(&'static [&'static str]),
+    /// Each request's response is broken off, for its head was sent before the filter failed.
+    BrokenOff,
     /// It may be taken or not; then each request is answered by the origin or `503`.
     Contained,
 }
 
 /// One kind of hostile module.
 pub(crate) struct Kind {
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     pub(crate) module: Vec<u8>,
     pub(crate) end: End,
 }
@@ -31,8 +36,8 @@ const SLOW: End = End::Fails(&["filter-timeout"]);
 const MEMORY: End = End::Fails(&["filter-memory"]);
 const VERDICT: End = End::Fails(&["filter-verdict"]);
 
-/// Every kind.
-pub(crate) fn all() -> Vec<Kind> {
+/// Every kind. They may send requests to this origin.
+pub(crate) fn all(origin: SocketAddr) -> Vec<Kind> {
     let groups = [
         time(),
         memory(),
@@ -42,14 +47,21 @@ pub(crate) fn all() -> Vec<Kind> {
         strings(),
         heads(),
         verdicts(),
+        phases(),
+        host_functions(),
+        outbound(origin),
         shapes(),
         compile(),
     ];
     groups.into_iter().flatten().collect()
 }
 
-fn kind(name: &'static str, end: End, guest: &Guest) -> Kind {
-    Kind { name, module: guest.build(), end }
+fn kind(name: &str, end: End, guest: &Guest) -> Kind {
+    made(name, end, guest.build())
+}
+
+fn made(name: &str, end: End, module: Vec<u8>) -> Kind {
+    Kind { name: name.to_owned(), module, end }
 }
 
 /// A guest whose `handle` does this first, then drops the head and says `next`.
@@ -259,19 +271,19 @@ fn handles() -> Vec<Kind> {
                 "(loop $l (call $snapshot (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 2048)) (br $l))",
             ),
         ),
-        Kind {
-            name: "handles without end",
-            module: with_resources("(loop $l (drop (call $new (i32.const 1))) (br $l))"),
-            end: End::Fails(&["filter-trap"]),
-        },
-        Kind { name: "handles that are never let go", module: handles_of_its_own(500), end: End::Harmless },
-        Kind {
-            name: "a handle of its own that is dropped twice",
-            module: with_resources(
+        made(
+            "handles without end",
+            TRAP,
+            with_resources("(loop $l (drop (call $new (i32.const 1))) (br $l))"),
+        ),
+        made("handles that are never let go", End::Harmless, handles_of_its_own(500)),
+        made(
+            "a handle of its own that is dropped twice",
+            TRAP,
+            with_resources(
                 "(local.set $i (call $new (i32.const 1))) (call $let-go (local.get $i)) (call $let-go (local.get $i))",
             ),
-            end: TRAP,
-        },
+        ),
     ]
 }
 
@@ -506,9 +518,210 @@ fn verdicts() -> Vec<Kind> {
     ]
 }
 
+/// One that fails in a phase after the request's head.
+fn phases() -> Vec<Kind> {
+    let grows = "(loop $l (br_if $l (i32.ne (memory.grow (i32.const 1)) (i32.const -1)))) unreachable";
+    let mut kinds = Vec::new();
+    for (phase, of_type) in LATER_PHASES {
+        // Whoever sent the request has its answer before the last phase.
+        let end = |end| if phase == "finish" { End::Harmless } else { end };
+        // What fails in a response's body later than at once has sent its head.
+        let slow = if phase == "response-body" { End::BrokenOff } else { SLOW };
+        let mut one = |what: &str, ends, does: &str| {
+            kinds.push(made(&format!("{what} in {phase}"), end(ends), in_phase(phase, of_type, does, "")));
+        };
+        one("a trap", TRAP, "unreachable");
+        one("an endless loop", slow, "(loop $l (br $l)) unreachable");
+        one("memory without end", MEMORY, grows);
+        if phase != "finish" {
+            one("a verdict beyond the memory", TRAP, "(i32.const 0x7ffffff8)");
+        }
+    }
+    kinds
+}
+
+/// Traps unless the host refused what was asked for last.
+const REFUSED: &str = "(if (i32.eqz (i32.load8_u (i32.const 2048))) (then unreachable))";
+/// A step of a loop that goes on for ever.
+const ENDLESSLY: &str = "(local.set $i (i32.add (local.get $i) (i32.const 1))) (br $l)";
+/// What becomes of such loops of host calls.
+const ENDLESS: End = End::Fails(&["filter-timeout", "filter-host-calls"]);
+
+/// One that wants more of what the host keeps, counts or tells than there is.
+fn host_functions() -> Vec<Kind> {
+    let large = r#"(memory (export "memory") 40)"#;
+    vec![
+        // Keys of one to a hundred bytes, each with 60,000 bytes.
+        kind(
+            "more keys and values than there is room for",
+            End::Harmless,
+            &first(&format!(
+                "(loop $l
+                   (local.set $i (i32.add (local.get $i) (i32.const 1)))
+                   (call $kv-set (i32.const 0) (local.get $i) (i32.const 4096) (i32.const 60000) (i32.const 0) (i64.const 0) (i32.const 2048))
+                   (br_if $l (i32.lt_u (local.get $i) (i32.const 100))))
+                 {REFUSED}"
+            )),
+        ),
+        kind(
+            "keys and values written without end",
+            ENDLESS,
+            &first(&format!(
+                "(loop $l
+                   (call $kv-set (i32.const 0) (i32.rem_u (local.get $i) (i32.const 256)) (i32.const 0) (i32.const 100) (i32.const 1) (i64.const 1) (i32.const 2048))
+                   {ENDLESSLY})"
+            )),
+        ),
+        kind(
+            "a key of a megabyte",
+            End::Harmless,
+            &first(&format!(
+                "(call $kv-set (i32.const 65536) (i32.const 1000000) (i32.const 0) (i32.const 0) (i32.const 0) (i64.const 0) (i32.const 2048)) {REFUSED}"
+            ))
+            .memory(large),
+        ),
+        kind(
+            "a time to live that is neither there nor not",
+            TRAP,
+            &first(
+                "(call $kv-set (i32.const 0) (i32.const 1) (i32.const 0) (i32.const 0) (i32.const 2) (i64.const 0) (i32.const 2048))",
+            ),
+        ),
+        kind(
+            "token buckets without end",
+            ENDLESS,
+            &first(&format!(
+                "(loop $l
+                   (call $take (i32.const 0) (i32.rem_u (local.get $i) (i32.const 100)) (i32.const 0)
+                     (i32.rem_u (i32.div_u (local.get $i) (i32.const 100)) (i32.const 100))
+                     (i32.const 1) (i32.const 1) (i32.const 86400000) (i32.const 1) (i32.const 2048))
+                   {ENDLESSLY})"
+            )),
+        ),
+        kind(
+            "a token bucket that never fills",
+            End::Harmless,
+            &first(&format!(
+                "(call $take (i32.const 0) (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 1) (i32.const 0) (i32.const -1) (i32.const -1) (i32.const 2048)) {REFUSED}"
+            )),
+        ),
+        kind(
+            "twenty thousand labels",
+            End::Harmless,
+            &first(&format!(
+                "(call $count (i32.const 1024) (i32.const 4) (i64.const 1) (i32.const 65536) (i32.const 20000) (i32.const 2048)) {REFUSED}"
+            ))
+            .memory(large)
+            .items(r#"(data (i32.const 1024) "seen")"#),
+        ),
+        kind(
+            "2^31 labels",
+            TRAP,
+            &first(
+                "(call $count (i32.const 1024) (i32.const 4) (i64.const 1) (i32.const 0) (i32.const 0x80000000) (i32.const 2048))",
+            ),
+        ),
+        kind(
+            "a label of a megabyte",
+            End::Contained,
+            &first(
+                "(i32.store (i32.const 3072) (i32.const 1024)) (i32.store (i32.const 3076) (i32.const 4))
+                 (i32.store (i32.const 3080) (i32.const 65536)) (i32.store (i32.const 3084) (i32.const 1000000))
+                 (call $count (i32.const 1024) (i32.const 4) (i64.const 1) (i32.const 3072) (i32.const 1) (i32.const 2048))",
+            )
+            .memory(large)
+            .items(r#"(data (i32.const 1024) "seen")"#),
+        ),
+        // A value of each length, of 100 names.
+        kind(
+            "series without end",
+            ENDLESS,
+            &first(&format!(
+                "(memory.fill (i32.const 1024) (i32.const 97) (i32.const 1000))
+                 (loop $l
+                   (i32.store (i32.const 3072) (i32.const 1024)) (i32.store (i32.const 3076) (i32.const 4))
+                   (i32.store (i32.const 3080) (i32.const 1024)) (i32.store (i32.const 3084) (i32.rem_u (local.get $i) (i32.const 1000)))
+                   (call $count (i32.const 1024) (i32.rem_u (local.get $i) (i32.const 100)) (i64.const -1) (i32.const 3072) (i32.const 1) (i32.const 2048))
+                   {ENDLESSLY})"
+            )),
+        ),
+        kind(
+            "more remembered of a request than may be",
+            End::Harmless,
+            &first(&format!("(call $remember (i32.const 0) (i32.const 60000) (i32.const 2048)) {REFUSED}")),
+        ),
+        kind(
+            "what is remembered changed without end",
+            ENDLESS,
+            &first(&format!(
+                "(loop $l (call $remember (i32.const 0) (i32.const 4096) (i32.const 2048)) {ENDLESSLY})"
+            )),
+        ),
+        kind(
+            "what is known of the request asked without end",
+            End::Fails(&["filter-timeout", "filter-memory", "filter-host-calls"]),
+            &first(&format!("(loop $l (call $properties (i32.const 2048)) {ENDLESSLY})")),
+        ),
+        kind(
+            "another's secret",
+            End::Harmless,
+            &first(
+                "(call $secret (i32.const 1024) (i32.const 3) (i32.const 2048)) (if (i32.load8_u (i32.const 2048)) (then unreachable))",
+            )
+            .items(r#"(data (i32.const 1024) "key")"#),
+        ),
+    ]
+}
+
+/// One that sends requests of its own.
+fn outbound(origin: SocketAddr) -> Vec<Kind> {
+    let never = format!("http://{origin}/hang");
+    let items = format!(
+        r#"(data (i32.const 1024) "GET") (data (i32.const 1040) "{never}") (data (i32.const 1200) "http://elsewhere.test/")
+           (data (i32.const 1300) "x-a") (data (i32.const 1310) "1\0d\0ax-evil: 1")
+           (data (i32.const 1344) "\14\05\00\00\03\00\00\00\1e\05\00\00\0c\00\00\00")"#
+    );
+    // With so many fields and bytes of a body, for as long as a call may take.
+    let send = |(url, len): (u32, usize), fields: u32, body: u32| {
+        format!(
+            "(call $send (i32.const 1024) (i32.const 3) (i32.const {url}) (i32.const {len}) (i32.const 1344) (i32.const {fields})
+               (i32.const 65536) (i32.const {body}) (i32.const 1) (i32.const -1) (i32.const 2048))"
+        )
+    };
+    let (allowed, elsewhere) = ((1040, never.len()), (1200, 22));
+    let guest = |does: &str| first(does).items(&items).memory(r#"(memory (export "memory") 50)"#);
+    vec![
+        kind(
+            "a request of its own that is never answered",
+            SLOW,
+            &guest(&format!("{} (loop $l (br $l))", send(allowed, 0, 0))),
+        ),
+        kind(
+            "a request of its own to whom it may not send one",
+            End::Harmless,
+            &guest(&format!("{} {REFUSED}", send(elsewhere, 0, 0))),
+        ),
+        kind(
+            "a request of its own with a field that has a line of its own",
+            End::Harmless,
+            &guest(&format!("{} {REFUSED}", send(allowed, 1, 0))),
+        ),
+        kind(
+            "a request of its own with a body of three megabytes",
+            End::Harmless,
+            &guest(&format!("{} {REFUSED}", send(allowed, 0, 3_000_000))),
+        ),
+        kind(
+            "requests of its own without end",
+            ENDLESS,
+            &guest(&format!("(loop $l {} {ENDLESSLY})", send(elsewhere, 0, 0))),
+        ),
+    ]
+}
+
 /// One that is not what it says.
 fn shapes() -> Vec<Kind> {
-    let raw = |name, end, module| Kind { name, module, end };
+    let raw = made;
     let handle = r#"(func (export "beamline:edge/request-handler@0.1.0#handle")"#;
     let realloc = r#"(func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) unreachable)"#;
     let lies = |core: &str| embedded(&parsed(core));
@@ -610,6 +823,8 @@ fn shapes() -> Vec<Kind> {
             End::Refused,
             parsed(r#"(component (import "beamline:edge/http@0.1.0" (core module)))"#),
         ),
+        raw("seventeen instances of a module", End::Refused, Guest::next().and_instances("(module)", 17)),
+        raw("nine tables in all", End::Refused, Guest::next().and_instances("(module (table 1 funcref))", 9)),
         raw("a name of a function that is huge", TRAP, huge_name()),
     ]
 }
@@ -624,7 +839,7 @@ pub(crate) fn huge_name() -> Vec<u8> {
 fn compile() -> Vec<Kind> {
     let many = |n: usize, one: &str| one.repeat(n);
     let bomb = |name, items: String| kind(name, End::Contained, &Guest::next().items(&items));
-    let raw = |name, module| Kind { name, module, end: End::Contained };
+    let raw = |name, module| made(name, End::Contained, module);
     let nested = |levels: usize| format!("{}{}", "(component ".repeat(levels), ")".repeat(levels));
     vec![
         bomb(

@@ -1,7 +1,9 @@
 //! A node with a tenant that means no harm, whose requests go on all the time, and tenants that do.
 
 use std::{
+    collections::BTreeMap,
     env::{self, VarError},
+    net::SocketAddr,
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering::Relaxed},
     thread,
@@ -12,16 +14,16 @@ use beamline_tests::{
     admin::AdminError,
     beamline::Options,
     client::Request,
-    load::{self, Load, Plan, QuickOrigin},
+    load::{self, Load, Outcome, Plan, QuickOrigin},
     process,
     scene::{HOST, PATIENCE, Scene},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::kinds::{End, Kind};
 
 const NOISY: &str = "noisy.test";
-/// What the node may hold more than at its start.
+/// What the node may hold more than at its start, while bombs go off.
 const MORE_MEMORY: u64 = 1 << 30;
 
 /// Whether the long form was asked for.
@@ -75,6 +77,21 @@ impl Stage {
         Self { scene, quick, threads, resident, taken: AtomicU32::new(0), reset: AtomicU32::new(0) }
     }
 
+    /// Where the requests of tenants go.
+    pub(crate) fn origin(&self) -> SocketAddr {
+        self.scene.origin.address()
+    }
+
+    /// What the node holds of the machine's memory, in bytes.
+    pub(crate) fn resident(&self) -> u64 {
+        process::memory(self.scene.node.pid().unwrap()).unwrap().resident
+    }
+
+    /// Modules that were taken so far.
+    pub(crate) fn taken(&self) -> u32 {
+        self.taken.load(Relaxed)
+    }
+
     /// The quiet tenant's requests, until they are stopped.
     fn quiet(&self) -> Load {
         let request = load::request("GET", "/", HOST, &[("x-probe", "headers")], b"");
@@ -106,7 +123,7 @@ impl Stage {
         Ok(())
     }
 
-    fn manifest(&self, host: &str, module: &str) -> serde_json::Value {
+    fn manifest(&self, host: &str, module: &str) -> Value {
         json!({
             "version": 1,
             "hosts": [host],
@@ -120,6 +137,7 @@ impl Stage {
             },
             "filters": [{ "name": "hostile", "module": module }],
             "limits": { "cpu": "20ms", "memory": "4MiB" },
+            "egress": { "allow": [format!("http://{}", self.origin())] },
         })
     }
 
@@ -170,7 +188,10 @@ impl Stage {
     fn ask(&self, host: &str, rounds: usize, at_once: usize) -> Result<Vec<String>, String> {
         let to = self.scene.node.address();
         let one = || -> Result<String, String> {
-            let answer = Request::post("/inspect", "").host(host).send(to).map_err(|e| format!("{e:#}"))?;
+            let answer = match Request::post("/inspect", "a body").host(host).send(to) {
+                Err(error) if format!("{error:#}").contains("response was cut") => return Ok("cut".into()),
+                answer => answer.map_err(|e| format!("{e:#}"))?,
+            };
             match answer.status {
                 200 => {}
                 202 => return Ok("202".into()),
@@ -192,26 +213,82 @@ impl Stage {
         Ok(answers)
     }
 
-    /// Has modules of all these kinds run at once, each of a tenant of its own, for a minute.
-    pub(crate) fn face_all(&self, kinds: &[Kind]) {
-        let mut requests = Vec::new();
+    /// Has modules of all these kinds run at once, each of a tenant of its own. A module that only ever fails is left out,
+    /// and one whose configuration changes has a fresh chance: so they change all the time.
+    pub(crate) fn face_all(&self, kinds: &[Kind], lasting: Duration) {
+        let mut hostile = BTreeMap::new();
+        let mut refused = 0;
         for (i, kind) in kinds.iter().enumerate() {
             let (name, host) = (format!("hostile-{i}"), format!("hostile-{i}.test"));
             self.scene.admin.create_tenant(&name, &[&host], &["127.0.0.0/8"]).unwrap();
-            let Ok(module) = self.scene.admin.push(&name, &kind.module) else { continue };
-            let mut manifest = self.manifest(&host, &module.digest);
-            manifest["upstreams"]["origin"]["endpoints"] = json!([self.quick.address().to_string()]);
-            self.scene.admin.apply(&name, &manifest).unwrap();
-            requests.push(load::get("/", &host));
+            match self.scene.admin.push(&name, &kind.module) {
+                Ok(module) => {
+                    let mut manifest = self.manifest(&host, &module.digest);
+                    manifest["upstreams"]["origin"]["endpoints"] = json!([self.quick.address().to_string()]);
+                    self.scene.admin.apply(&name, &manifest).unwrap();
+                    hostile.insert(name, (kind, manifest));
+                }
+                Err(AdminError::Refused { status, .. })
+                    if (400..500).contains(&status) && matches!(kind.end, End::Contained) =>
+                {
+                    refused += 1;
+                }
+                Err(error) => panic!("{}: {error}", kind.name),
+            }
         }
         let quiet = self.quiet();
-        let mut plan = Plan::new(self.scene.node.address(), requests[0].clone()).connections(64);
+        let request = |host: &Value| load::request("POST", "/", host.as_str().unwrap(), &[], b"a body");
+        let requests: Vec<_> = hostile.values().map(|(_, manifest)| request(&manifest["hosts"][0])).collect();
+        let mut plan = Plan::new(self.scene.node.address(), requests[0].clone()).connections(64).rate(500.0);
         plan.requests = requests;
-        let noise = plan.lasting(Duration::from_secs(60)).timeout(PATIENCE).also_good(503).also_good(502);
-        let noise = load::run(&noise).unwrap();
-        println!("all at once: {noise}");
-        assert_eq!(noise.failed(), 0, "every request was answered: {noise}");
+        let plan = plan.lasting(lasting).timeout(PATIENCE).also_good(503).also_good(502);
+        let noise = load::start(plan).unwrap();
+        let (began, mut rounds) = (Instant::now(), 0);
+        while began.elapsed() < lasting {
+            rounds += 1;
+            for (name, (_, manifest)) in &mut hostile {
+                manifest["filters"][0]["config"] = json!({ "round": rounds });
+                self.scene.admin.apply(name, manifest).unwrap();
+            }
+        }
+        let noise = noise.finish().unwrap();
+        println!("all at once, {refused} of {} refused, {rounds} rounds: {noise}", kinds.len());
+        assert_eq!(noise.failed(), noise.count(Outcome::Cut), "every request was answered: {noise}");
         self.judge(quiet).unwrap();
+        self.look_at_outcomes(&hostile, noise.total());
+    }
+
+    /// Each request of the hostile tenants ended as its kind may, and every kind that is to fail did.
+    fn look_at_outcomes(&self, hostile: &BTreeMap<String, (&Kind, Value)>, total: u64) {
+        let kind_of = |record: &Value| {
+            let tenant = record["tenant.id"].as_str().filter(|_| record["kind"] == "access")?;
+            hostile.get(tenant).map(|(kind, _)| *kind)
+        };
+        let all_told = |log: &[Value]| log.iter().filter(|r| kind_of(r).is_some()).count() as u64 >= total;
+        let log = self.scene.node.wait_log(PATIENCE, all_told).unwrap();
+        let (mut outcomes, mut ran) = (BTreeMap::new(), BTreeMap::new());
+        for record in &log {
+            let Some(kind) = kind_of(record) else { continue };
+            let status = record["http.response.status_code"].to_string();
+            let outcome = record["error.type"].as_str().unwrap_or(&status).to_owned();
+            // What so many at once may come to, whatever they do.
+            let is_load =
+                ["filter-suspended", "filter-capacity", "filter-timeout"].contains(&outcome.as_str());
+            assert!(is_load || kind.end.allows(&outcome), "{}: {record}", kind.name);
+            let its_own = kind.end.allows(&outcome) && outcome != "filter-suspended";
+            *ran.entry(kind.name.as_str()).or_insert(0) += u64::from(its_own);
+            *outcomes.entry(outcome).or_insert(0_u64) += 1;
+        }
+        println!("{outcomes:?}");
+        let failed: u64 = outcomes
+            .iter()
+            .filter(|(outcome, _)| outcome.starts_with("filter-") && *outcome != "filter-suspended")
+            .map(|(_, times)| times)
+            .sum();
+        assert!(failed * 10 >= total, "of {total} requests {failed} met a hostile module: {outcomes:?}");
+        let names = hostile.values().map(|(kind, _)| kind.name.as_str());
+        let idle: Vec<_> = names.filter(|name| ran.get(name).is_none_or(|times| *times == 0)).collect();
+        assert!(idle.is_empty(), "none of these ran: {idle:?}");
     }
 
     /// Nothing panicked, and the node still serves and takes modules.
@@ -241,6 +318,9 @@ impl End {
             Self::Queued => answer == "202",
             // What fails time and again is left out for a while.
             Self::Fails(problems) => problems.contains(&answer) || is_long() && answer == "filter-suspended",
+            Self::BrokenOff => {
+                ["cut", "filter-timeout"].contains(&answer) || is_long() && answer == "filter-suspended"
+            }
             Self::Contained => answer == "200" || answer.starts_with("filter-"),
         }
     }

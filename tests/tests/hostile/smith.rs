@@ -19,6 +19,35 @@ const BATCH: u64 = 25;
 
 /// Modules of one node, within what a tenant may keep.
 const OF_ONE_NODE: u64 = 2_000;
+/// Modules after which a node holds what it always will: its pools have been used, its caches and tables are filled.
+const SETTLED: u32 = 300;
+/// What it may hold more from then on, however many modules come and go.
+const MORE: u64 = 128 << 20;
+
+/// What a node held when it had settled, and a look at what it holds now.
+#[derive(Default)]
+struct Leaks {
+    settled: Option<u64>,
+    samples: Vec<u64>,
+}
+
+impl Leaks {
+    fn look(&mut self, stage: &Stage) {
+        let resident = stage.resident();
+        self.samples.push(resident >> 20);
+        if stage.taken() >= SETTLED {
+            let settled = *self.settled.get_or_insert(resident);
+            let more = resident.saturating_sub(settled);
+            assert!(
+                more <= MORE,
+                "{} modules left {} MiB behind: {:?} MiB",
+                stage.taken(),
+                more >> 20,
+                self.samples
+            );
+        }
+    }
+}
 
 /// The module of a seed; none where the seed's randomness gives none.
 fn module(seed: u64) -> Option<Vec<u8>> {
@@ -65,27 +94,29 @@ fn modules_of_any_seed_are_contained() {
     let first = environment::number("BEAMLINE_SMITH_SEED").unwrap_or_else(any);
     let minutes = environment::number("BEAMLINE_SMITH_MINUTES").unwrap_or(10);
     let lasting = Duration::from_secs(if is_long() { minutes * 60 } else { 6 });
-    let mut stage = Stage::start();
+    let (mut stage, mut leaks) = (Stage::start(), Leaks::default());
     let (began, mut made, mut ran) = (Instant::now(), 0, 0);
     while began.elapsed() < lasting {
         let quiet = stage.begin();
         let seeds = first + made..first + made + BATCH;
         for seed in seeds.clone() {
             let Some(module) = module(seed) else { continue };
-            let kind = Kind { name: "made by a seed", module, end: End::Contained };
+            let kind = Kind { name: "made by a seed".into(), module, end: End::Contained };
             let answers = stage.provoke(&kind);
             ran +=
                 u64::from(!answers.unwrap_or_else(|e| panic!("BEAMLINE_SMITH_SEED={seed}: {e}")).is_empty());
         }
         made += BATCH;
         stage.judge(quiet).unwrap_or_else(|e| panic!("one of the seeds {seeds:?}: {e}"));
+        leaks.look(&stage);
         if made % OF_ONE_NODE == 0 {
             stage.is_well();
-            println!("{made} seeds, {:?}", began.elapsed());
-            stage = Stage::start();
+            println!("{made} seeds, {:?}; the node held {:?} MiB", began.elapsed(), leaks.samples);
+            (stage, leaks) = (Stage::start(), Leaks::default());
         }
     }
     stage.is_well();
+    println!("the node held {:?} MiB", leaks.samples);
     println!("{made} seeds from {first} on; {ran} of their modules ran");
     assert!(ran * 10 >= made, "hardly any module runs: {ran} of {made}");
 }

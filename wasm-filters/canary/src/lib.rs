@@ -58,8 +58,47 @@ beamline_sdk::export!(Canary);
 
 #[cfg(test)]
 mod tests {
+    use beamline_sdk::testing::{Call, run_cases};
+    use proptest::{collection::vec, prop_assert_eq, proptest};
+    use serde_json::json;
+
+    use super::*;
+    use crate::point::POINTS;
+
     #[test]
     fn cases_come_out_as_they_say() {
-        beamline_sdk::testing::run_cases::<super::Canary>(include_str!("../cases.json"));
+        run_cases::<Canary>(include_str!("../cases.json"));
+    }
+
+    /// Hundredths of a percent as they are written.
+    fn percent(points: u32) -> f64 {
+        f64::from(points) / 100.0
+    }
+
+    proptest! {
+        #[test]
+        fn every_point_is_in_the_share_that_covers_it(shares in vec(0..=POINTS / 4, 1..5), point in 0..POINTS) {
+            let share = |(n, points): (usize, &u32)| json!({ "upstream": format!("u{n}"), "percent": percent(*points) });
+            let written: Vec<_> = shares.iter().enumerate().map(share).collect();
+            let split: Split = serde_json::from_value(json!(written)).unwrap();
+            // The line, point by point.
+            let mut line = shares.iter().enumerate().flat_map(|(n, points)| std::iter::repeat_n(n, *points as usize));
+            let expected = line.nth(point as usize).map(|n| format!("u{n}"));
+            prop_assert_eq!(split.at(point).map(str::to_owned), expected);
+        }
+
+        #[test]
+        fn a_share_that_grows_keeps_its_clients(key in "[a-z0-9]{1,20}", share in 0..=POINTS, more in 0..=POINTS) {
+            let is_in = |points: u32| {
+                let config = json!({
+                    "split": [{ "upstream": "next", "percent": percent(points) }],
+                    "sticky": { "header": "x-user" },
+                });
+                let outcome = Call::get("/").header("x-user", &key).config(config).run::<Canary>();
+                let next: Verdict = Verdict::route("next").into();
+                outcome.verdict == next
+            };
+            prop_assert_eq!(is_in(share) && !is_in((share + more).min(POINTS)), false);
+        }
     }
 }

@@ -84,9 +84,10 @@ impl Reuse {
         Some(idle.kept)
     }
 
-    /// Has an instance wait on this thread, unless it has served what it may.
-    pub(super) fn put(&self, kept: Box<Kept>) {
-        if kept.served() < self.0.requests.get() {
+    /// Has an instance wait on this thread, unless it has served what it may, or as many of its tenant's wait as may.
+    pub(super) fn put(&self, mut kept: Box<Kept>) {
+        let cost = kept.cost();
+        if kept.served() < self.0.requests.get() && kept.share.fit(cost) {
             let idle = Idle { kept, of: Arc::clone(&self.0) };
             // Where the shelf is in use, the instance ends here.
             let _ = SHELF.with(|shelf| use_own(shelf, |shelf| shelf.put(idle)));

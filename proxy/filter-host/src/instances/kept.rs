@@ -27,13 +27,15 @@ pub(super) struct Kept {
     served: u32,
     /// Its part in what the node keeps for next requests.
     pub(super) place: Place,
+    /// The same of its tenant's share of that.
+    pub(super) share: Place,
     /// Its part in what requests hold.
     _permit: Option<Permit>,
 }
 
 impl Kept {
-    pub(super) fn new(place: Place, permit: Option<Permit>) -> Box<Self> {
-        Box::new(Self { store: None, instance: None, memory: 0, served: 0, place, _permit: permit })
+    pub(super) fn new(place: Place, share: Place, permit: Option<Permit>) -> Box<Self> {
+        Box::new(Self { store: None, instance: None, memory: 0, served: 0, place, share, _permit: permit })
     }
 
     /// Calls that it has served.

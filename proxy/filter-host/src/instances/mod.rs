@@ -240,7 +240,10 @@ impl Chain {
                 Err(_) => return refused(told, subject, Failure::WallTime(engine.longest_call)),
             },
         };
-        let new = |permit| Kept::new(Place::none(&engine.idle), permit);
+        let new = |permit| {
+            let share = Place::none(self.load.reused(&engine.idle));
+            Kept::new(Place::none(&engine.idle), share, permit)
+        };
         let kept = match (slot.kept.take(), how) {
             (Some(kept), _) => Ok(kept),
             (None, How::Pinned) => match engine.pins.take(&self.load, &self.limits) {

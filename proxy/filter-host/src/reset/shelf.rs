@@ -49,6 +49,11 @@ impl Node {
             bytes: AtomicUsize::new(0),
         })
     }
+
+    /// What one tenant may have of it: half, so that none takes it from all others.
+    pub(crate) fn share(&self) -> Arc<Self> {
+        Self::with_bounds(self.max_instances.div_ceil(2), self.max_bytes / 2)
+    }
 }
 
 /// An instance's part in what a node keeps. It stays with the instance while that is in use, so that a call writes
@@ -75,7 +80,7 @@ impl Place {
     }
 
     /// Makes it one of so many `bytes`; `false` where the node has no room: then it is as it was.
-    fn fit(&mut self, bytes: usize) -> bool {
+    pub(crate) fn fit(&mut self, bytes: usize) -> bool {
         let Self { node, bytes: before } = self;
         if bytes > *before {
             let more = bytes - *before;

@@ -130,6 +130,32 @@ async fn no_tenant_filter_or_revision_has_anothers_instance() {
 }
 
 #[tokio::test]
+async fn no_tenants_instances_take_more_than_half_of_the_room_to_wait() {
+    let _alone = ALONE.lock().await;
+    // Of this pool one in 16 may wait.
+    let room = 512 / 16;
+    let many = |tenant: &str| {
+        let filter = |i: usize| setup(&format!("f{i}"), counter(), several(100));
+        Chain::new(tenant.parse().unwrap(), FilterLimits::default(), (0..room).map(filter).collect())
+    };
+    let (greedy, other) = (many("greedy"), many("other"));
+    for _ in 0..3 {
+        assert!(!matches!(asked(&greedy, "").await.decision, Decision::Failed { .. }));
+        assert_eq!(waiting_on_this_thread(), room / 2);
+    }
+    asked(&other, "").await;
+    assert_eq!(waiting_on_this_thread(), room, "the other one has its half");
+    // Those that wait are found again.
+    assert_eq!(asked(&greedy, "").await.head.headers["x-count"], "1", "the last one does not");
+    let mut next = many("greedy");
+    next.succeed(&greedy);
+    drop(greedy);
+    assert_eq!(waiting_on_this_thread(), room / 2);
+    asked(&next, "").await;
+    assert_eq!(waiting_on_this_thread(), room, "what ended is given back");
+}
+
+#[tokio::test]
 async fn what_waits_goes_with_its_filter_and_when_nobody_comes() {
     let _alone = ALONE.lock().await;
     let one = chain("acme", FilterLimits::default(), several(100));
@@ -236,6 +262,32 @@ async fn a_pinned_instance_lives_from_a_requests_first_phase_to_its_last() {
         assert_eq!((told, fresh.pinned()), ((Some(1), "count 1".into()), None));
         let waiting = usize::from(lifetime != InstanceLifetime::Call);
         assert_eq!(waiting_on_this_thread(), waiting, "of the request phase alone");
+    }
+}
+
+#[tokio::test]
+async fn a_bodys_second_chunk_finds_nothing_of_its_first_unless_the_instance_is_pinned() {
+    let _alone = ALONE.lock().await;
+    // Each chunk leaves a mebibyte in the memory of its instance.
+    let limits = FilterLimits { memory: ByteSize::mib(4), ..Default::default() };
+    for (lifetime, fresh) in
+        [(InstanceLifetime::Call, true), (several(100), true), (InstanceLifetime::Request, false)]
+    {
+        let chain = chain("acme", limits.clone(), lifetime);
+        let passage = passage(&chain, "request-body:grow").await;
+        let mut stage = BodyStage::new(0, None);
+        let mut seen = 0;
+        for _ in 0..8 {
+            let data = Bytes::from_static(b"chunk");
+            match chain.on_chunk(engine(), &passage, &mut stage, data, false).await {
+                Ok(_) => seen += 1,
+                Err(failure) => {
+                    assert_eq!(failure, Failure::Memory(4 << 20), "{lifetime:?}");
+                    break;
+                }
+            }
+        }
+        assert_eq!(seen == 8, fresh, "{lifetime:?}: {seen} chunks");
     }
 }
 

@@ -16,6 +16,10 @@ pub(crate) struct Act {
     mark: Option<String>,
     /// Sets fields of the head, or removes them where `null`. What is refused is logged as `NAME: ERROR`.
     set: BTreeMap<String, Option<String>>,
+    /// Appends fields to the head.
+    append: BTreeMap<String, String>,
+    /// Logs all values of this field of a response's head, as it is then.
+    list: Option<String>,
     /// Sets the status of the response.
     status: Option<u16>,
     /// Adds this to what is remembered.
@@ -103,6 +107,16 @@ impl Act {
             if let Err(error) = changed {
                 log::info!("{name}: {error:?}");
             }
+        }
+        for (name, value) in &self.append {
+            if let Err(error) = head.append(name, value) {
+                log::info!("{name}: {error:?}");
+            }
+        }
+        if let (Some(name), Head::Response(head)) = (&self.list, &mut *head) {
+            let values = head.header_all(name);
+            let values = values.iter().map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+            log::info!("{}", values.collect::<Vec<_>>().join(" | "));
         }
         if let (Some(status), Head::Response(head)) = (self.status, &mut *head)
             && let Err(error) = head.set_status(status)

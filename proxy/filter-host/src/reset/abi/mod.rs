@@ -71,6 +71,12 @@ pub(super) fn find(module: &str, name: &str) -> Option<&'static Function> {
     INTERFACES.iter().flat_map(|i| i.functions).find(|f| f.interface == module && f.name == name)
 }
 
+/// All functions of all interfaces.
+#[cfg(test)]
+pub(super) fn functions() -> impl Iterator<Item = &'static Function> {
+    INTERFACES.iter().flat_map(|i| i.functions)
+}
+
 /// All that a rewritten module can import.
 pub(super) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Guest>> {
     let mut linker = Linker::new(engine);
@@ -114,8 +120,7 @@ mod tests {
     fn each_function_of_the_table_is_linked_with_its_type_and_nothing_else_is() {
         let engine = crate::engine::compiling_core_engine().unwrap();
         let linker = linker(&engine).unwrap();
-        let functions: Vec<_> = INTERFACES.iter().flat_map(|i| i.functions).collect();
-        for function in &functions {
+        for function in functions() {
             let module = Module::new(&engine, wat::parse_str(importing(function)).unwrap()).unwrap();
             linker.instantiate_pre(&module).unwrap_or_else(|e| panic!("{}: {e:#}", function.name));
         }

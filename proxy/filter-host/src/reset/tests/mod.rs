@@ -1,5 +1,6 @@
 //! The proof of the reset tier: nothing passes from one request to the next, and no module can tell the tiers apart.
 
+mod arguments;
 mod differential;
 mod generated;
 mod hostile;
@@ -12,12 +13,13 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use beamline_model::{FilterLimits, InstanceLifetime, OnError};
+use beamline_model::{FilterLimits, InstanceLifetime, OnError, SecretValue};
 use tokio::runtime::{Builder, Runtime};
 
 use super::{kept::Kept, shelf};
 use crate::{
-    Chain, ChainOutcome, Engine, EngineSettings, FilterSetup, Module, RequestHead, Tier,
+    Chain, ChainOutcome, Engine, EngineSettings, FilterConfig, FilterSetup, HostView, Module, Redaction,
+    RequestHead, Tier,
     tests::{View, guest, taken},
 };
 
@@ -75,13 +77,28 @@ impl Both {
 
     /// One request in the component tier and one in the reset tier.
     fn pair(&self, config: &str, limits: &FilterLimits, head: &RequestHead) -> (Seen, Seen) {
-        let component = Seen::of(&ask(&tiers().component, &self.component, config, limits, head));
-        (component, self.reset(config, limits, head))
+        self.pair_seeing(config, limits, head, &|| View::new(limits.clone()))
+    }
+
+    /// The same, where the host shows it what `view` makes, anew for each.
+    fn pair_seeing(
+        &self,
+        config: &str,
+        limits: &FilterLimits,
+        head: &RequestHead,
+        view: &dyn Fn() -> View,
+    ) -> (Seen, Seen) {
+        let component = ask_seeing(&tiers().component, &self.component, config, limits, head, view());
+        (Seen::of(&component), self.reset_seeing(config, limits, head, view()))
     }
 
     /// One request in the reset tier alone, after which this thread's instance is as a new one.
     fn reset(&self, config: &str, limits: &FilterLimits, head: &RequestHead) -> Seen {
-        let seen = Seen::of(&ask(&tiers().reset, &self.reset, config, limits, head));
+        self.reset_seeing(config, limits, head, View::new(limits.clone()))
+    }
+
+    fn reset_seeing(&self, config: &str, limits: &FilterLimits, head: &RequestHead, view: View) -> Seen {
+        let seen = Seen::of(&ask_seeing(&tiers().reset, &self.reset, config, limits, head, view));
         let kept = self.as_new();
         if !seen.failed() {
             self.well.set(self.well.get() + 1);
@@ -167,16 +184,42 @@ fn ask(
     limits: &FilterLimits,
     head: &RequestHead,
 ) -> ChainOutcome {
+    ask_seeing(engine, module, config, limits, head, View::new(limits.clone()))
+}
+
+/// One request to a filter that may read the secret `key`.
+fn ask_seeing(
+    engine: &Engine,
+    module: &Arc<Module>,
+    config: &str,
+    limits: &FilterLimits,
+    head: &RequestHead,
+    view: View,
+) -> ChainOutcome {
+    let secret = SecretValue::new(b"what nobody is told").unwrap();
+    let redaction = Redaction::of([&secret]);
+    let secrets = vec![("key".parse().unwrap(), Ok(secret))];
     let filter = FilterSetup {
         name: "probe".parse().unwrap(),
         module: Some(Arc::clone(module)),
-        config: crate::FilterConfig::new(&"probe".parse().unwrap(), config),
+        config: FilterConfig::with_secrets(&"probe".parse().unwrap(), config, secrets, &redaction),
         on_error: OnError::FailClosed,
         lifetime: InstanceLifetime::Call,
     };
     let chain = Chain::new("acme".parse().unwrap(), limits.clone(), vec![filter]);
-    let view = View::shared(limits.clone());
+    let view: Arc<dyn HostView> = Arc::new(view);
     runtime().block_on(chain.on_request(engine, &view, Box::new(head.clone())))
+}
+
+/// Numbers by chance, the same ones for the same seed.
+fn random_numbers(seed: u64) -> impl FnMut() -> u64 {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    }
 }
 
 /// A core module from text, with its component type.
