@@ -53,3 +53,59 @@ pub fn longer(module: &[u8], by: usize) -> Vec<u8> {
     // A custom section (id 0): its length, its empty name, its content.
     [module, &[0], &bytes.collect::<Vec<_>>(), &[0], &vec![0; by]].concat()
 }
+
+/// The same module with a function more that is small as it is written and takes a compiler very long: a compile bomb.
+///
+/// # Errors
+/// Where the bytes are no core module with functions.
+pub fn bomb(module: &[u8]) -> Result<Vec<u8>> {
+    const FUNCTIONS: u8 = 3;
+    const CODE: u8 = 10;
+    // No locals; a hundred thousand loops that ask for the memory's size; then `unreachable`, which fits any type.
+    let mut body = vec![0];
+    (0..100_000).for_each(|_| body.extend([0x03, 0x40, 0x3f, 0x00, 0x0d, 0x00, 0x0b]));
+    body.extend([0x00, 0x0b]);
+    let body = [leb128(body.len()), body].concat();
+
+    let (header, mut rest) = module.split_at_checked(8).context("a module has a header")?;
+    let mut bombed = header.to_vec();
+    while let Some((id, after)) = rest.split_first() {
+        let (length, after) = read_leb128(after).context("a section has a length")?;
+        let (section, after) = after.split_at_checked(length).context("a section is whole")?;
+        let section = match *id {
+            // One function more, of the first type.
+            FUNCTIONS => one_more(section, &[0])?,
+            CODE => one_more(section, &body)?,
+            _ => section.to_vec(),
+        };
+        bombed.push(*id);
+        bombed.extend(leb128(section.len()));
+        bombed.extend(section);
+        rest = after;
+    }
+    Ok(bombed)
+}
+
+/// A section that is a list, with another item at its end.
+fn one_more(section: &[u8], item: &[u8]) -> Result<Vec<u8>> {
+    let (count, items) = read_leb128(section).context("a list has a count")?;
+    Ok([&leb128(count + 1), items, item].concat())
+}
+
+fn leb128(mut n: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        let low = (n & 0x7f) as u8;
+        n >>= 7;
+        bytes.push(if n > 0 { low | 0x80 } else { low });
+        if n == 0 {
+            return bytes;
+        }
+    }
+}
+
+fn read_leb128(bytes: &[u8]) -> Option<(usize, &[u8])> {
+    let end = bytes.iter().take(5).position(|byte| byte & 0x80 == 0)?;
+    let n = bytes[..=end].iter().rev().fold(0, |n, byte| n << 7 | usize::from(byte & 0x7f));
+    Some((n, &bytes[end + 1..]))
+}

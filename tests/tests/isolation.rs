@@ -120,9 +120,14 @@ fn notices_nothing(step: &str, limit: Duration, expected: &str) {
     let of_noisy = |r: &&Value| r["kind"] == "access" && r["tenant.id"] == "noisy";
     let told = |log: &[Value]| log.iter().filter(of_noisy).count() as u64 == noise.total();
     let log = scene.node.wait_log(PATIENCE, told).unwrap();
-    for record in log.iter().filter(of_noisy).filter(|r| r["http.response.status_code"] == 503) {
-        assert_eq!(record["error.type"], expected, "{record}");
-    }
+    let refused: Vec<_> =
+        log.iter().filter(of_noisy).filter(|r| r["http.response.status_code"] == 503).collect();
+    let is = |record: &&&Value, kind: &str| record["error.type"] == kind;
+    let ended = refused.iter().filter(|record| is(record, expected)).count();
+    assert!(ended >= CALLS, "{ended} calls were ended as {expected}");
+    // On a busy machine fewer of the others come between them, and the breaker may leave the module out for a moment.
+    let other = refused.iter().find(|record| !is(record, expected) && !is(record, "filter-suspended"));
+    assert!(other.is_none(), "{other:?}");
     let held = process::memory(scene.node.pid().unwrap()).unwrap().peak.saturating_sub(memory.resident);
     println!("the node held {} MiB more at most", held >> 20);
     // 64 instances at their limit of 16 MiB would be a gibibyte; only those that run at a time hold theirs.

@@ -315,6 +315,12 @@ impl NatsFile {
         if !(1..=NATS_SERVERS).contains(&self.servers.len()) {
             bail!("nats.{name}.servers: expected 1 to {NATS_SERVERS} servers; found {}", self.servers.len());
         }
+        let by_tls = self.servers.iter().filter(|server| server.is_tls()).count();
+        if self.tls.is_none() && by_tls > 0 && by_tls < self.servers.len() {
+            bail!(
+                "nats.{name}.servers: expected all of them as tls:// or none; found both: whoever keeps the node from the one kind would get its credentials on the way to the other. Where all have TLS, set nats.{name}.tls"
+            );
+        }
         let defaults = ConnectionSettings::new(self.servers.clone());
         let within = |key: &str, value: Option<HumanDuration>, default: Duration, most: HumanDuration| {
             let value = value.map_or(default, HumanDuration::get);
@@ -496,6 +502,7 @@ mod tests {
         assert_eq!((settings.servers.len(), settings.ping_interval), (2, Duration::from_secs(9)));
         for (text, expected) in [
             ("servers = []\n".to_owned(), "nats.main.servers: expected 1 to 16 servers"),
+            ("servers = [\"tls://a\", \"nats://b\"]\n".into(), "expected all of them as tls:// or none"),
             ("servers = [\"nats://u:p@a\"]\n".into(), "credentials do not belong here"),
             (format!("{servers}max_body = \"1GiB\"\n"), "nats.main.max_body: expected 1B to 8128KiB"),
             (format!("{servers}ping_interval = \"2m\"\n"), "nats.main.ping_interval: expected at most 1m"),

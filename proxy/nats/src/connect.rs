@@ -20,6 +20,8 @@ use crate::{
     wire::{Failed, Wire},
 };
 
+/// What a message's headers may take beside a body of `max_body`, in bytes.
+const HEADERS_ROOM: u64 = 64 << 10;
 /// Addresses of one name that are dialled.
 const ADDRESSES: usize = 4;
 
@@ -131,6 +133,14 @@ async fn greet(
     if let Some(why) = unsuitable(&info, &settings.auth) {
         return Err(greeting.unsuitable(why));
     }
+    // Said in the clear, anybody may have said it: then it must leave the room that is asked for, and counts for no more.
+    let room = settings.max_body + HEADERS_ROOM;
+    let max_payload = if greeting.tls.is_none() || first { info.max_payload } else { room };
+    if info.max_payload < max_payload {
+        return Err(greeting.unsuitable(
+            "has a max_payload that is less than the connection's max_body and 64 KiB for headers: raise the one, lower the other, or set handshake_first on both sides, so that the server says it under TLS",
+        ));
+    }
     waiting.set("its credentials' files were not read");
     let credentials = off_thread(settings, |settings| Credentials::read(&settings.auth)).await?;
     let hello = hello(&credentials, &info, greeting.tls.is_some()).map_err(|why| greeting.unsuitable(why))?;
@@ -145,7 +155,7 @@ async fn greet(
         }
     }
     let Greeting { wire, decoder, buffer, .. } = greeting;
-    Ok(Greeted { wire, peer, max_payload: info.max_payload, decoder, buffer })
+    Ok(Greeted { wire, peer, max_payload, decoder, buffer })
 }
 
 /// Reads files where it holds up nobody's requests.

@@ -137,6 +137,13 @@ impl fmt::Debug for Connections {
     }
 }
 
+impl ServerAddress {
+    /// Whether its URL asks for TLS.
+    pub fn is_tls(&self) -> bool {
+        self.tls
+    }
+}
+
 impl FromStr for ServerAddress {
     type Err = InvalidServer;
 

@@ -82,8 +82,12 @@ impl Wire {
         if session.read_tls(&mut Direct(&self.socket))? == 0 {
             return Ok(0);
         }
+        // A record that waits would leave before an alert does, and whoever made it was told, or will be, that it has not.
+        let clear = !session.wants_write();
         if let Err(error) = session.process_new_packets() {
-            let _ = session.write_tls(&mut Direct(&self.socket));
+            if clear {
+                let _ = session.write_tls(&mut Direct(&self.socket));
+            }
             return Err(io::Error::new(io::ErrorKind::InvalidData, error));
         }
         match take_plaintext(&mut session, buffer)? {
@@ -185,6 +189,7 @@ fn take_plaintext(session: &mut ClientConnection, buffer: &mut BytesMut) -> io::
 }
 
 /// Why there is no TLS.
+#[derive(Debug)]
 pub(crate) enum Failed {
     Io(io::Error),
     Tls(rustls::Error),
@@ -210,5 +215,120 @@ impl io::Write for Direct<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Write as _},
+        net::{TcpListener, TcpStream as Peer},
+        sync::Arc,
+        time::Duration,
+    };
+
+    use rustls::{
+        ClientConfig, RootCertStore, ServerConfig, ServerConnection,
+        crypto::aws_lc_rs,
+        pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+    };
+
+    use super::*;
+
+    /// Both ends of a session, for a name and an authority of their own.
+    fn configs() -> (ClientConfig, ServerConfig) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let cert =
+            rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(cert.der().clone()).unwrap();
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let client = ClientConfig::builder_with_provider(Arc::clone(&provider));
+        let client = client.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots);
+        let server =
+            ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let server = server.with_no_client_auth().with_single_cert(vec![cert.der().clone()], key).unwrap();
+        (client.with_no_client_auth(), server)
+    }
+
+    /// All that comes until nothing does for a while.
+    fn drained(peer: &mut Peer) -> Vec<u8> {
+        peer.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        let (mut all, mut piece) = (Vec::new(), vec![0; 1 << 16]);
+        while let Ok(read @ 1..) = peer.read(&mut piece) {
+            all.extend_from_slice(&piece[..read]);
+        }
+        all
+    }
+
+    /// How much of what a session's bytes say can be read.
+    fn readable(session: &mut ServerConnection, mut bytes: &[u8]) -> usize {
+        let (mut read, mut piece) = (0, vec![0; 1 << 16]);
+        while !bytes.is_empty() {
+            session.read_tls(&mut bytes).unwrap();
+            session.process_new_packets().unwrap();
+            while let Ok(some @ 1..) = session.reader().read(&mut piece) {
+                read += some;
+            }
+        }
+        read
+    }
+
+    #[test]
+    fn what_the_kernel_has_not_taken_never_leaves_whatever_comes() {
+        let (client, server) = configs();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let peer = std::thread::spawn(move || {
+            let mut peer = listener.accept().unwrap().0;
+            let mut session = ServerConnection::new(Arc::new(server)).unwrap();
+            while session.is_handshaking() {
+                session.complete_io(&mut peer).unwrap();
+            }
+            (peer, session)
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut wire = Wire::plain(TcpStream::connect(address).await.unwrap());
+            let session = ClientConnection::new(Arc::new(client), "localhost".try_into().unwrap()).unwrap();
+            wire.secure(session, &mut BytesMut::new()).await.unwrap();
+            let (mut peer, mut session) = peer.join().unwrap();
+
+            // Until the peer, which does not read, and both kernels hold all that they can.
+            let (message, mut taken) = ([b'x'; RECORD], 0);
+            wire.writable().await.unwrap();
+            let mut refused = 0;
+            while refused < 3 {
+                if !wire.has_sealed() {
+                    assert_eq!(wire.seal(&[IoSlice::new(&message)]).unwrap(), RECORD);
+                }
+                match wire.write_sealed() {
+                    Ok(true) => (taken, refused) = (taken + 1, 0),
+                    Ok(false) => {}
+                    Err(error) => {
+                        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                        refused += 1;
+                        let _ = tokio::time::timeout(Duration::from_millis(50), wire.writable()).await;
+                    }
+                }
+            }
+            assert!(taken > 0 && wire.has_sealed(), "a record waits behind {taken}");
+
+            // Then there is room again, and with it comes what is no record of this session.
+            let mut sent = drained(&mut peer);
+            peer.write_all(&[&[0x17, 3, 3, 0, 32], &[7; 32][..]].concat()).unwrap();
+            let mut buffer = BytesMut::new();
+            let broken = loop {
+                wire.readable().await.unwrap();
+                match wire.try_read(&mut buffer) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    other => break other,
+                }
+            };
+            assert_eq!(broken.unwrap_err().kind(), io::ErrorKind::InvalidData);
+            sent.extend(drained(&mut peer));
+            assert_eq!(readable(&mut session, &sent), taken * RECORD, "what was taken, and nothing else");
+        });
     }
 }

@@ -71,9 +71,14 @@ impl Pki {
         )
     }
 
-    /// A server with TLS.
+    /// A server with TLS, of which more is said.
     pub(crate) fn server(&self, more: &str) -> NatsServer {
-        let mut server = NatsServer::prepare(&self.server_settings(more)).unwrap();
+        self.server_with(more, "")
+    }
+
+    /// The same, and more of the server itself.
+    pub(crate) fn server_with(&self, more: &str, of_server: &str) -> NatsServer {
+        let mut server = NatsServer::prepare(&(self.server_settings(more) + of_server)).unwrap();
         let client = more.contains("verify").then(|| {
             self.issue("tests", "tests.internal");
             self.pair("tests")

@@ -166,6 +166,14 @@ fn the_handshake_comes_first_where_both_sides_say_so() {
 }
 
 #[test]
+fn what_a_server_says_before_tls_of_how_much_it_takes_is_only_ever_enough_or_not() {
+    let pki = Pki::new();
+    let server = pki.server_with("", "max_payload: 10000");
+    let configuration = node_config(&server, "tls", &tls(&[("ca_file", &pki.ca())]));
+    stage(server, configuration).expect_down("an order", "has a max_payload that is less");
+}
+
+#[test]
 fn certificates_that_are_replaced_on_disk_count_from_the_next_connection_on() {
     let mut pki = Pki::new();
     let mut stage = pki.stage("", on_failure());

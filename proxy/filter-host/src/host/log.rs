@@ -41,7 +41,7 @@ impl GuestLog {
         let room = self.room();
         if room > 0 && redaction.is_needed() {
             let (told, read) = redaction.redacted(&message, room);
-            self.cut += (message.len() - read) as u64;
+            self.cut = self.cut.saturating_add((message.len() - read) as u64);
             message = told;
         }
         self.push(level, message);
@@ -51,12 +51,12 @@ impl GuestLog {
     pub(super) fn push(&mut self, level: LogLevel, mut message: String) {
         let room = self.room();
         if room == 0 {
-            self.cut += message.len() as u64;
+            self.cut = self.cut.saturating_add(message.len() as u64);
             return;
         }
         if message.len() > room {
             let end = message.floor_char_boundary(room);
-            self.cut += (message.len() - end) as u64;
+            self.cut = self.cut.saturating_add((message.len() - end) as u64);
             message.truncate(end);
         }
         self.left = self.left.saturating_sub(message.len() as u64 + LINE_COST);

@@ -1,6 +1,6 @@
 //! `secrets`: what the manifest lets the filter read, and that it is not logged.
 
-use std::{fmt, sync::Arc};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use beamline_model::SecretValue;
 use memchr::memmem::Finder;
@@ -29,12 +29,12 @@ pub struct Redaction {
 }
 
 impl Redaction {
-    /// Of these secrets; one that is no text stands in none.
+    /// Of these secrets; of one that is no text, what stands for it where a text is made of it.
     pub fn of<'s>(secrets: impl IntoIterator<Item = &'s SecretValue>) -> Arc<Self> {
-        let texts = secrets.into_iter().filter_map(|secret| std::str::from_utf8(secret.reveal()).ok());
-        let written = |text: &str| {
+        let texts = secrets.into_iter().map(|secret| String::from_utf8_lossy(secret.reveal()));
+        let written = |text: Cow<'_, str>| {
             let (quoted, debug) = (json!(text).to_string(), format!("{text:?}"));
-            [text.to_owned(), inner(&quoted).to_owned(), inner(&debug).to_owned()]
+            [text.into_owned(), inner(&quoted).to_owned(), inner(&debug).to_owned()]
         };
         let mut patterns: Vec<_> = texts.flat_map(written).collect();
         patterns.sort_unstable();

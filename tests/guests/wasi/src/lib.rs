@@ -110,7 +110,13 @@ fn flood(kib: u64, line: usize) -> Value {
     text.iter_mut().skip(line).step_by(line + 1).for_each(|byte| *byte = b'\n');
     let out = stdout::get_stdout();
     out.write(&text).expect("an output is never closed");
-    out.write_zeroes(u64::MAX).expect("an output is never closed");
+    json!("printed")
+}
+
+/// Prints zeroes without end, again and again.
+fn zeroes(times: u64) -> Value {
+    let out = stdout::get_stdout();
+    (0..times).for_each(|_| out.write_zeroes(u64::MAX).expect("an output is never closed"));
     json!("printed")
 }
 
@@ -158,6 +164,7 @@ impl Filter for Wasi {
             "print" => print(),
             "flood" => flood(number, 100),
             "lines" => flood(number, 0),
+            "zeroes" => zeroes(number),
             "forge" => forge(number),
             "hoard" => hoard(number),
             "repeat" => repeat(number),

@@ -1,10 +1,11 @@
 //! What there is none of: files, terminals, sockets. Nothing gives a guest a handle of these, so a function that takes one ends
 //! the call.
 
-use wasmtime::component::{Linker, Resource};
+use wasmtime::component::{ComponentType, Lift, Linker, Lower, Resource};
 
 use super::{
     Interface, Running,
+    io::Failed,
     sockets::{Addresses, Tcp, Udp},
 };
 
@@ -78,9 +79,90 @@ fn files(linker: &mut Linker<Running>) -> wasmtime::Result<()> {
         "[method]descriptor.metadata-hash",
         "[method]descriptor.metadata-hash-at",
         "[method]directory-entry-stream.read-directory-entry",
-        // Of an error, of which there is none either: no stream fails.
-        "filesystem-error-code",
-    ])
+    ])?;
+    // Of an error, of which there is none either: no stream fails.
+    types.function("filesystem-error-code", |_, (_,): (Resource<Failed>,)| Ok((None::<ErrorCode>,)))
+}
+
+#[derive(Clone, Copy, ComponentType, Lift, Lower)]
+#[component(enum)]
+#[repr(u8)]
+#[expect(dead_code, reason = "a module's type is compared with it; nobody is told one")]
+enum ErrorCode {
+    #[component(name = "access")]
+    Access,
+    #[component(name = "would-block")]
+    WouldBlock,
+    #[component(name = "already")]
+    Already,
+    #[component(name = "bad-descriptor")]
+    BadDescriptor,
+    #[component(name = "busy")]
+    Busy,
+    #[component(name = "deadlock")]
+    Deadlock,
+    #[component(name = "quota")]
+    Quota,
+    #[component(name = "exist")]
+    Exist,
+    #[component(name = "file-too-large")]
+    FileTooLarge,
+    #[component(name = "illegal-byte-sequence")]
+    IllegalByteSequence,
+    #[component(name = "in-progress")]
+    InProgress,
+    #[component(name = "interrupted")]
+    Interrupted,
+    #[component(name = "invalid")]
+    Invalid,
+    #[component(name = "io")]
+    Io,
+    #[component(name = "is-directory")]
+    IsDirectory,
+    #[component(name = "loop")]
+    Loop,
+    #[component(name = "too-many-links")]
+    TooManyLinks,
+    #[component(name = "message-size")]
+    MessageSize,
+    #[component(name = "name-too-long")]
+    NameTooLong,
+    #[component(name = "no-device")]
+    NoDevice,
+    #[component(name = "no-entry")]
+    NoEntry,
+    #[component(name = "no-lock")]
+    NoLock,
+    #[component(name = "insufficient-memory")]
+    InsufficientMemory,
+    #[component(name = "insufficient-space")]
+    InsufficientSpace,
+    #[component(name = "not-directory")]
+    NotDirectory,
+    #[component(name = "not-empty")]
+    NotEmpty,
+    #[component(name = "not-recoverable")]
+    NotRecoverable,
+    #[component(name = "unsupported")]
+    Unsupported,
+    #[component(name = "no-tty")]
+    NoTty,
+    #[component(name = "no-such-device")]
+    NoSuchDevice,
+    #[component(name = "overflow")]
+    Overflow,
+    #[component(name = "not-permitted")]
+    NotPermitted,
+    #[component(name = "pipe")]
+    Pipe,
+    #[component(name = "read-only")]
+    ReadOnly,
+    #[component(name = "invalid-seek")]
+    InvalidSeek,
+    #[component(name = "text-file-busy")]
+    TextFileBusy,
+    #[component(name = "cross-device")]
+    CrossDevice,
 }
 
 fn sockets(linker: &mut Linker<Running>) -> wasmtime::Result<()> {

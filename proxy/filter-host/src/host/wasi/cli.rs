@@ -28,7 +28,7 @@ impl Text {
         let most = log.room().saturating_add(redaction.longest());
         let kept = bytes.len().min(most.saturating_sub(self.bytes.len()));
         self.bytes.extend_from_slice(&bytes[..kept]);
-        self.beyond += (bytes.len() - kept) as u64;
+        self.beyond = self.beyond.saturating_add((bytes.len() - kept) as u64);
     }
 
     /// Tells each line. Secrets are looked for in all of it at once: a guest may print one in pieces.
@@ -38,7 +38,7 @@ impl Text {
         for line in told.lines() {
             log.push(level, line.to_owned());
         }
-        log.cut += (text.len() - read) as u64 + self.beyond;
+        log.cut = log.cut.saturating_add((text.len() - read) as u64).saturating_add(self.beyond);
     }
 }
 

@@ -107,9 +107,11 @@ impl<'l> Interface<'l> {
         self.0.resource(name, ResourceType::host::<T>(), |_, _| Ok(()))
     }
 
-    /// Functions that take a handle which no guest can have: of a resource of which there are none.
+    /// Methods of a resource of which there are none: their first parameter is a handle that no guest can have. It is read
+    /// first, so that nothing else that a guest hands over is read, whatever type it says that this has.
     fn absent(&mut self, names: &[&str]) -> wasmtime::Result<()> {
         names.iter().try_for_each(|name| {
+            debug_assert!(name.starts_with("[method]"), "{name} has no handle first");
             let refusal = format!("{name} was called, though there is nothing that it could be called for");
             self.0.func_new(name, move |_, _, _, _| Err(wasmtime::Error::msg(refusal.clone())))
         })
@@ -137,6 +139,27 @@ mod tests {
             "evil:cli/environment@0.2.0",
         ] {
             assert!(!offers(other), "{other}");
+        }
+    }
+
+    /// Else a guest could have the host read what takes it long, or much memory.
+    #[test]
+    fn what_takes_no_handle_first_has_the_type_that_it_has() {
+        let engine = crate::engine::compiling_engine().unwrap();
+        let linker = crate::engine::linker(&engine).unwrap();
+        for (interface, function) in
+            [("filesystem/types", "filesystem-error-code"), ("sockets/network", "network-error-code")]
+        {
+            for parameter in ["(list u8)", "u32"] {
+                let text = format!(
+                    r#"(component (import "wasi:{interface}@0.2.0" (instance
+                        (export "{function}" (func (param "err" {parameter}) (result bool))))))"#
+                );
+                let component =
+                    wasmtime::component::Component::new(&engine, wat::parse_str(&text).unwrap()).unwrap();
+                let refused = linker.instantiate_pre(&component).err();
+                assert!(refused.is_some(), "{function} of {parameter}");
+            }
         }
     }
 

@@ -3,10 +3,15 @@
 //! The node has one worker, on the proxy's processor. Each pair of turns takes the same load at the same rate, alone
 //! and beside what disturbs it; what counts is the median of the differences. Latency counts from when a request was due.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Result, ensure};
 use beamline_tests::{
+    admin::AdminError,
     beamline::Options,
     guests::{self, variant},
     load::{self, Plan, QuickOrigin, Report},
@@ -27,6 +32,8 @@ const BAR_CHANGES: f64 = 5.0;
 const NOISY: &str = "noisy.test";
 /// Calls of the noisy tenant at once.
 const CALLS: usize = 64;
+/// Tenants of which each has a call in a loop.
+const TENANTS: usize = 100;
 const PAIRS: usize = 5;
 const TURN: Duration = Duration::from_secs(2);
 const CHANGES: usize = 500;
@@ -41,8 +48,9 @@ pub(crate) fn run() -> Result<(Vec<Bar>, Value)> {
         &["filter-memory", "filter-timeout"],
         "64 memory bombs of another tenant on the same worker, p99",
     )?;
+    let at_once = at_once()?;
     let changes = changes()?;
-    let (bars, figures): (Vec<_>, Vec<_>) = [spinners, bombs, changes].into_iter().unzip();
+    let (bars, figures): (Vec<_>, Vec<_>) = [spinners, bombs, at_once, changes].into_iter().unzip();
     Ok((bars, Value::Array(figures)))
 }
 
@@ -123,6 +131,94 @@ fn beside(step: &str, expected: &[&str], what: &str) -> Result<(Bar, Value)> {
     let (bar, mut figures) = judged(what, BAR_BESIDE, 99.0, &pairs);
     println!("    {calls:?} calls of the noisy tenant, each ended as {expected}");
     figures["noisy_calls"] = json!(calls);
+    Ok((bar, figures))
+}
+
+/// `acme` beside all of it: loops and bombs of one tenant each, a loop of each of `TENANTS` tenants, and modules that are
+/// bombs for their compiler.
+fn at_once() -> Result<(Bar, Value)> {
+    const LOOPS: &str = "spin";
+    const BOMBS: &str = "bombs.test";
+    let origin = QuickOrigin::start(128)?;
+    let scene = Scene::with(Options { workers: 1, cpu: Some(PROXY_CPU), ..Options::default() })?;
+    let probe = guests::module("probe")?;
+    let endpoints = json!([origin.address().to_string()]);
+    let serve = |tenant: &str, host: &str| -> Result<()> {
+        let module = scene.admin.push(tenant, &probe)?;
+        let manifest = json!({
+            "version": 1,
+            "hosts": [host],
+            "default_upstream": "origin",
+            "upstreams": { "origin": { "endpoints": endpoints } },
+            "filters": [{ "name": "probe", "module": module.digest }],
+        });
+        scene.admin.apply(tenant, &manifest)?;
+        Ok(())
+    };
+    serve(TENANT, HOST)?;
+    let mut hosts: Vec<String> = (0..TENANTS).map(|n| format!("loops-{n}.test")).collect();
+    hosts.extend([NOISY.to_owned(), BOMBS.to_owned()]);
+    for host in &hosts {
+        let tenant = host.trim_end_matches(".test");
+        scene.admin.create_tenant(tenant, &[host], &["127.0.0.0/8"])?;
+        serve(tenant, host)?;
+    }
+
+    let to = scene.node.address();
+    let acme = load::request("GET", "/", HOST, &[("x-probe", "headers")], b"");
+    let acme = Plan::new(to, acme).connections(16).rate(2000.0).lasting(TURN).timeout(PATIENCE);
+    let noise = |host: &str, step: &str| Plan::noise(to, host, step).lasting(2 * PATIENCE).timeout(PATIENCE);
+    let mut of_all = Plan { requests: Vec::new(), ..noise(NOISY, LOOPS) };
+    let each: Vec<_> = hosts[..TENANTS].iter().map(|host| noise(host, LOOPS).requests).collect();
+    for n in 0..each[0].len() {
+        of_all.requests.extend(each.iter().map(|requests| requests[n].clone()));
+    }
+    let noises = [
+        noise(NOISY, LOOPS).connections(CALLS),
+        noise(BOMBS, "bomb").connections(CALLS),
+        of_all.connections(TENANTS),
+    ];
+    let (bomb, done) = (guests::bomb(&probe)?, AtomicBool::new(false));
+    let bomber = scene.node.admin()?;
+    let (pairs, pushed) = thread::scope(|scope| {
+        let disturbed = || -> Result<Vec<(Report, Report)>> {
+            let mut pairs = Vec::new();
+            for _ in 0..PAIRS {
+                let alone = load::run(&acme)?;
+                let noises = noises.iter().cloned().map(load::start).collect::<Result<Vec<_>>>()?;
+                noises.iter().try_for_each(|noise| noise.wait_for_more(1, PATIENCE))?;
+                let beside = load::run(&acme)?;
+                for noise in noises {
+                    let noise = noise.stop()?;
+                    let of = |status| noise.statuses.get(&status).copied().unwrap_or(0);
+                    ensure!(of(200) + of(503) == noise.total() && of(503) > 0, "each call is ended: {noise}");
+                }
+                pairs.push((alone, beside));
+            }
+            Ok(pairs)
+        };
+        let bombing = scope.spawn(|| {
+            let mut pushed = 0_u32;
+            while !done.load(Ordering::Relaxed) {
+                let refused = bomber.push("noisy", &variant(&bomb, &pushed.to_string()));
+                ensure!(
+                    matches!(refused, Err(AdminError::Refused { status: 422 | 503, .. })),
+                    "a compile bomb is refused: {refused:?}"
+                );
+                pushed += 1;
+            }
+            Ok(pushed)
+        });
+        let pairs = disturbed();
+        done.store(true, Ordering::Relaxed);
+        let pushed = bombing.join().map_err(|_| anyhow::anyhow!("the bomber panicked"))?;
+        Ok::<_, anyhow::Error>((pairs?, pushed?))
+    })?;
+    let what =
+        format!("{CALLS} spinners, {CALLS} bombs, {TENANTS} tenants in loops, compile bombs at once, p99");
+    let (bar, mut figures) = judged(&what, BAR_BESIDE, 99.0, &pairs);
+    println!("    {pushed} compile bombs, one after the other");
+    figures["compile_bombs"] = json!(pushed);
     Ok((bar, figures))
 }
 
