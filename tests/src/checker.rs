@@ -12,12 +12,16 @@
 //!   no violation: it was in flight at a crash. It is counted;
 //! - a request that its client sends again under its `Idempotency-Key`, not knowing what became of it, is stored once;
 //! - requests of one ordering key, each begun after the one before was answered, arrive in that order;
-//! - receipts tell what happened, and attempts are counted;
+//! - receipts tell what happened, whether the origin's answer came whole among it, and attempts are counted;
+//! - what a client was told to be the origin's good answer was given by the origin;
+//! - at no moment is more queued than the quotas allow;
+//! - nobody is told that nobody knows whether a request was stored, but where the disk failed under it or the node crashed;
 //! - a request goes unanswered only where the node crashed under it;
 //! - a change that was answered 2xx is there, whatever came after it, and nothing is there that nobody asked for.
 
 mod changes;
 mod ledger;
+mod quota;
 mod verdict;
 
 use std::fmt;
@@ -25,6 +29,7 @@ use std::fmt;
 pub use self::{
     changes::{Change, Changes, Outcome, Sight},
     ledger::{End, Exchange, Intent, Ledger},
+    quota::Quota,
     verdict::{Arrival, Numbers, Receipt, Verdict, judge},
 };
 
@@ -68,6 +73,12 @@ pub enum Kind {
     AttemptRepeated,
     /// A request got no answer, and there was no crash to blame.
     Unanswered,
+    /// A request was answered as by its origin, which did not answer it so.
+    NotItsOrigins,
+    /// A request was told that nobody knows whether it was stored, and there was no fault to blame.
+    UnconfirmedWithoutFault,
+    /// More was queued at once than the quotas allow.
+    QuotaExceeded,
     /// A change that was answered 2xx is not there.
     ChangeLost,
     /// Something is there that nobody asked for.

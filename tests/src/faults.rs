@@ -8,5 +8,5 @@ mod schedule;
 
 pub use self::{
     run::{Ran, run},
-    schedule::{Fault, Schedule, Step},
+    schedule::{Bound, Fault, Schedule, Step},
 };

@@ -80,6 +80,8 @@ pub struct Recorded {
     pub connection: u64,
     /// When its last byte came.
     pub at: SystemTime,
+    /// The same by the clock that nobody sets.
+    pub came: Instant,
     /// What the origin did to it, if it did not answer it well.
     pub mischief: Option<Mischief>,
 }
@@ -305,6 +307,7 @@ fn serve(shared: &Shared, stream: TcpStream, connection: u64) {
             trailers: body.trailers,
             connection,
             at: SystemTime::now(),
+            came: Instant::now(),
         });
         // First remembered, then answered: who has the answer finds the request.
         {

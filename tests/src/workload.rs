@@ -26,7 +26,7 @@ use self::{changers::Changer, senders::Sender};
 use crate::{
     admin::Admin,
     beamline::Beamline,
-    checker::{self, Arrival, Change, Changes, Ledger, Numbers, Outcome, Receipt, Violation},
+    checker::{self, Arrival, Change, Changes, Ledger, Numbers, Outcome, Quota, Receipt, Violation},
     client::{Connection, Request},
     origin::Origin,
     scene::{HOST, TENANT},
@@ -44,7 +44,12 @@ pub struct Crowd {
     pub changers: usize,
     /// The longest that each pauses between two steps.
     pub pause: Duration,
+    /// How long the origin may take to answer, as every manifest says.
+    pub response_timeout: Duration,
 }
+
+/// A response time-out that nothing runs into.
+pub const PATIENT: Duration = Duration::from_secs(20);
 
 /// What clients tell, shared by all of them.
 #[derive(Debug, Default)]
@@ -70,6 +75,7 @@ pub struct Workload {
     origin: SocketAddr,
     senders: Vec<Sender>,
     changers: Vec<Changer>,
+    quota: Quota,
     running: Option<Running>,
 }
 
@@ -80,10 +86,12 @@ struct Running {
 }
 
 /// The manifest with this mark: the smallest that queues, on failure and in order.
-fn manifest(host: &str, origin: SocketAddr, mark: u64) -> Value {
+fn manifest(host: &str, origin: SocketAddr, response_timeout: Duration, mark: u64) -> Value {
     let mut manifest = crate::admin::manifest(host, origin);
-    // Never whole seconds, so that it is always written in milliseconds.
-    manifest["upstreams"]["origin"]["response_timeout"] = json!(format!("{}ms", 20_001 + 10 * mark));
+    manifest["upstreams"]["origin"]["response_timeout"] =
+        json!(format!("{}ms", response_timeout.as_millis()));
+    // Never whole seconds, so that it is always written in milliseconds. On one machine it makes no difference.
+    manifest["upstreams"]["origin"]["connect_timeout"] = json!(format!("{}ms", 5_001 + 10 * mark));
     manifest["upstreams"]["origin"]["queue"] = json!({
         "mode": "on-failure",
         "origin_honours_idempotency_key": true,
@@ -95,9 +103,9 @@ fn manifest(host: &str, origin: SocketAddr, mark: u64) -> Value {
 
 /// The mark of a manifest that came back.
 fn mark_of(manifest: &Value) -> Option<u64> {
-    let text = manifest["upstreams"]["origin"]["response_timeout"].as_str()?;
+    let text = manifest["upstreams"]["origin"]["connect_timeout"].as_str()?;
     let ms: u64 = text.strip_suffix("ms")?.parse().ok()?;
-    Some(ms.checked_sub(20_001)? / 10)
+    Some(ms.checked_sub(5_001)? / 10)
 }
 
 impl Workload {
@@ -111,7 +119,7 @@ impl Workload {
         let range = format!("127.0.0.1/32:{}", origin.port());
         admin.create_tenant(TENANT, &[HOST], &[&range])?;
         told.changes.changed(TENANT, Change::Create, Outcome::Done(None));
-        let applied = admin.apply(TENANT, &manifest(HOST, origin, 0))?;
+        let applied = admin.apply(TENANT, &manifest(HOST, origin, crowd.response_timeout, 0))?;
         told.changes.changed(TENANT, Change::Apply(0), Outcome::Done(applied.revision));
 
         let keyed = (0..crowd.keyed).map(|n| (format!("k{n}"), true));
@@ -122,14 +130,19 @@ impl Workload {
             .collect();
         let changers = (0..crowd.changers)
             .map(|n| {
-                let mut changer = Changer::new(n, admin.clone(), origin, crowd.pause, seed.fork(), &told);
+                let mut changer = Changer::new(n, admin.clone(), origin, crowd, seed.fork(), &told);
                 if n == 0 {
                     changer.takes_over(TENANT, HOST, applied.revision);
                 }
                 changer
             })
             .collect();
-        Ok(Self { told, node: node.address(), origin, senders, changers, running: None })
+        Ok(Self { told, node: node.address(), origin, senders, changers, quota: Quota::NONE, running: None })
+    }
+
+    /// Says what the node may queue at most, and is judged by.
+    pub fn is_held_to(&mut self, quota: Quota) {
+        self.quota = quota;
     }
 
     /// What the clients tell.
@@ -236,7 +249,7 @@ impl Workload {
                 receipts.insert(exchange.intent.id.clone(), receipt);
             }
         }
-        let verdict = checker::judge(&exchanges, &arrivals, &receipts);
+        let verdict = checker::judge(&exchanges, &arrivals, &receipts, self.quota);
         let mut violations = verdict.violations;
         violations.extend(self.told.changes.violations());
         Ok(Judged { violations, numbers: verdict.numbers, changes: self.told.changes.numbers() })
@@ -302,7 +315,7 @@ mod tests {
     fn a_mark_is_read_back_from_a_manifest() {
         let origin = SocketAddr::from(([127, 0, 0, 1], 9001));
         for mark in [0, 1, 99, 100, 4711] {
-            assert_eq!(mark_of(&manifest(HOST, origin, mark)), Some(mark));
+            assert_eq!(mark_of(&manifest(HOST, origin, PATIENT, mark)), Some(mark));
         }
         assert_eq!(mark_of(&crate::admin::manifest(HOST, origin)), None);
     }

@@ -47,6 +47,11 @@ fn a_node_that_forgets_the_keys_of_its_clients_is_caught() {
 }
 
 #[test]
+fn a_node_that_ignores_its_quotas_is_caught() {
+    is_caught("ignore-quotas", &[Kind::QuotaExceeded]);
+}
+
+#[test]
 fn a_node_that_skips_every_fsync_is_caught() {
     is_caught("skip-fsync", &[Kind::Lost, Kind::ContentLost, Kind::Altered]);
 }

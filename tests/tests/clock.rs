@@ -65,6 +65,8 @@ fn another_attempt(scene: &Scene, location: &str) {
     }
 }
 
+/// Within the 10 minutes for which a jump is mistrusted. That it is believed afterwards is shown where time is simulated:
+/// `a_clock_that_jumps_ahead_expires_nothing_for_a_while` in the queue's simulation.
 #[test]
 fn a_clock_that_jumps_ahead_past_an_expiry_ends_nothing_at_once() {
     let (mut scene, clock) = node_with_a_clock();

@@ -9,7 +9,7 @@ use std::{
     path::Path,
     process::Output,
     sync::{Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use beamline_tests::{
@@ -19,7 +19,7 @@ use beamline_tests::{
     guests::{self, variant},
     origin::Origin,
     ports::Port,
-    scene::{self, HOST, Scene, TENANT},
+    scene::{self, HOST, PATIENCE, Scene, TENANT},
     seed::Seed,
 };
 use serde_json::{Value, json};
@@ -316,10 +316,39 @@ struct Answered {
     tenants: Vec<(String, String)>,
     /// Revisions of acme with the seconds that their manifests show.
     revisions: Vec<(u64, u32)>,
-    /// The revision that is active.
+    /// The revision that is active, and the one that was before it.
     active: u64,
+    before: u64,
+    /// What was asked for and not answered, of what makes another revision active.
+    unanswered: Option<Activation>,
     /// Digests of acme's modules.
     modules: Vec<String>,
+}
+
+impl Answered {
+    fn activated(&mut self, revision: u64) {
+        (self.before, self.active) = (self.active, revision);
+        self.unanswered = None;
+    }
+}
+
+/// What makes another revision active.
+#[derive(Clone, Copy, Debug)]
+enum Activation {
+    /// A new one, whose manifest shows these seconds.
+    Apply(u32),
+    /// This one again.
+    Rollback(u64),
+}
+
+/// The seconds that a revision's manifest shows.
+fn seconds_of(admin: &Admin, revision: u64) -> u32 {
+    let kept = admin.get(&format!("/v1/tenants/acme/revisions/{revision}")).unwrap();
+    // A number of seconds that is whole minutes may be shown as such.
+    let shown = kept["manifest"]["upstreams"]["origin"]["response_timeout"].as_str().unwrap();
+    let unit = if shown.ends_with('m') { 60 } else { 1 };
+    let number: u32 = shown.trim_end_matches(['m', 's']).parse().unwrap();
+    number * unit
 }
 
 /// Makes changes until the node doesn't answer any more.
@@ -341,18 +370,24 @@ fn change_until_it_ends(admin: &Admin, scene_manifest: &Value, round: usize, ans
         let seconds = 1000 * (round as u32 + 1) + n;
         let mut wanted = scene_manifest.clone();
         wanted["upstreams"]["origin"]["response_timeout"] = json!(format!("{seconds}s"));
+        noted().unanswered = Some(Activation::Apply(seconds));
         match admin.apply(TENANT, &wanted) {
             Ok(applied) => {
                 let revision = applied.revision.unwrap();
                 let mut noted = noted();
                 noted.revisions.push((revision, seconds));
-                noted.active = revision;
+                noted.activated(revision);
             }
             Err(_) => return,
         }
         if n % 4 == 3 {
+            let back_to = noted().before;
+            noted().unanswered = Some(Activation::Rollback(back_to));
             match admin.rollback(TENANT, None) {
-                Ok(applied) => noted().active = applied.revision.unwrap(),
+                Ok(applied) => {
+                    assert_eq!(applied.revision, Some(back_to), "what was active before");
+                    noted().activated(back_to);
+                }
                 Err(_) => return,
             }
         }
@@ -364,13 +399,20 @@ fn change_until_it_ends(admin: &Admin, scene_manifest: &Value, round: usize, ans
 fn every_change_that_was_answered_is_there_after_kill_nine() {
     let mut seed = Seed::from_env("every_change_that_was_answered_is_there_after_kill_nine");
     let mut scene = Scene::start().unwrap();
-    let answered = Mutex::new(Answered { active: 1, ..Answered::default() });
+    let answered = Mutex::new(Answered { active: 1, before: 1, ..Answered::default() });
     for round in 0..6 {
-        let wait = Duration::from_millis(seed.within(20..900));
+        // By what was answered, for a busy machine answers little in any given time; and then at any moment.
+        let enough = answered.lock().unwrap().revisions.len() + seed.within(2..9) as usize;
+        let moment = Duration::from_millis(seed.within(0..80));
         let (admin, wanted) = (scene.admin.clone(), scene.manifest());
         std::thread::scope(|scope| {
             let changing = scope.spawn(|| change_until_it_ends(&admin, &wanted, round, &answered));
-            std::thread::sleep(wait);
+            let until = Instant::now() + PATIENCE;
+            while answered.lock().unwrap().revisions.len() < enough && !changing.is_finished() {
+                assert!(Instant::now() < until, "round {round}: no {enough} revisions were answered");
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            std::thread::sleep(moment);
             scene.node.kill_nine().unwrap();
             changing.join().unwrap();
         });
@@ -382,27 +424,29 @@ fn every_change_that_was_answered_is_there_after_kill_nine() {
             assert_eq!(seen["hosts"][0], format!("{name}.test"), "round {round}");
         }
         for (revision, seconds) in &answered.revisions {
-            let kept = scene.admin.get(&format!("/v1/tenants/acme/revisions/{revision}")).unwrap();
-            // A number of seconds that is whole minutes may be shown as such.
-            let shown = kept["manifest"]["upstreams"]["origin"]["response_timeout"].as_str().unwrap();
-            let unit = if shown.ends_with('m') { 60 } else { 1 };
-            let number: u32 = shown.trim_end_matches(['m', 's']).parse().unwrap();
-            assert_eq!(number * unit, *seconds, "round {round}, revision {revision}: {shown}");
+            assert_eq!(seconds_of(&scene.admin, *revision), *seconds, "round {round}, revision {revision}");
         }
         let modules = scene.admin.get("/v1/tenants/acme/modules").unwrap();
         let known: Vec<_> =
             modules["modules"].as_array().unwrap().iter().map(|m| m["digest"].clone()).collect();
         assert!(answered.modules.iter().all(|digest| known.contains(&json!(digest))), "round {round}");
 
-        // The last change may have been made without its answer having come.
+        // What was answered last is active, or what was asked for after it, made without its answer having come.
         let active = scene.admin.show(TENANT).unwrap()["revision"].as_u64().unwrap();
-        let last = answered.revisions.last().map_or(1, |(revision, _)| *revision);
-        let unanswered = [last + 1, last, last.saturating_sub(1)];
-        assert!(
-            active == answered.active || unanswered.contains(&active),
-            "round {round}: revision {active} is active"
-        );
-        answered.active = active;
+        if active != answered.active {
+            let made = match answered.unanswered {
+                Some(Activation::Apply(seconds)) => seconds_of(&scene.admin, active) == seconds,
+                Some(Activation::Rollback(to)) => active == to,
+                None => false,
+            };
+            let (last, asked) = (answered.active, answered.unanswered);
+            assert!(
+                made,
+                "round {round}: expected revision {last} or {asked:?} to be active; found {active}"
+            );
+            answered.activated(active);
+        }
+        answered.unanswered = None;
         assert_eq!(scene.send(Request::get("/")).unwrap().status, 200, "round {round}");
     }
     let answered = answered.into_inner().unwrap();

@@ -11,7 +11,7 @@ use beamline_tests::{
     heavy::heavy,
     origin::Origin,
     seed::Seed,
-    workload::{Crowd, Told, Weather, Workload},
+    workload::{Crowd, PATIENT, Told, Weather, Workload},
 };
 
 /// How often the node is killed: `BEAMLINE_KILLS`, or 100.
@@ -33,7 +33,13 @@ fn what_was_answered_survives_kill_nine_at_any_moment() {
     let began = Instant::now();
     let origin = Origin::start("acme").unwrap();
     let mut node = Beamline::start(Options { log: false, ..Options::default() }).unwrap();
-    let crowd = Crowd { keyed: 4, unkeyed: 4, changers: 2, pause: Duration::from_millis(18) };
+    let crowd = Crowd {
+        keyed: 4,
+        unkeyed: 4,
+        changers: 2,
+        pause: Duration::from_millis(18),
+        response_timeout: PATIENT,
+    };
     let mut workload = Workload::new(&node, origin.address(), crowd, &mut seed).unwrap();
     let told = workload.told().clone();
     workload.start();

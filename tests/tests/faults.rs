@@ -1,5 +1,5 @@
 //! Mixed faults from seeds: an origin that goes, hangs, resets and answers ill, a disk whose fsyncs fail, kills and power
-//! cuts. The checker finds nothing.
+//! cuts, quotas that are soon full and response time-outs that are run into. The checker finds nothing.
 //!
 //! `BEAMLINE_RUNS` says how many seeds (`make faults`: 300); `BEAMLINE_FIRST` is the first of them, as they are printed.
 
@@ -16,6 +16,8 @@ use std::{
 
 use beamline_tests::{checker, environment, faults, heavy::heavy, seed::Seed};
 
+/// From so many seeds on, what only some of them bring must have come.
+const MANY: u64 = 40;
 /// Runs at once, where there are many: most of a run is waiting.
 const AT_ONCE: usize = 4;
 
@@ -26,13 +28,23 @@ struct Sums {
     repeated: usize,
     rejected: usize,
     indeterminate: usize,
+    unconfirmed: usize,
+    unseen_commits: usize,
+    full: usize,
+    timed_out: usize,
+    hung_clients: usize,
+    hung_deliveries: usize,
 }
 
 /// One seed's run; panics where the judge finds anything.
 fn judged(seed: u64, sums: &Mutex<Sums>) {
     let ran = faults::run(seed, None).unwrap();
     let n = ran.judged.numbers;
-    println!("seed {seed}: {}\n  {n}", ran.schedule);
+    let (live, delivery) = ran.outlasted;
+    println!(
+        "seed {seed}: {}\n  {n}; the origin outlasted {live} clients and {delivery} deliveries",
+        ran.schedule
+    );
     assert!(
         ran.judged.violations.is_empty(),
         "seed {seed}: {}\n{}\n{n}",
@@ -46,6 +58,12 @@ fn judged(seed: u64, sums: &Mutex<Sums>) {
     sums.repeated += n.repeated;
     sums.rejected += n.rejected;
     sums.indeterminate += n.indeterminate;
+    sums.unconfirmed += n.unconfirmed;
+    sums.unseen_commits += n.unseen_commits;
+    sums.full += n.full;
+    sums.timed_out += n.timed_out;
+    sums.hung_clients += live;
+    sums.hung_deliveries += delivery;
 }
 
 #[test]
@@ -68,15 +86,25 @@ fn nothing_accepted_is_lost_whatever_goes_wrong() {
             });
         }
     });
-    let Sums { acknowledged, delivered, repeated, rejected, indeterminate } = sums.into_inner().unwrap();
+    let sums = sums.into_inner().unwrap();
+    let Sums { acknowledged, delivered, repeated, rejected, indeterminate, .. } = sums;
+    let Sums { unconfirmed, unseen_commits, full, timed_out, hung_clients, hung_deliveries, .. } = sums;
     println!(
         "{runs} runs in {:.0?}: {acknowledged} acknowledged, {delivered} delivered, {repeated} repeated, {rejected} dead (rejected), \
-         {indeterminate} dead (indeterminate), 0 violations",
+         {indeterminate} dead (indeterminate), {unconfirmed} told that nobody knows, {unseen_commits} stored and delivered though \
+         their answer was lost, {full} refused for want of room, {hung_clients} requests and {hung_deliveries} deliveries \
+         that the origin kept waiting beyond the time-out ({timed_out} answered upstream-timeout), 0 violations",
         began.elapsed()
     );
     assert!(acknowledged > 10 * runs as usize, "a run that had nothing to lose shows nothing");
+    if runs >= MANY {
+        assert!(full > 0, "no seed's quota was ever full");
+        assert!(hung_clients > 0 && hung_deliveries > 0, "no seed ran into a response time-out");
+    }
 }
 
+/// What is done, when, and what clients begin: all of it comes from the seed. What the node makes of it is the course that the
+/// machine takes, another one each time, and is not compared.
 #[test]
 fn one_seed_is_one_schedule_and_one_set_of_requests() {
     let _alone = heavy().unwrap();

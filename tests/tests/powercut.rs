@@ -12,10 +12,11 @@ use beamline_tests::{
     origin::Origin,
     powercut::{Entries, Lost, PowerCut},
     seed::Seed,
-    workload::{Crowd, Judged, Weather, Workload},
+    workload::{Crowd, Judged, PATIENT, Weather, Workload},
 };
 
-const CROWD: Crowd = Crowd { keyed: 3, unkeyed: 4, changers: 2, pause: Duration::from_millis(12) };
+const CROWD: Crowd =
+    Crowd { keyed: 3, unkeyed: 4, changers: 2, pause: Duration::from_millis(12), response_timeout: PATIENT };
 
 /// A node whose machine can lose power, and its clients.
 struct Scene {

@@ -17,6 +17,8 @@ pub(crate) enum Fault {
     IgnoreOrder,
     /// `ignore-keys`: a record does not have the key that its client sent.
     IgnoreKeys,
+    /// `ignore-quotas`: there is room for every record.
+    IgnoreQuotas,
 }
 
 impl Fault {
@@ -34,6 +36,7 @@ fn told() -> Option<Fault> {
         "mark-after-delivery" => Some(Fault::MarkAfterDelivery),
         "ignore-order" => Some(Fault::IgnoreOrder),
         "ignore-keys" => Some(Fault::IgnoreKeys),
+        "ignore-quotas" => Some(Fault::IgnoreQuotas),
         other => panic!("BEAMLINE_FAULT: expected the name of a fault; found {other:?}"),
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 /// A request as its client means it.
@@ -48,6 +49,10 @@ pub struct Exchange {
     pub end: End,
     /// The crash under which it was open, counted from 1.
     pub crash: Option<u32>,
+    /// Whether it was open while the disk failed.
+    pub disk_failed: bool,
+    /// When its `202` was seen: its record was there by then.
+    pub acknowledged: Option<Instant>,
     /// Where its receipt is, after a `202`.
     pub receipt: Option<String>,
     /// How the same request was answered that its client sent once more, under its key, after a `202`: the status, and
@@ -69,6 +74,7 @@ struct Book {
     open: Vec<usize>,
     crashes: u32,
     crashing: bool,
+    disk_fails: bool,
 }
 
 impl Book {
@@ -114,11 +120,14 @@ impl Ledger {
         let doubled = book.by_id.insert(intent.id.clone(), at);
         assert!(doubled.is_none(), "two requests have the id {}", intent.id);
         let crash = book.crashing.then_some(book.crashes);
+        let disk_failed = book.disk_fails;
         book.exchanges.push(Exchange {
             intent,
             sent_whole: false,
             end: End::Open,
             crash,
+            disk_failed,
+            acknowledged: None,
             receipt: None,
             again: None,
             error: None,
@@ -141,7 +150,9 @@ impl Ledger {
         let mut book = self.book();
         book.end(id, End::Answered(status));
         if status == 202 {
-            book.entry(id).receipt = location.map(str::to_owned);
+            let entry = book.entry(id);
+            entry.acknowledged = Some(Instant::now());
+            entry.receipt = location.map(str::to_owned);
         }
     }
 
@@ -169,6 +180,21 @@ impl Ledger {
     /// The node is gone.
     pub fn crash_ends(&self) {
         self.book().crashing = false;
+    }
+
+    /// The disk is about to fail. From here to [`disk_works`](Self::disk_works) whatever is open may end without anybody
+    /// knowing whether it was stored.
+    pub fn disk_fails(&self) {
+        let book = &mut *self.book();
+        book.disk_fails = true;
+        for at in &book.open {
+            book.exchanges[*at].disk_failed = true;
+        }
+    }
+
+    /// The disk works again.
+    pub fn disk_works(&self) {
+        self.book().disk_fails = false;
     }
 
     /// How often it crashed.
@@ -212,5 +238,20 @@ mod tests {
         let crashes: Vec<_> = ledger.exchanges().iter().map(|e| e.crash).collect();
         assert_eq!(crashes, [Some(1), None, Some(1), Some(1), None]);
         assert_eq!(ledger.exchanges()[1].receipt.as_deref(), Some("/receipt"));
+    }
+
+    #[test]
+    fn what_is_open_while_the_disk_fails_is_known() {
+        let ledger = Ledger::default();
+        for id in ["ended", "open"] {
+            ledger.begins(intent(id));
+        }
+        ledger.answered("ended", 200, None);
+        ledger.disk_fails();
+        ledger.begins(intent("during"));
+        ledger.disk_works();
+        ledger.begins(intent("after"));
+        let failed: Vec<_> = ledger.exchanges().iter().map(|e| e.disk_failed).collect();
+        assert_eq!(failed, [false, true, true, false]);
     }
 }

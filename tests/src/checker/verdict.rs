@@ -1,17 +1,21 @@
 //! Clients, origins and receipts held against each other.
 
-use std::{collections::HashMap, fmt};
+use std::{collections::HashMap, fmt, time::Instant};
 
 use serde_json::Value;
 
 use super::{
     Kind, Violation,
     ledger::{End, Exchange},
+    quota::{Quota, Stay, peak},
 };
 use crate::origin::{Mischief, Recorded};
 
 /// How a receipt tells that the node could not read, to the end, what it had stored itself.
 const OWN_COPY_GONE: [&str; 2] = ["content-lost", "request-body"];
+
+/// What a record takes at least: this, and its body.
+const RECORD_OVERHEAD: u64 = 512;
 
 /// A request as an origin saw it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +34,8 @@ pub struct Arrival {
     pub accepted: Option<String>,
     /// What the origin did to it, if it did not answer it well.
     pub mischief: Option<Mischief>,
+    /// When its last byte came.
+    pub came: Instant,
 }
 
 impl Arrival {
@@ -50,6 +56,7 @@ impl Arrival {
             attempt: recorded.headers.get("beamline-attempt").and_then(|n| n.parse().ok()),
             accepted: recorded.headers.get("beamline-accepted").map(Into::into),
             mischief: recorded.mischief,
+            came: recorded.came,
         })
     }
 }
@@ -67,6 +74,8 @@ pub struct Receipt {
     pub last_status: Option<u16>,
     /// Why the last delivery failed.
     pub last_error: Option<String>,
+    /// Of a delivered request: whether the origin's answer came whole.
+    pub response_complete: Option<bool>,
 }
 
 impl Receipt {
@@ -79,6 +88,7 @@ impl Receipt {
             attempts: json["attempts"].as_u64().unwrap_or(0),
             last_status: json["last_status"].as_u64().and_then(|status| status.try_into().ok()),
             last_error: text("last_error"),
+            response_complete: json["response_complete"].as_bool(),
         }
     }
 
@@ -101,6 +111,10 @@ pub struct Numbers {
     pub live: usize,
     /// Answered with an error by the node.
     pub refused: usize,
+    /// Of these, those for which there was no room in the queue.
+    pub full: usize,
+    /// Of these, those that the origin did not answer in time.
+    pub timed_out: usize,
     /// Not answered, because of a crash.
     pub unanswered: usize,
     /// Answered that nobody knows whether they were stored.
@@ -119,19 +133,25 @@ pub struct Numbers {
     pub indeterminate: usize,
     /// Acknowledged and not yet delivered.
     pub open: usize,
+    /// The most records that were queued at once for certain.
+    pub peak_records: u64,
+    /// The most bytes of them, for certain.
+    pub peak_bytes: u64,
 }
 
 impl fmt::Display for Numbers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { begun, cut, acknowledged, live, refused, unanswered, unseen_commits, .. } = self;
         let Self { in_flight_at_crashes, delivered, repeated, rejected, indeterminate, open, .. } = self;
-        let unconfirmed = self.unconfirmed;
+        let Self { unconfirmed, full, timed_out, peak_records, peak_bytes, .. } = self;
         write!(
             f,
-            "{begun} begun ({cut} cut off by their clients), {live} answered by the origin, {refused} refused, \
+            "{begun} begun ({cut} cut off by their clients), {live} answered by the origin, {refused} refused \
+             ({full} queue-full, {timed_out} upstream-timeout), \
              {unanswered} unanswered of {in_flight_at_crashes} in flight at crashes ({unseen_commits} unseen commits); \
              {acknowledged} acknowledged: {delivered} delivered, {rejected} dead (rejected), \
-             {indeterminate} dead (indeterminate), {open} still queued; {repeated} repeated arrivals, {unconfirmed} unconfirmed"
+             {indeterminate} dead (indeterminate), {open} still queued; {repeated} repeated arrivals, {unconfirmed} unconfirmed; \
+             at once at least {peak_records} records and {peak_bytes} bytes"
         )
     }
 }
@@ -155,11 +175,13 @@ struct Case<'a> {
 }
 
 /// Judges requests. `arrivals` are in the order in which they ended at the origin; `receipts`, by the request's id, are what the
-/// node tells of each request that was answered `202`: none where it doesn't know it.
+/// node tells of each request that was answered `202`: none where it doesn't know it. All of them are in a queue that has this
+/// quota.
 pub fn judge(
     exchanges: &[Exchange],
     arrivals: &[Arrival],
     receipts: &HashMap<String, Option<Receipt>>,
+    quota: Quota,
 ) -> Verdict {
     let mut found = Found(Vec::new());
     let mut of_id = HashMap::<&str, Vec<(usize, &Arrival)>>::new();
@@ -186,10 +208,13 @@ pub fn judge(
         case.arrives_no_more_often_than_it_may(&mut found);
         case.is_one_record(&mut found);
         case.ended_as_it_may(&mut found);
+        case.origin_answered_what_it_is_told_to_have(&mut found);
         case.receipt_is_true(&mut found);
     }
     order(&cases, &mut found);
-    Verdict { violations: found.0, numbers: count(&cases) }
+    let numbers = count(&cases);
+    holds(quota, &numbers, &mut found);
+    Verdict { violations: found.0, numbers }
 }
 
 struct Found(Vec<Violation>);
@@ -239,6 +264,18 @@ impl Case<'_> {
     /// Committed, though nobody saw its `202`.
     fn is_unseen_commit(&self) -> bool {
         matches!(self.exchange.end, End::Unanswered | End::Unconfirmed) && self.deliveries().next().is_some()
+    }
+
+    /// When it was queued for certain. It was stored before its `202` came, or before its first delivery arrived where nobody
+    /// saw that; it ended after its last delivery arrived, and a dead letter stays.
+    fn stay(&self) -> Option<Stay> {
+        let deliveries = || self.arrivals.iter().filter_map(|(_, a)| Some((a.attempt?, a.came)));
+        let from = self.exchange.acknowledged.or_else(|| deliveries().map(|(_, came)| came).min())?;
+        let stays = self.receipt.flatten().is_some_and(|receipt| receipt.state != "delivered");
+        // What never arrived ended, if it did, at any time. Of several arrivals of one delivery the first may be the one.
+        let last = deliveries().map(|(attempt, came)| (std::cmp::Reverse(attempt), came)).min();
+        let until = if stays { None } else { Some(last.map_or(from, |(_, came)| came)) };
+        Some(Stay { from, until, bytes: RECORD_OVERHEAD + self.exchange.intent.body.len() as u64 })
     }
 
     fn arrivals_are_what_was_sent(&self, found: &mut Found) {
@@ -321,7 +358,7 @@ impl Case<'_> {
     }
 
     fn ended_as_it_may(&self, found: &mut Found) {
-        let Exchange { sent_whole, end, crash, receipt, .. } = self.exchange;
+        let Exchange { sent_whole, end, crash, disk_failed, receipt, .. } = self.exchange;
         match end {
             End::Answered(202) => {
                 if !sent_whole {
@@ -343,7 +380,37 @@ impl Case<'_> {
                 found.add(Kind::Unanswered, self.id(), "it got no answer while the node ran");
             }
             End::Open => found.add(Kind::Unanswered, self.id(), "its client never told how it ended"),
+            End::Unconfirmed if !disk_failed && crash.is_none() => {
+                let how = "it was told that nobody knows whether it was stored, while the node ran and its disk worked";
+                found.add(Kind::UnconfirmedWithoutFault, self.id(), how);
+            }
             End::Unanswered | End::NeverLeft | End::Unconfirmed => {}
+        }
+    }
+
+    /// A good answer that is no `202` is the origin's, to a request that came to it from its client.
+    fn origin_answered_what_it_is_told_to_have(&self, found: &mut Found) {
+        let End::Answered(status @ (200 | 201 | 203..300)) = self.exchange.end else { return };
+        let answers = self.exchange.intent.origin_answers;
+        let gave = |a: &Arrival| {
+            a.attempt.is_none() && matches!(a.mischief, None | Some(Mischief::Slow(_) | Mischief::Cut))
+        };
+        let how = if status != answers {
+            format!("its origin answers {answers}; found {status}")
+        } else if self.whole().any(|(_, arrival)| gave(arrival)) {
+            return;
+        } else {
+            format!("it was answered {status}, and its origin did not answer it so ({})", self.story())
+        };
+        found.add(Kind::NotItsOrigins, self.id(), how);
+    }
+
+    /// Whether the origin gave the whole of its answer to the last delivery; none where it gave no good one.
+    fn answer_was_whole(&self) -> Option<bool> {
+        match self.deliveries().last()?.mischief {
+            None | Some(Mischief::Slow(_)) => Some(true),
+            Some(Mischief::Cut) => Some(false),
+            Some(Mischief::Status(_) | Mischief::Busy | Mischief::Reset | Mischief::Hang(_)) => None,
         }
     }
 
@@ -373,6 +440,12 @@ impl Case<'_> {
             ("delivered", None) if !taken => Some("its origin takes it never"),
             ("delivered", None) if receipt.last_status != Some(answers) => {
                 Some("its origin answers otherwise")
+            }
+            ("delivered", None) if self.answer_was_whole().is_none() => {
+                Some("its origin did not answer the last delivery well")
+            }
+            ("delivered", None) if receipt.response_complete != self.answer_was_whole() => {
+                Some("its origin's answer was otherwise whole or cut off")
             }
             ("dead", Some("rejected")) if arrived == 0 => Some("it never arrived from the queue"),
             ("dead", Some("rejected")) if taken => Some("its origin takes it always"),
@@ -423,10 +496,30 @@ fn order(cases: &[Case<'_>], found: &mut Found) {
     }
 }
 
+fn holds(quota: Quota, n: &Numbers, found: &mut Found) {
+    for (what, most, found_at_once) in
+        [("records", quota.records, n.peak_records), ("bytes", quota.bytes, n.peak_bytes)]
+    {
+        if found_at_once > most {
+            let how =
+                format!("expected at most {most} {what} at once; found at least {found_at_once} for certain");
+            found.add(Kind::QuotaExceeded, "the queue", how);
+        }
+    }
+}
+
 fn count(cases: &[Case<'_>]) -> Numbers {
-    let mut n = Numbers { begun: cases.len(), ..Numbers::default() };
+    let most = peak(&cases.iter().filter_map(Case::stay).collect::<Vec<_>>());
+    let (peak_records, peak_bytes) = (most.records, most.bytes);
+    let mut n = Numbers { begun: cases.len(), peak_records, peak_bytes, ..Numbers::default() };
     for case in cases {
         let exchange = case.exchange;
+        let says = |problem: &str| {
+            let error = exchange.error.as_deref().unwrap_or_default();
+            usize::from(error.contains(&format!("urn:beamline:problem:{problem}\"")))
+        };
+        n.full += says("queue-full");
+        n.timed_out += says("upstream-timeout");
         n.cut +=
             usize::from(!exchange.sent_whole && exchange.end != End::NeverLeft && exchange.crash.is_none());
         n.in_flight_at_crashes += usize::from(exchange.crash.is_some() && exchange.end != End::NeverLeft);

@@ -7,16 +7,18 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Fault, Schedule};
+use super::{Bound, Fault, Schedule};
 use crate::{
     beamline::{Beamline, Options},
+    checker::Quota,
     origin::Origin,
     powercut::{Entries, PowerCut},
     seed::Seed,
-    workload::{Crowd, Judged, Workload},
+    workload::{Crowd, Judged, PATIENT, Workload},
 };
 
-const CROWD: Crowd = Crowd { keyed: 4, unkeyed: 4, changers: 1, pause: Duration::from_millis(10) };
+const CROWD: Crowd =
+    Crowd { keyed: 4, unkeyed: 4, changers: 1, pause: Duration::from_millis(10), response_timeout: PATIENT };
 /// Requests of each client.
 const REQUESTS: u64 = 25;
 /// How long the next step may be waited for, and the end.
@@ -32,6 +34,8 @@ pub struct Ran {
     pub left: u64,
     /// Every request that clients began, sorted: the same for the same seed.
     pub requests: Vec<String>,
+    /// Requests of clients, and deliveries from the queue, that the origin kept waiting for longer than the response time-out.
+    pub outlasted: (usize, usize),
 }
 
 /// Runs one seed. `broken` names a promise that the node, a build with debug assertions, is told to break.
@@ -42,8 +46,13 @@ pub fn run(seed: u64, broken: Option<&str>) -> Result<Ran> {
     let mut seed = Seed::new(seed);
     let schedule = Schedule::new(REQUESTS * (CROWD.keyed + CROWD.unkeyed) as u64, &mut seed);
     let mut origin = Origin::start("acme")?;
-    let mut node = Beamline::start(Options { log: false, ..Options::default() })?;
-    let mut workload = Workload::new(&node, origin.address(), CROWD, &mut seed)?;
+    let configuration = schedule.bound.map(Bound::configuration);
+    let mut node = Beamline::start(Options { log: false, configuration, ..Options::default() })?;
+    // Where a time-out is to be run into, there is more time between two crashes.
+    let pause = if schedule.is_impatient() { 8 * CROWD.pause } else { CROWD.pause };
+    let crowd = Crowd { pause, response_timeout: schedule.response_timeout, ..CROWD };
+    let mut workload = Workload::new(&node, origin.address(), crowd, &mut seed)?;
+    workload.is_held_to(schedule.bound.map_or(Quota::NONE, Bound::quota));
     node.kill_nine()?;
     let entries = if seed.one_in(2) { Entries::ByDirectory } else { Entries::ByFileToo };
     let power = PowerCut::over(&node.data_dir(), entries)?;
@@ -64,8 +73,14 @@ pub fn run(seed: u64, broken: Option<&str>) -> Result<Ran> {
         match step.fault {
             Fault::OriginDown => origin.stop(),
             Fault::OriginUp => origin.start_again()?,
-            Fault::DiskFails => power.failing(true)?,
-            Fault::DiskWorks => power.failing(false)?,
+            Fault::DiskFails => {
+                told.ledger.disk_fails();
+                power.failing(true)?;
+            }
+            Fault::DiskWorks => {
+                power.failing(false)?;
+                told.ledger.disk_works();
+            }
             Fault::Clock(ahead) => power.clock(ahead)?,
             Fault::Kill | Fault::KillTwice | Fault::PowerCut => {
                 told.ledger.crash_begins();
@@ -88,6 +103,7 @@ pub fn run(seed: u64, broken: Option<&str>) -> Result<Ran> {
 
     // Everything is well again. What was accepted ends.
     power.failing(false)?;
+    told.ledger.disk_works();
     if !origin.runs() {
         origin.start_again()?;
     }
@@ -97,7 +113,10 @@ pub fn run(seed: u64, broken: Option<&str>) -> Result<Ran> {
         std::thread::sleep(Duration::from_millis(2));
     }
     workload.stop();
-    origin.misbehaves(BTreeMap::new());
+    // A delivery runs into its time-out best where nothing crashes any more.
+    if !schedule.is_impatient() {
+        origin.misbehaves(BTreeMap::new());
+    }
     let admin = node.admin()?;
     let left = workload.drained(&admin, PATIENCE)?;
     workload.look()?;
@@ -109,5 +128,12 @@ pub fn run(seed: u64, broken: Option<&str>) -> Result<Ran> {
         .map(|e| format!("{} {} {} bytes", e.intent.id, e.intent.method, e.intent.body.len()))
         .collect();
     requests.sort();
-    Ok(Ran { schedule, judged, left, requests })
+    let (mut live, mut delivery) = (0, 0);
+    for request in origin.requests().iter().filter(|r| schedule.outlasts(r.mischief)) {
+        match request.headers.get("beamline-attempt") {
+            None => live += 1,
+            Some(_) => delivery += 1,
+        }
+    }
+    Ok(Ran { schedule, judged, left, requests, outlasted: (live, delivery) })
 }

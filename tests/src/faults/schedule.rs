@@ -1,8 +1,8 @@
 //! What goes wrong, and when.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
-use crate::{origin::Mischief, seed::Seed};
+use crate::{checker::Quota, origin::Mischief, seed::Seed, workload::PATIENT};
 
 /// Something that is done to the node, its disk or its origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +34,50 @@ pub struct Step {
     pub fault: Fault,
 }
 
+/// A quota so small that a run comes up to it, of the node or of the one tenant that queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// Records of the node.
+    NodeRecords(u64),
+    /// KiB of the node.
+    NodeKib(u64),
+    /// Records of the tenant.
+    TenantRecords(u64),
+    /// KiB of the tenant.
+    TenantKib(u64),
+}
+
+impl Bound {
+    fn choose(seed: &mut Seed) -> Self {
+        let (records, kib) = (seed.within(6..40), seed.within(24..300));
+        *seed.pick(&[
+            Self::NodeRecords(records),
+            Self::NodeKib(kib),
+            Self::TenantRecords(records),
+            Self::TenantKib(kib),
+        ])
+    }
+
+    /// The node's configuration file.
+    pub fn configuration(self) -> String {
+        match self {
+            // A tenant has half of it, if nothing else is said.
+            Self::NodeRecords(n) => format!("[queue]\nmax_records = {n}\ntenant_max_records = {n}\n"),
+            Self::NodeKib(n) => format!("[queue]\nmax_bytes = \"{n}KiB\"\ntenant_max_bytes = \"{n}KiB\"\n"),
+            Self::TenantRecords(n) => format!("[queue]\ntenant_max_records = {n}\n"),
+            Self::TenantKib(n) => format!("[queue]\ntenant_max_bytes = \"{n}KiB\"\n"),
+        }
+    }
+
+    /// What it allows.
+    pub fn quota(self) -> Quota {
+        match self {
+            Self::NodeRecords(n) | Self::TenantRecords(n) => Quota { records: n, ..Quota::NONE },
+            Self::NodeKib(n) | Self::TenantKib(n) => Quota { bytes: n * 1024, ..Quota::NONE },
+        }
+    }
+}
+
 /// Between the furthest behind and the furthest ahead, in seconds.
 const CLOCK_RANGE: u64 = 16 * 3600;
 
@@ -44,15 +88,24 @@ pub struct Schedule {
     pub steps: Vec<Step>,
     /// What the origin does to the n-th request that reaches it.
     pub mischief: BTreeMap<u64, Mischief>,
+    /// The quota, where the run has one of its own.
+    pub bound: Option<Bound>,
+    /// How long the origin may take to answer.
+    pub response_timeout: Duration,
 }
 
 impl Schedule {
     /// For a run of so many requests.
     pub fn new(requests: u64, seed: &mut Seed) -> Self {
+        let bound = seed.one_in(3).then(|| Bound::choose(seed));
+        // Short enough to be run into, and long for an origin on a busy machine that means well.
+        let short = seed.one_in(3).then(|| seed.within(301..500));
+        // What ends with a crash or a closed port runs into no time-out: fewer of them, then.
+        let apart = if short.is_some() { 3 } else { 1 };
         let mut steps = Vec::new();
         let (mut at, mut up, mut disk) = (0, true, true);
         loop {
-            at += seed.within(2..(requests / 8).max(3));
+            at += apart * seed.within(2..(requests / 8).max(3));
             if at >= requests {
                 break;
             }
@@ -84,17 +137,28 @@ impl Schedule {
         let mut arrival = 0;
         while arrival < 2 * requests {
             arrival += seed.within(1..12);
-            let kind = match seed.within(0..8) {
-                0 | 1 => Mischief::Status(500),
-                2 => Mischief::Busy,
-                3 => Mischief::Reset,
-                4 => Mischief::Cut,
-                5 => Mischief::Hang(seed.within(20..200)),
+            let kind = match (seed.within(0..8), short) {
+                (0 | 1, _) => Mischief::Status(500),
+                (2, _) => Mischief::Busy,
+                (3, _) => Mischief::Reset,
+                (4, _) => Mischief::Cut,
+                (5, _) => Mischief::Hang(seed.within(20..200)),
+                (6 | 7, Some(ms)) => Mischief::Hang(ms + seed.within(100..400)),
                 _ => Mischief::Slow(seed.within(1..60)),
             };
             mischief.insert(arrival, kind);
         }
-        Self { steps, mischief }
+        Self { steps, mischief, bound, response_timeout: short.map_or(PATIENT, Duration::from_millis) }
+    }
+
+    /// Whether requests come to run into the response time-out.
+    pub fn is_impatient(&self) -> bool {
+        self.response_timeout < PATIENT
+    }
+
+    /// Whether the origin keeps the node waiting for longer than it has.
+    pub fn outlasts(&self, mischief: Option<Mischief>) -> bool {
+        matches!(mischief, Some(Mischief::Hang(ms)) if Duration::from_millis(ms) > self.response_timeout)
     }
 }
 
@@ -103,7 +167,11 @@ impl fmt::Display for Schedule {
         for Step { at, fault } in &self.steps {
             write!(f, "{at} {fault:?}, ")?;
         }
-        write!(f, "{} requests ill treated by the origin", self.mischief.len())
+        write!(f, "{} requests ill treated by the origin", self.mischief.len())?;
+        if let Some(bound) = self.bound {
+            write!(f, ", {bound:?}")?;
+        }
+        write!(f, ", response_timeout {:?}", self.response_timeout)
     }
 }
 
@@ -120,9 +188,19 @@ mod tests {
 
     #[test]
     fn every_fault_comes_and_none_breaks_the_rules() {
-        let mut seen = Vec::new();
+        let (mut seen, mut bounded, mut outlasted) = (Vec::new(), [0; 4], 0);
         for seed in 0..200 {
             let schedule = Schedule::new(200, &mut Seed::new(seed));
+            outlasted += usize::from(schedule.mischief.values().any(|m| schedule.outlasts(Some(*m))));
+            if let Some(bound) = schedule.bound {
+                let kind = match bound {
+                    Bound::NodeRecords(_) => 0,
+                    Bound::NodeKib(_) => 1,
+                    Bound::TenantRecords(_) => 2,
+                    Bound::TenantKib(_) => 3,
+                };
+                bounded[kind] += 1;
+            }
             let mut disk = true;
             for pair in schedule.steps.windows(2) {
                 assert!(pair[0].at <= pair[1].at, "{schedule}");
@@ -141,5 +219,7 @@ mod tests {
             }
         }
         assert_eq!(seen.len(), 8, "{seen:?}");
+        assert!(bounded.iter().all(|runs| (5..40).contains(runs)), "{bounded:?}");
+        assert!((40..100).contains(&outlasted), "{outlasted}");
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Result, anyhow};
 
-use super::{Told, manifest, mark_of};
+use super::{Crowd, Told, manifest, mark_of};
 use crate::{
     admin::{Admin, AdminError, Applied},
     checker::{Change, Outcome, Sight},
@@ -24,7 +24,7 @@ pub(super) struct Changer {
     number: usize,
     operator: Admin,
     origin: SocketAddr,
-    pause: Duration,
+    crowd: Crowd,
     seed: Seed,
     told: Arc<Told>,
     tenants: Vec<Tenant>,
@@ -52,7 +52,7 @@ impl Changer {
         number: usize,
         operator: Admin,
         origin: SocketAddr,
-        pause: Duration,
+        crowd: Crowd,
         seed: Seed,
         told: &Arc<Told>,
     ) -> Self {
@@ -60,7 +60,7 @@ impl Changer {
             number,
             operator,
             origin,
-            pause,
+            crowd,
             seed,
             told: Arc::clone(told),
             tenants: Vec::new(),
@@ -97,7 +97,7 @@ impl Changer {
             let at = self.seed.within(0..self.tenants.len() as u64) as usize;
             self.change(at);
         }
-        let most = (self.pause.as_micros() as u64).max(1);
+        let most = (self.crowd.pause.as_micros() as u64).max(1);
         std::thread::sleep(Duration::from_micros(self.seed.within(0..most)));
     }
 
@@ -125,7 +125,7 @@ impl Changer {
         } else {
             let mark = self.mark;
             self.mark += 1;
-            let manifest = manifest(&tenant.host, self.origin, mark);
+            let manifest = manifest(&tenant.host, self.origin, self.crowd.response_timeout, mark);
             (Change::Apply(mark), tenant.admin.apply(&tenant.name, &manifest))
         };
         let outcome = match applied {

@@ -10,6 +10,7 @@ struct Run {
     ledger: Ledger,
     arrivals: Vec<Arrival>,
     receipts: HashMap<String, Option<Receipt>>,
+    quota: Quota,
 }
 
 fn intent(id: &str) -> Intent {
@@ -28,7 +29,14 @@ fn put(id: &str) -> Intent {
 }
 
 fn receipt(state: &str, reason: Option<&str>, attempts: u64, last_status: Option<u16>) -> Receipt {
-    Receipt { state: state.into(), reason: reason.map(Into::into), attempts, last_status, last_error: None }
+    Receipt {
+        state: state.into(),
+        reason: reason.map(Into::into),
+        attempts,
+        last_status,
+        last_error: None,
+        response_complete: (state == "delivered").then_some(true),
+    }
 }
 
 fn delivered() -> Receipt {
@@ -37,7 +45,7 @@ fn delivered() -> Receipt {
 
 impl Run {
     fn new() -> Self {
-        Self { ledger: Ledger::default(), arrivals: Vec::new(), receipts: HashMap::new() }
+        Self { ledger: Ledger::default(), arrivals: Vec::new(), receipts: HashMap::new(), quota: Quota::NONE }
     }
 
     /// A client sends it whole and is answered.
@@ -71,6 +79,7 @@ impl Run {
             attempt,
             accepted: attempt.map(|_| "1.000".into()),
             mischief: None,
+            came: Instant::now(),
         });
         self
     }
@@ -81,7 +90,7 @@ impl Run {
     }
 
     fn verdict(&self) -> Verdict {
-        judge(&self.ledger.exchanges(), &self.arrivals, &self.receipts)
+        judge(&self.ledger.exchanges(), &self.arrivals, &self.receipts, self.quota)
     }
 
     /// The kinds of violations, each once.
@@ -116,6 +125,7 @@ fn good() -> Run {
             attempt: None,
             accepted: None,
             mischief: None,
+            came: Instant::now(),
         }
     });
     run.tells("a-1", delivered()).tells("a-2", receipt("delivered", None, 3, Some(200)));
@@ -132,6 +142,7 @@ fn a_good_run_has_no_violations_and_is_counted() {
     let n = verdict.numbers;
     assert_eq!((n.begun, n.cut, n.live, n.refused), (11, 1, 1, 1));
     assert_eq!((n.acknowledged, n.delivered, n.rejected, n.indeterminate, n.open), (5, 2, 1, 1, 1));
+    assert_eq!((n.full, n.timed_out, n.peak_records), (0, 0, 5));
     assert_eq!((n.unanswered, n.unseen_commits, n.in_flight_at_crashes, n.repeated), (2, 1, 2, 1));
 }
 
@@ -239,7 +250,8 @@ fn nothing_is_delivered_that_was_refused_or_answered() {
         let mut run = good();
         run.arrivals.retain(|a| a.id != id);
         run.arrives(id, Some(1));
-        assert_eq!(run.finds(), [Kind::DeliveredThoughRefused]);
+        let finds = run.finds();
+        assert!(finds.contains(&Kind::DeliveredThoughRefused), "{id}: {finds:?}");
     }
 }
 
@@ -332,4 +344,131 @@ fn it_sees_that_one_request_became_two_records() {
     run.ledger.answered_again("twice", 202, Some("/receipt"));
     run.arrivals[1].accepted = Some("2.000".into());
     assert_eq!(run.finds(), [Kind::StoredTwice]);
+}
+
+#[test]
+fn a_good_answer_is_given_by_the_origin_or_by_nobody() {
+    let mut run = good();
+    run.arrivals.retain(|a| a.id != "live");
+    assert_eq!(run.finds(), [Kind::NotItsOrigins], "it never arrived");
+    for (mischief, found) in [
+        (Mischief::Slow(5), &[][..]),
+        (Mischief::Cut, &[]),
+        (Mischief::Status(500), &[Kind::NotItsOrigins]),
+        (Mischief::Busy, &[Kind::NotItsOrigins]),
+        (Mischief::Reset, &[Kind::NotItsOrigins]),
+        (Mischief::Hang(5), &[Kind::NotItsOrigins]),
+    ] {
+        let mut run = good();
+        run.arrivals[0].mischief = Some(mischief);
+        assert_eq!(run.finds(), found, "{mischief:?}");
+    }
+    let mut run = good();
+    run.arrivals[0].whole = false;
+    assert_eq!(run.finds(), [Kind::NotItsOrigins], "it arrived in part");
+    let mut run = good();
+    run.sent(intent("otherwise"), 204).arrives("otherwise", None);
+    assert_eq!(run.finds(), [Kind::NotItsOrigins], "it answers 200");
+    run.ledger.answered("otherwise", 502, None);
+    assert_eq!(run.finds(), []);
+}
+
+#[test]
+fn nobody_knows_only_where_something_failed() {
+    let mut run = good();
+    run.ledger.disk_fails();
+    run.ledger.begins(intent("under-it"));
+    run.ledger.disk_works();
+    run.ledger.unconfirmed("under-it");
+    run.crashed(intent("killed"));
+    run.ledger.unconfirmed("killed");
+    assert_eq!(run.finds(), []);
+    run.ledger.begins(intent("after-it"));
+    run.ledger.unconfirmed("after-it");
+    assert_eq!(run.finds(), [Kind::UnconfirmedWithoutFault]);
+}
+
+#[test]
+fn a_receipt_tells_whether_the_answer_came_whole() {
+    let (whole, cut) = (delivered(), Receipt { response_complete: Some(false), ..delivered() });
+    let silent = Receipt { response_complete: None, ..delivered() };
+    let lie = &[Kind::FalseReceipt][..];
+    for (mischief, told, found) in [
+        (None, &cut, lie),
+        (None, &silent, lie),
+        (Some(Mischief::Slow(5)), &whole, &[]),
+        (Some(Mischief::Cut), &cut, &[]),
+        (Some(Mischief::Cut), &whole, lie),
+        (Some(Mischief::Status(500)), &whole, lie),
+        (Some(Mischief::Hang(5)), &whole, lie),
+    ] {
+        let mut run = good();
+        run.arrivals.iter_mut().filter(|a| a.id == "a-1").for_each(|a| a.mischief = mischief);
+        run.tells("a-1", told.clone());
+        assert_eq!(run.finds(), found, "{mischief:?}, {told:?}");
+    }
+}
+
+/// Of four records one is delivered before the last comes, one is dead, one waits.
+fn three_at_once() -> Run {
+    let mut run = Run::new();
+    run.sent(intent("delivered"), 202).sent(intent("dead"), 202);
+    run.arrives("delivered", Some(1)).arrives("dead", Some(1));
+    run.sent(intent("waits"), 202).sent(intent("more"), 202).arrives("more", Some(1));
+    run.tells("delivered", delivered()).tells("dead", receipt("dead", Some("indeterminate"), 1, None));
+    run.tells("waits", receipt("queued", None, 0, None)).tells("more", delivered());
+    run
+}
+
+#[test]
+fn it_sees_that_more_is_queued_than_a_quota_allows() {
+    let mut run = three_at_once();
+    assert_eq!(run.finds(), []);
+    run.quota = Quota { records: 3, ..Quota::NONE };
+    assert_eq!(run.finds(), []);
+    run.quota = Quota { records: 2, ..Quota::NONE };
+    assert_eq!(run.finds(), [Kind::QuotaExceeded]);
+    // Each takes 512 bytes, and its body.
+    let bytes = 3 * 512 + "the body of dead".len() + "the body of waits".len() + "the body of more".len();
+    run.quota = Quota { bytes: bytes as u64, ..Quota::NONE };
+    assert_eq!(run.finds(), []);
+    run.quota.bytes -= 1;
+    assert_eq!(run.finds(), [Kind::QuotaExceeded]);
+}
+
+#[test]
+fn a_quota_is_not_exceeded_by_what_may_have_ended_or_may_not_have_been_there() {
+    let mut run = three_at_once();
+    run.quota = Quota { records: 3, ..Quota::NONE };
+    // Delivered before its 202 was seen.
+    run.ledger.begins(intent("quick"));
+    run.ledger.sent_whole("quick");
+    run.arrives("quick", Some(1));
+    run.ledger.answered("quick", 202, Some("/receipt"));
+    run.tells("quick", delivered());
+    // Nobody saw its 202: it was there when it arrived, alone.
+    run.crashed(intent("unseen")).arrives("unseen", Some(1));
+    run.crashed(intent("gone"));
+    run.sent(intent("refused"), 503).sent(intent("live"), 200).arrives("live", None);
+    assert_eq!(run.finds(), []);
+    assert_eq!(run.verdict().numbers.peak_records, 3);
+    // It arrived twice from there, and so was there in between, with a third.
+    run.crashed(put("again")).arrives("again", Some(1));
+    run.sent(intent("beside"), 202).tells("beside", receipt("queued", None, 0, None));
+    assert_eq!(run.finds(), []);
+    run.arrives("again", Some(2));
+    assert_eq!(run.finds(), [Kind::QuotaExceeded]);
+}
+
+#[test]
+fn refusals_for_want_of_room_and_time_outs_are_counted() {
+    let mut run = good();
+    for (id, status, problem) in
+        [("full", 503, "queue-full"), ("late", 504, "upstream-timeout"), ("other", 503, "queue-unavailable")]
+    {
+        run.sent(intent(id), status);
+        run.ledger.explains(id, &format!("{{\"type\":\"urn:beamline:problem:{problem}\"}}"));
+    }
+    let n = run.verdict().numbers;
+    assert_eq!((n.refused, n.full, n.timed_out), (4, 1, 1));
 }
