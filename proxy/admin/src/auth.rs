@@ -6,7 +6,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use beamline_control::{Control, ControlError};
-use beamline_model::{TenantName, TokenScope};
+use beamline_model::{TenantName, Token, TokenHash, TokenScope};
 use http::{HeaderMap, header, request::Parts};
 
 use crate::{
@@ -17,6 +17,10 @@ use crate::{
 /// Whom the request's token speaks for.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller(pub(crate) TokenScope);
+
+/// The hash of the request's token, for what goes on for so long that the token has to be looked at again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Credential(pub(crate) TokenHash);
 
 /// Stands before every route: finds out who is asking where the route wants to know, and leaves the row for those behind it.
 ///
@@ -34,24 +38,33 @@ pub(crate) async fn guard(
     };
     if row.who != Who::Anyone {
         let wanted = params.iter().find(|(name, _)| *name == "tenant").map(|(_, value)| value);
-        match caller(&control, request.headers()).and_then(|caller| admitted(caller, row, wanted)) {
-            Ok(caller) => request.extensions_mut().insert(caller),
+        let known = caller(&control, request.headers())
+            .and_then(|(caller, credential)| Ok((admitted(caller, row, wanted)?, credential)));
+        match known {
+            Ok((caller, credential)) => {
+                request.extensions_mut().insert(caller);
+                request.extensions_mut().insert(credential);
+            }
             Err(refusal) => return refusal.into_response(),
-        };
+        }
     }
     request.extensions_mut().insert(row);
     next.run(request).await
 }
 
-fn caller(control: &Control, headers: &HeaderMap) -> Result<Caller, Refusal> {
-    let scope = control.authenticate(bearer(headers)?);
-    scope.map(Caller).ok_or_else(|| {
-        Refusal::of(
-            "token-unknown",
-            "the token is not one of this node's: use the operator's, which is in its data folder, or a tenant's, \
-             which was shown when the tenant was created",
-        )
-    })
+fn caller(control: &Control, headers: &HeaderMap) -> Result<(Caller, Credential), Refusal> {
+    let token = Token::presented(bearer(headers)?).hash();
+    let scope = control.authenticate(&token).ok_or_else(unknown_token)?;
+    Ok((Caller(scope), Credential(token)))
+}
+
+/// For a token that speaks for nobody, or for nobody any more.
+pub(crate) fn unknown_token() -> Refusal {
+    Refusal::of(
+        "token-unknown",
+        "the token is not one of this node's: use the operator's, which is in its data folder, or a tenant's, \
+         which was shown when the tenant was created",
+    )
 }
 
 fn admitted(caller: Caller, row: &RouteRow, wanted: Option<&str>) -> Result<Caller, Refusal> {
@@ -95,13 +108,22 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
-        // A route for anyone has no caller; a handler that asks for one there is refused rather than trusted.
-        parts
-            .extensions
-            .get::<Self>()
-            .cloned()
-            .ok_or_else(|| Refusal::of("internal", "the route has no caller"))
+        of_the_guard(parts)
     }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Credential {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+        of_the_guard(parts)
+    }
+}
+
+/// What the guard found out. A route for anyone has no caller; a handler that asks for one there is refused rather than
+/// trusted.
+fn of_the_guard<T: Clone + Send + Sync + 'static>(parts: &Parts) -> Result<T, Refusal> {
+    parts.extensions.get::<T>().cloned().ok_or_else(|| Refusal::of("internal", "the route has no caller"))
 }
 
 #[cfg(test)]

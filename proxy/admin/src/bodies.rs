@@ -1,11 +1,13 @@
 //! Queued records with their bodies, as JSON Lines: written while they are read, so that no body is ever held whole.
+//!
+//! An export may go on for long after its caller was let in. So token and tenant are looked at again before each page and each
+//! body goes out, and every few seconds while the caller is waited for, and so is what is just being sent: an export ends with
+//! the right to it. Names are used again; an export is of the tenant that had the name when it began.
 
-use std::{
-    error::Error,
-    pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
-};
+mod outlet;
+mod places;
+
+use std::{fmt::Write as _, mem, time::Duration};
 
 use axum::{
     body::Body,
@@ -14,33 +16,32 @@ use axum::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use beamline_control::actor_name;
-use beamline_model::{TenantName, UpstreamName};
-use beamline_queue::{ExportPage, PAGE_MAX, Queue, RecordQuery, StateName};
-use bytes::Bytes;
+use beamline_model::{TenantName, TokenScope, UpstreamName};
+use beamline_queue::{
+    ExportPage, ExportedBody, PAGE_MAX, RecordBody, RecordId, RecordQuery, RecordView, StateName,
+};
 use http::header;
-use http_body::Frame;
 use serde::Deserialize;
-use tokio::{sync::Semaphore, sync::mpsc, time};
+use tokio::time::Instant;
 
+use self::{
+    outlet::{BoxError, Outlet, Wait},
+    places::Places,
+};
 use crate::{
     AdminState,
-    auth::Caller,
+    auth::{Caller, Credential, unknown_token},
     problem::Refusal,
-    queue::existing,
     request::{Query, Tenant},
 };
 
-/// Exports that may run at once, of all callers: each holds a page of heads, a piece of a body and a file.
-const AT_ONCE: usize = 4;
-static PLACES: Semaphore = Semaphore::const_new(AT_ONCE);
-/// How long a caller may take nothing of what is there for it. Then its place is another's.
-const STALL: Duration = Duration::from_secs(60);
+static PLACES: Places = Places::new();
+/// How often token, tenant and what is being sent are looked at while a caller is waited for.
+const LOOK: Duration = Duration::from_secs(5);
 /// Of a body that is read at once: without a rest in base64.
 const PIECE: usize = 48 << 10;
 /// Of the lines.
 const VERSION: u64 = 1;
-
-type BoxError = Box<dyn Error + Send + Sync>;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -55,34 +56,32 @@ pub(crate) struct Wanted {
 
 /// One export under way.
 struct Export {
-    queue: Queue,
+    state: AdminState,
     query: RecordQuery,
-    actor: String,
-    to: mpsc::Sender<Piece>,
-}
-
-/// Of an answer. One whose last piece is not its end breaks off.
-enum Piece {
-    Text(Bytes),
-    End,
+    caller: TokenScope,
+    credential: Credential,
+    /// When the tenant was created: who gets its name after it was created later.
+    created_ms: u64,
+    /// The record whose body is being sent.
+    sending: Option<RecordId>,
+    /// When all is looked at again.
+    look: Instant,
+    to: Outlet,
 }
 
 pub(crate) async fn export(
     State(state): State<AdminState>,
-    Caller(actor): Caller,
+    Caller(caller): Caller,
+    credential: Credential,
     Tenant(tenant): Tenant,
     Query(wanted): Query<Wanted>,
 ) -> Result<Response, Refusal> {
-    existing(&state, &tenant, &actor).await?;
-    let Ok(place) = PLACES.try_acquire() else {
-        return Err(Refusal::of(
-            "queue-unavailable",
-            format!("{AT_ONCE} exports with bodies run already: try again when one of them is done"),
-        ));
-    };
-    let (to, body) = mpsc::channel(1);
+    let created_ms = state.control.tenant(&tenant, &caller).await?.created_ms;
+    let place = PLACES.take(&caller).map_err(|taken| Refusal::of("queue-unavailable", taken.detail()))?;
+    let (to, body) = outlet::open();
     let query = wanted.of(tenant);
-    let mut export = Export { queue: state.queue.clone(), query, actor: actor_name(&actor), to };
+    let look = Instant::now();
+    let mut export = Export { state, query, caller, credential, created_ms, sending: None, look, to };
     // So that what fails at once is an answer, and not one that breaks off.
     let first = export.page().await?;
     tokio::spawn(async move {
@@ -92,7 +91,7 @@ pub(crate) async fn export(
         }
     });
     let media_type = [(header::CONTENT_TYPE, "application/x-ndjson")];
-    Ok((media_type, Body::new(Pieces(body))).into_response())
+    Ok((media_type, Body::new(body)).into_response())
 }
 
 impl Wanted {
@@ -105,9 +104,26 @@ impl Wanted {
 impl Export {
     /// The next page, noted in the audit.
     async fn page(&mut self) -> Result<ExportPage, Refusal> {
-        let page = self.queue.export(self.query.clone()).await?;
-        self.queue.note_bodies(&self.query.tenant, &page.records, &self.actor).await?;
+        let page = self.state.queue.export(self.query.clone()).await?;
+        // Behind the reading: what was read is then of the tenant that is still there.
+        self.still_permitted().await?;
+        let actor = actor_name(&self.caller);
+        self.state.queue.note_bodies(&self.query.tenant, &page.records, &actor).await?;
         Ok(page)
+    }
+
+    /// Refuses where the token is not valid any more, or the tenant is gone, whoever has its name now.
+    async fn still_permitted(&mut self) -> Result<(), Refusal> {
+        let Self { state, query, caller, credential: Credential(token), .. } = &*self;
+        if state.control.authenticate(token).as_ref() != Some(caller) {
+            return Err(unknown_token());
+        }
+        if state.control.tenant(&query.tenant, caller).await?.created_ms != self.created_ms {
+            let gone = format!("tenant {} was deleted, and another one has its name", self.query.tenant);
+            return Err(Refusal::of("unknown-tenant", gone));
+        }
+        self.look = Instant::now() + LOOK;
+        Ok(())
     }
 
     /// Writes this page and those after it.
@@ -115,83 +131,59 @@ impl Export {
         let mut page = first;
         loop {
             for record in page.records {
-                let mut line = serde_json::to_string(&record)?;
-                // Its last brace comes behind what is added.
-                line.pop();
-                line.push_str(&format!(",\"version\":{VERSION},\"body\":"));
-                let body = match record.request {
-                    Some(_) => self.queue.record_body(&record.listing).await?,
-                    None => None,
-                };
-                let Some(mut body) = body else {
-                    self.text(line + "null}\n").await?;
-                    continue;
-                };
-                self.text(line + "\"").await?;
-                loop {
-                    let piece = body.next(PIECE).await?;
-                    if piece.is_empty() {
-                        break;
-                    }
-                    self.text(STANDARD.encode(piece)).await?;
-                }
-                self.text("\"}\n".to_owned()).await?;
+                self.room().await?;
+                self.record(&record).await?;
             }
-            let Some(next) = page.next else { return self.send(Piece::End).await };
+            self.room().await?;
+            let Some(next) = page.next else { return self.to.end().await };
             self.query.after = next;
-            page = self.page().await.map_err(|_| "the queue cannot be read, or its audit written")?;
+            page = self.page().await.map_err(|refusal| refusal.to_string())?;
         }
     }
 
-    async fn text(&self, text: String) -> Result<(), BoxError> {
-        self.send(Piece::Text(text.into())).await
-    }
-
-    async fn send(&self, piece: Piece) -> Result<(), BoxError> {
-        match time::timeout(STALL, self.to.send(piece)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err("its caller went away".into()),
-            Err(_) => Err(format!("its caller took nothing for {} s", STALL.as_secs()).into()),
+    /// Writes a record's line, for which there is room.
+    async fn record(&mut self, record: &RecordView) -> Result<(), BoxError> {
+        let mut line = serde_json::to_string(record)?;
+        // Its last brace comes behind what is added.
+        line.pop();
+        write!(line, ",\"version\":{VERSION},\"body\":")?;
+        let body = match record.request {
+            Some(_) => self.state.queue.record_body(record.listing.id).await?,
+            None => ExportedBody::Erased,
+        };
+        self.still_permitted().await.map_err(|refusal| refusal.to_string())?;
+        match body {
+            ExportedBody::Whole(body) => self.body(record.listing.id, line, body).await,
+            ExportedBody::Erased => self.to.send(line + "null}\n").await,
+            ExportedBody::Lost => self.to.send(line + "null,\"error\":\"lost\"}\n").await,
         }
     }
-}
 
-/// The body of the answer.
-struct Pieces(mpsc::Receiver<Piece>);
-
-impl http_body::Body for Pieces {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        self.0.poll_recv(cx).map(|piece| match piece {
-            Some(Piece::Text(text)) => Some(Ok(Frame::data(text))),
-            Some(Piece::End) => None,
-            None => Some(Err("it broke off".into())),
-        })
+    /// Writes a line to its end, body and all.
+    async fn body(&mut self, id: RecordId, line: String, mut body: RecordBody) -> Result<(), BoxError> {
+        let mut text = line + "\"";
+        self.sending = Some(id);
+        while body.left() > PIECE as u64 {
+            STANDARD.encode_string(body.next(PIECE).await?, &mut text);
+            self.to.send(mem::take(&mut text)).await?;
+            self.room().await?;
+        }
+        STANDARD.encode_string(body.next(PIECE).await?, &mut text);
+        self.sending = None;
+        self.to.send(text + "\"}\n").await
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use http_body_util::BodyExt as _;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn an_answer_without_its_end_breaks_off() {
-        for whole in [true, false] {
-            let (to, body) = mpsc::channel(3);
-            to.send(Piece::Text("line\n".into())).await.unwrap();
-            if whole {
-                to.send(Piece::End).await.unwrap();
+    /// Waits until the caller takes more, for as long as it may have more.
+    async fn room(&mut self) -> Result<(), BoxError> {
+        let since = Instant::now();
+        while self.to.room(since, self.look).await? == Wait::Look {
+            self.still_permitted().await.map_err(|refusal| refusal.to_string())?;
+            if let Some(id) = self.sending
+                && !self.state.queue.has_body(id).await?
+            {
+                return Err(format!("record {id} was erased while its body was being sent").into());
             }
-            drop(to);
-            let read = Pieces(body).collect().await;
-            assert_eq!(read.map(|read| read.to_bytes()).ok(), whole.then(|| "line\n".into()));
         }
+        Ok(())
     }
 }

@@ -171,10 +171,10 @@ impl Control {
         Ok(added)
     }
 
-    /// Whom a presented token speaks for, or none where it is not valid. Does not touch the disk.
-    pub fn authenticate(&self, presented: &str) -> Option<TokenScope> {
-        let hash = Token::presented(presented).hash();
-        self.inner.tokens.read().unwrap_or_else(PoisonError::into_inner).get(&hash).cloned()
+    /// Whom the token of this hash speaks for now, or none where it is not valid, or not any more: what goes on for long asks
+    /// again. Does not touch the disk.
+    pub fn authenticate(&self, token: &TokenHash) -> Option<TokenScope> {
+        self.inner.tokens.read().unwrap_or_else(PoisonError::into_inner).get(token).cloned()
     }
 
     /// Creates a tenant and returns its token, which is shown this one time.

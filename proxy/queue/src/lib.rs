@@ -91,8 +91,8 @@ pub use health::Health;
 pub use idempotency::{BodyDigest, BodyHasher, Fingerprint, KeyedUse};
 pub use log::LogError;
 pub use queue::{
-    Accepted, Backlog, Cancellation, EnqueueError, HandError, KeyLook, OpenError, Purged, Queue, QueueError,
-    RecordBody, UsedKey,
+    Accepted, Backlog, Cancellation, EnqueueError, ExportedBody, HandError, KeyLook, OpenError, Purged,
+    Queue, QueueError, RecordBody, UsedKey,
 };
 pub use rate::{InvalidRate, Rate};
 pub use receipt::{InvalidReceipt, Receipt};

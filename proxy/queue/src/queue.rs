@@ -35,7 +35,7 @@ use crate::{
     writer::{AppendRest, PendingAppend, Stored, Tools, Writer},
 };
 
-pub use export::RecordBody;
+pub use export::{ExportedBody, RecordBody};
 pub use hands::{Cancellation, HandError, Purged};
 pub use once::{KeyLook, UsedKey};
 

@@ -5,6 +5,7 @@
 
 mod crash;
 mod delivery;
+mod export;
 mod hands;
 mod keys;
 mod order;

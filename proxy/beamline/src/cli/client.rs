@@ -101,7 +101,8 @@ impl Node {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     return Err(Failure::Unreachable(format!(
-                        "the node at {} broke off ({error}): the last line that was written may not be whole; try again",
+                        "the node at {} broke off ({error}): the last line that was written may not be whole; go on with --after and \
+                         the seq of the last whole one",
                         self.base
                     )));
                 }

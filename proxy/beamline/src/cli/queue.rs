@@ -38,7 +38,8 @@ enum QueueCommand {
     /// Write a tenant's records as JSON Lines, oldest first
     ///
     /// Each line is a record as `queue show --json` prints it, with `"version": 1`. Queries and credentials are not in it, and
-    /// bodies only with --bodies. Records that are accepted or queued again meanwhile come at the end.
+    /// bodies only with --bodies: `null` where one is erased, with `"error": "lost"` where the node has lost it. Records that
+    /// are accepted or queued again meanwhile come at the end. With --bodies it takes 30 minutes at most; --after goes on.
     Export(ExportArgs),
     /// Show one record
     ///
@@ -115,6 +116,10 @@ struct ExportArgs {
     /// With each record's body, in base64; the audit tells that they were read
     #[arg(long)]
     bodies: bool,
+
+    /// Only records after this place, the `seq` of an earlier line
+    #[arg(long, value_name = "PLACE", default_value_t = 0)]
+    after: u64,
 }
 
 #[derive(Args, Debug)]
@@ -440,9 +445,10 @@ fn export(node: &Node, args: &ExportArgs, to: &mut impl io::Write) -> Result<(),
         let _ = write!(chosen, "&state={}", name(state));
     }
     if args.bodies {
-        return node.copy(&format!("/v1/tenants/{}/queue/bodies?after=0{chosen}", args.tenant), to);
+        let path = format!("/v1/tenants/{}/queue/bodies?after={}{chosen}", args.tenant, args.after);
+        return node.copy(&path, to);
     }
-    let mut after = 0;
+    let mut after = args.after;
     loop {
         let page = node.get(&format!("/v1/tenants/{}/queue/export?after={after}{chosen}", args.tenant))?;
         let ExportPage { records, next } = page.as_a()?;
@@ -692,6 +698,7 @@ mod tests {
             upstream: Some("api".parse().unwrap()),
             state: Some(StateArg::Dead),
             bodies: false,
+            after: 3,
         };
         let mut written = Vec::new();
         let client = Node::of(&crate::cli::testing::node_args(node.url())).unwrap();
@@ -708,7 +715,7 @@ mod tests {
         );
         let asked: Vec<_> = node.requests().iter().map(|r| r.line.clone()).collect();
         let line = |after| format!("GET /v1/tenants/acme/queue/export?after={after}&upstream=api&state=dead");
-        assert_eq!(asked, [0, 7, 9].map(line));
+        assert_eq!(asked, [3, 7, 9].map(line));
     }
 
     #[test]
@@ -720,6 +727,7 @@ mod tests {
             upstream: Some("api".parse().unwrap()),
             state: None,
             bodies: true,
+            after: 41,
         };
         let client = Node::of(&crate::cli::testing::node_args(node.url())).unwrap();
         let mut written = Vec::new();
@@ -728,7 +736,7 @@ mod tests {
         let refused = export(&client, &args, &mut Vec::new());
         assert!(matches!(refused, Err(Failure::Refused(_))), "{refused:?}");
         let asked: Vec<_> = node.requests().iter().map(|r| r.line.clone()).collect();
-        assert_eq!(asked, ["GET /v1/tenants/acme/queue/bodies?after=0&upstream=api"; 2]);
+        assert_eq!(asked, ["GET /v1/tenants/acme/queue/bodies?after=41&upstream=api"; 2]);
     }
 
     #[test]

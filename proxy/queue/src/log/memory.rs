@@ -734,6 +734,12 @@ impl LogReader for MemoryDisk {
         Ok(rows.rows.get(&seq).filter(|row| row.has_content).map(|row| row.append.content.clone()))
     }
 
+    fn content_of(&mut self, id: RecordId) -> Result<Option<Content>, LogError> {
+        let rows = self.rows();
+        let found = rows.rows.values().find(|row| row.append.id == id && row.has_content);
+        Ok(found.map(|row| row.append.content.clone()))
+    }
+
     fn census(&mut self, visit: &mut dyn FnMut(CensusRow)) -> Result<(), LogError> {
         let rows = self.rows();
         let mut lanes: BTreeMap<Lane, (u64, u64, u64, u64)> = BTreeMap::new();

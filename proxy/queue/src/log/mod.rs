@@ -90,6 +90,9 @@ pub(crate) trait LogReader: Send {
     /// What a delivery sends. None where the record has none any more.
     fn content(&mut self, seq: Seq) -> Result<Option<Content>, LogError>;
 
+    /// The same of the record with this id, wherever it is in commit order by now.
+    fn content_of(&mut self, id: RecordId) -> Result<Option<Content>, LogError>;
+
     /// Visits what the books are kept by, and every lane that has open records.
     fn census(&mut self, visit: &mut dyn FnMut(CensusRow)) -> Result<(), LogError>;
 

@@ -10,9 +10,9 @@ use super::{HandError, Queue, QueueError};
 use crate::{
     body::StoredBody,
     log::{Act, Content, LogError},
-    record::Seq,
+    record::RecordId,
     spool::{bodies_dir, body_path},
-    view::{RecordListing, RecordView},
+    view::RecordView,
 };
 
 /// The body of a record, as it was accepted.
@@ -21,12 +21,27 @@ pub struct RecordBody {
     left: u64,
 }
 
+/// What there is of the body of a record.
+pub enum ExportedBody {
+    /// All of it.
+    Whole(RecordBody),
+    /// Nothing any more: its record was done with it.
+    Erased,
+    /// It should be there, and its file is missing or of another length.
+    Lost,
+}
+
 enum Source {
     Memory(Bytes),
     File(File),
 }
 
 impl RecordBody {
+    /// The bytes that are still to come.
+    pub const fn left(&self) -> u64 {
+        self.left
+    }
+
     /// The next bytes: `most`, or as many as are left; none at the end.
     ///
     /// # Errors
@@ -68,42 +83,52 @@ impl Queue {
         Ok(())
     }
 
-    /// The body of a record. None where it is erased by now.
+    /// The body of a record, wherever the record is in commit order by now.
     ///
     /// # Errors
-    /// [`QueueError`] where it should be there and cannot be read.
-    pub async fn record_body(&self, record: &RecordListing) -> Result<Option<RecordBody>, QueueError> {
-        let Some(content) = self.content_of(record).await? else { return Ok(None) };
+    /// [`QueueError`] where it cannot be read now.
+    pub async fn record_body(&self, id: RecordId) -> Result<ExportedBody, QueueError> {
+        let Some(content) = self.content_of(id).await? else { return Ok(ExportedBody::Erased) };
         let (name, len) = match content.body {
             StoredBody::Inline(bytes) => {
                 let left = bytes.len() as u64;
-                return Ok(Some(RecordBody { from: Source::Memory(bytes), left }));
+                return Ok(ExportedBody::Whole(RecordBody { from: Source::Memory(bytes), left }));
             }
             StoredBody::File { name, len } => (name, len),
         };
         let path = body_path(&bodies_dir(&self.0.settings.dir), name);
-        let opened = async {
-            let file = File::open(path).await?;
-            match file.metadata().await?.len() {
-                found if found == len => Ok(file),
-                found => Err(io::Error::other(format!("expected {len} bytes; found {found}"))),
-            }
-        };
-        match opened.await {
-            Ok(file) => Ok(Some(RecordBody { from: Source::File(file), left: len })),
-            // Its record was done with it since it was looked at, or it is lost.
-            Err(error) => match self.content_of(record).await? {
-                None => Ok(None),
-                Some(_) => {
-                    Err(LogError::Failed(format!("the body of record {} is lost: {error}", record.id)).into())
+        let found = match File::open(path).await {
+            Ok(file) => {
+                let found = file.metadata().await.map_err(|error| unreadable(id, &error))?.len();
+                if found == len {
+                    return Ok(ExportedBody::Whole(RecordBody { from: Source::File(file), left: len }));
                 }
-            },
+                format!("a file of {found}")
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => "no file".to_owned(),
+            Err(error) => return Err(unreadable(id, &error).into()),
+        };
+        // Its record was done with it since it was looked at, or it is lost.
+        if !self.has_body(id).await? {
+            return Ok(ExportedBody::Erased);
         }
+        tracing::error!(record = %id, "the body of a record is lost: expected a file of {len} bytes, found {found}");
+        Ok(ExportedBody::Lost)
     }
 
-    async fn content_of(&self, record: &RecordListing) -> Result<Option<Content>, QueueError> {
-        let (Ok(seq), id) = (i64::try_from(record.seq).map(Seq), record.id) else { return Ok(None) };
-        let content = self.look(move |log| log.content(seq)).await?;
-        Ok(content.filter(|content| content.id == id))
+    /// Whether the body of a record is not erased.
+    ///
+    /// # Errors
+    /// [`QueueError`] where the log cannot be read.
+    pub async fn has_body(&self, id: RecordId) -> Result<bool, QueueError> {
+        Ok(self.content_of(id).await?.is_some())
     }
+
+    async fn content_of(&self, id: RecordId) -> Result<Option<Content>, QueueError> {
+        self.look(move |log| log.content_of(id)).await
+    }
+}
+
+fn unreadable(id: RecordId, error: &io::Error) -> LogError {
+    LogError::Failed(format!("the body of record {id} cannot be read now: {error}"))
 }

@@ -191,6 +191,15 @@ async fn an_export_has_every_record_once_in_commit_order_page_by_page() {
     assert_eq!(pages, 3, "the first of long heads, the others of a hundred records at most");
 }
 
+/// The body of a record that has one.
+async fn whole(queue: &Queue, id: RecordId) -> RecordBody {
+    match queue.record_body(id).await.unwrap() {
+        ExportedBody::Whole(body) => body,
+        ExportedBody::Erased => panic!("{id} is erased"),
+        ExportedBody::Lost => panic!("{id} is lost"),
+    }
+}
+
 #[tokio::test]
 async fn bodies_are_read_in_pieces_where_they_lie_until_they_are_erased() {
     let dir = tempfile::tempdir().unwrap();
@@ -203,24 +212,28 @@ async fn bodies_are_read_in_pieces_where_they_lie_until_they_are_erased() {
     let page = queue.export(query()).await.unwrap();
     let mut read = Vec::new();
     for record in &page.records {
-        let mut body = queue.record_body(&record.listing).await.unwrap().unwrap();
-        let mut whole = Vec::new();
+        let mut body = whole(&queue, record.listing.id).await;
+        let mut read_so_far = Vec::new();
         loop {
             let piece = body.next(4096).await.unwrap();
             assert!(piece.len() <= 4096);
             if piece.is_empty() {
                 break;
             }
-            whole.extend_from_slice(&piece);
+            read_so_far.extend_from_slice(&piece);
         }
-        read.push(whole);
+        assert_eq!(body.left(), 0);
+        read.push(read_so_far);
     }
     assert_eq!(read, [b"".to_vec(), b"small".to_vec(), large]);
 
     let listing = &page.records[2].listing;
-    let mut opened = queue.record_body(listing).await.unwrap().unwrap();
+    let mut opened = whole(&queue, listing.id).await;
+    assert!(queue.has_body(listing.id).await.unwrap());
     queue.discard(&tenant(), listing.id, "operator").await.unwrap();
-    assert!(queue.record_body(listing).await.unwrap().is_none(), "what is erased is not read");
+    let erased = queue.record_body(listing.id).await.unwrap();
+    assert!(matches!(erased, ExportedBody::Erased), "what is erased is not read");
+    assert!(!queue.has_body(listing.id).await.unwrap(), "who holds it open can see that it is erased");
     assert_eq!(
         opened.next(10).await.unwrap(),
         [0, 1, 2, 3, 4, 5, 6, 7, 8, 9][..],
@@ -234,19 +247,34 @@ async fn bodies_are_read_in_pieces_where_they_lie_until_they_are_erased() {
 }
 
 #[tokio::test]
-async fn a_body_that_the_disk_lost_is_an_error_and_not_taken_for_erased() {
+async fn a_body_that_the_disk_lost_is_not_taken_for_erased() {
     let dir = tempfile::tempdir().unwrap();
     let (queue, _delivery) = open(&dir);
     let record = record(&queue, 0, &[7; 100_000]).await;
-    accept(&queue, record).await;
-    let listing = queue.export(query()).await.unwrap().records.remove(0).listing;
+    let id = accept(&queue, record).await.id;
     let bodies = dir.path().join("bodies");
     let file = std::fs::read_dir(bodies).unwrap().next().unwrap().unwrap().path();
     std::fs::write(&file, [7; 99_999]).unwrap();
-    let error = queue.record_body(&listing).await.err().unwrap().to_string();
-    assert!(error.contains("expected 100000 bytes; found 99999"), "{error}");
+    assert!(matches!(queue.record_body(id).await.unwrap(), ExportedBody::Lost), "of another length");
     std::fs::remove_file(file).unwrap();
-    assert!(queue.record_body(&listing).await.err().unwrap().to_string().contains("is lost"));
+    assert!(matches!(queue.record_body(id).await.unwrap(), ExportedBody::Lost), "no file");
+}
+
+#[tokio::test]
+async fn a_record_that_is_queued_again_behind_its_page_has_its_body() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, delivery) = open(&dir);
+    let id = keyed(&queue, 0, None).await.id;
+    let again = queue.clone();
+    let done = async move {
+        until(&again, |t| t.dead == 1).await;
+        let before = again.export(query()).await.unwrap().records.remove(0).listing;
+        again.retry(&tenant(), id, false, "operator").await.unwrap();
+        assert!(again.record(&tenant(), id).await.unwrap().listing.seq > before.seq, "it has moved");
+        let mut body = whole(&again, before.id).await;
+        assert_eq!(body.next(100).await.unwrap(), &b"body"[..]);
+    };
+    deliver_until(delivery, |_| now(refused()), done).await;
 }
 
 #[tokio::test]

@@ -68,19 +68,19 @@ async fn a_tenant_with_a_backlog_is_deleted_only_as_somebody_says() {
     assert_eq!(actions[2..], ["tenant.begin-deletion", "tenant.delete"]);
 
     let again = bench.control.create_tenant(name("acme"), grant(&["acme.test"]), &OPERATOR).await.unwrap();
-    assert!(bench.control.authenticate(again.reveal()).is_some());
+    assert!(bench.control.authenticate(&again.hash()).is_some());
 }
 
 #[tokio::test]
 async fn a_deleted_tenants_token_is_nobodys() {
     let bench = Bench::new().await;
     let token = bench.control.create_tenant(name("acme"), grant(&["acme.test"]), &OPERATOR).await.unwrap();
-    let own = bench.control.authenticate(token.reveal()).unwrap();
+    let own = bench.control.authenticate(&token.hash()).unwrap();
     let refused = bench.control.delete_tenant(&name("acme"), None, &own).await.unwrap_err();
     assert!(matches!(refused, ControlError::OperatorOnly { .. }), "{refused}");
     let done = bench.control.delete_tenant(&name("acme"), None, &OPERATOR).await.unwrap();
     assert!(done.deleted, "one without a revision too");
-    assert_eq!(bench.control.authenticate(token.reveal()), None);
+    assert_eq!(bench.control.authenticate(&token.hash()), None);
 }
 
 /// A tenant that is being drained, which is not soon over; with its token and a second handle on the store.
@@ -91,7 +91,7 @@ async fn draining() -> (Bench, TenantName, Token, SqliteStore) {
     bench.apply(&acme, manifest(&acme, |_| {})).await.unwrap();
     enqueue(&bench.queue, &acme).await;
     let begun = bench.control.delete_tenant(&acme, Some(Deletion::Drain), &OPERATOR).await.unwrap();
-    assert!(!begun.deleted && bench.control.authenticate(token.reveal()).is_some());
+    assert!(!begun.deleted && bench.control.authenticate(&token.hash()).is_some());
     let elsewhere = SqliteStore::open(bench.path()).unwrap();
     (bench, acme, token, elsewhere)
 }
@@ -103,14 +103,14 @@ async fn nothing_is_left_of_a_tenant_whose_deletion_another_process_ended() {
     let (bench, acme, token, elsewhere) = draining().await;
     elsewhere.delete_tenant(&acme, ELSEWHERE).unwrap();
     assert!(bench.control.inner.go_on(&acme, "operator").await.unwrap().deleted);
-    assert_eq!(bench.control.authenticate(token.reveal()), None);
+    assert_eq!(bench.control.authenticate(&token.hash()), None);
     assert!(bench.control.snapshots().load().by_name(&acme).is_none());
     assert!(bench.control.inner.deleting().is_empty());
     // One that was about to end it itself finds the same.
     let (bench, acme, token, elsewhere) = draining().await;
     elsewhere.delete_tenant(&acme, ELSEWHERE).unwrap();
     assert!(bench.control.inner.end(&acme, "operator").await.unwrap());
-    assert_eq!(bench.control.authenticate(token.reveal()), None);
+    assert_eq!(bench.control.authenticate(&token.hash()), None);
     assert!(bench.control.inner.deleting().is_empty());
     assert!(bench.told("tenant.deleted").is_empty(), "that is the other's to tell");
 }
@@ -124,8 +124,8 @@ async fn whoever_got_the_name_from_another_process_has_nothing_of_the_tenant_bef
     elsewhere.create_tenant(&acme, &grant(&["acme.test"]), &new.hash(), ELSEWHERE).unwrap();
     elsewhere.commit_revision(&acme, None, &manifest(&acme, |_| {}).to_json(), ELSEWHERE).unwrap();
     assert!(bench.control.inner.go_on(&acme, "operator").await.unwrap().deleted);
-    assert_eq!(bench.control.authenticate(token.reveal()), None);
-    assert_eq!(bench.control.authenticate(new.reveal()), Some(TokenScope::Tenant(acme.clone())));
+    assert_eq!(bench.control.authenticate(&token.hash()), None);
+    assert_eq!(bench.control.authenticate(&new.hash()), Some(TokenScope::Tenant(acme.clone())));
     let after = bench.seen(&acme);
     assert!(!after.leaving && bench.control.inner.deleting().is_empty());
     assert!(!Arc::ptr_eq(&before.upstreams["api"].cluster, &after.upstreams["api"].cluster));
@@ -143,7 +143,7 @@ async fn a_name_is_given_again_only_when_the_tenant_before_is_forgotten() {
     bench.control.inner.forget(&acme);
     drop(turn);
     let token = created.await.unwrap().unwrap();
-    assert!(bench.control.authenticate(token.reveal()).is_some());
+    assert!(bench.control.authenticate(&token.hash()).is_some());
     // A refusal leaves no turn behind.
     let taken = bench.control.create_tenant(name("other"), grant(&["acme.test"]), &OPERATOR).await;
     assert!(matches!(taken, Err(ControlError::Store(StoreError::HostTaken { .. }))), "{taken:?}");

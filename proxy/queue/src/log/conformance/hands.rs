@@ -39,6 +39,7 @@ pub(super) fn only_what_waits_can_be_cancelled(place: &dyn Place) {
     assert_eq!(end.promoted.as_ref().unwrap().seq, seqs[2], "the next of its key goes on");
     assert_eq!(state(&*log, 3), dead(DeadReason::Cancelled));
     assert_eq!(log.reader().unwrap().content(seqs[0]).unwrap(), None);
+    assert_eq!(log.reader().unwrap().content_of(id(3)).unwrap(), None);
     assert_eq!(begin(&mut *log, seqs[0], 0), Effect::Stale);
     let refused = |state| Effect::Refused(Refused::State(state));
     assert_eq!(by_hand(&mut *log, Act::Cancel { id: id(3) }), refused(dead(DeadReason::Cancelled)));
@@ -90,6 +91,7 @@ pub(super) fn a_dead_letter_is_queued_again_behind_what_came_since(place: &dyn P
     assert_eq!(again.candidate.expires_ms, 9500 + 49_000, "as long as at first");
     assert_eq!((state(&*log, 3), window(&*log)), (State::Queued, vec![since.0]));
     assert_eq!(log.reader().unwrap().content(Seq(3)).unwrap().unwrap().request_id, "request-3");
+    assert_eq!(log.reader().unwrap().content_of(id(3)).unwrap().unwrap().request_id, "request-3");
     assert_eq!(put(&mut *log, 4, None).0, Seq(4), "no place is given twice");
     begin(&mut *log, since, 0);
     let next = ended(finish(&mut *log, since, 1, WHOLE)).promoted.unwrap();
