@@ -105,7 +105,7 @@ async fn an_instance_whose_call_failed_serves_no_other() {
     assert_eq!(counts(&chain, acts).await, [Some(1), Some(2), None, Some(1), Some(2), None, Some(1)]);
     let limits = FilterLimits { cpu: beamline_model::Duration::millis(2), ..Default::default() };
     let chain = Chain::new("acme".parse().unwrap(), limits, vec![setup("f", counter(), several(100))]);
-    assert_eq!(counts(&chain, ["", "request:long", ""]).await, [Some(1), None, Some(1)]);
+    assert_eq!(counts(&chain, ["", "request:spin", ""]).await, [Some(1), None, Some(1)]);
 }
 
 #[tokio::test]

@@ -33,6 +33,9 @@ fn count(request: &Request, phase: &str) -> String {
                 (0..100_000).for_each(|n| _ = black_box(n));
             }
         }
+        Some("spin") => loop {
+            black_box(());
+        },
         // Kept in the instance for as long as that lives.
         Some("grow") => std::mem::forget(black_box(vec![1_u8; 1 << 20])),
         Some("ask") => {
