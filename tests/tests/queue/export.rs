@@ -3,6 +3,7 @@
 use std::{
     io::{self, Read as _, Write as _},
     net::TcpStream,
+    time::Duration,
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -37,6 +38,18 @@ impl Slow {
         stream.read_exact(&mut head).unwrap();
         assert!(head.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&head));
         Self(stream)
+    }
+
+    /// Waits until no more comes, for all the buffers on the way are full.
+    fn stalled(self) -> Self {
+        let (mut there, mut seen) = (vec![0; 4 << 20], Vec::new());
+        let mut look = || {
+            seen.push(self.0.peek(&mut there).unwrap());
+            std::thread::sleep(Duration::from_millis(50));
+            seen.iter().rev().take_while(|n| Some(*n) == seen.last()).count()
+        };
+        wait(PATIENCE, &mut look, |unchanged| *unchanged > 10);
+        self
     }
 
     /// Reads on until there is no more: what came, chunks and all, and whether it has its end.
@@ -87,7 +100,7 @@ fn an_export_ends_with_its_tenant_and_has_nothing_of_the_next_of_that_name() {
     for _ in 0..110 {
         queue(&scene, Request::post("/in", vec![b'x'; 120_000]));
     }
-    let exports = [operator(&scene), scene.token.clone()].map(|token| Slow::begin(&scene, &token));
+    let exports = [operator(&scene), scene.token.clone()].map(|token| Slow::begin(&scene, &token).stalled());
     cli(&scene, "tenant delete acme --discard-queue");
     wait(PATIENCE, || scene.admin.show(TENANT).is_err(), |gone| *gone);
 
@@ -103,7 +116,12 @@ fn an_export_ends_with_its_tenant_and_has_nothing_of_the_next_of_that_name() {
 
     for export in exports {
         let (read, is_whole) = export.rest();
-        assert!(!is_whole, "it breaks off");
+        assert!(
+            !is_whole,
+            "it breaks off; {} bytes came, and at last {:?}",
+            read.len(),
+            &read[read.len().saturating_sub(200)..]
+        );
         assert!(!read.contains("/of-the-next") && !read.contains(&body), "it is the next tenant's");
     }
 }
