@@ -10,10 +10,10 @@ use http::{HeaderMap, Method};
 use serde_json::{Value, json};
 use wasmtime::component::Component;
 
-use super::{View, answer, chain_with, engine, failure, guest, rejected, taken};
+use super::{View, answer, chain_with, engine, engine_for, failure, guest, rejected, taken};
 use crate::{
-    ChainOutcome, Decision, Engine, EngineSettings, Failure, LogLevel, Module, ModuleKind, Rejection,
-    RequestHead, Tier, engine::linker, inspect::inspect, reset::tests::typed,
+    ChainOutcome, Decision, Engine, Failure, LogLevel, Module, ModuleKind, Rejection, RequestHead, Tier,
+    engine::linker, inspect::inspect, reset::tests::typed,
 };
 
 fn wasi() -> &'static Arc<Module> {
@@ -232,10 +232,7 @@ async fn handles_are_bounded_and_cannot_be_made_up() {
 #[tokio::test]
 async fn who_waits_without_end_is_given_up_and_keeps_nobody_waiting() {
     let longest_call = Duration::from_millis(500);
-    let engine =
-        Engine::new(EngineSettings { pool_instances: 64, longest_call, ..Default::default() }).unwrap();
-    let (info, artifact) = taken(&guest("wasi.wasm"));
-    let module = engine.load(&artifact, info).unwrap();
+    let (engine, module) = engine_for("wasi.wasm", 64, longest_call);
     let limits = FilterLimits::default();
     let (quiet, view) = (chain_with(&module, "quiet", "null", &limits), View::shared(limits.clone()));
     let began = Instant::now();

@@ -5,14 +5,14 @@ use std::{
     thread,
 };
 
-use beamline_model::{ByteSize, FilterLimits, InstanceLifetime, OnError};
+use beamline_model::{ByteSize, FilterLimits};
 use http::{HeaderValue, Method};
 
 use super::{Both, REALLOC, ask, handle, module, runtime, tiers};
 use crate::{
-    Chain, Decision, Failure, FilterConfig, FilterSetup, HostView, Module, RequestHead,
+    Decision, Failure, HostView, RequestHead,
     reset::{kept::MADE, shelf},
-    tests::{View, guest, head},
+    tests::{View, chain_with, guest, head},
 };
 
 /// A module that scribbles as a seed in the request says: stores of every width at any address, across cards and
@@ -204,23 +204,11 @@ fn what_does_not_grow_for_the_modules_own_maximum_uses_up_nothing_of_the_limit()
     }
 }
 
-/// A tenant whose only filter is this module.
-fn chain_of(tenant: &str, module: &Arc<Module>, config: &str, limits: &FilterLimits) -> Chain {
-    let filter = FilterSetup {
-        name: "probe".parse().unwrap(),
-        module: Some(Arc::clone(module)),
-        config: FilterConfig::new(&"probe".parse().unwrap(), config),
-        on_error: OnError::FailClosed,
-        lifetime: InstanceLifetime::Call,
-    };
-    Chain::new(tenant.parse().unwrap(), limits.clone(), vec![filter])
-}
-
 #[test]
 fn a_call_for_which_there_is_no_seat_has_no_instance_made() {
     let module = Both::wat(&module(&format!("{REALLOC} {}", handle(""))));
     let limits = FilterLimits { concurrency: 1, ..Default::default() };
-    let (engine, chain) = (&tiers().reset, chain_of("seated", &module.reset, "null", &limits));
+    let (engine, chain) = (&tiers().reset, chain_with(&module.reset, "seated", "null", &limits));
     let view = View::shared(limits.clone());
     let ask = || runtime().block_on(chain.on_request(engine, &view, head(&[]))).decision;
     let tenant = "seated".parse().unwrap();
@@ -239,7 +227,7 @@ fn a_call_that_is_dropped_while_it_waits_leaves_no_instance() {
     let probe = Both::of(&guest("probe.wasm"));
     let (limits, count) = (FilterLimits::default(), r#"{"do":"count"}"#);
     let waits = r#"{"do":"send","url":"http://never.test/","headers":{"x-a":["left behind"]}}"#;
-    let chain = chain_of("gone", &probe.reset, waits, &limits);
+    let chain = chain_with(&probe.reset, "gone", waits, &limits);
     for _ in 0..3 {
         probe.same(count, &limits, &head(&[]));
         assert!(shelf::take(probe.reset.core().unwrap()).map(shelf::put).is_some(), "one is kept");
