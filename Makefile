@@ -39,7 +39,7 @@ hostile: tools guests ## Modules that mean harm, each kind with many requests an
 	BEAMLINE_HOSTILE=long BEAMLINE_SMITH_MINUTES=$(or $(MINUTES),10) BEAMLINE_BIN=$(abspath $(BINARY)) \
 		$(CARGO) test --workspace --profile $(PROFILE) --test hostile -- --nocapture --test-threads 1
 	BEAMLINE_SEEDS=$(or $(SEEDS),5000) BEAMLINE_RUNS=$(or $(SEEDS),5000) \
-		$(CARGO) test --workspace --profile $(PROFILE) --lib -- --nocapture reset::tests
+		$(CARGO) test -p beamline-filter-host --profile $(PROFILE) --lib -- --nocapture reset::tests
 
 soak: tools guests ## REPLACEMENTS=10000 of a module under load: nothing is left behind
 	$(CARGO) build --workspace --profile $(PROFILE) --bins
