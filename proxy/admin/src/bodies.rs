@@ -7,9 +7,10 @@
 mod outlet;
 mod places;
 
-use std::{fmt::Write as _, mem, time::Duration};
+use std::{fmt::Write as _, mem, sync::Arc, time::Duration};
 
 use axum::{
+    Extension,
     body::Body,
     extract::State,
     response::{IntoResponse as _, Response},
@@ -18,16 +19,15 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use beamline_control::actor_name;
 use beamline_model::{TenantName, TokenScope, UpstreamName};
 use beamline_queue::{
-    ExportPage, ExportedBody, PAGE_MAX, RecordBody, RecordId, RecordQuery, RecordView, StateName,
+    EXPORT_VERSION, ExportPage, ExportedBody, PAGE_MAX, RecordBody, RecordId, RecordQuery, RecordView,
+    StateName,
 };
 use http::header;
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use self::{
-    outlet::{BoxError, Outlet, Wait},
-    places::Places,
-};
+use self::outlet::{BoxError, Outlet, Wait};
+pub(crate) use self::places::Places;
 use crate::{
     AdminState,
     auth::{Caller, Credential, unknown_token},
@@ -35,13 +35,10 @@ use crate::{
     request::{Query, Tenant},
 };
 
-static PLACES: Places = Places::new();
 /// How often token, tenant and what is being sent are looked at while a caller is waited for.
 const LOOK: Duration = Duration::from_secs(5);
 /// Of a body that is read at once: without a rest in base64.
 const PIECE: usize = 48 << 10;
-/// Of the lines.
-const VERSION: u64 = 1;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -71,13 +68,14 @@ struct Export {
 
 pub(crate) async fn export(
     State(state): State<AdminState>,
+    Extension(places): Extension<Arc<Places>>,
     Caller(caller): Caller,
     credential: Credential,
     Tenant(tenant): Tenant,
     Query(wanted): Query<Wanted>,
 ) -> Result<Response, Refusal> {
     let created_ms = state.control.tenant(&tenant, &caller).await?.created_ms;
-    let place = PLACES.take(&caller).map_err(|taken| Refusal::of("queue-unavailable", taken.detail()))?;
+    let place = places.take(&caller).map_err(|taken| Refusal::of("exports-taken", taken.detail()))?;
     let (to, body) = outlet::open();
     let query = wanted.of(tenant);
     let look = Instant::now();
@@ -146,7 +144,7 @@ impl Export {
         let mut line = serde_json::to_string(record)?;
         // Its last brace comes behind what is added.
         line.pop();
-        write!(line, ",\"version\":{VERSION},\"body\":")?;
+        write!(line, ",\"version\":{EXPORT_VERSION},\"body\":")?;
         let body = match record.request {
             Some(_) => self.state.queue.record_body(record.listing.id).await?,
             None => ExportedBody::Erased,

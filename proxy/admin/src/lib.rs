@@ -28,7 +28,7 @@ mod tenants;
 
 use std::{fmt, sync::Arc};
 
-use axum::{Router, extract::DefaultBodyLimit, middleware};
+use axum::{Extension, Router, extract::DefaultBodyLimit, middleware};
 use beamline_control::Control;
 use beamline_node_state::NodeState;
 use beamline_queue::Queue;
@@ -78,6 +78,7 @@ pub fn router(state: AdminState) -> Router {
         .method_not_allowed_fallback(problem::method_not_allowed)
         // Each route has a limit of its own, which `request` keeps.
         .layer(DefaultBodyLimit::disable())
+        .layer(Extension(Arc::<bodies::Places>::default()))
         .layer(middleware::map_response(answer::finish))
         .with_state(state)
 }

@@ -73,6 +73,7 @@ pub const PROBLEMS: &[ProblemRow] = &[
     row("compiler-unavailable", 503, "The node cannot compile modules now"),
     row("secret-unavailable", 503, "A secret cannot be opened on this node"),
     row("revision-unreadable", 503, "The revision cannot be read by this version"),
+    row("exports-taken", 503, "As many exports with bodies run as may at once"),
     row("queue-unavailable", 503, "The node's queue does not answer"),
     row("store-unavailable", 503, "The node's store does not answer"),
     row("store-unconfirmed", 503, "The change may be made or not"),

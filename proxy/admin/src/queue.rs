@@ -154,11 +154,7 @@ async fn known(
 }
 
 /// Refuses for a tenant that does not exist, whom the queue knows nothing of.
-pub(crate) async fn existing(
-    state: &AdminState,
-    tenant: &TenantName,
-    actor: &TokenScope,
-) -> Result<(), Refusal> {
+async fn existing(state: &AdminState, tenant: &TenantName, actor: &TokenScope) -> Result<(), Refusal> {
     state.control.tenant(tenant, actor).await?;
     Ok(())
 }

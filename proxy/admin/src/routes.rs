@@ -391,7 +391,7 @@ pub const ROUTES: &[RouteRow] = &[
         does: "read the tenant's queued records with their bodies, oldest first, as JSON Lines; audited",
         max_body: 0,
         success: 200,
-        problems: of_a_tenant!["queue-unavailable", "invalid-request"],
+        problems: of_a_tenant!["exports-taken", "queue-unavailable", "invalid-request"],
         operation: Operation::ExportBodies,
     },
     RouteRow {

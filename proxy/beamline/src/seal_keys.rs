@@ -44,13 +44,14 @@ fn read(path: &Path, credentials: Option<&Path>, data_dir: &Path) -> anyhow::Res
             data_dir.display()
         );
     }
-    let file = File::open(&real).context("it cannot be read")?;
-    let about = file.metadata().context("it cannot be looked at")?;
-    if !about.is_file() {
+    // Looked at before it is opened, for opening a pipe waits for its other end.
+    if !fs::metadata(&real).context("it cannot be looked at")?.is_file() {
         bail!(
             "it is no file: expected lines of the form ID:KEY, as `beamline seal-key generate` prints them"
         );
     }
+    let file = File::open(&real).context("it cannot be read")?;
+    let about = file.metadata().context("it cannot be looked at")?;
     // Systemd guards its credentials by access lists, which show as rights of the group.
     let guarded =
         credentials.and_then(|dir| fs::canonicalize(dir).ok()).is_some_and(|dir| real.starts_with(dir));
@@ -58,7 +59,8 @@ fn read(path: &Path, credentials: Option<&Path>, data_dir: &Path) -> anyhow::Res
     if !guarded && mode & 0o077 != 0 {
         bail!("others can use it (mode {mode:04o}): expected 0600 or less, `chmod 600` it");
     }
-    let mut bytes = Vec::new();
+    // All at once: a buffer that grows would leave copies of keys behind.
+    let mut bytes = Vec::with_capacity(FILE_MAX as usize + 1);
     file.take(FILE_MAX + 1).read_to_end(&mut bytes).context("it cannot be read")?;
     let bytes = Plain::new(bytes);
     if bytes.reveal().len() as u64 > FILE_MAX {

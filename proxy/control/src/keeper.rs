@@ -265,9 +265,14 @@ impl Writer {
                 break;
             }
             let together = self.commit(&work);
+            let alone = work.len() == 1;
             for one in work {
                 let written = match &together {
                     Ok(()) => true,
+                    Err(_) if alone => {
+                        in_a_row += 1;
+                        false
+                    }
                     // One by one where not together: what the disk does not take of one tenant keeps no other waiting.
                     Err(_) if in_a_row < HOPELESS => match self.commit(slice::from_ref(&one)) {
                         Ok(()) => {

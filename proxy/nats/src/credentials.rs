@@ -88,7 +88,12 @@ impl Credentials {
                             file.display()
                         ));
                     }
-                    None => return Err(format!("{}: its JWT cannot be read", file.display())),
+                    None => {
+                        return Err(format!(
+                            "{}: expected a user's JWT and its seed; found a JWT that cannot be read: make the file anew (`nsc generate creds`)",
+                            file.display()
+                        ));
+                    }
                 }
             }
         })
@@ -233,7 +238,7 @@ mod tests {
             (creds_of("sesame".into()), "found no NATS USER JWT"),
             (creds_of(format!("-----BEGIN NATS USER JWT-----\n{other}\n---\n")), "found no USER NKEY SEED"),
             (creds_of(creds(&other, SEED)), "is not the one of its JWT's user"),
-            (creds_of(creds("sesame", SEED)), "its JWT cannot be read"),
+            (creds_of(creds("sesame", SEED)), "found a JWT that cannot be read"),
             (creds_of(creds(&other, "sesame")), "58 characters"),
             (seed_of("sesame"), "58 characters"),
             (seed_of(""), "expected one line"),

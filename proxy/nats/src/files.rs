@@ -36,7 +36,7 @@ pub(crate) fn private(path: &Path) -> Result<Zeroizing<String>, String> {
         Ok(text) => Ok(Zeroizing::new(text)),
         Err(no_text) => {
             drop(Zeroizing::new(no_text.into_bytes()));
-            Err(format!("{shown}: it is no text"))
+            Err(format!("{shown}: expected one secret, seed or PEM as text; found bytes that are no UTF-8"))
         }
     }
 }
@@ -45,7 +45,7 @@ fn open(path: &Path) -> Result<(File, Metadata), String> {
     let cannot = |error| format!("{} cannot be read: {error}", path.display());
     // Looked at before it is opened, for opening a pipe waits for its other end.
     if !fs::metadata(path).map_err(cannot)?.is_file() {
-        return Err(format!("{} is no file", path.display()));
+        return Err(format!("{}: expected a file; found something else: name a file", path.display()));
     }
     let file = File::open(path).map_err(cannot)?;
     let about = file.metadata().map_err(cannot)?;
@@ -91,13 +91,13 @@ mod tests {
     #[test]
     fn what_is_no_file_or_too_large_is_not_read() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(public(dir.path()).unwrap_err().contains("is no file"));
+        assert!(public(dir.path()).unwrap_err().contains("expected a file; found something else"));
         assert!(public(Path::new("/nowhere/ca.pem")).unwrap_err().contains("/nowhere/ca.pem cannot be read"));
         let path = dir.path().join("large");
         fs::write(&path, vec![b'x'; 1 + (64 << 10)]).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         assert!(private(&path).unwrap_err().contains("expected at most 65536 bytes"));
         fs::write(&path, b"\xff").unwrap();
-        assert!(private(&path).unwrap_err().contains("no text"));
+        assert!(private(&path).unwrap_err().contains("found bytes that are no UTF-8"));
     }
 }

@@ -1,7 +1,11 @@
 //! Bodies on their way into the queue: in memory while small, then a file.
 
 use std::{
+    fs::File,
     future::poll_fn,
+    io,
+    path::Path,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -9,9 +13,10 @@ use bytes::Bytes;
 use thiserror::Error;
 
 use crate::{
+    delivery::AttemptBody,
     idempotency::{BodyDigest, BodyHasher},
     settings::bounds::BODY_MEMORY,
-    spool::{BodyFile, BodyName, Spool},
+    spool::{BodyFile, BodyName, Spool, body_path},
 };
 
 /// Why a body cannot be queued.
@@ -71,6 +76,20 @@ impl StoredBody {
             Self::Inline(bytes) => bytes.len() as u64,
             Self::File { len, .. } => *len,
         }
+    }
+
+    /// Opens it in the folder of bodies. None where its file is missing or of another length: there is nothing whole to send.
+    pub(crate) fn open(&self, bodies: &Path) -> io::Result<Option<AttemptBody>> {
+        let (name, len) = match self {
+            Self::Inline(bytes) => return Ok(Some(AttemptBody::Memory(bytes.clone()))),
+            Self::File { name, len } => (*name, *len),
+        };
+        let file = match File::open(body_path(bodies, name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        let is_whole = file.metadata()?.len() == len;
+        Ok(is_whole.then(|| AttemptBody::File { file: Arc::new(file), len }))
     }
 }
 

@@ -100,7 +100,7 @@ pub use record::{DeadReason, InvalidRecordId, NewRecord, ReceiptView, RecordId, 
 pub use response::{Keep, KeptResponse, ResponseView, WholeResponse};
 pub use settings::{Settings, WallClock};
 pub use view::{
-    AuditRow, ExportPage, HeaderView, LaneStatus, PAGE_MAX, RecordListing, RecordPage, RecordQuery,
-    RecordView, RequestView,
+    AuditRow, EXPORT_VERSION, ExportPage, HeaderView, LaneStatus, PAGE_MAX, RecordListing, RecordPage,
+    RecordQuery, RecordView, RequestView,
 };
 pub use waiters::Waiter;

@@ -77,6 +77,9 @@ impl RecordPage {
     }
 }
 
+/// The version of the lines that exports write, in each of them: raised where a reader of the version before would misread one.
+pub const EXPORT_VERSION: u64 = 1;
+
 /// A page of an export.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ExportPage {

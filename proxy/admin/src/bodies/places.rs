@@ -1,6 +1,6 @@
 //! Places for exports: few, since each holds a page of heads, a piece of a body and a file.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use beamline_model::TokenScope;
 
@@ -10,11 +10,12 @@ const AT_ONCE: usize = 4;
 const OF_TENANTS: usize = AT_ONCE - 1;
 
 /// Who exports. A lock, since a place is given back wherever its export is dropped; it is held for a look at a few entries.
-pub(super) struct Places(Mutex<Vec<TokenScope>>);
+#[derive(Default)]
+pub(crate) struct Places(Mutex<Vec<TokenScope>>);
 
 /// The right to run one export, until it is dropped.
 pub(super) struct Place {
-    of: &'static Places,
+    of: Arc<Places>,
     whose: TokenScope,
 }
 
@@ -42,12 +43,8 @@ impl Taken {
 }
 
 impl Places {
-    pub(super) const fn new() -> Self {
-        Self(Mutex::new(Vec::new()))
-    }
-
     /// A place for whom this token speaks for.
-    pub(super) fn take(&'static self, whose: &TokenScope) -> Result<Place, Taken> {
+    pub(super) fn take(self: &Arc<Self>, whose: &TokenScope) -> Result<Place, Taken> {
         let mut running = self.running();
         let is_tenants = *whose != TokenScope::Operator;
         if is_tenants && running.contains(whose) {
@@ -58,7 +55,7 @@ impl Places {
             return Err(Taken::ByOthers);
         }
         running.push(whose.clone());
-        Ok(Place { of: self, whose: whose.clone() })
+        Ok(Place { of: Arc::clone(self), whose: whose.clone() })
     }
 
     fn running(&self) -> MutexGuard<'_, Vec<TokenScope>> {
@@ -89,24 +86,24 @@ mod tests {
 
     #[test]
     fn a_tenant_has_one_place_and_tenants_never_have_all() {
-        static PLACES: Places = Places::new();
-        let acme = PLACES.take(&tenant("acme")).unwrap();
-        assert_eq!(taken(PLACES.take(&tenant("acme"))), Taken::ByItself);
-        let _others = ["globex", "initech"].map(|name| PLACES.take(&tenant(name)).unwrap());
-        assert_eq!(taken(PLACES.take(&tenant("umbrella"))), Taken::ByOthers);
-        let _operator = PLACES.take(&TokenScope::Operator).unwrap();
-        assert_eq!(taken(PLACES.take(&TokenScope::Operator)), Taken::ByOthers);
+        let places = Arc::<Places>::default();
+        let acme = places.take(&tenant("acme")).unwrap();
+        assert_eq!(taken(places.take(&tenant("acme"))), Taken::ByItself);
+        let _others = ["globex", "initech"].map(|name| places.take(&tenant(name)).unwrap());
+        assert_eq!(taken(places.take(&tenant("umbrella"))), Taken::ByOthers);
+        let _operator = places.take(&TokenScope::Operator).unwrap();
+        assert_eq!(taken(places.take(&TokenScope::Operator)), Taken::ByOthers);
         drop(acme);
-        let _again = PLACES.take(&tenant("acme")).unwrap();
+        let _again = places.take(&tenant("acme")).unwrap();
     }
 
     #[test]
     fn the_operator_may_have_all_that_nobody_else_has() {
-        static PLACES: Places = Places::new();
-        let mut all: Vec<_> = (0..AT_ONCE).map(|_| PLACES.take(&TokenScope::Operator).unwrap()).collect();
-        assert_eq!(taken(PLACES.take(&TokenScope::Operator)), Taken::ByOthers);
-        assert_eq!(taken(PLACES.take(&tenant("acme"))), Taken::ByOthers);
+        let places = Arc::<Places>::default();
+        let mut all: Vec<_> = (0..AT_ONCE).map(|_| places.take(&TokenScope::Operator).unwrap()).collect();
+        assert_eq!(taken(places.take(&TokenScope::Operator)), Taken::ByOthers);
+        assert_eq!(taken(places.take(&tenant("acme"))), Taken::ByOthers);
         all.pop();
-        let _acme = PLACES.take(&tenant("acme")).unwrap();
+        let _acme = places.take(&tenant("acme")).unwrap();
     }
 }

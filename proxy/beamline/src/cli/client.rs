@@ -15,7 +15,6 @@ use ureq::{
 use super::{
     failure::{Failure, Problem},
     node_args::NodeArgs,
-    queue::handed_on,
     token,
 };
 
@@ -23,6 +22,8 @@ use super::{
 const CONNECT_TIME: Duration = Duration::from_secs(5);
 /// For a whole exchange. The longest is an upload that waits for others to be compiled before it.
 const EXCHANGE_TIME: Duration = Duration::from_secs(600);
+/// For an answer that is written while it is read: the longest is an export of bodies, which a node ends after 30 min.
+const COPY_TIME: Duration = Duration::from_secs(31 * 60);
 /// The largest answer that is read.
 const ANSWER_MAX: u64 = 64 << 20;
 
@@ -75,11 +76,11 @@ impl Node {
         self.exchange(Method::GET, path, None)
     }
 
-    /// Writes what is at a path while it is read, whatever its length and however long it takes.
+    /// Writes what is at a path while it is read, whatever its length.
     pub(crate) fn copy(&self, path: &str, to: &mut impl Write) -> Result<(), Failure> {
         let request = self.request(Method::GET, path).body(());
         let sent = request.map_err(ureq::Error::from).and_then(|request| {
-            let request = self.agent.configure_request(request).timeout_global(None).build();
+            let request = self.agent.configure_request(request).timeout_global(Some(COPY_TIME)).build();
             self.agent.run(request)
         });
         let mut response = sent.map_err(|error| self.broken(&error, false))?;
@@ -235,6 +236,15 @@ fn base(url: &str) -> Result<(String, String), String> {
         return Err(wrong("it has a path or a query"));
     }
     Ok((url.trim_end_matches('/').to_owned(), host.to_owned()))
+}
+
+/// Writes, and says whether more is wanted: a reader that went away has seen what it wanted.
+pub(crate) fn handed_on(bytes: &[u8], to: &mut impl Write) -> Result<bool, Failure> {
+    match to.write_all(bytes).and_then(|()| to.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::Local(format!("the answer could not be written: {error}"))),
+    }
 }
 
 #[cfg(test)]

@@ -3,13 +3,13 @@
 use std::{fmt::Write as _, io, str::FromStr};
 
 use beamline_model::{TenantName, UpstreamName};
-use beamline_queue::{InvalidRate, Rate};
+use beamline_queue::{EXPORT_VERSION, InvalidRate, Rate};
 use clap::{Args, Subcommand, ValueEnum, value_parser};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{
-    client::{Answer, Node},
+    client::{Answer, Node, handed_on},
     failure::Failure,
     node_args::NodeArgs,
     report::{Report, Table, size, time},
@@ -466,18 +466,6 @@ fn export(node: &Node, args: &ExportArgs, to: &mut impl io::Write) -> Result<(),
         }
     }
 }
-
-/// Writes, and says whether more is wanted: a reader that went away has seen what it wanted.
-pub(super) fn handed_on(bytes: &[u8], to: &mut impl io::Write) -> Result<bool, Failure> {
-    match to.write_all(bytes).and_then(|()| to.flush()) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(Failure::Local(format!("the records could not be written: {error}"))),
-    }
-}
-
-/// Of the lines that an export writes.
-const EXPORT_VERSION: u64 = 1;
 
 fn table(records: &[Record]) -> String {
     let mut table = Table::headed([

@@ -3,7 +3,6 @@
 use std::{
     cell::Cell,
     collections::HashMap,
-    fs::File,
     future::Future,
     io,
     path::PathBuf,
@@ -22,12 +21,11 @@ use tokio::{
 };
 
 use super::{
-    Attempt, AttemptBody, Deliver, Outcome, Rules,
+    Attempt, Deliver, Outcome, Rules,
     clock::Now,
     machine::{Action, Event, Landing, Machine, Policy, Upstreams},
 };
 use crate::{
-    body::StoredBody,
     books::Books,
     fault::Fault,
     log::{Candidate, Change, Effect},
@@ -37,7 +35,6 @@ use crate::{
     reader::Reader,
     record::{Lane, Seq},
     settings::WallClock,
-    spool::body_path,
     standing::Standing,
     writer::Writer,
 };
@@ -388,9 +385,8 @@ impl<D: Deliver> Shared<D> {
                 return Landing::NotBegun;
             }
         };
-        let body = match content.as_ref().map(|content| self.open(&content.body)).transpose() {
-            Ok(body) => body,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        let body = match content.as_ref().map(|content| content.body.open(&self.bodies)).transpose() {
+            Ok(body) => body.flatten(),
             Err(error) => {
                 tracing::warn!(%error, "a queued body could not be opened and will be tried again");
                 return Landing::NotBegun;
@@ -454,20 +450,6 @@ impl<D: Deliver> Shared<D> {
         match outcome {
             Ok(outcome) => Landing::Made(outcome),
             Err(_) => Landing::Made(Outcome::Broken { reason: "attempt-timeout".into() }),
-        }
-    }
-
-    fn open(&self, body: &StoredBody) -> io::Result<AttemptBody> {
-        match body {
-            StoredBody::Inline(bytes) => Ok(AttemptBody::Memory(bytes.clone())),
-            StoredBody::File { name, len } => {
-                let file = File::open(body_path(&self.bodies, *name))?;
-                // A disk that lost what it had promised to keep: there is nothing whole to send.
-                if file.metadata()?.len() != *len {
-                    return Err(io::ErrorKind::NotFound.into());
-                }
-                Ok(AttemptBody::File { file: Arc::new(file), len: *len })
-            }
         }
     }
 }

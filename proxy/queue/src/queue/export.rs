@@ -4,14 +4,14 @@ use std::{collections::BTreeMap, io};
 
 use beamline_model::{TenantName, UpstreamName};
 use bytes::{Bytes, BytesMut};
-use tokio::{fs::File, io::AsyncReadExt as _};
+use tokio::{fs::File, io::AsyncReadExt as _, task};
 
 use super::{HandError, Queue, QueueError};
 use crate::{
-    body::StoredBody,
+    delivery::AttemptBody,
     log::{Act, Content, LogError},
     record::RecordId,
-    spool::{bodies_dir, body_path},
+    spool::bodies_dir,
     view::RecordView,
 };
 
@@ -89,30 +89,25 @@ impl Queue {
     /// [`QueueError`] where it cannot be read now.
     pub async fn record_body(&self, id: RecordId) -> Result<ExportedBody, QueueError> {
         let Some(content) = self.content_of(id).await? else { return Ok(ExportedBody::Erased) };
-        let (name, len) = match content.body {
-            StoredBody::Inline(bytes) => {
+        let bodies = bodies_dir(&self.0.settings.dir);
+        let opened = task::spawn_blocking(move || content.body.open(&bodies)).await;
+        match opened.map_err(io::Error::other).flatten().map_err(|error| unreadable(id, &error))? {
+            Some(AttemptBody::Memory(bytes)) => {
                 let left = bytes.len() as u64;
                 return Ok(ExportedBody::Whole(RecordBody { from: Source::Memory(bytes), left }));
             }
-            StoredBody::File { name, len } => (name, len),
-        };
-        let path = body_path(&bodies_dir(&self.0.settings.dir), name);
-        let found = match File::open(path).await {
-            Ok(file) => {
-                let found = file.metadata().await.map_err(|error| unreadable(id, &error))?.len();
-                if found == len {
-                    return Ok(ExportedBody::Whole(RecordBody { from: Source::File(file), left: len }));
-                }
-                format!("a file of {found}")
+            Some(AttemptBody::File { file, len }) => {
+                let file = file.try_clone().map_err(|error| unreadable(id, &error))?;
+                let from = Source::File(File::from_std(file));
+                return Ok(ExportedBody::Whole(RecordBody { from, left: len }));
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => "no file".to_owned(),
-            Err(error) => return Err(unreadable(id, &error).into()),
-        };
+            None => {}
+        }
         // Its record was done with it since it was looked at, or it is lost.
         if !self.has_body(id).await? {
             return Ok(ExportedBody::Erased);
         }
-        tracing::error!(record = %id, "the body of a record is lost: expected a file of {len} bytes, found {found}");
+        tracing::error!(record = %id, "the body of a record is lost: its file is missing or of another length");
         Ok(ExportedBody::Lost)
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -27,39 +27,44 @@ struct Count {
 impl Tally {
     /// Counts one more. Gives how many there were since it was told last, where it is to be told now.
     pub(super) fn add(&self, filter: &str, what: &'static str, now: Instant) -> Option<u64> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut pair: Pair = (filter.into(), what);
-        if counts.len() >= MAX_PAIRS && !counts.contains_key(&pair) {
-            pair.0 = "".into();
-        }
-        let count = counts.entry(pair).or_default();
-        count.all += 1;
-        count.untold += 1;
-        if count.told.is_some_and(|told| now.saturating_duration_since(told) < TOLD_EVERY) {
-            return None;
-        }
-        count.told = Some(now);
-        Some(std::mem::take(&mut count.untold))
+        add(&mut self.counts(), filter, what, now)
     }
 
     /// The same, of what is told alone and never shown: what was told long enough ago makes room.
     pub(super) fn add_to_tell(&self, of: &str, what: &'static str, now: Instant) -> Option<u64> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.counts();
         if counts.len() >= MAX_PAIRS {
             counts.retain(|_, count| {
                 let is_recent = |told| now.saturating_duration_since(told) < TOLD_EVERY;
                 count.untold > 0 || count.told.is_some_and(is_recent)
             });
         }
-        drop(counts);
-        self.add(of, what, now)
+        add(&mut counts, of, what, now)
+    }
+
+    fn counts(&self) -> MutexGuard<'_, BTreeMap<Pair, Count>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What was counted, by filter and what.
     pub(super) fn all(&self) -> Vec<(Pair, u64)> {
-        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        counts.iter().map(|(pair, count)| (pair.clone(), count.all)).collect()
+        self.counts().iter().map(|(pair, count)| (pair.clone(), count.all)).collect()
     }
+}
+
+fn add(counts: &mut BTreeMap<Pair, Count>, filter: &str, what: &'static str, now: Instant) -> Option<u64> {
+    let mut pair: Pair = (filter.into(), what);
+    if counts.len() >= MAX_PAIRS && !counts.contains_key(&pair) {
+        pair.0 = "".into();
+    }
+    let count = counts.entry(pair).or_default();
+    count.all += 1;
+    count.untold += 1;
+    if count.told.is_some_and(|told| now.saturating_duration_since(told) < TOLD_EVERY) {
+        return None;
+    }
+    count.told = Some(now);
+    Some(std::mem::take(&mut count.untold))
 }
 
 #[cfg(test)]
