@@ -18,8 +18,8 @@ const SHARE_OF_TENANT: u64 = 2;
 pub(crate) struct Room {
     most: u64,
     taken: Cell<u64>,
-    /// What each tenant has of it; those that have nothing are not here.
-    tenants: RefCell<FxHashMap<Arc<str>, u64>>,
+    /// What each tenant has of it; those of which no body is under way are not here.
+    tenants: RefCell<FxHashMap<Arc<str>, Rc<Cell<u64>>>>,
 }
 
 /// One body's part of it, given back when this is dropped.
@@ -27,6 +27,8 @@ pub(crate) struct Room {
 pub(crate) struct Kept {
     room: Rc<Room>,
     tenant: Arc<str>,
+    /// All that the tenant has.
+    of_tenant: Rc<Cell<u64>>,
     bytes: u64,
 }
 
@@ -34,16 +36,13 @@ impl Room {
     pub(crate) fn of(most: u64) -> Rc<Self> {
         Rc::new(Self { most, taken: Cell::new(0), tenants: RefCell::default() })
     }
-
-    fn taken_by(&self, tenant: &str) -> u64 {
-        self.tenants.borrow().get(tenant).copied().unwrap_or(0)
-    }
 }
 
 impl Kept {
     /// Nothing as yet of a tenant's body.
     pub(crate) fn nothing(room: &Rc<Room>, tenant: &Arc<str>) -> Self {
-        Self { room: Rc::clone(room), tenant: Arc::clone(tenant), bytes: 0 }
+        let of_tenant = Rc::clone(room.tenants.borrow_mut().entry(Arc::clone(tenant)).or_default());
+        Self { room: Rc::clone(room), tenant: Arc::clone(tenant), of_tenant, bytes: 0 }
     }
 
     /// Takes room for `bytes` in all, where there is that much for its tenant.
@@ -53,7 +52,7 @@ impl Kept {
         }
         let after = |taken: u64| (taken - self.bytes).saturating_add(bytes);
         let fits = after(self.room.taken.get()) <= self.room.most
-            && after(self.room.taken_by(&self.tenant)) <= self.room.most / SHARE_OF_TENANT;
+            && after(self.of_tenant.get()) <= self.room.most / SHARE_OF_TENANT;
         if fits {
             self.set(bytes);
         }
@@ -62,18 +61,9 @@ impl Kept {
 
     /// So many bytes are here, whether there was room or not.
     pub(crate) fn set(&mut self, bytes: u64) {
-        if bytes == self.bytes {
-            return;
+        for taken in [&self.room.taken, &self.of_tenant] {
+            taken.set(taken.get() - self.bytes + bytes);
         }
-        self.room.taken.set(self.room.taken.get() - self.bytes + bytes);
-        let of_tenant = self.room.taken_by(&self.tenant) - self.bytes + bytes;
-        let mut tenants = self.room.tenants.borrow_mut();
-        if of_tenant == 0 {
-            tenants.remove(&self.tenant);
-        } else {
-            tenants.insert(Arc::clone(&self.tenant), of_tenant);
-        }
-        drop(tenants);
         self.bytes = bytes;
     }
 }
@@ -81,6 +71,10 @@ impl Kept {
 impl Drop for Kept {
     fn drop(&mut self) {
         self.set(0);
+        // This and the room's: no other body of the tenant is under way.
+        if Rc::strong_count(&self.of_tenant) == 2 {
+            self.room.tenants.borrow_mut().remove(&self.tenant);
+        }
     }
 }
 
