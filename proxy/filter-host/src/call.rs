@@ -66,8 +66,10 @@ pub enum Failure {
     /// Too many long calls of this tenant are under way, or of the node's.
     #[error("too many filter calls are under way: try again, or ask for more in limits.concurrency")]
     Capacity,
-    /// The node has no room for one more instance, or for what would be kept of a body.
-    #[error("the node has no room for one more filter call, or for the body that it is to see: try again")]
+    /// The node has no room for one more instance; or the worker, or the tenant's half of it, for what would be kept of a body.
+    #[error(
+        "the node, or the tenant's half of it, has no room for the body that the filter is to see, or for one more call: try again, or have fewer or smaller bodies kept"
+    )]
     Room,
     /// The tenant's requests hold as many pinned instances as they may: so many.
     #[error(
@@ -138,6 +140,8 @@ thread_local! {
     static WAITING: Cell<bool> = const { Cell::new(false) };
     /// Whether the call that runs on this thread has a seat.
     static SEATED: Cell<bool> = const { Cell::new(false) };
+    /// Whether the call that runs on this thread does so in the slow lane.
+    static IN_LANE: Cell<bool> = const { Cell::new(false) };
 }
 
 /// CPU time of this thread.
@@ -150,6 +154,7 @@ pub(crate) fn thread_cpu() -> Duration {
 pub(crate) fn begin_inline_slice(now: Instant, seated: bool) {
     WAITING.set(false);
     SEATED.set(seated);
+    IN_LANE.set(false);
     SLICE_CLOCK.set(Some(SliceClock::Wall(now)));
 }
 
@@ -157,6 +162,7 @@ pub(crate) fn begin_inline_slice(now: Instant, seated: bool) {
 pub(crate) fn begin_lane_slice() -> Duration {
     WAITING.set(false);
     SEATED.set(true);
+    IN_LANE.set(true);
     let now = thread_cpu();
     SLICE_CLOCK.set(Some(SliceClock::Cpu(now)));
     now
@@ -238,6 +244,14 @@ impl Future for SetAside {
     }
 }
 
+/// Gets a call off a data worker, before it does there what takes long and meets no tick.
+pub(crate) async fn go_to_the_lane(cpu: &mut CpuClock) {
+    if !IN_LANE.get() {
+        set_aside(cpu);
+        SetAside(false).await;
+    }
+}
+
 /// At every epoch tick that a running guest meets.
 pub(crate) fn at_tick(state: &mut CallState) -> wasmtime::Result<UpdateDeadline> {
     let slice = slice_elapsed(Instant::now());
@@ -312,7 +326,7 @@ impl Input {
 /// A store for an instance of `module`, in which a call runs at once, or later.
 pub(crate) fn store(module: &Module, running: Running) -> Store<Running> {
     let mut store = Store::new(module.engine(), running);
-    store.limiter(|running| &mut running.call().memory);
+    store.limiter_async(|running| running.call());
     store.set_hostcall_fuel(MAX_HANDED_OVER);
     store.set_max_component_handles(MAX_HANDLES);
     store.epoch_deadline_callback(|mut cx| at_tick(cx.data_mut().call()));

@@ -18,17 +18,18 @@ use crate::{
     admission::Seat,
     bindings::beamline::edge::verdicts::{self, Verdict},
     breaker::{self, Breaker, BreakerChange, BreakerState, Leave},
-    call::{Failure, Finished, Given, Input, SLICE, begin_inline_slice, is_waiting, on_request},
+    call::{Failure, Finished, Given, Input, begin_inline_slice, is_waiting, on_request},
     engine::Engine,
     head::{RequestHead, Seen},
     host::{CallState, FilterConfig, GuestLog, HostView, Subject, final_status},
     instances::{After, Keeping},
-    load::TenantLoad,
+    load::{self, TenantLoad},
     module::Module,
     passage::{Contexts, Passage},
     phases::{Phase, PhaseSet},
     shared::TenantState,
     slow_lane::{Call, poll_call},
+    ticker::TICK,
 };
 
 /// How long after its beginning a call must have ended, whatever it waited for: a starved slow lane answers, too.
@@ -446,19 +447,18 @@ impl Chain {
     ) -> Ended<'c, Given> {
         let Link { setup: filter, breaker, .. } = &self.filters[at];
         let (ends, started) = (told.ends(engine.longest_call), told.began);
-        let refused = |told, subject, failure| Ended { subject, given: Err(failure), told };
         match breaker.admit() {
             Ok(leave) => told.leave = Some(leave),
-            Err(left) => return refused(told, subject, Failure::LeftOut(left)),
+            Err(left) => return Ended::refused(told, subject, Failure::LeftOut(left)),
         }
-        let Some(module) = &filter.module else { return refused(told, subject, Failure::Unavailable) };
+        let Some(module) = &filter.module else { return Ended::refused(told, subject, Failure::Unavailable) };
         // A tenant that has all of its seats: no instance is made before one of them is free.
         let mut seat = None;
         if self.load.long_calls() >= self.limits.concurrency {
             // Boxed, as all that is rare here: each request is as large as the largest of what it may come to.
             seat = Box::pin(self.a_seat(engine)).await;
             if seat.is_none() {
-                return refused(told, subject, Failure::Capacity);
+                return Ended::refused(told, subject, Failure::Capacity);
             }
         }
         // A call that is refused or lost in the lane has the heads with it. They are missed where its filter may fail, or
@@ -470,14 +470,17 @@ impl Chain {
         let mut call = begin(Arc::clone(module), state);
         let first = if seat.is_none() && self.load.may_begin_inline(self.load.in_lane(), started) {
             engine.about_to_run();
+            let turn = self.load.begins(started);
             begin_inline_slice(started, false);
-            std::future::poll_fn(|cx| Poll::Ready(Some(poll_call(&mut call, cx)))).await
+            let polled = std::future::poll_fn(|cx| Poll::Ready(poll_call(&mut call, cx))).await;
+            self.turn_ended(turn, &polled);
+            Some(polled)
         } else {
             None
         };
         let finished = match first {
             Some(Poll::Ready(finished)) => finished.ok_or(Failure::Host),
-            Some(Poll::Pending) => Box::pin(self.after_a_slice(engine, call, started, ends)).await,
+            Some(Poll::Pending) => Box::pin(self.after_a_slice(engine, call, ends)).await,
             None => Box::pin(self.in_lane(engine, call, seat, ends)).await,
         };
         match finished {
@@ -487,8 +490,17 @@ impl Chain {
             }
             Err(failure) => {
                 let (request, response) = spare.unwrap_or_default();
-                refused(told, Subject { request, response, ..Subject::default() }, failure)
+                Ended::refused(told, Subject { request, response, ..Subject::default() }, failure)
             }
+        }
+    }
+
+    /// A call's turn on this data worker is over.
+    fn turn_ended(&self, turn: load::Turn<'_>, polled: &Poll<Option<Finished>>) {
+        match polled {
+            Poll::Ready(Some(finished)) => turn.over(finished.ended, true),
+            Poll::Pending if !is_waiting() => turn.set_aside(),
+            Poll::Ready(None) | Poll::Pending => turn.over(Instant::now(), false),
         }
     }
 
@@ -501,11 +513,9 @@ impl Chain {
         &self,
         engine: &Engine,
         mut call: Call,
-        started: Instant,
         ends: Instant,
     ) -> Result<Finished, Failure> {
         if !is_waiting() {
-            self.load.used_up_a_slice(started);
             return self.in_lane(engine, call, None, ends).await;
         }
         let unseated = self.load.wants_a_seat(&engine.unseated).ok_or(Failure::Capacity)?;
@@ -534,7 +544,13 @@ impl Chain {
         let given = engine.lane.take(self.tenant.clone(), call, seat);
         // The receiver goes with the time-out: the lane drops the call at what would be its next slice.
         match timeout_at(ends.into(), given).await {
-            Ok(Ok(finished)) => Ok(finished),
+            Ok(Ok(finished)) => {
+                // A call that begins there makes its instance, too.
+                if finished.cpu < TICK {
+                    self.load.was_short();
+                }
+                Ok(finished)
+            }
             Ok(Err(_)) => Err(Failure::Host),
             Err(_) => Err(Failure::WallTime(engine.longest_call)),
         }
@@ -550,11 +566,10 @@ impl Chain {
                 return Poll::Ready(Ok(None));
             }
             engine.about_to_run();
+            let turn = self.load.begins(began);
             begin_inline_slice(began, true);
             let polled = poll_call(call, cx);
-            if began.elapsed() >= SLICE {
-                self.load.used_up_a_slice(began);
-            }
+            self.turn_ended(turn, &polled);
             match polled {
                 Poll::Ready(Some(finished)) => Poll::Ready(Ok(Some(finished))),
                 Poll::Ready(None) => Poll::Ready(Err(Failure::Host)),
@@ -571,6 +586,13 @@ pub(crate) struct Ended<'c, T> {
     pub(crate) subject: Subject,
     pub(crate) given: Result<T, Failure>,
     pub(crate) told: Told<'c>,
+}
+
+impl<'c, T> Ended<'c, T> {
+    /// One that was not made.
+    pub(crate) fn refused(told: Told<'c>, subject: Subject, failure: Failure) -> Self {
+        Self { subject, given: Err(failure), told }
+    }
 }
 
 /// Which filter is called, for which request.

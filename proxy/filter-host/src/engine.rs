@@ -87,8 +87,8 @@ fn common_config() -> Config {
     config
 }
 
-/// The same for core modules of the reset tier. Their memories come from the allocator, without a guard, a mapping or
-/// a system call; a trap is no signal, for a hostile guest's would cost its host several microseconds each.
+/// The same for core modules of the reset tier. Their memories have no guard, and while they are small no mapping and no system
+/// call; a trap is no signal, for a hostile guest's would cost its host several microseconds each.
 fn core_config() -> Config {
     let mut config = common_config();
     config
@@ -97,7 +97,8 @@ fn core_config() -> Config {
         .memory_reservation(0)
         .memory_reservation_for_growth(0)
         .memory_guard_size(0)
-        .memory_init_cow(false);
+        .memory_init_cow(false)
+        .with_host_memory(reset::creator());
     config
 }
 

@@ -16,7 +16,8 @@ const WASI_HTTP: &str = "wasi:http/";
 const PREVIEW1: &str = wasi_preview1_component_adapter_provider::WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME;
 
 /// Makes of them functions of WASI 0.2: within the module, so that the host knows one version alone.
-const ADAPTER: &[u8] = wasi_preview1_component_adapter_provider::WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER;
+pub(crate) const ADAPTER: &[u8] =
+    wasi_preview1_component_adapter_provider::WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER;
 
 /// The interfaces that a module may import, beside those of WASI.
 pub(crate) const IMPORTS: &[&str] = &[
@@ -156,7 +157,9 @@ pub enum Rejection {
     )]
     NoComponentType,
     /// An interface of the right name whose functions are not this host's.
-    #[error("the module does not fit this host's interfaces: {problem}")]
+    #[error(
+        "the module does not fit this host's interfaces: {problem}: build it for beamline:edge@0.1.0 and, where it imports WASI, for 0.2.12 or an earlier 0.2"
+    )]
     Mismatch {
         /// Which import or export, and how it differs.
         problem: String,
@@ -259,7 +262,7 @@ fn componentize(bytes: &[u8]) -> Result<Vec<u8>, Rejection> {
 }
 
 /// The names that a component imports and exports at its outermost level.
-fn interfaces(component: &[u8]) -> Result<(Vec<String>, Vec<String>), Rejection> {
+pub(crate) fn interfaces(component: &[u8]) -> Result<(Vec<String>, Vec<String>), Rejection> {
     let (mut imports, mut exports, mut depth) = (Vec::new(), Vec::new(), 0usize);
     for payload in Parser::new(0).parse_all(component) {
         match payload.map_err(invalid)? {

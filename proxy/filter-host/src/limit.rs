@@ -3,11 +3,12 @@
 use beamline_model::Limit;
 use wasmtime::Trap;
 
-use crate::{CompileError, Failure, Rejection, host::wasi::RANDOM};
+use crate::{CompileError, Failure, Rejection};
 
 /// Beginnings or parts of what traps say that have no type of their own, in either tier.
 const HANDED_OVER: &str = "fuel allocated for hostcalls has been exhausted";
 const HANDLES: &str = "store handle limit exceeded";
+pub(crate) const RANDOM: &str = "the guest asked for more random bytes at once than";
 pub(crate) const GET_MANY: &str = "get-many was asked for more than";
 
 impl Failure {

@@ -1,24 +1,60 @@
 //! What one tenant's calls cost lately: whether its next one may begin on a data worker.
 
 use std::{
+    cell::Cell,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use crate::reset::Node;
+use crate::{
+    call::{SLICE, thread_cpu},
+    reset::Node,
+    ticker::TICK,
+};
 
 /// Calls of one tenant in the lane beyond which its further calls do not begin on a data worker at all.
 const LONG_CALLS_BEFORE_LANE: u32 = 4;
-/// Slices that one tenant may use up on data workers in a second; beyond it its calls begin in the lane.
-const LONG_SLICES_PER_SECOND: u32 = 16;
+/// Short calls that make up for a slice that was used up on a data worker. A tenant that owes some begins its calls there only
+/// while the two limits that follow last.
+const SHORT_FOR_LONG: u32 = 64;
+/// Slices that one tenant may use up on data workers in a second while it owes.
+const LONG_SLICES_OF_A_TENANT: u32 = 4;
+/// Slices that all tenants that owe for more than one may use up together on one data worker in a second. Each keeps it from others
+/// for 1 to 2 ms.
+const LONG_SLICES_OF_A_WORKER: u32 = 8;
+/// Calls of a tenant whose CPU time is read, once one that was not set aside took [`SLICE`] by the wall: the machine may have stood
+/// still, or the call met no tick, for what it did in one go took long.
+const WATCHED: u32 = 64;
+
+thread_local! {
+    /// Slices that were used up on this thread.
+    static USED_UP: Cell<Slices> = const { Cell::new(Slices(0)) };
+}
+
+/// A second in the upper half, and in the lower the slices that were used up in it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Slices(u64);
+
+impl Slices {
+    /// Those of this second.
+    fn in_second(self, second: u32) -> u32 {
+        let (of, count) = ((self.0 >> 32) as u32, self.0 as u32);
+        if of == second { count } else { 0 }
+    }
+
+    /// One that began in an earlier second, and ended after one of a later, counts in that.
+    fn and(self, more: u32, second: u32) -> Self {
+        let second = second.max((self.0 >> 32) as u32);
+        Self(u64::from(second) << 32 | u64::from(self.in_second(second).saturating_add(more)))
+    }
+}
 
 /// What one tenant's calls cost lately, over all its chains.
 #[derive(Debug)]
 pub(crate) struct TenantLoad {
-    since: Instant,
     /// Its calls that have a seat. Counted by the seats themselves.
     pub(crate) long_calls: Arc<AtomicU32>,
     /// Of these, those that wait on data workers for an answer from outside.
@@ -31,26 +67,27 @@ pub(crate) struct TenantLoad {
     pub(crate) pins_refused: AtomicU64,
     /// Its share of the instances that wait for their filter's next request; made with the first of them.
     reused: OnceLock<Arc<Node>>,
-    /// The second (since `since`) in the upper half, and in the lower the slices that were used up in it.
-    long_slices: AtomicU64,
+    /// [`Slices`] that were used up on data workers.
+    used_up: AtomicU64,
+    /// Short calls that are to make up for these.
+    owed: AtomicU32,
+    /// Calls whose CPU time is to be read.
+    watched: AtomicU32,
 }
 
 impl TenantLoad {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
-            since: Instant::now(),
             long_calls: Arc::default(),
             waiting: AtomicU32::new(0),
             unseated: AtomicU32::new(0),
             pinned: AtomicU32::new(0),
             pins_refused: AtomicU64::new(0),
             reused: OnceLock::new(),
-            long_slices: AtomicU64::new(0),
+            used_up: AtomicU64::new(0),
+            owed: AtomicU32::new(0),
+            watched: AtomicU32::new(0),
         })
-    }
-
-    fn second(&self, now: Instant) -> u64 {
-        now.saturating_duration_since(self.since).as_secs() << 32
     }
 
     /// Its share of what the node has for instances that wait.
@@ -79,23 +116,102 @@ impl TenantLoad {
         Some([marked_within(&self.unseated, node.most_of_a_tenant)?, marked_within(&node.calls, node.most)?])
     }
 
-    /// Whether a call may begin on a data worker.
+    /// Whether a call may begin on this data worker.
     pub(crate) fn may_begin_inline(&self, in_lane: u32, now: Instant) -> bool {
-        let slices = self.long_slices.load(Ordering::Relaxed);
-        // No call of the tenant was ever long: the rule, told without a clock's arithmetic.
-        slices == 0
-            || in_lane < LONG_CALLS_BEFORE_LANE
-                && (slices & !0xffff_ffff != self.second(now)
-                    || slices & 0xffff_ffff < u64::from(LONG_SLICES_PER_SECOND))
+        // Of most tenants no call was ever long: told without a clock's arithmetic.
+        self.owed.load(Ordering::Relaxed) == 0 || self.may_owe_more(in_lane, second(now))
     }
 
-    pub(crate) fn used_up_a_slice(&self, now: Instant) {
-        let second = self.second(now);
-        // Two workers that count at once may lose one: this is a budget, not a balance.
-        let slices = self.long_slices.load(Ordering::Relaxed);
-        let count = if slices & !0xffff_ffff == second { slices & 0xffff_ffff } else { 0 };
-        self.long_slices.store(second | (count + 1), Ordering::Relaxed);
+    fn may_owe_more(&self, in_lane: u32, second: u32) -> bool {
+        in_lane < LONG_CALLS_BEFORE_LANE
+            && self.used_up_in(second) < LONG_SLICES_OF_A_TENANT
+            && (self.owed.load(Ordering::Relaxed) <= SHORT_FOR_LONG
+                || USED_UP.get().in_second(second) < LONG_SLICES_OF_A_WORKER)
     }
+
+    fn used_up_in(&self, second: u32) -> u32 {
+        Slices(self.used_up.load(Ordering::Relaxed)).in_second(second)
+    }
+
+    /// A call's turn on a data worker begins.
+    pub(crate) fn begins(&self, began: Instant) -> Turn<'_> {
+        Turn { load: self, began, cpu: (self.watched.load(Ordering::Relaxed) > 0).then(thread_cpu) }
+    }
+
+    /// A call kept this data worker for so many slices. Two workers that count at once may lose one: this is a budget, not a balance.
+    fn used_up(&self, now: Instant, slices: u32) {
+        let (slices, second) = (slices.clamp(1, LONG_SLICES_OF_A_WORKER), second(now));
+        let used_up = Slices(self.used_up.load(Ordering::Relaxed));
+        self.used_up.store(used_up.and(slices, second).0, Ordering::Relaxed);
+        USED_UP.set(USED_UP.get().and(slices, second));
+        let owed = self.owed.load(Ordering::Relaxed) + slices * SHORT_FOR_LONG;
+        self.owed.store(owed.min(LONG_SLICES_OF_A_TENANT * SHORT_FOR_LONG), Ordering::Relaxed);
+    }
+
+    /// A call was short, here or in the lane.
+    pub(crate) fn was_short(&self) {
+        let owed = self.owed.load(Ordering::Relaxed);
+        // The last is owed until the second is over: its limit holds for whoever used up a slice in it.
+        if owed > 1 || owed == 1 && self.used_up_in(second(Instant::now())) == 0 {
+            self.owed.store(owed - 1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// One turn of a call on a data worker, from where it is polled to where it is not ready or done.
+pub(crate) struct Turn<'a> {
+    load: &'a TenantLoad,
+    began: Instant,
+    /// CPU time of the thread when it began, where the tenant's calls are watched.
+    cpu: Option<Duration>,
+}
+
+impl Turn<'_> {
+    /// The call ended, or waits for an answer from outside. Whatever it did met no tick, or few: that may have taken long.
+    pub(crate) fn over(self, now: Instant, ended: bool) {
+        if self.cpu.is_none() && now.saturating_duration_since(self.began) < SLICE {
+            if ended {
+                self.load.was_short();
+            }
+        } else {
+            self.measured(ended);
+        }
+    }
+
+    fn measured(self, ended: bool) {
+        let Some(before) = self.cpu else { return self.load.watched.store(WATCHED, Ordering::Relaxed) };
+        let cpu = thread_cpu().saturating_sub(before);
+        if cpu >= TICK {
+            self.load.watched.store(WATCHED, Ordering::Relaxed);
+            return self.load.used_up(self.began, ticks(cpu));
+        }
+        let watched = self.load.watched.load(Ordering::Relaxed);
+        self.load.watched.store(watched.saturating_sub(1), Ordering::Relaxed);
+        if ended && cpu < SLICE {
+            self.load.was_short();
+        }
+    }
+
+    /// The call goes on in the lane: it met a tick after its slice, or is to wait or to do there what takes long.
+    pub(crate) fn set_aside(self) {
+        let slices = match self.cpu {
+            _ if self.began.elapsed() < SLICE => return,
+            Some(before) => ticks(thread_cpu().saturating_sub(before)),
+            None => 1,
+        };
+        self.load.used_up(self.began, slices);
+    }
+}
+
+fn ticks(time: Duration) -> u32 {
+    u32::try_from(time.as_nanos() / TICK.as_nanos()).unwrap_or(u32::MAX)
+}
+
+/// Of the time in which this process runs.
+fn second(now: Instant) -> u32 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let start = *START.get_or_init(Instant::now);
+    u32::try_from(now.saturating_duration_since(start).as_secs()).unwrap_or(u32::MAX)
 }
 
 /// Calls of all tenants that have begun, hold an instance and wait for the seat without which they send no request.
@@ -132,9 +248,13 @@ impl Drop for Mark<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+
+    /// After the first second has begun.
+    fn now() -> Instant {
+        second(Instant::now());
+        Instant::now()
+    }
 
     #[test]
     fn only_so_many_calls_hold_an_instance_and_no_seat() {
@@ -156,24 +276,127 @@ mod tests {
 
     #[test]
     fn who_waits_is_not_in_the_lane() {
-        let load = TenantLoad::new();
+        let (load, now) = (TenantLoad::new(), now());
         load.long_calls.store(LONG_CALLS_BEFORE_LANE, Ordering::Release);
-        load.used_up_a_slice(load.since);
-        assert!(!load.may_begin_inline(load.in_lane(), load.since));
+        load.used_up(now, 1);
+        assert!(!load.may_begin_inline(load.in_lane(), now));
         let waits = load.waits();
-        assert!(load.may_begin_inline(load.in_lane(), load.since));
+        assert!(load.may_begin_inline(load.in_lane(), now));
         drop(waits);
         assert_eq!(load.in_lane(), LONG_CALLS_BEFORE_LANE);
     }
 
     #[test]
-    fn who_used_up_many_slices_goes_to_the_lane_until_the_second_is_over() {
-        let load = TenantLoad::new();
-        for _ in 0..LONG_SLICES_PER_SECOND {
-            assert!(load.may_begin_inline(0, load.since));
-            load.used_up_a_slice(load.since);
+    fn who_used_up_slices_goes_to_the_lane_until_the_second_is_over() {
+        let (load, now) = (TenantLoad::new(), now());
+        for _ in 0..LONG_SLICES_OF_A_TENANT {
+            assert!(load.may_begin_inline(0, now));
+            load.used_up(now, 1);
         }
-        assert!(!load.may_begin_inline(0, load.since));
-        assert!(load.may_begin_inline(0, load.since + Duration::from_secs(1)));
+        assert!(!load.may_begin_inline(0, now));
+        assert!(load.may_begin_inline(0, now + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn short_calls_make_up_for_slices_but_not_within_the_second() {
+        let (load, now) = (TenantLoad::new(), now());
+        let many = || (0..2 * LONG_SLICES_OF_A_TENANT * SHORT_FOR_LONG).for_each(|_| load.was_short());
+        load.used_up(now, LONG_SLICES_OF_A_TENANT);
+        many();
+        assert!(!load.may_begin_inline(0, now) || second(Instant::now()) > second(now));
+        load.used_up(now + Duration::from_secs(3600), LONG_SLICES_OF_A_TENANT);
+        assert!(!load.may_begin_inline(0, now + Duration::from_secs(3600)));
+        many();
+        assert_eq!(load.owed.load(Ordering::Relaxed), 0, "this second is another");
+    }
+
+    /// A turn that took so much by the wall, and CPU time where that was read.
+    fn turn(load: &TenantLoad, wall: Duration, cpu: Duration) -> Turn<'_> {
+        let watched = load.begins(Instant::now()).cpu.is_some();
+        let began = Instant::now().checked_sub(wall).unwrap();
+        Turn { load, began, cpu: watched.then(|| thread_cpu().saturating_sub(cpu)) }
+    }
+
+    #[test]
+    fn who_keeps_a_worker_for_long_without_a_tick_owes_for_all_of_it_and_nobody_for_a_machine_that_stood_still()
+     {
+        // Its thread has used some time, so that a turn may have.
+        let began = thread_cpu();
+        while thread_cpu() < began + Duration::from_millis(100) {}
+        let load = TenantLoad::new();
+        let owed = || load.owed.load(Ordering::Relaxed);
+        let watched = || load.watched.load(Ordering::Relaxed);
+        turn(&load, Duration::ZERO, Duration::ZERO).over(Instant::now(), true);
+        assert_eq!((owed(), watched()), (0, 0));
+        // Whether this one was the machine's or the call's own doing is not known.
+        turn(&load, SLICE, Duration::ZERO).over(Instant::now(), true);
+        assert_eq!((owed(), watched()), (0, WATCHED));
+        // The machine's.
+        turn(&load, Duration::from_secs(1), Duration::ZERO).over(Instant::now(), true);
+        assert_eq!((owed(), watched()), (0, WATCHED - 1));
+        // Its own, whether it ended or waits.
+        turn(&load, 3 * TICK, 3 * TICK).over(Instant::now(), true);
+        assert_eq!((owed(), watched()), (3 * SHORT_FOR_LONG, WATCHED));
+        turn(&load, 80 * TICK, 80 * TICK).over(Instant::now(), false);
+        assert_eq!((owed(), watched()), (LONG_SLICES_OF_A_TENANT * SHORT_FOR_LONG, WATCHED));
+        // Not short, and not long.
+        turn(&load, SLICE, SLICE).over(Instant::now(), true);
+        assert_eq!((owed(), watched()), (LONG_SLICES_OF_A_TENANT * SHORT_FOR_LONG, WATCHED - 1));
+        // Waiting is not short either: the call goes on.
+        turn(&load, Duration::ZERO, Duration::ZERO).over(Instant::now(), false);
+        assert_eq!(owed(), LONG_SLICES_OF_A_TENANT * SHORT_FOR_LONG);
+        turn(&load, Duration::ZERO, Duration::ZERO).over(Instant::now(), true);
+        assert_eq!(owed(), LONG_SLICES_OF_A_TENANT * SHORT_FOR_LONG - 1);
+        for _ in 0..WATCHED {
+            turn(&load, Duration::ZERO, Duration::ZERO).over(Instant::now(), true);
+        }
+        assert_eq!(watched(), 0, "that was enough");
+    }
+
+    #[test]
+    fn who_is_set_aside_early_owes_nothing() {
+        let load = TenantLoad::new();
+        turn(&load, Duration::ZERO, Duration::ZERO).set_aside();
+        assert_eq!(load.owed.load(Ordering::Relaxed), 0);
+        turn(&load, Duration::from_secs(1), Duration::ZERO).set_aside();
+        assert_eq!(
+            load.owed.load(Ordering::Relaxed),
+            SHORT_FOR_LONG,
+            "one slice, however long the machine took"
+        );
+    }
+
+    #[test]
+    fn many_tenants_together_use_up_few_slices_of_a_worker_and_who_owes_little_is_not_among_them() {
+        let now = now();
+        let loads: Vec<_> = (0..100).map(|_| TenantLoad::new()).collect();
+        // Each may find out for itself that it is one whose calls are long.
+        for load in &loads {
+            for _ in 0..2 {
+                assert!(load.may_begin_inline(0, now));
+                load.used_up(now, 1);
+            }
+        }
+        let next = now + Duration::from_secs(1);
+        let begun = || {
+            let mut begun = 0;
+            for load in loads.iter().cycle().take(1_000) {
+                if load.may_begin_inline(0, next) {
+                    load.used_up(next, 1);
+                    begun += 1;
+                }
+            }
+            begun
+        };
+        assert_eq!(begun(), LONG_SLICES_OF_A_WORKER);
+        let little = TenantLoad::new();
+        for _ in 0..2 {
+            assert!(little.may_begin_inline(0, next));
+            little.used_up(next, 1);
+        }
+        assert!(!little.may_begin_inline(0, next), "that is no longer little");
+        // Another worker has a budget of its own, if the tenants have.
+        let there = std::thread::scope(|scope| scope.spawn(begun).join().unwrap());
+        assert_eq!(there, LONG_SLICES_OF_A_WORKER);
     }
 }

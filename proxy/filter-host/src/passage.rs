@@ -239,7 +239,7 @@ impl Chain {
     ) -> (Ended<'_, Decision>, Option<Bytes>) {
         let body = match body {
             Ok(body) => body,
-            Err(failure) => return (not_called(subject, Phase::WholeRequest, failure), None),
+            Err(failure) => return (Ended::refused(Told::of(Phase::WholeRequest), subject, failure), None),
         };
         let (mut replaced, limit) = (None, self.body_limit());
         let ended = self.call_later(turn, subject, Input::WholeRequest(body)).await.checked(|given| {
@@ -290,7 +290,7 @@ impl Chain {
             Err(failure) => {
                 let mut subject = self.subject(Seen::Sent(Arc::clone(&passage.request)), None);
                 subject.response = Seen::Open(Box::new(head));
-                not_called(subject, Phase::WholeResponse, failure)
+                Ended::refused(Told::of(Phase::WholeResponse), subject, failure)
             }
         };
         let ended = ended.checked(|given| match given {
@@ -467,11 +467,6 @@ impl ResponseDecision {
             Self::Failed { .. } => "failed",
         }
     }
-}
-
-/// A call that was not made.
-fn not_called<'c, T>(subject: Subject, phase: Phase, failure: Failure) -> Ended<'c, T> {
-    Ended { subject, given: Err(failure), told: Told::of(phase) }
 }
 
 fn response_decision(

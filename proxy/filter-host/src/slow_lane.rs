@@ -1,4 +1,4 @@
-//! Where calls go that outlived their first slice: niced threads that serve tenants by deficit round robin.
+//! Where calls go that outlived their first slice or wait for a time: niced threads that serve tenants by deficit round robin.
 //!
 //! A data worker polls a call once. If the call is still running when its slice is over, its future moves here,
 //! and the worker goes on with other requests; the verdict comes back through a channel. Two tenants with long

@@ -94,12 +94,16 @@ fn the_reference_page_tells_the_limits_that_are_the_same_for_all() {
         ("keys, values and token buckets", vec![format!("{} GiB", crate::shared::NODE_BYTES >> 30)]),
         ("kept instances of a worker", vec!["1,000".into(), mib(crate::reset::MAX_BYTES)]),
         ("kept instances of a node", vec!["4,096".into(), mib(crate::reset::MAX_NODE_BYTES)]),
-        ("instances that wait for their filter's next request", vec![mib(crate::instances::MAX_IDLE_BYTES)]),
+        (
+            "instances that wait for their filter's next request",
+            vec![mib(crate::instances::MAX_IDLE_BYTES), "60 to 80 s".into()],
+        ),
         ("instances that requests hold", vec![format!("{} GiB", crate::instances::MAX_PINNED_BYTES >> 30)]),
         ("first states", vec![mib(crate::reset::MAX_IMAGES)]),
     ] {
         assert!(figures.iter().all(|figure| row(what).contains(figure)), "{what}: {figures:?}");
     }
+    assert_eq!(crate::reset::IDLE_SWEEPS, 6, "of 10 s each: the page says 60 to 80 s");
     assert_eq!((crate::host::MAX_TABLE_ELEMENTS, crate::call::MAX_HANDLES), (20_000, 1_000));
     assert_eq!((crate::reset::MAX_INSTANCES, crate::reset::MAX_NODE_INSTANCES), (1_000, 4_096));
 }

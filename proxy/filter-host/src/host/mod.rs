@@ -1,5 +1,5 @@
 //! The host's side of `beamline:edge`: what a guest can ask, and what it costs it. One interface is one file. And that of WASI
-//! (`wasi`), by which it gets nothing.
+//! (`wasi`), by which it gets clocks, randomness and nothing of the node's.
 
 mod buckets;
 mod clock;
@@ -18,10 +18,11 @@ pub(crate) mod wasi;
 
 use std::{future::poll_fn, sync::Arc, task::Poll, time::Instant};
 
+use async_trait::async_trait;
 use beamline_model::{FilterLimits, Limit};
 use bytes::Bytes;
 use thiserror::Error;
-use wasmtime::ResourceLimiter;
+use wasmtime::ResourceLimiterAsync;
 
 pub(crate) use self::http::{final_status, first, many};
 pub use self::{
@@ -145,6 +146,8 @@ pub(crate) struct CallMeter {
 pub(crate) struct MemoryMeter {
     pub(crate) limit: usize,
     pub(crate) used: usize,
+    /// What the call began with; none before the instance is made, whose one memory is the first that is granted.
+    first: Option<usize>,
     /// What was granted last, until the next is asked for: given back where nothing grew after all.
     last: usize,
     /// Whether growth was refused: what a following trap is put down to.
@@ -156,46 +159,71 @@ pub(crate) struct MemoryMeter {
 /// Bytes that a guest is given by one call of `get-many`: many times what a head may have.
 pub(crate) const MAX_GIVEN: usize = 1 << 20;
 
+/// Bytes by which a component's memories grow on a data worker.
+const MAX_GROWN_ON_WORKER: usize = 1 << 20;
+
 /// Elements of all tables of an instance.
 pub(crate) const MAX_TABLE_ELEMENTS: usize = 20_000;
 
 impl MemoryMeter {
+    /// Whether a memory of `current` bytes may have `desired`.
+    pub(crate) fn grant(&mut self, current: usize, desired: usize) -> bool {
+        let more = desired.saturating_sub(current);
+        let after = self.used.saturating_add(more);
+        if after > self.limit {
+            (self.refused, self.last) = (true, 0);
+            return false;
+        }
+        self.first.get_or_insert(after);
+        (self.used, self.last) = (after, more);
+        true
+    }
+
+    /// Bytes beyond those that there were in the beginning, with so many more.
+    fn grown(&self, more: usize) -> usize {
+        self.first.map_or(0, |first| self.used.saturating_add(more) - first)
+    }
+
+    /// Goes on with an instance that has so many already.
+    pub(crate) fn go_on(&mut self, used: usize) {
+        (self.used, self.first) = (used, Some(used));
+    }
+
     /// What was granted last did not grow after all: beyond the memory's own maximum, for one.
     pub(crate) fn give_back(&mut self) {
         self.used -= std::mem::take(&mut self.last);
     }
 }
 
-impl ResourceLimiter for MemoryMeter {
-    fn memory_growing(
+/// What a component is granted. It may be a core instance's first memory or table, of `current` 0.
+#[async_trait]
+impl ResourceLimiterAsync for CallState {
+    async fn memory_growing(
         &mut self,
         current: usize,
         desired: usize,
         _max: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        let more = desired.saturating_sub(current);
-        let after = self.used.saturating_add(more);
-        if after > self.limit {
-            (self.refused, self.last) = (true, 0);
-            return Ok(false);
+        // One `memory.fill` may write all of it.
+        if self.memory.grown(desired.saturating_sub(current)) > MAX_GROWN_ON_WORKER {
+            call::go_to_the_lane(&mut self.cpu).await;
         }
-        (self.used, self.last) = (after, more);
-        Ok(true)
+        Ok(self.memory.grant(current, desired))
     }
 
     fn memory_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
-        self.give_back();
+        self.memory.give_back();
         Ok(())
     }
 
-    fn table_growing(
+    async fn table_growing(
         &mut self,
         _current: usize,
         desired: usize,
         _max: Option<usize>,
     ) -> wasmtime::Result<bool> {
         let fits = desired <= MAX_TABLE_ELEMENTS;
-        self.table_refused |= !fits;
+        self.memory.table_refused |= !fits;
         Ok(fits)
     }
 }
@@ -222,6 +250,7 @@ impl CallState {
             memory: MemoryMeter {
                 limit: usize::try_from(limits.memory.get()).unwrap_or(usize::MAX),
                 used: 0,
+                first: None,
                 last: 0,
                 refused: false,
                 table_refused: false,
@@ -281,10 +310,17 @@ mod tests {
 
     #[test]
     fn all_memories_of_an_instance_count_together() {
-        let mut meter = MemoryMeter { limit: 100, used: 0, last: 0, refused: false, table_refused: false };
-        assert!(meter.memory_growing(0, 60, None).unwrap());
-        assert!(meter.memory_growing(0, 40, None).unwrap());
-        assert!(!meter.memory_growing(40, 41, None).unwrap());
+        let mut meter =
+            MemoryMeter { limit: 100, used: 0, first: None, last: 0, refused: false, table_refused: false };
+        assert_eq!(meter.grown(50), 0, "it is not there yet");
+        assert!(meter.grant(0, 50));
+        assert!(meter.grant(0, 40));
+        assert_eq!(meter.grown(5), 45);
+        meter.give_back();
+        assert!(meter.grant(50, 100));
+        assert!(!meter.refused && !meter.grant(100, 101));
         assert!(meter.refused);
+        meter.go_on(70);
+        assert_eq!(meter.grown(5), 5);
     }
 }

@@ -49,10 +49,10 @@ impl Kept {
     }
 
     async fn run(&mut self, module: &Module, input: &Input, mut state: Box<CallState>) -> Finished {
-        // The memory's limit is the instance's, over all its calls.
-        state.memory.used = self.memory;
         let store = match &mut self.store {
             Some(store) => {
+                // The memory's limit is the instance's, over all its calls.
+                state.memory.go_on(self.memory);
                 store.data_mut().begin(state);
                 store.set_epoch_deadline(1);
                 store

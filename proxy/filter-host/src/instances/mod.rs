@@ -225,9 +225,8 @@ impl Chain {
     pub(crate) async fn call_kept(&self, turn: Turn<'_>, subject: Subject, input: Input) -> Ended<'_, Given> {
         let Turn { engine, contexts, at, .. } = turn;
         let mut told = Told::of(input.phase());
-        let refused = |told, subject, failure| Ended { subject, given: Err(failure), told };
         let (Some(Keeping { how, .. }), Some(slot)) = (&self.link(at).keeping, contexts.slot(at)) else {
-            return refused(told, subject, Failure::Host);
+            return Ended::refused(told, subject, Failure::Host);
         };
         // Nearly always free: calls of one filter for one request seldom overlap.
         let _turn = match slot.turn.try_lock() {
@@ -237,7 +236,7 @@ impl Chain {
                     told.waited();
                     turn
                 }
-                Err(_) => return refused(told, subject, Failure::WallTime(engine.longest_call)),
+                Err(_) => return Ended::refused(told, subject, Failure::WallTime(engine.longest_call)),
             },
         };
         let new = |permit| {
@@ -248,7 +247,7 @@ impl Chain {
             (Some(kept), _) => Ok(kept),
             (None, How::Pinned) => match engine.pins.take(&self.load, &self.limits) {
                 Ok(permit) => Ok(new(Some(permit))),
-                Err(failure) => return refused(told, subject, failure),
+                Err(failure) => return Ended::refused(told, subject, failure),
             },
             // Taken when the call begins: one that is refused leaves it where it is.
             (None, How::Reused(reuse)) => Err(reuse),

@@ -15,9 +15,8 @@ use crate::{
 /// Runs the request phase of `module` in a kept instance of its `core`. The future is `Send`: where the call is set
 /// aside, the instance goes with it, and ends where the call does.
 pub(crate) async fn on_request(module: Arc<Module>, core: Arc<Core>, state: Box<CallState>) -> Finished {
-    // A limit that does not even grant the first memory: the other tier refuses it, and nothing is made for it here. And
-    // a memory that grows by much is copied here, and there is not.
-    if core.size() > state.memory.limit || core.is_outgrown() {
+    // A limit that does not even grant the first memory: the other tier refuses it, and nothing is made for it here.
+    if core.size() > state.memory.limit {
         // Boxed, as all that is rare here: every call is as large as the largest of what it may come to.
         return Box::pin(in_fresh_instance(module, state)).await;
     }
@@ -33,7 +32,6 @@ pub(crate) async fn on_request(module: Arc<Module>, core: Arc<Core>, state: Box<
         },
     };
     let (state, outcome) = kept.call(state).await;
-    core.ended(kept.is_outgrown());
     // Before the call's CPU time is read: what it left to be put back is its own.
     if outcome.is_ok() && matches!(kept.reset(), Ok(true)) {
         shelf::put(kept);

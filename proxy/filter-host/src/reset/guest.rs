@@ -1,6 +1,6 @@
 //! What the host knows of one kept instance: the call that it is in, and how its memory stands.
 
-use wasmtime::{Caller, Memory, ResourceLimiter as _, Result, Trap, bail};
+use wasmtime::{Caller, Memory, Result, Trap, bail};
 
 use super::{
     abi::{Lowering, Marks, RESULT},
@@ -15,9 +15,6 @@ pub(super) const HANDLE: u32 = 1;
 const MAX_KEPT_GROWTH: usize = 1 << 20;
 /// Pages that a memory gets beyond what was asked for, at most, while its instance may be kept.
 const SPARE_PAGES: u64 = 8;
-/// How much larger a memory gets, at most, than it is, beyond what was asked for, when its instance will not be kept:
-/// growing copies it, and clears what is new, so that neither many small steps nor one may cost much more than they need.
-const LEAP: u64 = 2;
 
 /// The data of a kept instance's store.
 #[derive(Default)]
@@ -74,7 +71,7 @@ impl Guest {
     pub(super) fn begin(&mut self, call: Box<CallState>) -> Result<bool> {
         let call = self.call.insert(call);
         (self.handle_lives, self.returned) = (true, false);
-        call.memory.memory_growing(0, self.size, None)
+        Ok(call.memory.grant(0, self.size))
     }
 
     /// Ends the call: its state, and the verdict where there is one.
@@ -175,7 +172,7 @@ impl Guest {
         let bytes = |pages: u64| usize::try_from(pages * PAGE).unwrap_or(usize::MAX);
         // The limit is asked first, however much is wanted: its refusal is what a trap that follows is put down to.
         let granted = match &mut guest.call {
-            Some(call) => call.memory.memory_growing(bytes(old.into()), bytes(pages), None)?,
+            Some(call) => call.memory.grant(bytes(old.into()), bytes(pages)),
             None => bail!("the memory was grown while the module started"),
         };
         // No further than this call's limit, whatever the module may have.
@@ -206,10 +203,10 @@ impl Guest {
     }
 }
 
-/// Pages for a memory that has `there` and is to have `pages`. Growing copies the memory: some more than was asked for,
-/// unseen, so that a thousand small steps do not. What would make an instance outgrow its `keepable` pages is no spare.
+/// Pages for a memory that has `there` and is to have `pages`. Growing copies a small memory: some more than was asked for,
+/// unseen, so that many small steps do not. What would make an instance outgrow its `keepable` pages is no spare.
 fn with_spare(there: u64, pages: u64, keepable: u64) -> u64 {
-    if pages <= keepable { (there + (there / 4).min(SPARE_PAGES)).min(keepable) } else { there * LEAP }
+    if pages <= keepable { (there + (there / 4).min(SPARE_PAGES)).min(keepable) } else { pages }
 }
 
 #[cfg(test)]
@@ -226,9 +223,9 @@ mod tests {
             // Asked for is what can be kept: it stays so.
             ((15, 16, 17), 17),
             ((16, 17, 17), 17),
-            // It will not be kept: twice as much as there is, and no more.
-            ((17, 18, 17), 34),
-            ((100, 101, 17), 200),
+            // It will not be kept.
+            ((17, 18, 17), 18),
+            ((100, 170, 17), 170),
         ];
         for ((there, pages, keepable), expected) in cases {
             assert_eq!(with_spare(there, pages, keepable), expected, "{pages} for {there}");

@@ -4,7 +4,7 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker},
     time::Duration,
@@ -35,10 +35,6 @@ use crate::{
 const MAX_START: Duration = Duration::from_millis(10);
 /// More ticks than a node lives.
 const UNLIMITED_TICKS: u64 = 1 << 40;
-/// Calls of the component tier that a call which outgrew its kept instance is worth.
-const OUTGROWN: u32 = 64;
-/// So many that a module is to be taken for one that outgrows its instances: it does better in the component tier.
-const OUTGROWS: u32 = 8 * OUTGROWN;
 /// What an instance takes beside its memories, tables, functions and stack: the host's buffers, most of all.
 const OVERHEAD: usize = 128 << 10;
 /// Bytes of an element of a table.
@@ -120,7 +116,6 @@ impl CoreEngine {
             start_wrote: memory != before,
             first: Image::of(memory, &self.images)?,
             globals,
-            outgrown: AtomicU32::new(0),
         })
     }
 }
@@ -171,8 +166,6 @@ pub(crate) struct Core {
     start_wrote: bool,
     /// Values of [`Parts::globals`].
     globals: Box<[Val]>,
-    /// Rises with each call that outgrows its instance, by what [`OUTGROWN`] others take away.
-    outgrown: AtomicU32,
 }
 
 impl Core {
@@ -183,26 +176,6 @@ impl Core {
     /// Bytes of memory that the module begins with.
     pub(super) fn size(&self) -> usize {
         self.size
-    }
-
-    /// Whether a call that begins now is likely to outgrow its instance. Asked for each call: it is tried again when as
-    /// many calls as it takes have passed.
-    pub(super) fn is_outgrown(&self) -> bool {
-        let outgrown = self.outgrown.load(Ordering::Relaxed) > OUTGROWS;
-        if outgrown {
-            self.outgrown.fetch_sub(1, Ordering::Relaxed);
-        }
-        outgrown
-    }
-
-    /// Takes a call's end down. Of a module that never outgrows its instances nothing is written.
-    pub(super) fn ended(&self, outgrew: bool) {
-        if outgrew {
-            self.outgrown.fetch_add(OUTGROWN, Ordering::Relaxed);
-        } else if self.outgrown.load(Ordering::Relaxed) > 0 {
-            // Calls that end at once may both take the last of it away.
-            let _ = self.outgrown.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
-        }
     }
 }
 
@@ -291,7 +264,7 @@ impl Kept {
     }
 
     /// Whether its memory has grown too much for it to be kept.
-    pub(super) fn is_outgrown(&self) -> bool {
+    fn is_outgrown(&self) -> bool {
         !self.store.data().may_keep(self.bytes())
     }
 

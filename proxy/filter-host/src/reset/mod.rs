@@ -18,6 +18,7 @@ mod call;
 mod guest;
 mod image;
 mod kept;
+mod memory;
 mod qualify;
 mod rewrite;
 mod shelf;
@@ -28,6 +29,7 @@ pub(crate) use call::on_request;
 #[cfg(test)]
 pub(crate) use image::MAX_IMAGES;
 pub(crate) use kept::{Core, CoreEngine, Hold};
+pub(crate) use memory::creator;
 pub(crate) use qualify::{Unqualified, qualify};
 pub(crate) use rewrite::{REWRITE_VERSION, rewrite};
 #[cfg(test)]

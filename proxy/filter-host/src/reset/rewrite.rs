@@ -4,6 +4,7 @@
 //! * **Cards.** A second memory, which no instruction of the guest names, has one byte per [`CARD`] bytes of the
 //!   first. Each store, `memory.copy` and `memory.fill` sets those that it touches (a store only that of its first
 //!   byte: [`STRADDLE`] more may be written).
+//! * **`memory.copy` and `memory.fill`** work in pieces, between which a call can be set aside.
 //! * **Growth.** A global holds how many bytes the guest has; `memory.size` reads it, `memory.grow` asks the host and
 //!   adds to it, and every access compares with it, so that the memory may be larger than the guest can know.
 //! * **Imports that allocate** (whose results lie in memory that `cabi_realloc` gives) become a function that calls
@@ -25,7 +26,7 @@ use wasmparser::{
 use super::qualify::{Access, PAGE, Qualified, Unqualified, access};
 
 /// Goes up with every change of what the rewriter makes of a module: an artifact of another version is made anew.
-pub(crate) const REWRITE_VERSION: u32 = 2;
+pub(crate) const REWRITE_VERSION: u32 = 3;
 /// Bytes that a rewritten module may have for each byte of the original, and beside that.
 const MAX_GROWTH: usize = 3;
 const MAX_ADDED: usize = 64 << 10;
@@ -84,6 +85,9 @@ struct Rewriter<'a> {
     /// The next function body.
     body: usize,
 }
+
+/// Bytes that `memory.copy` and `memory.fill` do at once.
+const PIECE: i32 = 64 << 10;
 
 /// Functions of [`names::HOST`], imported after the module's own imports.
 const HOST_FUNCTIONS: u32 = 3;
@@ -341,13 +345,26 @@ impl<'a> Rewriter<'a> {
         f.instructions().local_get(last).i32_le_u().br_if(0).end().end();
     }
 
-    /// `(to, from, length)`
+    /// `(to, from, length)`. In pieces, the last first where the ranges may overlap that way.
     fn copy_body(&self) -> Function {
+        use wasm_encoder::BlockType::Empty;
         let (to, from, length) = (0, 1, 2);
         let mut f = Function::new([(2, ValType::I32)]);
         self.check_range(&mut f, to, length);
         self.check_range(&mut f, from, length);
         Self::mark_range(&mut f, to, length, 3, 4);
+        f.instructions().local_get(to).local_get(from).i32_gt_u().if_(Empty);
+        Self::for_each_piece(&mut f, length, |f| {
+            f.instructions().local_get(to).local_get(length).i32_add();
+            f.instructions().local_get(from).local_get(length).i32_add().i32_const(PIECE).memory_copy(0, 0);
+        });
+        f.instructions().else_();
+        Self::for_each_piece(&mut f, length, |f| {
+            f.instructions().local_get(to).local_get(from).i32_const(PIECE).memory_copy(0, 0);
+            Self::advance(f, to);
+            Self::advance(f, from);
+        });
+        f.instructions().end();
         f.instructions().local_get(to).local_get(from).local_get(length).memory_copy(0, 0).end();
         f
     }
@@ -358,8 +375,26 @@ impl<'a> Rewriter<'a> {
         let mut f = Function::new([(2, ValType::I32)]);
         self.check_range(&mut f, to, length);
         Self::mark_range(&mut f, to, length, 3, 4);
+        Self::for_each_piece(&mut f, length, |f| {
+            f.instructions().local_get(to).local_get(byte).i32_const(PIECE).memory_fill(0);
+            Self::advance(f, to);
+        });
         f.instructions().local_get(to).local_get(byte).local_get(length).memory_fill(0).end();
         f
+    }
+
+    /// Takes [`PIECE`] from `length` (a local) as often as it is more than that, and does `piece` each time. What is left is at most
+    /// as much. The loop is where a call that has used up its slice is set aside: no instruction that it stands for is.
+    fn for_each_piece(f: &mut Function, length: u32, piece: impl FnOnce(&mut Function)) {
+        use wasm_encoder::BlockType::Empty;
+        f.instructions().loop_(Empty).local_get(length).i32_const(PIECE).i32_gt_u().if_(Empty);
+        f.instructions().local_get(length).i32_const(PIECE).i32_sub().local_set(length);
+        piece(f);
+        f.instructions().br(1).end().end();
+    }
+
+    fn advance(f: &mut Function, address: u32) {
+        f.instructions().local_get(address).i32_const(PIECE).i32_add().local_set(address);
     }
 
     fn init_body(&self) -> Function {

@@ -5,10 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use beamline_model::{FilterLimits, OnError};
+use beamline_model::{ByteSize, FilterLimits, OnError};
 
-use super::{View, chain, chain_on, chain_with, engine_for, failure, head, probe, run};
-use crate::{Decision, Engine, Failure};
+use super::{View, chain, chain_on, chain_with, engine_for, failure, head, probe, run, taken};
+use crate::{
+    ChainOutcome, Decision, Engine, EngineSettings, Failure, Tier,
+    reset::tests::{REALLOC, handle, module, typed},
+};
 
 #[tokio::test]
 async fn spinners_wait_in_the_lane_while_short_calls_go_on() {
@@ -104,5 +107,47 @@ async fn a_call_in_a_starved_lane_is_given_up_and_answered() {
     while !matches!(short.on_request(&engine, &view, head(&[])).await.decision, Decision::Next) {
         assert!(Instant::now() < deadline, "the lane never let go of what was given up");
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// What the guest's `handle` does, in a tier, while the lane is held up: who goes there is given up.
+async fn while_the_lane_is_held_up(does: &str, reset_tier: bool) -> ChainOutcome {
+    let longest_call = Duration::from_millis(500);
+    let settings = EngineSettings { pool_instances: 16, longest_call, reset_tier, ..Default::default() };
+    let engine = Engine::new(settings).unwrap();
+    let (info, artifact) = taken(&typed(&module(&format!("{REALLOC} {}", handle(does)))));
+    let module = engine.load(&artifact, info).unwrap();
+    assert_eq!(module.info().tier == Tier::Reset, reset_tier, "{:?}", module.info().tier_reason);
+    let limits = FilterLimits {
+        memory: ByteSize::mib(64),
+        cpu: beamline_model::Duration::millis(1_000),
+        ..Default::default()
+    };
+    let chain = chain_with(&module, "acme", "null", &limits);
+    let view = View::shared(limits);
+    let (go_on, _verdict) = hold_up_the_lane(&engine);
+    let outcome = chain.on_request(&engine, &view, head(&[])).await;
+    go_on.send(()).unwrap();
+    outcome
+}
+
+#[tokio::test]
+async fn a_component_whose_memory_grows_by_much_does_so_in_the_lane() {
+    let little = while_the_lane_is_held_up("(drop (memory.grow (i32.const 16)))", false).await;
+    assert!(matches!(little.decision, Decision::Next), "{:?}", little.decision);
+    let more = "(drop (memory.grow (i32.const 16))) (drop (memory.grow (i32.const 1)))";
+    let more = while_the_lane_is_held_up(more, false).await;
+    assert!(matches!(failure(&more), Failure::WallTime(_)), "{:?}", failure(&more));
+}
+
+#[tokio::test]
+async fn a_long_fill_or_copy_of_the_reset_tier_is_set_aside_between_its_pieces() {
+    let fill = "(drop (memory.grow (i32.const 1000)))
+        (memory.fill (i32.const 65536) (i32.const 1) (i32.const 65000000))";
+    let copy = "(drop (memory.grow (i32.const 1000)))
+        (memory.copy (i32.const 65536) (i32.const 65537) (i32.const 65000000))";
+    for does in [fill, copy] {
+        let outcome = while_the_lane_is_held_up(does, true).await;
+        assert!(matches!(failure(&outcome), Failure::WallTime(_)), "{:?}", failure(&outcome));
     }
 }

@@ -1,10 +1,10 @@
 //! What a slot of the component tier's pool held is not there for whoever has it next.
 
-use beamline_model::{ByteSize, FilterLimits, InstanceLifetime, OnError};
+use beamline_model::{ByteSize, FilterLimits};
 
-use super::{View, head, taken};
+use super::{View, chain_with, head, taken};
 use crate::{
-    Chain, Decision, Engine, EngineSettings, FilterConfig, FilterSetup, Tier,
+    Decision, Engine, EngineSettings, Tier,
     reset::tests::{REALLOC, handle, module, typed},
 };
 
@@ -51,7 +51,15 @@ fn looks(number: i64) -> String {
 
 #[tokio::test]
 async fn memory_and_tables_of_a_slot_are_wiped_before_another_tenant_has_it() {
-    let settings = EngineSettings { pool_instances: POOL, reset_tier: false, ..Default::default() };
+    // Whether Linux tells which pages were written, or not.
+    for pagemap_scan in [true, false] {
+        what_is_left_is_looked_for(pagemap_scan).await;
+    }
+}
+
+async fn what_is_left_is_looked_for(pagemap_scan: bool) {
+    let settings =
+        EngineSettings { pool_instances: POOL, reset_tier: false, pagemap_scan, ..Default::default() };
     let engine = Engine::new(settings).unwrap();
     let limits = FilterLimits {
         memory: ByteSize::mib(8),
@@ -62,14 +70,7 @@ async fn memory_and_tables_of_a_slot_are_wiped_before_another_tenant_has_it() {
         let (info, artifact) = taken(&typed(text));
         let loaded = engine.load(&artifact, info).unwrap();
         assert_eq!(loaded.info().tier, Tier::Component);
-        let filter = FilterSetup {
-            name: "f".parse().unwrap(),
-            module: Some(loaded),
-            config: FilterConfig::new(&"f".parse().unwrap(), "null"),
-            on_error: OnError::FailClosed,
-            lifetime: InstanceLifetime::Call,
-        };
-        Chain::new(tenant.parse().unwrap(), limits.clone(), vec![filter])
+        chain_with(&loaded, tenant, "null", &limits)
     };
     let one: Vec<_> = (0..MODULES).map(|n| chain("one", &fills(n))).collect();
     let other: Vec<_> = (0..MODULES).map(|n| chain("other", &looks(n))).collect();

@@ -20,7 +20,6 @@ use wasmtime::{
 };
 
 pub(super) use self::cli::Printed;
-pub(crate) use self::random::RANDOM;
 use super::{CallState, Running};
 
 /// The interfaces: those of the world `wasi:cli/imports`.
@@ -161,6 +160,33 @@ mod tests {
                 assert!(refused.is_some(), "{function} of {parameter}");
             }
         }
+    }
+
+    /// By a module that imports every function of WASI's own description, which comes with the adapter for its first version.
+    #[test]
+    fn every_function_of_wasi_is_there_and_has_its_type() {
+        use wit_component::{
+            ComponentEncoder, StringEncoding, dummy_module, embed_component_metadata, metadata,
+        };
+        use wit_parser::{LiftLowerAbi, ManglingAndAbi};
+
+        let (_, wasi) = metadata::decode(crate::inspect::ADAPTER).unwrap();
+        let abi = ManglingAndAbi::Legacy(LiftLowerAbi::Sync);
+        let mut module = dummy_module(&wasi.resolve, wasi.world, abi);
+        embed_component_metadata(&mut module, &wasi.resolve, wasi.world, StringEncoding::UTF8, false)
+            .unwrap();
+        let component = ComponentEncoder::default().module(&module).unwrap().encode().unwrap();
+
+        let (imports, _) = crate::inspect::interfaces(&component).unwrap();
+        let mut all: Vec<_> = imports.iter().map(|import| import.split_once('@').unwrap()).collect();
+        let mut known = INTERFACES.map(|interface| (interface, VERSION));
+        all.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(all, known);
+        let engine = crate::engine::compiling_engine().unwrap();
+        let linker = crate::engine::linker(&engine).unwrap();
+        let component = wasmtime::component::Component::new(&engine, &component).unwrap();
+        linker.instantiate_pre(&component).unwrap();
     }
 
     #[test]

@@ -3,11 +3,10 @@
 use wasmtime::component::Linker;
 
 use super::{super::random, CallState, Interface, Running};
+use crate::limit::RANDOM;
 
 /// Bytes that a guest is given at once.
 const MAX_RANDOM: usize = 64 << 10;
-/// How the message of a call that asked for more begins.
-pub(crate) const RANDOM: &str = "the guest asked for more random bytes at once than";
 
 fn bytes(_: &mut CallState, (length,): (u64,)) -> wasmtime::Result<(Vec<u8>,)> {
     let length = usize::try_from(length).ok().filter(|length| *length <= MAX_RANDOM);

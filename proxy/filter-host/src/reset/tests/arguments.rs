@@ -233,7 +233,7 @@ fn told(seen: &Seen) -> String {
 
 #[test]
 fn every_host_function_takes_the_same_arguments_in_both() {
-    let chances: u64 = std::env::var("BEAMLINE_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(100);
+    let chances = super::number("BEAMLINE_SEEDS", 100);
     let (mut tried, mut calls, mut failed, mut words) = (BTreeSet::new(), 0, 0, BTreeSet::new());
     let head = head(&[("x-seed", "abc"), ("key", "1")]);
     for function in functions() {

@@ -338,7 +338,7 @@ fn too_slow(seen: &Seen) -> bool {
 
 #[test]
 fn generated_modules_do_the_same_in_both() {
-    let seeds: u64 = std::env::var("BEAMLINE_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(400);
+    let seeds = super::number("BEAMLINE_SEEDS", 400);
     let mut outcomes = Outcomes::default();
     for seed in 1..=seeds {
         let Some(module) = generated(seed).and_then(|module| finished(&module)) else { continue };
@@ -359,7 +359,7 @@ fn generated_modules_do_the_same_in_both() {
 /// A real module with some bits of its code turned over: most are refused, and what is left does what nobody meant.
 #[test]
 fn mutated_modules_do_the_same_in_both() {
-    let seeds: u64 = std::env::var("BEAMLINE_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(300);
+    let seeds = super::number("BEAMLINE_SEEDS", 300);
     let module = crate::tests::guest("tiny.wasm");
     let code: Vec<usize> = Parser::new(0)
         .parse_all(&module)

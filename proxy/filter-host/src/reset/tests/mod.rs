@@ -289,3 +289,13 @@ pub(crate) fn handle(work: &str) -> String {
             (i32.const 256))"#
     )
 }
+
+/// The number that a variable of the environment names, or this one where there is no such variable.
+pub(super) fn number(variable: &str, otherwise: u64) -> u64 {
+    match std::env::var(variable) {
+        Ok(text) => {
+            text.parse().unwrap_or_else(|_| panic!("{variable}: expected a whole number; found {text:?}"))
+        }
+        Err(_) => otherwise,
+    }
+}
