@@ -1,11 +1,16 @@
 //! The Wasm modules that `make guests` builds: the stock filters and the tests' own.
 
 use std::{
+    convert::Infallible,
     fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
+use wasm_encoder::{
+    BlockType, CodeSection, Function, FunctionSection,
+    reencode::{self, Reencode},
+};
 
 /// Where a module is: in the folder that `BEAMLINE_GUESTS` names, or else in `target/guests` of this checkout.
 pub fn path(name: &str) -> PathBuf {
@@ -57,55 +62,56 @@ pub fn longer(module: &[u8], by: usize) -> Vec<u8> {
 /// The same module with a function more that is small as it is written and takes a compiler very long: a compile bomb.
 ///
 /// # Errors
-/// Where the bytes are no core module with functions.
+/// Where the bytes are no core module with a memory.
 pub fn bomb(module: &[u8]) -> Result<Vec<u8>> {
-    const FUNCTIONS: u8 = 3;
-    const CODE: u8 = 10;
-    // No locals; a hundred thousand loops that ask for the memory's size; then `unreachable`, which fits any type.
-    let mut body = vec![0];
-    (0..100_000).for_each(|_| body.extend([0x03, 0x40, 0x3f, 0x00, 0x0d, 0x00, 0x0b]));
-    body.extend([0x00, 0x0b]);
-    let body = [leb128(body.len()), body].concat();
+    let mut bombed = wasm_encoder::Module::new();
+    Bomb.parse_core_module(&mut bombed, wasmparser::Parser::new(0), module)?;
+    Ok(bombed.finish())
+}
 
-    let (header, mut rest) = module.split_at_checked(8).context("a module has a header")?;
-    let mut bombed = header.to_vec();
-    while let Some((id, after)) = rest.split_first() {
-        let (length, after) = read_leb128(after).context("a section has a length")?;
-        let (section, after) = after.split_at_checked(length).context("a section is whole")?;
-        let section = match *id {
-            // One function more, of the first type.
-            FUNCTIONS => one_more(section, &[0])?,
-            CODE => one_more(section, &body)?,
-            _ => section.to_vec(),
-        };
-        bombed.push(*id);
-        bombed.extend(leb128(section.len()));
-        bombed.extend(section);
-        rest = after;
+struct Bomb;
+
+impl Reencode for Bomb {
+    type Error = Infallible;
+
+    /// One more, of the first type.
+    fn parse_function_section(
+        &mut self,
+        functions: &mut FunctionSection,
+        section: wasmparser::FunctionSectionReader<'_>,
+    ) -> Result<(), reencode::Error> {
+        reencode::utils::parse_function_section(self, functions, section)?;
+        functions.function(0);
+        Ok(())
     }
-    Ok(bombed)
-}
 
-/// A section that is a list, with another item at its end.
-fn one_more(section: &[u8], item: &[u8]) -> Result<Vec<u8>> {
-    let (count, items) = read_leb128(section).context("a list has a count")?;
-    Ok([&leb128(count + 1), items, item].concat())
-}
-
-fn leb128(mut n: usize) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    loop {
-        let low = (n & 0x7f) as u8;
-        n >>= 7;
-        bytes.push(if n > 0 { low | 0x80 } else { low });
-        if n == 0 {
-            return bytes;
+    /// A hundred thousand loops that ask for the memory's size; then `unreachable`, which fits any type.
+    fn parse_code_section(
+        &mut self,
+        code: &mut CodeSection,
+        section: wasmparser::CodeSectionReader<'_>,
+    ) -> Result<(), reencode::Error> {
+        reencode::utils::parse_code_section(self, code, section)?;
+        let mut function = Function::new([]);
+        let mut body = function.instructions();
+        for _ in 0..100_000 {
+            body.loop_(BlockType::Empty).memory_size(0).br_if(0).end();
         }
+        body.unreachable().end();
+        code.function(&function);
+        Ok(())
     }
 }
 
-fn read_leb128(bytes: &[u8]) -> Option<(usize, &[u8])> {
-    let end = bytes.iter().take(5).position(|byte| byte & 0x80 == 0)?;
-    let n = bytes[..=end].iter().rev().fold(0, |n, byte| n << 7 | usize::from(byte & 0x7f));
-    Some((n, &bytes[end + 1..]))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bomb_is_a_module_still() {
+        let module = wat::parse_str("(module (func (result i32) i32.const 1) (memory 1))").unwrap();
+        let bombed = bomb(&module).unwrap();
+        assert!(bombed.len() > module.len() + 500_000);
+        wasmparser::Validator::new().validate_all(&bombed).unwrap();
+    }
 }

@@ -95,22 +95,28 @@ pub fn memory(id: u32) -> Result<Memory> {
     Ok(Memory { resident: of("VmRSS")?, peak: of("VmHWM")? })
 }
 
+/// Ticks of 10 ms that all threads of a process have used so far: in its own code, and in the kernel.
+///
+/// # Errors
+/// Where there is no such process.
+pub fn ticks(id: u32) -> Result<(u64, u64)> {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
+    // Its name, in parentheses, may have spaces; what follows begins with the third field.
+    let (_, fields) = stat.rsplit_once(") ").with_context(|| format!("no name of process {id}"))?;
+    let field = |n: usize| -> Result<u64> {
+        let value = fields.split(' ').nth(n - 3).with_context(|| format!("no field {n} of process {id}"))?;
+        Ok(value.parse()?)
+    };
+    Ok((field(14)?, field(15)?))
+}
+
 /// Processor time that all threads of a process have used so far, in steps of 10 ms.
 ///
 /// # Errors
 /// Where there is no such process.
 pub fn cpu_time(id: u32) -> Result<Duration> {
-    /// What Linux counts in, on every platform that it has.
-    const TICK: Duration = Duration::from_millis(10);
-    let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
-    // Its name, in parentheses, may have spaces; what follows begins with the third field.
-    let (_, fields) = stat.rsplit_once(") ").with_context(|| format!("no name of process {id}"))?;
-    let ticks = |field: usize| -> Result<u32> {
-        let value =
-            fields.split(' ').nth(field - 3).with_context(|| format!("no field {field} of process {id}"))?;
-        Ok(value.parse()?)
-    };
-    Ok(TICK * (ticks(14)? + ticks(15)?))
+    let (user, kernel) = ticks(id)?;
+    Ok(Duration::from_millis(10 * (user + kernel)))
 }
 
 /// How much machine code a process has that came from no file, in bytes: a node's is that of the modules it holds.

@@ -480,9 +480,10 @@ fn the_limits_of_a_call_hold_in_each_later_phase() {
                 // The client has its answer by then.
                 Ok(answer) if phase == "finish" => crossing.goes_through(&answer),
                 Ok(answer) => crossing.is_refused(&answer, 503, problem),
-                // What fails later than at once has sent the head.
+                // What fails later than at once has sent the head: a call that goes to the slow lane does.
                 Err(error) => {
-                    assert_eq!((phase, limit), ("response-body", "cpu"), "{error:#}");
+                    assert_eq!(phase, "response-body", "{error:#}");
+                    assert!(["cpu", "memory"].contains(&limit), "{limit}: {error:#}");
                     crossing.is_shown(FILTER);
                 }
             }

@@ -209,6 +209,9 @@ impl Engine<'_> {
                             self.begin_request(slot, next_due, now);
                             next_due += interval;
                         }
+                        if self.plan.lapses && next_due <= now {
+                            next_due = now + interval;
+                        }
                         if let Some(left) = next_due.checked_duration_since(now)
                             && !self.free.is_empty()
                             && left < pause

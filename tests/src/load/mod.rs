@@ -52,6 +52,8 @@ pub struct Plan {
     pub limit: Option<u64>,
     /// Requests per second over all connections; without it, each connection sends the next one at once.
     pub rate: Option<f64>,
+    /// Whether a request that no connection was free for when it was due is left out.
+    pub lapses: bool,
     /// How long one request may take.
     pub timeout: Duration,
     /// What counts as good, apart from 2xx.
@@ -74,6 +76,7 @@ impl Plan {
             duration: Duration::from_secs(1),
             limit: None,
             rate: None,
+            lapses: false,
             timeout: Duration::from_secs(10),
             good: Vec::new(),
         }
@@ -116,6 +119,12 @@ impl Plan {
     pub fn rate(mut self, per_second: f64) -> Self {
         self.rate = Some(per_second);
         self
+    }
+
+    /// As [`rate`](Self::rate), but what no connection was free for in time is not sent later.
+    pub fn at_most(mut self, per_second: f64) -> Self {
+        self.lapses = true;
+        self.rate(per_second)
     }
 
     /// Sets [`timeout`](Self::timeout).

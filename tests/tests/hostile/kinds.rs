@@ -21,8 +21,8 @@ pub(crate) enum End {
     Queued,
     /// Each request is answered `503` with one of these problems.
     Fails(&'static [&'static str]),
-    /// Each request's response is broken off, for its head was sent before the filter failed.
-    BrokenOff,
+    /// The same, or the response is broken off, where its head was sent before the filter failed: by when the call had its turn.
+    FailsLate(&'static [&'static str]),
     /// It may be taken or not; then each request is answered by the origin or `503`.
     Contained,
 }

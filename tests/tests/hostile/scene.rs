@@ -318,9 +318,7 @@ impl End {
             Self::Queued => answer == "202",
             // What fails time and again is left out for a while.
             Self::Fails(problems) => problems.contains(&answer) || is_long() && answer == "filter-suspended",
-            Self::BrokenOff => {
-                ["cut", "filter-timeout"].contains(&answer) || is_long() && answer == "filter-suspended"
-            }
+            Self::FailsLate(problems) => answer == "cut" || Self::Fails(problems).allows(answer),
             Self::Contained => answer == "200" || answer.starts_with("filter-"),
         }
     }

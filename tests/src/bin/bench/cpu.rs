@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use beamline_tests::process;
+
 /// What a process and its descendants have used so far.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Usage {
@@ -22,12 +24,12 @@ impl Usage {
     /// Of the process and its descendants.
     pub(crate) fn of(pid: u32) -> Self {
         let mut sum = Self::default();
-        for process in tree(pid) {
-            if let Some((user, kernel)) = ticks(process) {
+        for id in tree(pid) {
+            if let Ok((user, kernel)) = process::ticks(id) {
                 sum.user_ticks += user;
                 sum.kernel_ticks += kernel;
             }
-            for task in tasks(process) {
+            for task in tasks(id) {
                 let Some(ns) = nanoseconds(&task) else { continue };
                 let name = fs::read_to_string(task.join("comm")).unwrap_or_default();
                 *sum.by_thread.entry(name.trim().to_owned()).or_default() += ns;
@@ -104,18 +106,8 @@ fn nanoseconds(task: &Path) -> Option<u64> {
     fs::read_to_string(task.join("schedstat")).ok()?.split_whitespace().next()?.parse().ok()
 }
 
-fn ticks(pid: u32) -> Option<(u64, u64)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut after_name = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
-    Some((after_name.next()?.parse().ok()?, after_name.next()?.parse().ok()?))
-}
-
 /// The resident memory of a process and its descendants, in MiB.
 pub(crate) fn resident_mib(pid: u32) -> f64 {
-    let kib = |pid: u32| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
-        line.split_whitespace().next()?.parse::<f64>().ok()
-    };
-    tree(pid).into_iter().filter_map(kib).sum::<f64>() / 1024.0
+    let resident = |id: u32| Some(process::memory(id).ok()?.resident as f64);
+    tree(pid).into_iter().filter_map(resident).sum::<f64>() / f64::from(1 << 20)
 }

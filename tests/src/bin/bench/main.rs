@@ -39,6 +39,9 @@ struct Settings {
     /// Whether the core suite runs its scenes, which measure latency, beside its CPU tables.
     #[arg(long, default_value = "all", value_name = "WHICH")]
     scenes: Scenes,
+    /// Of the core suite's scenes, this alone. May be given again.
+    #[arg(long, value_name = "SCENE")]
+    scene: Vec<suites::scenes::Which>,
     /// Of the queue suite, this part alone. May be given again.
     #[arg(long, value_name = "PART")]
     part: Vec<suites::queue::Part>,

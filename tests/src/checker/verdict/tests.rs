@@ -246,12 +246,14 @@ fn what_arrived_and_is_not_safe_to_repeat_must_not_wait() {
 
 #[test]
 fn nothing_is_delivered_that_was_refused_or_answered() {
-    for id in ["refused", "live"] {
+    for (id, expected) in [
+        ("refused", vec![Kind::DeliveredThoughRefused]),
+        ("live", vec![Kind::DeliveredThoughRefused, Kind::NotItsOrigins]),
+    ] {
         let mut run = good();
         run.arrivals.retain(|a| a.id != id);
         run.arrives(id, Some(1));
-        let finds = run.finds();
-        assert!(finds.contains(&Kind::DeliveredThoughRefused), "{id}: {finds:?}");
+        assert_eq!(run.finds(), expected, "{id}");
     }
 }
 

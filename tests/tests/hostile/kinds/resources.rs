@@ -151,14 +151,16 @@ pub(super) fn phases() -> Vec<Kind> {
     let mut kinds = Vec::new();
     for (phase, of_type) in LATER_PHASES {
         // Whoever sent the request has its answer before the last phase.
-        let end = |end| if phase == "finish" { End::Harmless } else { end };
-        // What fails in a response's body later than at once has sent its head.
-        let slow = if phase == "response-body" { End::BrokenOff } else { SLOW };
+        let end = |end| match end {
+            _ if phase == "finish" => End::Harmless,
+            End::Fails(problems) if phase == "response-body" => End::FailsLate(problems),
+            end => end,
+        };
         let mut one = |what: &str, ends, does: &str| {
             kinds.push(made(&format!("{what} in {phase}"), end(ends), in_phase(phase, of_type, does, "")));
         };
         one("a trap", TRAP, "unreachable");
-        one("an endless loop", slow, "(loop $l (br $l)) unreachable");
+        one("an endless loop", SLOW, "(loop $l (br $l)) unreachable");
         one("memory without end", MEMORY, grows);
         if phase != "finish" {
             one("a verdict beyond the memory", TRAP, "(i32.const 0x7ffffff8)");

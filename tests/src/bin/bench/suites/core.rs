@@ -123,7 +123,7 @@ pub(crate) fn run(settings: &Settings) -> Result<usize> {
     };
     if settings.scenes != Scenes::None {
         println!("\nscenes");
-        let (scene_bars, scenes) = scenes::run()?;
+        let (scene_bars, scenes) = scenes::run(&settings.scene)?;
         bars.extend(scene_bars);
         figures["scenes"] = scenes;
     }

@@ -4,5 +4,5 @@ pub(crate) mod core;
 pub(crate) mod density;
 pub(crate) mod filter;
 pub(crate) mod queue;
-mod scenes;
+pub(crate) mod scenes;
 pub(crate) mod train;
