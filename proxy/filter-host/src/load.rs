@@ -25,9 +25,11 @@ const LONG_SLICES_OF_A_TENANT: u32 = 4;
 /// Slices that all tenants that owe for more than one may use up together on one data worker in a second. Each keeps it from others
 /// for 1 to 2 ms.
 const LONG_SLICES_OF_A_WORKER: u32 = 8;
-/// Calls of a tenant whose CPU time is read, once one that was not set aside took [`SLICE`] by the wall: the machine may have stood
-/// still, or the call met no tick, for what it did in one go took long.
-const WATCHED: u32 = 64;
+/// Turns of a tenant's calls whose CPU time is read, from each one on that was not set aside and took [`SLICE`] by the wall: the
+/// machine may have stood still, or the call met no tick, for what it did in one go took long.
+const WATCHED: u32 = 1024;
+/// Such a turn that took so long counts as a slice, if nobody watched: else who knows when that is could do it as often as it likes.
+const LONG: Duration = Duration::from_millis(2);
 
 thread_local! {
     /// Slices that were used up on this thread.
@@ -169,26 +171,24 @@ pub(crate) struct Turn<'a> {
 impl Turn<'_> {
     /// The call ended, or waits for an answer from outside. Whatever it did met no tick, or few: that may have taken long.
     pub(crate) fn over(self, now: Instant, ended: bool) {
-        if self.cpu.is_none() && now.saturating_duration_since(self.began) < SLICE {
-            if ended {
-                self.load.was_short();
-            }
-        } else {
-            self.measured(ended);
+        let wall = now.saturating_duration_since(self.began);
+        if self.cpu.is_some() || wall >= SLICE {
+            self.measured(wall, ended);
+        } else if ended {
+            self.load.was_short();
         }
     }
 
-    fn measured(self, ended: bool) {
-        let Some(before) = self.cpu else { return self.load.watched.store(WATCHED, Ordering::Relaxed) };
-        let cpu = thread_cpu().saturating_sub(before);
-        if cpu >= TICK {
-            self.load.watched.store(WATCHED, Ordering::Relaxed);
-            return self.load.used_up(self.began, ticks(cpu));
-        }
-        let watched = self.load.watched.load(Ordering::Relaxed);
-        self.load.watched.store(watched.saturating_sub(1), Ordering::Relaxed);
-        if ended && cpu < SLICE {
-            self.load.was_short();
+    fn measured(self, wall: Duration, ended: bool) {
+        let load = self.load;
+        let watched = load.watched.load(Ordering::Relaxed);
+        let watched = if wall >= SLICE { WATCHED } else { watched.saturating_sub(1) };
+        load.watched.store(watched, Ordering::Relaxed);
+        match self.cpu.map(|before| thread_cpu().saturating_sub(before)) {
+            Some(cpu) if cpu >= TICK => load.used_up(self.began, ticks(cpu)),
+            Some(cpu) if ended && cpu < SLICE => load.was_short(),
+            None if wall >= LONG => load.used_up(self.began, 1),
+            _ => {}
         }
     }
 
@@ -331,9 +331,14 @@ mod tests {
         // Whether this one was the machine's or the call's own doing is not known.
         turn(&load, SLICE, Duration::ZERO).over(Instant::now(), true);
         assert_eq!((owed(), watched()), (0, WATCHED));
-        // The machine's.
+        // The machine's. Where it was not watched, it would count once.
         turn(&load, Duration::from_secs(1), Duration::ZERO).over(Instant::now(), true);
+        assert_eq!((owed(), watched()), (0, WATCHED));
+        turn(&load, Duration::ZERO, Duration::ZERO).over(Instant::now(), true);
         assert_eq!((owed(), watched()), (0, WATCHED - 1));
+        let other = TenantLoad::new();
+        turn(&other, Duration::from_secs(1), Duration::ZERO).over(Instant::now(), true);
+        assert_eq!(other.owed.load(Ordering::Relaxed), SHORT_FOR_LONG);
         // Its own, whether it ended or waits.
         turn(&load, 3 * TICK, 3 * TICK).over(Instant::now(), true);
         assert_eq!((owed(), watched()), (3 * SHORT_FOR_LONG, WATCHED));
@@ -341,7 +346,7 @@ mod tests {
         assert_eq!((owed(), watched()), (LONG_SLICES_OF_A_TENANT * SHORT_FOR_LONG, WATCHED));
         // Not short, and not long.
         turn(&load, SLICE, SLICE).over(Instant::now(), true);
-        assert_eq!((owed(), watched()), (LONG_SLICES_OF_A_TENANT * SHORT_FOR_LONG, WATCHED - 1));
+        assert_eq!((owed(), watched()), (LONG_SLICES_OF_A_TENANT * SHORT_FOR_LONG, WATCHED));
         // Waiting is not short either: the call goes on.
         turn(&load, Duration::ZERO, Duration::ZERO).over(Instant::now(), false);
         assert_eq!(owed(), LONG_SLICES_OF_A_TENANT * SHORT_FOR_LONG);
