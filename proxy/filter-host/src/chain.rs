@@ -23,7 +23,7 @@ use crate::{
     head::{RequestHead, Seen},
     host::{CallState, FilterConfig, GuestLog, HostView, Subject, final_status},
     instances::{After, Keeping},
-    load::{self, TenantLoad},
+    load::{self, CameTo, TenantLoad},
     module::Module,
     passage::{Contexts, Passage},
     phases::{Phase, PhaseSet},
@@ -498,9 +498,9 @@ impl Chain {
     /// A call's turn on this data worker is over.
     fn turn_ended(&self, turn: load::Turn<'_>, polled: &Poll<Option<Finished>>) {
         match polled {
-            Poll::Ready(Some(finished)) => turn.over(finished.ended, true),
-            Poll::Pending if !is_waiting() => turn.set_aside(),
-            Poll::Ready(None) | Poll::Pending => turn.over(Instant::now(), false),
+            Poll::Ready(Some(finished)) => turn.over(finished.ended, CameTo::ItsEnd),
+            Poll::Pending if !is_waiting() => turn.over(Instant::now(), CameTo::TheLane),
+            Poll::Ready(None) | Poll::Pending => turn.over(Instant::now(), CameTo::Waiting),
         }
     }
 

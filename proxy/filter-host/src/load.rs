@@ -15,16 +15,18 @@ use crate::{
     ticker::TICK,
 };
 
-/// Calls of one tenant in the lane beyond which its further calls do not begin on a data worker at all.
+/// Calls in the lane of a tenant that owes, beyond which its further calls do not begin on a data worker.
 const LONG_CALLS_BEFORE_LANE: u32 = 4;
 /// Short calls that make up for a slice that was used up on a data worker. A tenant that owes some begins its calls there only
-/// while the two limits that follow last.
+/// below this limit and the two that follow.
 const SHORT_FOR_LONG: u32 = 64;
 /// Slices that one tenant may use up on data workers in a second while it owes.
 const LONG_SLICES_OF_A_TENANT: u32 = 4;
-/// Slices that all tenants that owe for more than one may use up together on one data worker in a second. Each keeps it from others
-/// for 1 to 2 ms.
+/// Slices used up on one data worker in a second, by whomever, beyond which no tenant that owes for more than one begins calls there.
+/// Each keeps it from others for 1 to 2 ms.
 const LONG_SLICES_OF_A_WORKER: u32 = 8;
+/// Slices that one turn counts as at most, and that a tenant owes for.
+const MOST_SLICES: u32 = 64;
 /// Turns of a tenant's calls whose CPU time is read, from each one on that was not set aside and took [`SLICE`] by the wall: the
 /// machine may have stood still, or the call met no tick, for what it did in one go took long.
 const WATCHED: u32 = 1024;
@@ -73,7 +75,7 @@ pub(crate) struct TenantLoad {
     used_up: AtomicU64,
     /// Short calls that are to make up for these.
     owed: AtomicU32,
-    /// Calls whose CPU time is to be read.
+    /// Turns of its calls whose CPU time is to be read.
     watched: AtomicU32,
 }
 
@@ -142,12 +144,12 @@ impl TenantLoad {
 
     /// A call kept this data worker for so many slices. Two workers that count at once may lose one: this is a budget, not a balance.
     fn used_up(&self, now: Instant, slices: u32) {
-        let (slices, second) = (slices.clamp(1, LONG_SLICES_OF_A_WORKER), second(now));
+        let (slices, second) = (slices.clamp(1, MOST_SLICES), second(now));
         let used_up = Slices(self.used_up.load(Ordering::Relaxed));
         self.used_up.store(used_up.and(slices, second).0, Ordering::Relaxed);
         USED_UP.set(USED_UP.get().and(slices, second));
         let owed = self.owed.load(Ordering::Relaxed) + slices * SHORT_FOR_LONG;
-        self.owed.store(owed.min(LONG_SLICES_OF_A_TENANT * SHORT_FOR_LONG), Ordering::Relaxed);
+        self.owed.store(owed.min(MOST_SLICES * SHORT_FOR_LONG), Ordering::Relaxed);
     }
 
     /// A call was short, here or in the lane.
@@ -169,38 +171,41 @@ pub(crate) struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    /// The call ended, or waits for an answer from outside. Whatever it did met no tick, or few: that may have taken long.
-    pub(crate) fn over(self, now: Instant, ended: bool) {
+    /// The turn is over, with this outcome.
+    pub(crate) fn over(self, now: Instant, came_to: CameTo) {
         let wall = now.saturating_duration_since(self.began);
         if self.cpu.is_some() || wall >= SLICE {
-            self.measured(wall, ended);
-        } else if ended {
+            self.measured(wall, came_to);
+        } else if came_to == CameTo::ItsEnd {
             self.load.was_short();
         }
     }
 
-    fn measured(self, wall: Duration, ended: bool) {
+    /// Of a turn that was long by the wall, or is watched.
+    fn measured(self, wall: Duration, came_to: CameTo) {
         let load = self.load;
         let watched = load.watched.load(Ordering::Relaxed);
         let watched = if wall >= SLICE { WATCHED } else { watched.saturating_sub(1) };
         load.watched.store(watched, Ordering::Relaxed);
         match self.cpu.map(|before| thread_cpu().saturating_sub(before)) {
             Some(cpu) if cpu >= TICK => load.used_up(self.began, ticks(cpu)),
-            Some(cpu) if ended && cpu < SLICE => load.was_short(),
-            None if wall >= LONG => load.used_up(self.began, 1),
+            Some(cpu) if cpu >= SLICE && came_to == CameTo::TheLane => load.used_up(self.began, 1),
+            Some(cpu) if cpu < SLICE && came_to == CameTo::ItsEnd => load.was_short(),
+            None if wall >= LONG || came_to == CameTo::TheLane => load.used_up(self.began, 1),
             _ => {}
         }
     }
+}
 
-    /// The call goes on in the lane: it met a tick after its slice, or is to wait or to do there what takes long.
-    pub(crate) fn set_aside(self) {
-        let slices = match self.cpu {
-            _ if self.began.elapsed() < SLICE => return,
-            Some(before) => ticks(thread_cpu().saturating_sub(before)),
-            None => 1,
-        };
-        self.load.used_up(self.began, slices);
-    }
+/// What a turn of a call came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CameTo {
+    /// The call ended.
+    ItsEnd,
+    /// It waits for an answer from outside.
+    Waiting,
+    /// It goes on in the lane: it met a tick after its slice, or is to wait or to do there what takes long.
+    TheLane,
 }
 
 fn ticks(time: Duration) -> u32 {
@@ -304,71 +309,84 @@ mod tests {
         load.used_up(now, LONG_SLICES_OF_A_TENANT);
         many();
         assert!(!load.may_begin_inline(0, now) || second(Instant::now()) > second(now));
-        load.used_up(now + Duration::from_secs(3600), LONG_SLICES_OF_A_TENANT);
-        assert!(!load.may_begin_inline(0, now + Duration::from_secs(3600)));
+        // On a thread of its own, whose worker's count is an hour ahead then.
+        let later = now + Duration::from_secs(3600);
+        let is_refused = std::thread::scope(|scope| {
+            let used = scope.spawn(|| {
+                load.used_up(later, LONG_SLICES_OF_A_TENANT);
+                !load.may_begin_inline(0, later)
+            });
+            used.join().unwrap()
+        });
+        assert!(is_refused);
         many();
         assert_eq!(load.owed.load(Ordering::Relaxed), 0, "this second is another");
     }
 
-    /// A turn that took so much by the wall, and CPU time where that was read.
-    fn turn(load: &TenantLoad, wall: Duration, cpu: Duration) -> Turn<'_> {
-        let watched = load.begins(Instant::now()).cpu.is_some();
-        let began = Instant::now().checked_sub(wall).unwrap();
-        Turn { load, began, cpu: watched.then(|| thread_cpu().saturating_sub(cpu)) }
+    /// A turn that took so much by the wall, and CPU time where that is read.
+    fn turn(load: &TenantLoad, wall: Duration, cpu: Duration, came_to: CameTo) {
+        let mut turn = load.begins(now());
+        turn.cpu = turn.cpu.map(|_| thread_cpu().saturating_sub(cpu));
+        let began = turn.began;
+        turn.over(began + wall, came_to);
     }
 
     #[test]
-    fn who_keeps_a_worker_for_long_without_a_tick_owes_for_all_of_it_and_nobody_for_a_machine_that_stood_still()
-     {
+    fn who_keeps_a_worker_for_long_without_a_tick_owes_for_all_of_it_and_for_a_machine_that_stood_still_once()
+    {
         // Its thread has used some time, so that a turn may have.
         let began = thread_cpu();
         while thread_cpu() < began + Duration::from_millis(100) {}
         let load = TenantLoad::new();
-        let owed = || load.owed.load(Ordering::Relaxed);
-        let watched = || load.watched.load(Ordering::Relaxed);
-        turn(&load, Duration::ZERO, Duration::ZERO).over(Instant::now(), true);
-        assert_eq!((owed(), watched()), (0, 0));
+        let slices = |n: u32| n * SHORT_FOR_LONG;
+        let stands = || (load.owed.load(Ordering::Relaxed), load.watched.load(Ordering::Relaxed));
+        turn(&load, Duration::ZERO, Duration::ZERO, CameTo::ItsEnd);
+        assert_eq!(stands(), (0, 0));
         // Whether this one was the machine's or the call's own doing is not known.
-        turn(&load, SLICE, Duration::ZERO).over(Instant::now(), true);
-        assert_eq!((owed(), watched()), (0, WATCHED));
+        turn(&load, SLICE, Duration::ZERO, CameTo::ItsEnd);
+        assert_eq!(stands(), (0, WATCHED));
         // The machine's. Where it was not watched, it would count once.
-        turn(&load, Duration::from_secs(1), Duration::ZERO).over(Instant::now(), true);
-        assert_eq!((owed(), watched()), (0, WATCHED));
-        turn(&load, Duration::ZERO, Duration::ZERO).over(Instant::now(), true);
-        assert_eq!((owed(), watched()), (0, WATCHED - 1));
+        turn(&load, Duration::from_secs(1), Duration::ZERO, CameTo::ItsEnd);
+        assert_eq!(stands(), (0, WATCHED));
+        turn(&load, Duration::ZERO, Duration::ZERO, CameTo::ItsEnd);
+        assert_eq!(stands(), (0, WATCHED - 1));
         let other = TenantLoad::new();
-        turn(&other, Duration::from_secs(1), Duration::ZERO).over(Instant::now(), true);
-        assert_eq!(other.owed.load(Ordering::Relaxed), SHORT_FOR_LONG);
-        // Its own, whether it ended or waits.
-        turn(&load, 3 * TICK, 3 * TICK).over(Instant::now(), true);
-        assert_eq!((owed(), watched()), (3 * SHORT_FOR_LONG, WATCHED));
-        turn(&load, 80 * TICK, 80 * TICK).over(Instant::now(), false);
-        assert_eq!((owed(), watched()), (LONG_SLICES_OF_A_TENANT * SHORT_FOR_LONG, WATCHED));
+        turn(&other, Duration::from_secs(1), Duration::ZERO, CameTo::ItsEnd);
+        assert_eq!(other.owed.load(Ordering::Relaxed), slices(1));
+        // Its own, whether it ended, waits, or goes on elsewhere.
+        turn(&load, 3 * TICK, 3 * TICK, CameTo::ItsEnd);
+        assert_eq!(stands(), (slices(3), WATCHED));
+        turn(&load, 20 * TICK, 20 * TICK, CameTo::Waiting);
+        assert_eq!(stands(), (slices(23), WATCHED));
+        turn(&load, 30 * TICK, 30 * TICK, CameTo::TheLane);
+        assert_eq!(stands(), (slices(53), WATCHED));
+        turn(&load, 80 * TICK, 80 * TICK, CameTo::Waiting);
+        assert_eq!(stands(), (slices(MOST_SLICES), WATCHED));
         // Not short, and not long.
-        turn(&load, SLICE, SLICE).over(Instant::now(), true);
-        assert_eq!((owed(), watched()), (LONG_SLICES_OF_A_TENANT * SHORT_FOR_LONG, WATCHED));
+        turn(&load, SLICE, SLICE, CameTo::ItsEnd);
+        assert_eq!(stands(), (slices(MOST_SLICES), WATCHED));
         // Waiting is not short either: the call goes on.
-        turn(&load, Duration::ZERO, Duration::ZERO).over(Instant::now(), false);
-        assert_eq!(owed(), LONG_SLICES_OF_A_TENANT * SHORT_FOR_LONG);
-        turn(&load, Duration::ZERO, Duration::ZERO).over(Instant::now(), true);
-        assert_eq!(owed(), LONG_SLICES_OF_A_TENANT * SHORT_FOR_LONG - 1);
+        turn(&load, Duration::ZERO, Duration::ZERO, CameTo::Waiting);
+        assert_eq!(stands(), (slices(MOST_SLICES), WATCHED - 1));
+        turn(&load, Duration::ZERO, Duration::ZERO, CameTo::ItsEnd);
+        assert_eq!(stands(), (slices(MOST_SLICES) - 1, WATCHED - 2));
         for _ in 0..WATCHED {
-            turn(&load, Duration::ZERO, Duration::ZERO).over(Instant::now(), true);
+            turn(&load, Duration::ZERO, Duration::ZERO, CameTo::ItsEnd);
         }
-        assert_eq!(watched(), 0, "that was enough");
+        assert_eq!(stands().1, 0, "that was enough");
     }
 
     #[test]
-    fn who_is_set_aside_early_owes_nothing() {
+    fn who_goes_to_the_lane_early_owes_nothing() {
         let load = TenantLoad::new();
-        turn(&load, Duration::ZERO, Duration::ZERO).set_aside();
-        assert_eq!(load.owed.load(Ordering::Relaxed), 0);
-        turn(&load, Duration::from_secs(1), Duration::ZERO).set_aside();
-        assert_eq!(
-            load.owed.load(Ordering::Relaxed),
-            SHORT_FOR_LONG,
-            "one slice, however long the machine took"
-        );
+        let owed = || load.owed.load(Ordering::Relaxed);
+        turn(&load, Duration::ZERO, Duration::ZERO, CameTo::TheLane);
+        assert_eq!(owed(), 0);
+        turn(&load, Duration::from_secs(1), Duration::ZERO, CameTo::TheLane);
+        assert_eq!(owed(), SHORT_FOR_LONG, "one slice, however long the machine took");
+        // Now that it is watched, it is known that this was not its own.
+        turn(&load, Duration::from_secs(1), Duration::ZERO, CameTo::TheLane);
+        assert_eq!(owed(), SHORT_FOR_LONG);
     }
 
     #[test]

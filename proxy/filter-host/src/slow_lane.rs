@@ -46,7 +46,7 @@ pub(crate) struct SlowLane {
 }
 
 struct Shared {
-    // A mutex: contended only by calls that already cost a slice, never on the path of a short call.
+    // A mutex: contended only by calls that cost a slice or more, or whose tenant owes for some.
     queue: Mutex<RunQueue>,
     runnable: Condvar,
     ticker: Ticker,

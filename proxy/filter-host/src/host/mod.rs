@@ -169,19 +169,23 @@ impl MemoryMeter {
     /// Whether a memory of `current` bytes may have `desired`.
     pub(crate) fn grant(&mut self, current: usize, desired: usize) -> bool {
         let more = desired.saturating_sub(current);
-        let after = self.used.saturating_add(more);
-        if after > self.limit {
+        if !self.has_room(more) {
             (self.refused, self.last) = (true, 0);
             return false;
         }
+        let after = self.used + more;
         self.first.get_or_insert(after);
         (self.used, self.last) = (after, more);
         true
     }
 
+    fn has_room(&self, more: usize) -> bool {
+        self.used.saturating_add(more) <= self.limit
+    }
+
     /// Bytes beyond those that there were in the beginning, with so many more.
     fn grown(&self, more: usize) -> usize {
-        self.first.map_or(0, |first| self.used.saturating_add(more) - first)
+        self.first.map_or(0, |first| self.used.saturating_add(more).saturating_sub(first))
     }
 
     /// Goes on with an instance that has so many already.
@@ -205,7 +209,8 @@ impl ResourceLimiterAsync for CallState {
         _max: Option<usize>,
     ) -> wasmtime::Result<bool> {
         // One `memory.fill` may write all of it.
-        if self.memory.grown(desired.saturating_sub(current)) > MAX_GROWN_ON_WORKER {
+        let more = desired.saturating_sub(current);
+        if self.memory.has_room(more) && self.memory.grown(more) > MAX_GROWN_ON_WORKER {
             call::go_to_the_lane(&mut self.cpu).await;
         }
         Ok(self.memory.grant(current, desired))

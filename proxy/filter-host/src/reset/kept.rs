@@ -1,6 +1,7 @@
 //! Kept instances: built, called, and put back to the first state of their module.
 
 use std::{
+    ops::Range,
     pin::pin,
     sync::{
         Arc,
@@ -113,7 +114,7 @@ impl CoreEngine {
             max_pages,
             size: memory.len(),
             beside: tables.saturating_add(functions + cards + MAX_STACK + OVERHEAD),
-            start_wrote: memory != before,
+            start_wrote: differing(&before, memory),
             first: Image::of(memory, &self.images)?,
             globals,
         })
@@ -162,8 +163,8 @@ pub(crate) struct Core {
     /// Bytes that an instance may take beside its memory.
     beside: usize,
     first: Image,
-    /// The module's start changed memory: a new instance's is not the first state yet.
-    start_wrote: bool,
+    /// Where the module's start changed memory: a new instance's is not the first state yet.
+    start_wrote: Box<[Range<usize>]>,
     /// Values of [`Parts::globals`].
     globals: Box<[Val]>,
 }
@@ -250,9 +251,11 @@ impl Kept {
         let place = Place::none(&core.node);
         let kept = Self { core: Arc::clone(core), store, parts, run, touched: Vec::new(), place };
         let mut kept = Box::new(kept);
-        if core.start_wrote {
+        if !core.start_wrote.is_empty() {
             let memory = kept.parts.memory.data_mut(&mut kept.store);
-            core.first.restore(memory, 0, memory.len());
+            for range in &core.start_wrote {
+                core.first.restore(memory, range.start, range.end);
+            }
         }
         kept.restore_globals()?;
         Ok(kept)
@@ -316,6 +319,23 @@ impl Kept {
         }
         Ok(())
     }
+}
+
+/// Where two memories of one size differ, by cards.
+fn differing(before: &[u8], after: &[u8]) -> Box<[Range<usize>]> {
+    let mut ranges: Vec<Range<usize>> = Vec::new();
+    for (index, (before, after)) in before.chunks(CARD).zip(after.chunks(CARD)).enumerate() {
+        if before == after {
+            continue;
+        }
+        let start = index * CARD;
+        let end = start + after.len();
+        match ranges.last_mut() {
+            Some(last) if last.end == start => last.end = end,
+            _ => ranges.push(start..end),
+        }
+    }
+    ranges.into()
 }
 
 /// Notes which cards are set, and clears them. Their number is a multiple of 64: a page has as many.
@@ -385,6 +405,14 @@ impl Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memories_differ_where_they_do() {
+        let (before, mut after) = (vec![1; 10 * CARD], vec![1; 10 * CARD]);
+        assert!(differing(&before, &after).is_empty());
+        (after[0], after[3 * CARD - 1], after[3 * CARD], after[10 * CARD - 1]) = (0, 2, 2, 3);
+        assert_eq!(*differing(&before, &after), [0..CARD, 2 * CARD..4 * CARD, 9 * CARD..10 * CARD]);
+    }
 
     #[test]
     fn cards_are_collected_and_cleared() {

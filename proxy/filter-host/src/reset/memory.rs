@@ -177,20 +177,13 @@ mod tests {
         assert!((20 << 20..24 << 20).contains(&written), "{written}");
     }
 
-    /// Bytes of its mapping that the kernel has given it.
-    fn resident(memory: &Pageable) -> u64 {
-        let at = memory.as_ptr() as u64;
-        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        let mut within = false;
-        for line in maps.lines() {
-            let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
-            let bounds = range.map(|(from, to)| [from, to].map(|end| u64::from_str_radix(end, 16)));
-            if let Some([Ok(from), Ok(to)]) = bounds {
-                within = (from..to).contains(&at);
-            } else if within && let Some(size) = line.strip_prefix("Rss:") {
-                return size.trim().strip_suffix(" kB").unwrap().trim().parse::<u64>().unwrap() << 10;
-            }
-        }
-        panic!("no mapping has {at:x}")
+    /// Bytes of its mapping that the kernel has given it: of each page, the highest bit of its entry.
+    fn resident(memory: &Pageable) -> usize {
+        use std::os::unix::fs::FileExt as _;
+        let page = rustix::param::page_size();
+        let mut entries = vec![0; memory.byte_capacity() / page * 8];
+        let map = std::fs::File::open("/proc/self/pagemap").unwrap();
+        map.read_exact_at(&mut entries, (memory.as_ptr() as usize / page * 8) as u64).unwrap();
+        entries.chunks_exact(8).filter(|entry| entry[7] & 0x80 != 0).count() * page
     }
 }
