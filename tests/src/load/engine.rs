@@ -119,6 +119,8 @@ struct Slot {
     scanner: Scanner,
     /// Responses over the present socket.
     served: u64,
+    /// How reading failed.
+    error: Option<ErrorKind>,
     /// When the current request was due, and when it was begun.
     due: Instant,
     begun: Instant,
@@ -156,6 +158,7 @@ pub(super) fn run(reactor: &mut Reactor, plan: &Plan, control: &Control) -> Resu
         stream: None,
         scanner: Scanner::new(Side::Responses),
         served: 0,
+        error: None,
         due: begin,
         begun: begin,
         label: 0,
@@ -265,6 +268,7 @@ impl Engine<'_> {
         slot.label = self.started;
         slot.request = (self.started % self.requests.len() as u64) as usize;
         slot.written = 0;
+        slot.error = None;
         self.started += 1;
         self.under_way += 1;
         if slot.stream.is_some() {
@@ -373,7 +377,7 @@ impl Engine<'_> {
         let slot = &mut self.slots[index];
         let Some(stream) = &mut slot.stream else { return };
         match stream.read(&mut self.reactor.buffer) {
-            Ok(0) => self.broken(index),
+            Ok(0) => self.broken(index, None),
             Ok(n) => {
                 let mut bytes = &self.reactor.buffer[..n];
                 match slot.scanner.feed(&mut bytes) {
@@ -387,17 +391,20 @@ impl Engine<'_> {
                 }
             }
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-            Err(_) => self.broken(index),
+            Err(e) => self.broken(index, Some(e)),
         }
     }
 
     /// The connection ended while a request was under way.
-    fn broken(&mut self, index: usize) {
-        let slot = &self.slots[index];
+    fn broken(&mut self, index: usize, error: Option<io::Error>) {
+        let slot = &mut self.slots[index];
+        slot.error = error.as_ref().map(io::Error::kind);
         if let Some(seen) = slot.scanner.end() {
             return self.answered(index, seen);
         }
         let outcome = match (slot.scanner.started(), slot.served) {
+            // A connection that was made is reset. This one was taken for made too early.
+            (false, 0) if slot.error == Some(ErrorKind::ConnectionRefused) => Outcome::Refused,
             (true, _) => Outcome::Cut,
             (false, 0) => Outcome::FreshReset,
             (false, _) => Outcome::IdleReset,
@@ -431,6 +438,7 @@ impl Engine<'_> {
                 status,
                 at: self.begin.elapsed(),
                 after: slot.begun.elapsed(),
+                error: slot.error,
             });
         }
         if slot.phase != Phase::Idle {

@@ -1,6 +1,6 @@
 //! What a load run counted, each way to fail apart.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, io, time::Duration};
 
 use crate::histogram::Histogram;
 
@@ -41,6 +41,8 @@ pub struct Failure {
     pub at: Duration,
     /// How long after it was sent.
     pub after: Duration,
+    /// How reading from its connection failed, where it did; none where that ended.
+    pub error: Option<io::ErrorKind>,
 }
 
 /// The most failures that are kept one by one.
