@@ -28,7 +28,7 @@ const MAX_WAITING: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Seats {
     capacity: u32,
-    // A mutex: only calls that already cost a slice, or are kept from beginning, come here.
+    // A mutex: only calls that go to the lane, wait for an answer, or are kept from beginning, come here.
     state: Mutex<State>,
 }
 

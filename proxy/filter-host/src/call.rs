@@ -140,7 +140,7 @@ thread_local! {
     static WAITING: Cell<bool> = const { Cell::new(false) };
     /// Whether the call that runs on this thread has a seat.
     static SEATED: Cell<bool> = const { Cell::new(false) };
-    /// Whether the call that runs on this thread does so in the slow lane.
+    /// Whether this thread is one of the slow lane's.
     static IN_LANE: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -154,15 +154,18 @@ pub(crate) fn thread_cpu() -> Duration {
 pub(crate) fn begin_inline_slice(now: Instant, seated: bool) {
     WAITING.set(false);
     SEATED.set(seated);
-    IN_LANE.set(false);
     SLICE_CLOCK.set(Some(SliceClock::Wall(now)));
+}
+
+/// This thread is one of the slow lane's.
+pub(crate) fn this_is_the_lane() {
+    IN_LANE.set(true);
 }
 
 /// Begins a slice on a slow-lane thread; returns the thread's CPU time.
 pub(crate) fn begin_lane_slice() -> Duration {
     WAITING.set(false);
     SEATED.set(true);
-    IN_LANE.set(true);
     let now = thread_cpu();
     SLICE_CLOCK.set(Some(SliceClock::Cpu(now)));
     now

@@ -5,7 +5,7 @@
 
 use std::{
     sync::Arc,
-    task::Poll,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -23,7 +23,7 @@ use crate::{
     head::{RequestHead, Seen},
     host::{CallState, FilterConfig, GuestLog, HostView, Subject, final_status},
     instances::{After, Keeping},
-    load::{self, CameTo, TenantLoad},
+    load::{CameTo, TenantLoad},
     module::Module,
     passage::{Contexts, Passage},
     phases::{Phase, PhaseSet},
@@ -468,13 +468,10 @@ impl Chain {
         let config = Arc::clone(&filter.config);
         let state = CallState::new(subject, config, Arc::clone(view), &self.limits, (started, ends));
         let mut call = begin(Arc::clone(module), state);
-        let first = if seat.is_none() && self.load.may_begin_inline(self.load.in_lane(), started) {
-            engine.about_to_run();
-            let turn = self.load.begins(started);
-            begin_inline_slice(started, false);
-            let polled = std::future::poll_fn(|cx| Poll::Ready(poll_call(&mut call, cx))).await;
-            self.turn_ended(turn, &polled);
-            Some(polled)
+        let first = if seat.is_none() && self.load.may_begin_inline(started) {
+            let here =
+                std::future::poll_fn(|cx| Poll::Ready(self.poll_here(engine, &mut call, cx, started, false)));
+            Some(here.await)
         } else {
             None
         };
@@ -495,13 +492,25 @@ impl Chain {
         }
     }
 
-    /// A call's turn on this data worker is over.
-    fn turn_ended(&self, turn: load::Turn<'_>, polled: &Poll<Option<Finished>>) {
-        match polled {
-            Poll::Ready(Some(finished)) => turn.over(finished.ended, CameTo::ItsEnd),
-            Poll::Pending if !is_waiting() => turn.over(Instant::now(), CameTo::TheLane),
-            Poll::Ready(None) | Poll::Pending => turn.over(Instant::now(), CameTo::Waiting),
+    /// Polls a call that has a seat or not on this data worker, and takes down what that took.
+    fn poll_here(
+        &self,
+        engine: &Engine,
+        call: &mut Call,
+        cx: &mut Context<'_>,
+        began: Instant,
+        seated: bool,
+    ) -> Poll<Option<Finished>> {
+        engine.about_to_run();
+        let stint = self.load.begins(began);
+        begin_inline_slice(began, seated);
+        let polled = poll_call(call, cx);
+        match &polled {
+            Poll::Ready(Some(finished)) => stint.over(finished.ended, CameTo::ItsEnd),
+            Poll::Pending if !is_waiting() => stint.over(Instant::now(), CameTo::TheLane),
+            Poll::Ready(None) | Poll::Pending => stint.over(Instant::now(), CameTo::Waiting),
         }
+        polled
     }
 
     async fn a_seat(&self, engine: &Engine) -> Option<Seat> {
@@ -562,15 +571,10 @@ impl Chain {
         let _waits = self.load.waits();
         std::future::poll_fn(|cx| {
             let began = Instant::now();
-            if !self.load.may_begin_inline(self.load.in_lane(), began) {
+            if !self.load.may_begin_inline(began) {
                 return Poll::Ready(Ok(None));
             }
-            engine.about_to_run();
-            let turn = self.load.begins(began);
-            begin_inline_slice(began, true);
-            let polled = poll_call(call, cx);
-            self.turn_ended(turn, &polled);
-            match polled {
+            match self.poll_here(engine, call, cx, began, true) {
                 Poll::Ready(Some(finished)) => Poll::Ready(Ok(Some(finished))),
                 Poll::Ready(None) => Poll::Ready(Err(Failure::Host)),
                 Poll::Pending if is_waiting() => Poll::Pending,

@@ -158,7 +158,8 @@ pub enum Rejection {
     NoComponentType,
     /// An interface of the right name whose functions are not this host's.
     #[error(
-        "the module does not fit this host's interfaces: {problem}: build it for beamline:edge@0.1.0 and, where it imports WASI, for 0.2.12 or an earlier 0.2"
+        "the module does not fit this host's interfaces: {problem}: build it for beamline:edge@0.1.0 and, where it imports WASI, for {wasi} or an earlier 0.2",
+        wasi = wasi::VERSION
     )]
     Mismatch {
         /// Which import or export, and how it differs.

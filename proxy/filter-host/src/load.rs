@@ -16,21 +16,22 @@ use crate::{
 };
 
 /// Calls in the lane of a tenant that owes, beyond which its further calls do not begin on a data worker.
-const LONG_CALLS_BEFORE_LANE: u32 = 4;
-/// Short calls that make up for a slice that was used up on a data worker. A tenant that owes some begins its calls there only
-/// below this limit and the two that follow.
-const SHORT_FOR_LONG: u32 = 64;
+pub(crate) const LONG_CALLS_BEFORE_LANE: u32 = 4;
+/// Short calls that make up for a slice that was used up on a data worker. A tenant that owes some begins its calls there only below
+/// [`LONG_CALLS_BEFORE_LANE`] and [`LONG_SLICES_OF_A_TENANT`], and one that owes for more than one slice only below
+/// [`LONG_SLICES_OF_A_WORKER`], too.
+pub(crate) const SHORT_FOR_LONG: u32 = 64;
 /// Slices that one tenant may use up on data workers in a second while it owes.
-const LONG_SLICES_OF_A_TENANT: u32 = 4;
+pub(crate) const LONG_SLICES_OF_A_TENANT: u32 = 4;
 /// Slices used up on one data worker in a second, by whomever, beyond which no tenant that owes for more than one begins calls there.
 /// Each keeps it from others for 1 to 2 ms.
-const LONG_SLICES_OF_A_WORKER: u32 = 8;
-/// Slices that one turn counts as at most, and that a tenant owes for.
+pub(crate) const LONG_SLICES_OF_A_WORKER: u32 = 8;
+/// Slices that one stint counts as at most, and that a tenant owes for.
 const MOST_SLICES: u32 = 64;
-/// Turns of a tenant's calls whose CPU time is read, from each one on that was not set aside and took [`SLICE`] by the wall: the
+/// Stints of a tenant's calls whose CPU time is read, from each one on that took [`SLICE`] by the wall: the
 /// machine may have stood still, or the call met no tick, for what it did in one go took long.
 const WATCHED: u32 = 1024;
-/// Such a turn that took so long counts as a slice, if nobody watched: else who knows when that is could do it as often as it likes.
+/// Such a stint that took so long counts as a slice, if nobody watched: else who knows when that is could do it as often as it likes.
 const LONG: Duration = Duration::from_millis(2);
 
 thread_local! {
@@ -75,7 +76,7 @@ pub(crate) struct TenantLoad {
     used_up: AtomicU64,
     /// Short calls that are to make up for these.
     owed: AtomicU32,
-    /// Turns of its calls whose CPU time is to be read.
+    /// Stints of its calls whose CPU time is to be read.
     watched: AtomicU32,
 }
 
@@ -105,7 +106,7 @@ impl TenantLoad {
     }
 
     /// Its calls that have a seat and do not wait on a data worker.
-    pub(crate) fn in_lane(&self) -> u32 {
+    fn in_lane(&self) -> u32 {
         self.long_calls().saturating_sub(self.waiting.load(Ordering::Acquire))
     }
 
@@ -121,13 +122,13 @@ impl TenantLoad {
     }
 
     /// Whether a call may begin on this data worker.
-    pub(crate) fn may_begin_inline(&self, in_lane: u32, now: Instant) -> bool {
+    pub(crate) fn may_begin_inline(&self, now: Instant) -> bool {
         // Of most tenants no call was ever long: told without a clock's arithmetic.
-        self.owed.load(Ordering::Relaxed) == 0 || self.may_owe_more(in_lane, second(now))
+        self.owed.load(Ordering::Relaxed) == 0 || self.may_owe_more(second(now))
     }
 
-    fn may_owe_more(&self, in_lane: u32, second: u32) -> bool {
-        in_lane < LONG_CALLS_BEFORE_LANE
+    fn may_owe_more(&self, second: u32) -> bool {
+        self.in_lane() < LONG_CALLS_BEFORE_LANE
             && self.used_up_in(second) < LONG_SLICES_OF_A_TENANT
             && (self.owed.load(Ordering::Relaxed) <= SHORT_FOR_LONG
                 || USED_UP.get().in_second(second) < LONG_SLICES_OF_A_WORKER)
@@ -137,9 +138,9 @@ impl TenantLoad {
         Slices(self.used_up.load(Ordering::Relaxed)).in_second(second)
     }
 
-    /// A call's turn on a data worker begins.
-    pub(crate) fn begins(&self, began: Instant) -> Turn<'_> {
-        Turn { load: self, began, cpu: (self.watched.load(Ordering::Relaxed) > 0).then(thread_cpu) }
+    /// A call's stint on a data worker begins.
+    pub(crate) fn begins(&self, began: Instant) -> Stint<'_> {
+        Stint { load: self, began, cpu: (self.watched.load(Ordering::Relaxed) > 0).then(thread_cpu) }
     }
 
     /// A call kept this data worker for so many slices. Two workers that count at once may lose one: this is a budget, not a balance.
@@ -162,16 +163,16 @@ impl TenantLoad {
     }
 }
 
-/// One turn of a call on a data worker, from where it is polled to where it is not ready or done.
-pub(crate) struct Turn<'a> {
+/// One stint of a call on a data worker, from where it is polled to where it is not ready or done.
+pub(crate) struct Stint<'a> {
     load: &'a TenantLoad,
     began: Instant,
     /// CPU time of the thread when it began, where the tenant's calls are watched.
     cpu: Option<Duration>,
 }
 
-impl Turn<'_> {
-    /// The turn is over, with this outcome.
+impl Stint<'_> {
+    /// The stint is over, with this outcome.
     pub(crate) fn over(self, now: Instant, came_to: CameTo) {
         let wall = now.saturating_duration_since(self.began);
         if self.cpu.is_some() || wall >= SLICE {
@@ -181,15 +182,16 @@ impl Turn<'_> {
         }
     }
 
-    /// Of a turn that was long by the wall, or is watched.
+    /// Of a stint that was long by the wall, or is watched.
     fn measured(self, wall: Duration, came_to: CameTo) {
         let load = self.load;
         let watched = load.watched.load(Ordering::Relaxed);
         let watched = if wall >= SLICE { WATCHED } else { watched.saturating_sub(1) };
         load.watched.store(watched, Ordering::Relaxed);
         match self.cpu.map(|before| thread_cpu().saturating_sub(before)) {
-            Some(cpu) if cpu >= TICK => load.used_up(self.began, ticks(cpu)),
-            Some(cpu) if cpu >= SLICE && came_to == CameTo::TheLane => load.used_up(self.began, 1),
+            Some(cpu) if cpu >= TICK || cpu >= SLICE && came_to == CameTo::TheLane => {
+                load.used_up(self.began, ticks(cpu));
+            }
             Some(cpu) if cpu < SLICE && came_to == CameTo::ItsEnd => load.was_short(),
             None if wall >= LONG || came_to == CameTo::TheLane => load.used_up(self.began, 1),
             _ => {}
@@ -197,7 +199,7 @@ impl Turn<'_> {
     }
 }
 
-/// What a turn of a call came to.
+/// What a stint came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CameTo {
     /// The call ended.
@@ -284,9 +286,9 @@ mod tests {
         let (load, now) = (TenantLoad::new(), now());
         load.long_calls.store(LONG_CALLS_BEFORE_LANE, Ordering::Release);
         load.used_up(now, 1);
-        assert!(!load.may_begin_inline(load.in_lane(), now));
+        assert!(!load.may_begin_inline(now));
         let waits = load.waits();
-        assert!(load.may_begin_inline(load.in_lane(), now));
+        assert!(load.may_begin_inline(now));
         drop(waits);
         assert_eq!(load.in_lane(), LONG_CALLS_BEFORE_LANE);
     }
@@ -295,11 +297,11 @@ mod tests {
     fn who_used_up_slices_goes_to_the_lane_until_the_second_is_over() {
         let (load, now) = (TenantLoad::new(), now());
         for _ in 0..LONG_SLICES_OF_A_TENANT {
-            assert!(load.may_begin_inline(0, now));
+            assert!(load.may_begin_inline(now));
             load.used_up(now, 1);
         }
-        assert!(!load.may_begin_inline(0, now));
-        assert!(load.may_begin_inline(0, now + Duration::from_secs(1)));
+        assert!(!load.may_begin_inline(now));
+        assert!(load.may_begin_inline(now + Duration::from_secs(1)));
     }
 
     #[test]
@@ -308,13 +310,13 @@ mod tests {
         let many = || (0..2 * LONG_SLICES_OF_A_TENANT * SHORT_FOR_LONG).for_each(|_| load.was_short());
         load.used_up(now, LONG_SLICES_OF_A_TENANT);
         many();
-        assert!(!load.may_begin_inline(0, now) || second(Instant::now()) > second(now));
+        assert!(!load.may_begin_inline(now) || second(Instant::now()) > second(now));
         // On a thread of its own, whose worker's count is an hour ahead then.
         let later = now + Duration::from_secs(3600);
         let is_refused = std::thread::scope(|scope| {
             let used = scope.spawn(|| {
                 load.used_up(later, LONG_SLICES_OF_A_TENANT);
-                !load.may_begin_inline(0, later)
+                !load.may_begin_inline(later)
             });
             used.join().unwrap()
         });
@@ -323,55 +325,56 @@ mod tests {
         assert_eq!(load.owed.load(Ordering::Relaxed), 0, "this second is another");
     }
 
-    /// A turn that took so much by the wall, and CPU time where that is read.
-    fn turn(load: &TenantLoad, wall: Duration, cpu: Duration, came_to: CameTo) {
-        let mut turn = load.begins(now());
-        turn.cpu = turn.cpu.map(|_| thread_cpu().saturating_sub(cpu));
-        let began = turn.began;
-        turn.over(began + wall, came_to);
+    /// A stint that took so much by the wall, and CPU time where that is read.
+    fn stint(load: &TenantLoad, wall: Duration, cpu: Duration, came_to: CameTo) {
+        let mut stint = load.begins(now());
+        stint.cpu = stint.cpu.map(|_| thread_cpu().saturating_sub(cpu));
+        let began = stint.began;
+        stint.over(began + wall, came_to);
     }
 
     #[test]
     fn who_keeps_a_worker_for_long_without_a_tick_owes_for_all_of_it_and_for_a_machine_that_stood_still_once()
     {
-        // Its thread has used some time, so that a turn may have.
+        // Its thread has used some time, so that a stint may have.
         let began = thread_cpu();
         while thread_cpu() < began + Duration::from_millis(100) {}
         let load = TenantLoad::new();
         let slices = |n: u32| n * SHORT_FOR_LONG;
         let stands = || (load.owed.load(Ordering::Relaxed), load.watched.load(Ordering::Relaxed));
-        turn(&load, Duration::ZERO, Duration::ZERO, CameTo::ItsEnd);
+        stint(&load, Duration::ZERO, Duration::ZERO, CameTo::ItsEnd);
         assert_eq!(stands(), (0, 0));
         // Whether this one was the machine's or the call's own doing is not known.
-        turn(&load, SLICE, Duration::ZERO, CameTo::ItsEnd);
+        stint(&load, SLICE, Duration::ZERO, CameTo::ItsEnd);
         assert_eq!(stands(), (0, WATCHED));
         // The machine's. Where it was not watched, it would count once.
-        turn(&load, Duration::from_secs(1), Duration::ZERO, CameTo::ItsEnd);
+        stint(&load, Duration::from_secs(1), Duration::ZERO, CameTo::ItsEnd);
         assert_eq!(stands(), (0, WATCHED));
-        turn(&load, Duration::ZERO, Duration::ZERO, CameTo::ItsEnd);
+        stint(&load, Duration::ZERO, Duration::ZERO, CameTo::ItsEnd);
         assert_eq!(stands(), (0, WATCHED - 1));
         let other = TenantLoad::new();
-        turn(&other, Duration::from_secs(1), Duration::ZERO, CameTo::ItsEnd);
+        stint(&other, Duration::from_secs(1), Duration::ZERO, CameTo::ItsEnd);
         assert_eq!(other.owed.load(Ordering::Relaxed), slices(1));
         // Its own, whether it ended, waits, or goes on elsewhere.
-        turn(&load, 3 * TICK, 3 * TICK, CameTo::ItsEnd);
+        stint(&load, 3 * TICK, 3 * TICK, CameTo::ItsEnd);
         assert_eq!(stands(), (slices(3), WATCHED));
-        turn(&load, 20 * TICK, 20 * TICK, CameTo::Waiting);
+        stint(&load, 20 * TICK, 20 * TICK, CameTo::Waiting);
         assert_eq!(stands(), (slices(23), WATCHED));
-        turn(&load, 30 * TICK, 30 * TICK, CameTo::TheLane);
+        stint(&load, 29 * TICK, 29 * TICK, CameTo::TheLane);
+        stint(&load, SLICE, SLICE, CameTo::TheLane);
         assert_eq!(stands(), (slices(53), WATCHED));
-        turn(&load, 80 * TICK, 80 * TICK, CameTo::Waiting);
+        stint(&load, 80 * TICK, 80 * TICK, CameTo::Waiting);
         assert_eq!(stands(), (slices(MOST_SLICES), WATCHED));
         // Not short, and not long.
-        turn(&load, SLICE, SLICE, CameTo::ItsEnd);
+        stint(&load, SLICE, SLICE, CameTo::ItsEnd);
         assert_eq!(stands(), (slices(MOST_SLICES), WATCHED));
         // Waiting is not short either: the call goes on.
-        turn(&load, Duration::ZERO, Duration::ZERO, CameTo::Waiting);
+        stint(&load, Duration::ZERO, Duration::ZERO, CameTo::Waiting);
         assert_eq!(stands(), (slices(MOST_SLICES), WATCHED - 1));
-        turn(&load, Duration::ZERO, Duration::ZERO, CameTo::ItsEnd);
+        stint(&load, Duration::ZERO, Duration::ZERO, CameTo::ItsEnd);
         assert_eq!(stands(), (slices(MOST_SLICES) - 1, WATCHED - 2));
         for _ in 0..WATCHED {
-            turn(&load, Duration::ZERO, Duration::ZERO, CameTo::ItsEnd);
+            stint(&load, Duration::ZERO, Duration::ZERO, CameTo::ItsEnd);
         }
         assert_eq!(stands().1, 0, "that was enough");
     }
@@ -380,12 +383,12 @@ mod tests {
     fn who_goes_to_the_lane_early_owes_nothing() {
         let load = TenantLoad::new();
         let owed = || load.owed.load(Ordering::Relaxed);
-        turn(&load, Duration::ZERO, Duration::ZERO, CameTo::TheLane);
+        stint(&load, Duration::ZERO, Duration::ZERO, CameTo::TheLane);
         assert_eq!(owed(), 0);
-        turn(&load, Duration::from_secs(1), Duration::ZERO, CameTo::TheLane);
+        stint(&load, Duration::from_secs(1), Duration::ZERO, CameTo::TheLane);
         assert_eq!(owed(), SHORT_FOR_LONG, "one slice, however long the machine took");
         // Now that it is watched, it is known that this was not its own.
-        turn(&load, Duration::from_secs(1), Duration::ZERO, CameTo::TheLane);
+        stint(&load, Duration::from_secs(1), Duration::ZERO, CameTo::TheLane);
         assert_eq!(owed(), SHORT_FOR_LONG);
     }
 
@@ -396,7 +399,7 @@ mod tests {
         // Each may find out for itself that it is one whose calls are long.
         for load in &loads {
             for _ in 0..2 {
-                assert!(load.may_begin_inline(0, now));
+                assert!(load.may_begin_inline(now));
                 load.used_up(now, 1);
             }
         }
@@ -404,7 +407,7 @@ mod tests {
         let begun = || {
             let mut begun = 0;
             for load in loads.iter().cycle().take(1_000) {
-                if load.may_begin_inline(0, next) {
+                if load.may_begin_inline(next) {
                     load.used_up(next, 1);
                     begun += 1;
                 }
@@ -414,10 +417,10 @@ mod tests {
         assert_eq!(begun(), LONG_SLICES_OF_A_WORKER);
         let little = TenantLoad::new();
         for _ in 0..2 {
-            assert!(little.may_begin_inline(0, next));
+            assert!(little.may_begin_inline(next));
             little.used_up(next, 1);
         }
-        assert!(!little.may_begin_inline(0, next), "that is no longer little");
+        assert!(!little.may_begin_inline(next), "that is no longer little");
         // Another worker has a budget of its own, if the tenants have.
         let there = std::thread::scope(|scope| scope.spawn(begun).join().unwrap());
         assert_eq!(there, LONG_SLICES_OF_A_WORKER);

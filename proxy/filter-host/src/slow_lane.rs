@@ -1,4 +1,4 @@
-//! Where calls go that outlived their first slice or wait for a time: niced threads that serve tenants by deficit round robin.
+//! Where calls go that outlived their first slice, wait for a time, are to do what takes long, or whose tenant owes for slices: niced threads that serve tenants by deficit round robin.
 //!
 //! A data worker polls a call once. If the call is still running when its slice is over, its future moves here,
 //! and the worker goes on with other requests; the verdict comes back through a channel. Two tenants with long
@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 use crate::{
     admission::Seat,
     alarm,
-    call::{Finished, SLICE, begin_lane_slice, end_lane_slice},
+    call::{Finished, SLICE, begin_lane_slice, end_lane_slice, this_is_the_lane},
     ticker::Ticker,
 };
 
@@ -244,6 +244,7 @@ impl SlowLane {
             thread::Builder::new().name(format!("slow-lane-{i}")).spawn(move || {
                 // Without the right to change priorities the lane still works; the workers then share with it.
                 let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICENESS);
+                this_is_the_lane();
                 crate::reset::keep_nothing_on_this_thread();
                 alarm::ring_on_this_thread();
                 shared.run();

@@ -103,6 +103,18 @@ fn the_reference_page_tells_the_limits_that_are_the_same_for_all() {
     ] {
         assert!(figures.iter().all(|figure| row(what).contains(figure)), "{what}: {figures:?}");
     }
+    use crate::load::{
+        LONG_CALLS_BEFORE_LANE, LONG_SLICES_OF_A_TENANT, LONG_SLICES_OF_A_WORKER, SHORT_FOR_LONG,
+    };
+    for told in [
+        format!("with {SHORT_FOR_LONG} short calls"),
+        format!("where it has {LONG_CALLS_BEFORE_LANE} there already"),
+        format!("has used up {LONG_SLICES_OF_A_TENANT} slices in this second"),
+        format!("{LONG_SLICES_OF_A_WORKER} slices a second"),
+        format!("grow a component's memory by more than {}", mib(crate::host::MAX_GROWN_ON_WORKER)),
+    ] {
+        assert!(page.contains(&told), "docs/reference/limits.md lacks: {told}");
+    }
     assert_eq!(crate::reset::IDLE_SWEEPS, 6, "of 10 s each: the page says 60 to 80 s");
     assert_eq!((crate::host::MAX_TABLE_ELEMENTS, crate::call::MAX_HANDLES), (20_000, 1_000));
     assert_eq!((crate::reset::MAX_INSTANCES, crate::reset::MAX_NODE_INSTANCES), (1_000, 4_096));

@@ -160,7 +160,7 @@ pub(crate) struct MemoryMeter {
 pub(crate) const MAX_GIVEN: usize = 1 << 20;
 
 /// Bytes by which a component's memories grow on a data worker.
-const MAX_GROWN_ON_WORKER: usize = 1 << 20;
+pub(crate) const MAX_GROWN_ON_WORKER: usize = 1 << 20;
 
 /// Elements of all tables of an instance.
 pub(crate) const MAX_TABLE_ELEMENTS: usize = 20_000;

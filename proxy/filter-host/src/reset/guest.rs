@@ -12,7 +12,7 @@ use crate::{bindings::beamline::edge::verdicts::Verdict, host::CallState};
 pub(super) const HANDLE: u32 = 1;
 
 /// Bytes by which an instance's memory may have grown beyond its first size for the instance to be kept.
-const MAX_KEPT_GROWTH: usize = 1 << 20;
+pub(super) const MAX_KEPT_GROWTH: usize = 1 << 20;
 /// Pages that a memory gets beyond what was asked for, at most, while its instance may be kept.
 const SPARE_PAGES: u64 = 8;
 
@@ -68,10 +68,10 @@ impl Guest {
     }
 
     /// Begins a call. `false` where its limit does not even grant the memory that the module begins with.
-    pub(super) fn begin(&mut self, call: Box<CallState>) -> Result<bool> {
+    pub(super) fn begin(&mut self, call: Box<CallState>) -> bool {
         let call = self.call.insert(call);
         (self.handle_lives, self.returned) = (true, false);
-        Ok(call.memory.grant(0, self.size))
+        call.memory.grant(0, self.size)
     }
 
     /// Ends the call: its state, and the verdict where there is one.

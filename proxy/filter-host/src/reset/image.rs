@@ -75,18 +75,7 @@ impl Image {
     /// # Errors
     /// Where it takes more than [`MAX_IMAGE`], or than is left of the `budget`.
     pub(super) fn of(memory: &[u8], budget: &Arc<Budget>) -> Result<Self, Unqualified> {
-        let mut ranges: Vec<Range<usize>> = Vec::new();
-        for (index, block) in memory.chunks(BLOCK).enumerate() {
-            if block.iter().all(|byte| *byte == 0) {
-                continue;
-            }
-            let start = index * BLOCK;
-            let end = start + block.len();
-            match ranges.last_mut() {
-                Some(last) if last.end == start => last.end = end,
-                _ => ranges.push(start..end),
-            }
-        }
+        let ranges = ranges(memory.len(), BLOCK, |block| memory[block].iter().any(|byte| *byte != 0));
         let size = ranges.iter().map(|range| range.len() + RUN).sum();
         if size > MAX_IMAGE {
             return Err(Unqualified::Image(size));
@@ -109,6 +98,20 @@ impl Image {
         }
         memory[at..to].fill(0);
     }
+}
+
+/// What has a property, of `size` bytes that are looked at by blocks; blocks next to each other are one range.
+pub(super) fn ranges(size: usize, block: usize, has: impl Fn(Range<usize>) -> bool) -> Vec<Range<usize>> {
+    let mut ranges: Vec<Range<usize>> = Vec::new();
+    for start in (0..size).step_by(block) {
+        let end = size.min(start + block);
+        match ranges.last_mut() {
+            _ if !has(start..end) => {}
+            Some(last) if last.end == start => last.end = end,
+            _ => ranges.push(start..end),
+        }
+    }
+    ranges
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use wasmtime::{
 use super::{
     abi,
     guest::{Guest, HANDLE},
-    image::{Budget, Image, MAX_IMAGES},
+    image::{Budget, Image, MAX_IMAGES, ranges},
     qualify::Unqualified,
     rewrite::{CARD, CARD_SHIFT, STRADDLE, names},
     shelf::{self, Item, MAX_NODE_BYTES, MAX_NODE_INSTANCES, Node, Place},
@@ -114,7 +114,7 @@ impl CoreEngine {
             max_pages,
             size: memory.len(),
             beside: tables.saturating_add(functions + cards + MAX_STACK + OVERHEAD),
-            start_wrote: differing(&before, memory),
+            start_wrote: ranges(memory.len(), CARD, |card| before[card.clone()] != memory[card]).into(),
             first: Image::of(memory, &self.images)?,
             globals,
         })
@@ -251,11 +251,9 @@ impl Kept {
         let place = Place::none(&core.node);
         let kept = Self { core: Arc::clone(core), store, parts, run, touched: Vec::new(), place };
         let mut kept = Box::new(kept);
-        if !core.start_wrote.is_empty() {
-            let memory = kept.parts.memory.data_mut(&mut kept.store);
-            for range in &core.start_wrote {
-                core.first.restore(memory, range.start, range.end);
-            }
+        let memory = kept.parts.memory.data_mut(&mut kept.store);
+        for range in &core.start_wrote {
+            core.first.restore(memory, range.start, range.end);
         }
         kept.restore_globals()?;
         Ok(kept)
@@ -264,11 +262,6 @@ impl Kept {
     /// Bytes of linear memory that it takes.
     pub(super) fn bytes(&self) -> usize {
         self.parts.memory.data_size(&self.store)
-    }
-
-    /// Whether its memory has grown too much for it to be kept.
-    fn is_outgrown(&self) -> bool {
-        !self.store.data().may_keep(self.bytes())
     }
 
     /// Runs the request phase: the call's state, and the verdict or what went wrong.
@@ -284,7 +277,7 @@ impl Kept {
     }
 
     async fn run(&mut self, state: Box<CallState>) -> Result<()> {
-        if !self.store.data_mut().begin(state)? {
+        if !self.store.data_mut().begin(state) {
             bail!("the memory that the module begins with is more than its limit")
         }
         self.store.set_epoch_deadline(1);
@@ -294,7 +287,7 @@ impl Kept {
     /// Puts the instance back to its module's first state, after a call that ended well. `false`: it is not worth
     /// keeping.
     pub(super) fn reset(&mut self) -> Result<bool> {
-        if self.is_outgrown() {
+        if !self.store.data().may_keep(self.bytes()) {
             return Ok(false);
         }
         let (cards, guest) = self.parts.cards.data_and_store_mut(&mut self.store);
@@ -319,23 +312,6 @@ impl Kept {
         }
         Ok(())
     }
-}
-
-/// Where two memories of one size differ, by cards.
-fn differing(before: &[u8], after: &[u8]) -> Box<[Range<usize>]> {
-    let mut ranges: Vec<Range<usize>> = Vec::new();
-    for (index, (before, after)) in before.chunks(CARD).zip(after.chunks(CARD)).enumerate() {
-        if before == after {
-            continue;
-        }
-        let start = index * CARD;
-        let end = start + after.len();
-        match ranges.last_mut() {
-            Some(last) if last.end == start => last.end = end,
-            _ => ranges.push(start..end),
-        }
-    }
-    ranges.into()
 }
 
 /// Notes which cards are set, and clears them. Their number is a multiple of 64: a page has as many.
@@ -405,14 +381,6 @@ impl Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn memories_differ_where_they_do() {
-        let (before, mut after) = (vec![1; 10 * CARD], vec![1; 10 * CARD]);
-        assert!(differing(&before, &after).is_empty());
-        (after[0], after[3 * CARD - 1], after[3 * CARD], after[10 * CARD - 1]) = (0, 2, 2, 3);
-        assert_eq!(*differing(&before, &after), [0..CARD, 2 * CARD..4 * CARD, 9 * CARD..10 * CARD]);
-    }
 
     #[test]
     fn cards_are_collected_and_cleared() {

@@ -11,10 +11,15 @@ use std::sync::{
 };
 
 use memmap2::{MmapOptions, MmapRaw};
-use wasmtime::{LinearMemory, MemoryCreator, MemoryType, Result, bail, format_err};
+use wasmtime::{LinearMemory, MemoryCreator, MemoryType, Result, bail};
 
-/// Bytes up to which a memory comes from the allocator.
-pub(super) const SMALL: usize = 2 << 20;
+use super::{
+    guest::MAX_KEPT_GROWTH,
+    qualify::{MAX_FIRST_PAGES, PAGE},
+};
+
+/// Bytes up to which a memory comes from the allocator: no instance is kept that has more.
+const SMALL: usize = (MAX_FIRST_PAGES * PAGE) as usize + MAX_KEPT_GROWTH;
 
 /// What the allocator gives at once: as much is aligned.
 type Block = u128;
@@ -43,16 +48,11 @@ struct Pageable {
 
 impl Pageable {
     fn new(minimum: usize, maximum: usize) -> Result<Self> {
-        let (pages, base) = if minimum <= SMALL { small(minimum)? } else { large(maximum)? };
-        Ok(Self { pages, base, size: minimum, maximum })
+        let mut blocks = Vec::new();
+        grow(&mut blocks, minimum)?;
+        let base = AtomicPtr::new(blocks.as_mut_ptr().cast());
+        Ok(Self { pages: Pages::Small(blocks), base, size: minimum, maximum })
     }
-}
-
-fn small(size: usize) -> Result<(Pages, AtomicPtr<u8>)> {
-    let mut blocks = Vec::new();
-    grow(&mut blocks, size)?;
-    let base = blocks.as_mut_ptr().cast();
-    Ok((Pages::Small(blocks), AtomicPtr::new(base)))
 }
 
 fn large(size: usize) -> Result<(Pages, AtomicPtr<u8>)> {
@@ -128,12 +128,13 @@ unsafe impl MemoryCreator for Creator {
         guard: usize,
     ) -> Result<Box<dyn LinearMemory>, String> {
         let Some(maximum) = maximum else { return Err("a rewritten memory has a maximum".into()) };
-        if reserved.is_some_and(|bytes| bytes > 0) || guard > 0 {
+        let reserved = reserved.unwrap_or(0);
+        if reserved > 0 || guard > 0 {
             return Err(format!(
-                "a memory of this engine has no {reserved:?} bytes reserved and no guard of {guard}"
+                "expected a memory without reservation and guard; found {reserved} and {guard} bytes of them"
             ));
         }
-        let memory = Pageable::new(minimum, maximum).map_err(|e| format_err!("{e:#}").to_string())?;
+        let memory = Pageable::new(minimum, maximum).map_err(|e| format!("{e:#}"))?;
         Ok(Box::new(memory))
     }
 }
@@ -169,7 +170,8 @@ mod tests {
 
     #[test]
     fn a_large_memory_takes_pages_as_it_is_written_to() {
-        let mut memory = Pageable::new(32 << 20, 64 << 20).unwrap();
+        let mut memory = Pageable::new(64 << 10, 64 << 20).unwrap();
+        memory.grow_to(32 << 20).unwrap();
         assert_eq!(bytes(&mut memory)[31 << 20], 0);
         assert!(resident(&memory) < 1 << 20, "{}", resident(&memory));
         bytes(&mut memory)[..20 << 20].fill(1);

@@ -22,7 +22,7 @@ const MAX_PAGES: u64 = 1024;
 /// Bytes of a module: larger ones bring a language's engine along, which this tier would do no good.
 const MAX_BYTES: usize = 4 << 20;
 /// Pages that a memory may begin with: a kept instance takes them for as long as it is kept.
-const MAX_FIRST_PAGES: u64 = 32;
+pub(super) const MAX_FIRST_PAGES: u64 = 32;
 /// Bytes that a first state may take, without its long rows of zeros: kept for each module that is loaded.
 pub(super) const MAX_IMAGE: usize = 1 << 20;
 /// Elements of all tables together: as many as an instance of the component tier may have.

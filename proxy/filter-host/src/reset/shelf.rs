@@ -23,8 +23,7 @@ use super::kept::{Core, Kept};
 pub(crate) const MAX_INSTANCES: usize = 1_000;
 /// What the instances that a thread keeps may cost, in bytes.
 pub(crate) const MAX_BYTES: usize = 512 << 20;
-/// Instances that a node keeps. Each has a stack, which takes two of the 65,530 mappings that Linux grants a process, and a
-/// memory, which takes one where it is large.
+/// Instances that a node keeps. Each has a stack, which takes two of the 65,530 mappings that Linux grants a process.
 pub(crate) const MAX_NODE_INSTANCES: usize = 4_096;
 /// What the instances that a node keeps may cost, in bytes.
 pub(crate) const MAX_NODE_BYTES: usize = 1 << 30;

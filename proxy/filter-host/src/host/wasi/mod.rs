@@ -55,7 +55,7 @@ pub(crate) const INTERFACES: [&str; 27] = [
 
 /// The version whose functions these are. Another 0.2.x has the same or some of them; one that has more does not link where it
 /// is used.
-const VERSION: &str = "0.2.12";
+pub(crate) const VERSION: &str = "0.2.12";
 
 /// Whether a module may import this interface.
 pub(crate) fn offers(import: &str) -> bool {
