@@ -10,7 +10,7 @@ mod places;
 use std::{fmt::Write as _, mem, sync::Arc, time::Duration};
 
 use axum::{
-    Extension,
+    BoxError, Extension,
     body::Body,
     extract::State,
     response::{IntoResponse as _, Response},
@@ -26,7 +26,7 @@ use http::header;
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use self::outlet::{BoxError, Outlet, Wait};
+use self::outlet::{Outlet, Wait};
 pub(crate) use self::places::Places;
 use crate::{
     AdminState,
@@ -59,8 +59,6 @@ struct Export {
     credential: Credential,
     /// When the tenant was created: who gets its name after it was created later.
     created_ms: u64,
-    /// The record whose body is being sent.
-    sending: Option<RecordId>,
     /// When all is looked at again.
     look: Instant,
     to: Outlet,
@@ -79,7 +77,7 @@ pub(crate) async fn export(
     let (to, body) = outlet::open();
     let query = wanted.of(tenant);
     let look = Instant::now();
-    let mut export = Export { state, query, caller, credential, created_ms, sending: None, look, to };
+    let mut export = Export { state, query, caller, credential, created_ms, look, to };
     // So that what fails at once is an answer, and not one that breaks off.
     let first = export.page().await?;
     tokio::spawn(async move {
@@ -129,13 +127,13 @@ impl Export {
         let mut page = first;
         loop {
             for record in page.records {
-                self.room().await?;
+                self.room(None).await?;
                 self.record(&record).await?;
             }
-            self.room().await?;
+            self.room(None).await?;
             let Some(next) = page.next else { return self.to.end().await };
             self.query.after = next;
-            page = self.page().await.map_err(|refusal| refusal.to_string())?;
+            page = self.page().await?;
         }
     }
 
@@ -146,10 +144,14 @@ impl Export {
         line.pop();
         write!(line, ",\"version\":{EXPORT_VERSION},\"body\":")?;
         let body = match record.request {
-            Some(_) => self.state.queue.record_body(record.listing.id).await?,
+            Some(_) => {
+                let body = self.state.queue.record_body(record.listing.id).await?;
+                // Behind the reading, as for a page.
+                self.still_permitted().await?;
+                body
+            }
             None => ExportedBody::Erased,
         };
-        self.still_permitted().await.map_err(|refusal| refusal.to_string())?;
         match body {
             ExportedBody::Whole(body) => self.body(record.listing.id, line, body).await,
             ExportedBody::Erased => self.to.send(line + "null}\n").await,
@@ -160,23 +162,22 @@ impl Export {
     /// Writes a line to its end, body and all.
     async fn body(&mut self, id: RecordId, line: String, mut body: RecordBody) -> Result<(), BoxError> {
         let mut text = line + "\"";
-        self.sending = Some(id);
         while body.left() > PIECE as u64 {
             STANDARD.encode_string(body.next(PIECE).await?, &mut text);
             self.to.send(mem::take(&mut text)).await?;
-            self.room().await?;
+            self.room(Some(id)).await?;
         }
         STANDARD.encode_string(body.next(PIECE).await?, &mut text);
-        self.sending = None;
         self.to.send(text + "\"}\n").await
     }
 
-    /// Waits until the caller takes more, for as long as it may have more.
-    async fn room(&mut self) -> Result<(), BoxError> {
+    /// Waits until the caller takes more, for as long as it may have more: of the body of a record that is being sent, where there
+    /// is one.
+    async fn room(&mut self, sending: Option<RecordId>) -> Result<(), BoxError> {
         let since = Instant::now();
         while self.to.room(since, self.look).await? == Wait::Look {
-            self.still_permitted().await.map_err(|refusal| refusal.to_string())?;
-            if let Some(id) = self.sending
+            self.still_permitted().await?;
+            if let Some(id) = sending
                 && !self.state.queue.has_body(id).await?
             {
                 return Err(format!("record {id} was erased while its body was being sent").into());

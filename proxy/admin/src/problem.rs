@@ -124,6 +124,8 @@ impl From<ControlError> for Refusal {
     }
 }
 
+impl std::error::Error for Refusal {}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.0.token, self.0.detail.as_deref().unwrap_or_default())

@@ -47,7 +47,7 @@ fn read(path: &Path, credentials: Option<&Path>, data_dir: &Path) -> anyhow::Res
     // Looked at before it is opened, for opening a pipe waits for its other end.
     if !fs::metadata(&real).context("it cannot be looked at")?.is_file() {
         bail!(
-            "it is no file: expected lines of the form ID:KEY, as `beamline seal-key generate` prints them"
+            "expected a file with lines of the form ID:KEY, as `beamline seal-key generate` prints them; found something else"
         );
     }
     let file = File::open(&real).context("it cannot be read")?;
@@ -64,11 +64,11 @@ fn read(path: &Path, credentials: Option<&Path>, data_dir: &Path) -> anyhow::Res
     file.take(FILE_MAX + 1).read_to_end(&mut bytes).context("it cannot be read")?;
     let bytes = Plain::new(bytes);
     if bytes.reveal().len() as u64 > FILE_MAX {
-        bail!("it has more than {FILE_MAX} bytes: expected lines of the form ID:KEY");
+        bail!("expected lines of the form ID:KEY, {FILE_MAX} bytes at most; found more");
     }
     let text = std::str::from_utf8(bytes.reveal())
         .ok()
-        .context("it is no text: expected lines of the form ID:KEY")?;
+        .context("expected lines of the form ID:KEY; found bytes that are no UTF-8")?;
     Ok(SealKeys::parse(text)?)
 }
 

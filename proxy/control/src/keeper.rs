@@ -268,7 +268,10 @@ impl Writer {
             let alone = work.len() == 1;
             for one in work {
                 let written = match &together {
-                    Ok(()) => true,
+                    Ok(()) => {
+                        in_a_row = 0;
+                        true
+                    }
                     Err(_) if alone => {
                         in_a_row += 1;
                         false

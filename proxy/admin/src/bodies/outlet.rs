@@ -1,12 +1,12 @@
 //! Where an export writes to: the body of its answer, a piece at a time, and how long its caller may take.
 
 use std::{
-    error::Error,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
 };
 
+use axum::BoxError;
 use bytes::Bytes;
 use http_body::Frame;
 use tokio::{
@@ -18,8 +18,6 @@ use tokio::{
 const STALL: Duration = Duration::from_secs(60);
 /// How long an export may take, however much its caller takes of it.
 const WHOLE: Duration = Duration::from_secs(30 * 60);
-
-pub(super) type BoxError = Box<dyn Error + Send + Sync>;
 
 /// Of an answer. One whose last piece is not its end breaks off.
 enum Piece {
