@@ -11,7 +11,7 @@ need() { # program, package
     command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || missing="$missing $2"
 }
 # A C compiler with the C library's headers: for SQLite, aws-lc, the linker, and the tests' own shims.
-need cc "gcc libc6-dev"
+echo '#include <stdio.h>' | cc -E - >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
 need curl curl
 need nginx nginx-light
 need wrk wrk
