@@ -239,6 +239,7 @@ impl Engine<'_> {
             }
             self.control.ended.store(self.started - self.under_way as u64, Ordering::Relaxed);
             self.control.good.store(self.report.good(), Ordering::Relaxed);
+            self.control.under_way.store(self.under_way as u64, Ordering::Relaxed);
         }
         self.report.elapsed = self.begin.elapsed();
         Ok(())

@@ -224,6 +224,7 @@ struct Control {
     stop: Arc<AtomicBool>,
     ended: Arc<AtomicU64>,
     good: Arc<AtomicU64>,
+    under_way: Arc<AtomicU64>,
 }
 
 /// A load that runs on a thread of its own. Dropping it stops it.
@@ -250,6 +251,11 @@ impl Load {
     /// The good responses so far.
     pub fn good(&self) -> u64 {
         self.control.good.load(Ordering::SeqCst)
+    }
+
+    /// The requests that wait for their response now.
+    pub fn under_way(&self) -> u64 {
+        self.control.under_way.load(Ordering::SeqCst)
     }
 
     /// Waits until so many more responses have been good.

@@ -99,6 +99,19 @@ fn a_load_runs_beside_the_test_and_stops_without_cutting_anything() {
 }
 
 #[test]
+fn what_no_connection_was_free_for_is_sent_later_or_not_at_all() {
+    let origin = Origin::start("acme").unwrap();
+    let slow = plan(origin.address(), "/slow?ms=50").limit(u64::MAX).connections(1);
+    let slow = slow.lasting(Duration::from_millis(500));
+    let owed = run(&slow.clone().rate(500.0)).unwrap();
+    let lapsed = run(&slow.at_most(500.0)).unwrap();
+    assert!(owed.total() <= 11 && lapsed.total() <= 11, "{owed} {lapsed}");
+    // The last of those that wait for their turn is late by most of the time.
+    assert!(owed.latency.percentile(99.0) > Duration::from_millis(300), "{owed}");
+    assert!(lapsed.latency.percentile(50.0) < Duration::from_millis(300), "{lapsed}");
+}
+
+#[test]
 fn the_quick_origin_answers_in_the_same_thread_and_in_its_own() {
     let port = Port::reserve().unwrap();
     let mut stage = Stage::with_origin(&port, 128).unwrap();

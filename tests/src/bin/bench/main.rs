@@ -39,8 +39,8 @@ struct Settings {
     /// Whether the core suite runs its scenes, which measure latency, beside its CPU tables.
     #[arg(long, default_value = "all", value_name = "WHICH")]
     scenes: Scenes,
-    /// Of the core suite's scenes, this alone. May be given again.
-    #[arg(long, value_name = "SCENE")]
+    /// Of the core suite, this scene alone. May be given again.
+    #[arg(long, value_name = "SCENE", conflicts_with = "scenes")]
     scene: Vec<suites::scenes::Which>,
     /// Of the queue suite, this part alone. May be given again.
     #[arg(long, value_name = "PART")]
@@ -62,6 +62,11 @@ impl Settings {
         std::fs::read(&self.filter).with_context(|| {
             format!("the filter {} can't be read: `make guests` builds it", self.filter.display())
         })
+    }
+
+    /// What of the core suite is to be run.
+    fn scenes(&self) -> Scenes {
+        if self.scene.is_empty() { self.scenes } else { Scenes::Only }
     }
 
     /// As many rounds as were asked for.

@@ -117,11 +117,11 @@ pub(crate) fn run(settings: &Settings) -> Result<usize> {
         "expected two processors, one for the proxy, one for the load; found {processors}"
     );
     process::pin_to(PROXY_CPU + 1)?;
-    let (mut bars, mut figures) = match settings.scenes {
+    let (mut bars, mut figures) = match settings.scenes() {
         Scenes::Only => (Vec::new(), json!({})),
         Scenes::None | Scenes::All => costs(settings)?,
     };
-    if settings.scenes != Scenes::None {
+    if settings.scenes() != Scenes::None {
         println!("\nscenes");
         let (scene_bars, scenes) = scenes::run(&settings.scene)?;
         bars.extend(scene_bars);
@@ -129,9 +129,10 @@ pub(crate) fn run(settings: &Settings) -> Result<usize> {
     }
     let missed = report::print_bars(&bars);
     // A part of the suite leaves the figures of the whole in place.
-    let name = match settings.scenes {
+    let name = match settings.scenes() {
         Scenes::All => "core",
         Scenes::None => "core-costs",
+        Scenes::Only if !settings.scene.is_empty() => "core-part",
         Scenes::Only => "core-scenes",
     };
     report::write_json(&settings.out, name, &bars, figures)?;

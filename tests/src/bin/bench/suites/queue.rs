@@ -90,7 +90,9 @@ pub(crate) fn run(settings: &Settings) -> Result<usize> {
         figures[format!("{part:?}").to_lowercase()] = figure;
     }
     let missed = report::print_bars(&bars);
-    report::write_json(&settings.out, "queue", &bars, figures)?;
+    // A part of the suite leaves the figures of the whole in place.
+    let name = if settings.part.is_empty() { "queue" } else { "queue-part" };
+    report::write_json(&settings.out, name, &bars, figures)?;
     Ok(missed)
 }
 

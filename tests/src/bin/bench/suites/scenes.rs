@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use beamline_tests::{
     admin::{AdminError, manifest},
     beamline::Options,
@@ -18,6 +18,7 @@ use beamline_tests::{
     histogram::Histogram,
     load::{self, Plan, QuickOrigin, Report},
     scene::{HOST, PATIENCE, Scene, TENANT},
+    wait::wait,
 };
 use clap::ValueEnum;
 use serde_json::{Value, json};
@@ -32,7 +33,7 @@ const BAR_BESIDE: f64 = 3.0;
 /// How much p99.9 may rise in a run with changes, in ms.
 const BAR_CHANGES: f64 = 5.0;
 
-const NOISY: &str = "noisy.test";
+const NOISY: &str = "noisy";
 /// Calls of the noisy tenant at once.
 const CALLS: usize = 64;
 /// Tenants of which each has a call in a loop.
@@ -46,6 +47,14 @@ const CHANGE_TURN: Duration = Duration::from_secs(2);
 /// Requests per second that a noisy tenant's connections send at most, and all those of the tenants in loops. What is sent is
 /// to be noise, not a load that no worker could serve.
 const NOISE_RATE: f64 = 500.0;
+/// The noise is at it for so long before what it does is measured.
+const SETTLED: Duration = Duration::from_millis(500);
+/// Calls that have to be ended in each disturbed turn, at least.
+const ENDED: u64 = 3;
+/// Pairs of the scene with everything, which waits for a compile bomb in each.
+const AT_ONCE_PAIRS: usize = 15;
+/// Beyond so much of all turns alone together, in ms, the machine stood still too often for them to be a measure.
+const MOST_ALONE: f64 = 10.0;
 const CHANGES: usize = 500;
 
 /// One of the scenes.
@@ -65,28 +74,22 @@ pub(crate) enum Which {
 pub(crate) fn run(wanted: &[Which]) -> Result<(Vec<Bar>, Value)> {
     let wanted = if wanted.is_empty() { Which::value_variants() } else { wanted };
     let scenes = wanted.iter().map(|which| match which {
-        Which::Spinners => {
-            beside("spin", &["filter-timeout"], "64 spinners of another tenant on the same worker, p99")
-        }
-        // Clearing 16 MiB may take more than 50 ms of CPU time: a bomb meets the one limit or the other.
-        Which::Bombs => beside(
-            "bomb",
-            &["filter-memory", "filter-timeout"],
-            "64 memory bombs of another tenant on the same worker, p99",
-        ),
+        Which::Spinners => beside("spin", "64 spinners of another tenant on the same worker, p99"),
+        Which::Bombs => beside("bomb", "64 memory bombs of another tenant on the same worker, p99"),
         Which::AtOnce => at_once(),
         Which::Changes => changes(),
     });
     let (bars, figures): (Vec<_>, Vec<_>) = scenes.collect::<Result<Vec<_>>>()?.into_iter().unzip();
-    Ok((bars, Value::Array(figures)))
+    Ok((bars.into_iter().flatten().collect(), Value::Array(figures)))
 }
 
 fn millis(report: &Report, percent: f64) -> f64 {
     report.latency.percentile(percent).as_secs_f64() * 1e3
 }
 
-/// One scene's bar and figures from pairs of turns, alone and disturbed.
-fn judged(what: &str, at_most: f64, percent: f64, pairs: &[(Report, Report)]) -> (Bar, Value) {
+/// One scene's bars and figures from pairs of turns, alone and disturbed: the median of the differences, and the difference over
+/// all turns together.
+fn judged(what: &str, at_most: f64, percent: f64, pairs: &[(Report, Report)]) -> (Vec<Bar>, Value) {
     let alone: Vec<_> = pairs.iter().map(|(alone, _)| millis(alone, percent)).collect();
     let beside: Vec<_> = pairs.iter().map(|(_, beside)| millis(beside, percent)).collect();
     let more: Vec<_> = beside.iter().zip(&alone).map(|(b, a)| b - a).collect();
@@ -103,15 +106,16 @@ fn judged(what: &str, at_most: f64, percent: f64, pairs: &[(Report, Report)]) ->
         "  {what}: alone {alone:.2?} ms, beside {beside:.2?} ms, at worst {worst:.2} ms more, {failed} requests failed"
     );
     println!("    over all turns together: alone {:.2} ms, beside {:.2} ms", pooled[0], pooled[1]);
-    let bar = Bar {
-        what: what.into(),
-        found,
-        bound: Bound::AtMost(at_most),
-        unit: "ms more",
-        void: (failed > 0).then(|| format!("{failed} requests failed")),
-    };
+    let failure = (failed > 0).then(|| format!("{failed} requests failed"));
+    let still =
+        (pooled[0] > MOST_ALONE).then(|| format!("the machine stood still: {:.1} ms alone", pooled[0]));
+    let bar =
+        |what: String, found, void| Bar { what, found, bound: Bound::AtMost(at_most), unit: "ms more", void };
     (
-        bar,
+        vec![
+            bar(what.into(), found, failure.clone()),
+            bar(format!("{what}, over all turns together"), pooled[1] - pooled[0], failure.or(still)),
+        ],
         json!({
             "name": what,
             "alone_ms": alone,
@@ -123,139 +127,191 @@ fn judged(what: &str, at_most: f64, percent: f64, pairs: &[(Report, Report)]) ->
     )
 }
 
-/// Gives a tenant that is there the probe as its filter, in front of the origin.
-fn probed(scene: &Scene, tenant: &str, host: &str, origin: SocketAddr) -> Result<()> {
+/// Gives a tenant that is there the probe as its filter, in front of the origin. A `round` of its own is a fresh chance for a module
+/// that failed before.
+fn probed(
+    scene: &Scene,
+    tenant: &str,
+    host: &str,
+    origin: SocketAddr,
+    cpu: &str,
+    round: usize,
+) -> Result<()> {
     let module = scene.admin.push(tenant, &guests::module("probe")?)?;
     let mut wanted = manifest(host, origin);
-    wanted["filters"] = json!([{ "name": "probe", "module": module.digest }]);
+    let path = format!("/round-{round}");
+    wanted["filters"] = json!([
+        { "name": "probe", "module": module.digest, "config": { "paths": { path: { "do": "next" } } } }
+    ]);
+    wanted["limits"] = json!({ "cpu": cpu });
     scene.admin.apply(tenant, &wanted)?;
     Ok(())
 }
 
-/// `acme`, with a short filter, beside `CALLS` calls of `noisy`, whose filter does `step` and is ended as `expected`.
-fn beside(step: &str, expected: &[&str], what: &str) -> Result<(Bar, Value)> {
+/// What some tenants send beside the one that is measured: calls that have to be ended.
+struct Noise {
+    plan: Plan,
+    /// CPU time that each call may take.
+    cpu: &'static str,
+    tenants: Vec<String>,
+}
+
+impl Noise {
+    /// `connections` of one tenant, whose filter does `step`.
+    fn of(to: SocketAddr, tenant: &str, step: &str) -> Self {
+        let plan = Plan::noise(to, &host_of(tenant), step).connections(CALLS);
+        Self { plan, cpu: "50ms", tenants: vec![tenant.into()] }.paced()
+    }
+
+    /// A connection of each of `tenants`, whose filters loop. Short ones: a call of which each of a hundred tenants has its turn.
+    fn of_many(to: SocketAddr, tenants: Vec<String>) -> Self {
+        let each: Vec<_> = tenants.iter().map(|t| Plan::noise(to, &host_of(t), "spin").requests).collect();
+        let mut plan = Plan::noise(to, "", "spin").connections(tenants.len());
+        // Each tenant begins elsewhere in its turn, so that some loop at any time.
+        let turns = each[0].len();
+        plan.requests = (0..turns)
+            .flat_map(|n| each.iter().enumerate().map(move |(i, requests)| requests[(n + i) % turns].clone()))
+            .collect();
+        Self { plan, cpu: "5ms", tenants }.paced()
+    }
+
+    fn paced(mut self) -> Self {
+        self.plan = self.plan.at_most(NOISE_RATE).lasting(2 * PATIENCE).timeout(PATIENCE);
+        self
+    }
+
+    fn is_ready(&self, scene: &Scene, origin: SocketAddr, round: usize) -> Result<()> {
+        let ready = |tenant: &String| probed(scene, tenant, &host_of(tenant), origin, self.cpu, round);
+        self.tenants.iter().try_for_each(ready)
+    }
+
+    /// Calls that a limit has ended so far.
+    fn ended(&self, scene: &Scene) -> Result<u64> {
+        let of_these = |line: &&String| {
+            self.tenants.iter().any(|tenant| line.contains(&format!("tenant=\"{tenant}\"")))
+                && ["cpu", "memory"].iter().any(|limit| line.contains(&format!("limit=\"{limit}\"")))
+        };
+        let count = |line: &String| line.rsplit(' ').next().and_then(|n| n.parse::<f64>().ok());
+        let lines = scene.metrics_of("beamline_limits_crossed_total")?;
+        Ok(lines.iter().filter(of_these).filter_map(count).sum::<f64>() as u64)
+    }
+}
+
+fn host_of(tenant: &str) -> String {
+    format!("{tenant}.test")
+}
+
+/// The load beside all of this noise: its calls are under way before it begins and when it ends, and some are ended meanwhile.
+fn disturbed(scene: &Scene, acme: &Plan, noises: &[Noise]) -> Result<(Report, u64)> {
+    let loads = noises.iter().map(|noise| load::start(noise.plan.clone())).collect::<Result<Vec<_>>>()?;
+    let at_it = |what: &str| {
+        for (noise, load) in noises.iter().zip(&loads) {
+            let (wanted, found) = (noise.plan.connections as u64 / 4, || load.under_way());
+            let found = wait(PATIENCE, found, |found| *found >= wanted || what != "before");
+            ensure!(
+                found >= wanted,
+                "{what} the turn {found} calls of {:?} are under way, not {wanted}",
+                noise.tenants.first()
+            );
+        }
+        Ok(())
+    };
+    at_it("before")?;
+    thread::sleep(SETTLED);
+    let ended = || noises.iter().map(|noise| noise.ended(scene)).sum::<Result<u64>>();
+    let before = ended()?;
+    let report = load::run(acme)?;
+    at_it("after")?;
+    let ended = ended()? - before;
+    ensure!(ended >= ENDED, "{ended} calls of the noise were ended during the turn, fewer than {ENDED}");
+    for load in loads {
+        let noise = load.stop()?;
+        let of = |status| noise.statuses.get(&status).copied().unwrap_or(0);
+        ensure!(of(200) + of(503) == noise.total(), "each call is ended: {noise}");
+    }
+    Ok((report, ended))
+}
+
+/// `acme`, with a short filter, beside `CALLS` calls of `noisy`, whose filter does `step`.
+fn beside(step: &str, what: &str) -> Result<(Vec<Bar>, Value)> {
+    let (scene, origin, acme) = quiet()?;
+    let noises = [Noise::of(scene.node.address(), NOISY, step)];
+    let (mut pairs, mut ended) = (Vec::new(), Vec::new());
+    scene.admin.create_tenant(NOISY, &[&host_of(NOISY)], &["127.0.0.0/8"])?;
+    for round in 0..PAIRS {
+        noises[0].is_ready(&scene, origin.address(), round)?;
+        let alone = load::run(&acme)?;
+        let (beside, calls) = disturbed(&scene, &acme, &noises)?;
+        pairs.push((alone, beside));
+        ended.push(calls);
+    }
+    let (bars, mut figures) = judged(what, BAR_BESIDE, 99.0, &pairs);
+    println!("    calls of the noisy tenant that were ended in each turn: {ended:?}");
+    figures["ended"] = json!(ended);
+    Ok((bars, figures))
+}
+
+/// A node with one worker, `acme` on it with its filter, and its load.
+fn quiet() -> Result<(Scene, QuickOrigin, Plan)> {
     let origin = QuickOrigin::start(128)?;
     let scene = Scene::with(Options { workers: 1, cpu: Some(PROXY_CPU), ..Options::default() })?;
-    probed(&scene, TENANT, HOST, origin.address())?;
-    scene.admin.create_tenant("noisy", &[NOISY], &["127.0.0.0/8"])?;
-    probed(&scene, "noisy", NOISY, origin.address())?;
-
-    let to = scene.node.address();
-    let acme = load::request("GET", "/", HOST, &[("x-probe", "headers")], b"");
-    let acme = Plan::new(to, acme).connections(16).rate(2000.0).lasting(TURN).timeout(PATIENCE);
-    let noise = Plan::noise(to, NOISY, step).connections(CALLS).at_most(NOISE_RATE);
-    let noise = noise.lasting(PATIENCE).timeout(PATIENCE);
-    let (mut pairs, mut calls) = (Vec::new(), Vec::new());
-    for _ in 0..PAIRS {
-        let alone = load::run(&acme)?;
-        let noise = load::start(noise.clone())?;
-        noise.wait_for_more(1, PATIENCE)?;
-        let disturbed = load::run(&acme)?;
-        let noise = noise.stop()?;
-        let of = |status| noise.statuses.get(&status).copied().unwrap_or(0);
-        ensure!(of(200) + of(503) == noise.total(), "every call of the noisy tenant is ended: {noise}");
-        calls.push(of(503));
-        pairs.push((alone, disturbed));
-    }
-    // A call that was refused is answered 503, too, and disturbs nobody: the breaker leaves a module out for a moment now and then.
-    let of_noisy = |r: &&Value| {
-        r["kind"] == "access" && r["tenant.id"] == "noisy" && r["http.response.status_code"] == 503
-    };
-    let total: u64 = calls.iter().sum();
-    let log = scene.node.wait_log(PATIENCE, |log| log.iter().filter(of_noisy).count() as u64 >= total)?;
-    let as_expected = |r: &&Value| r["error.type"].as_str().is_some_and(|kind| expected.contains(&kind));
-    let (ended, expected) =
-        (log.iter().filter(of_noisy).filter(as_expected).count() as u64, expected.join(" or "));
-    let enough = (PAIRS * 5) as u64;
-    ensure!(
-        ended >= enough,
-        "of {total} calls of the noisy tenant {ended} ended as {expected}, fewer than {enough}"
-    );
-    let (bar, mut figures) = judged(what, BAR_BESIDE, 99.0, &pairs);
-    println!("    {total} calls of the noisy tenant failed, {ended} of them as {expected}");
-    figures["noisy_calls"] = json!({ "failed": total, "as_expected": ended });
-    Ok((bar, figures))
+    probed(&scene, TENANT, HOST, origin.address(), "50ms", 0)?;
+    let request = load::request("GET", "/", HOST, &[("x-probe", "headers")], b"");
+    let plan = Plan::new(scene.node.address(), request).connections(16).rate(2000.0);
+    Ok((scene, origin, plan.lasting(TURN).timeout(PATIENCE)))
 }
 
 /// `acme` beside all of it: loops and bombs of one tenant each, a loop of each of `TENANTS` tenants, and modules that are
 /// bombs for their compiler.
-fn at_once() -> Result<(Bar, Value)> {
-    const LOOPS: &str = "spin";
-    const BOMBS: &str = "bombs.test";
-    let origin = QuickOrigin::start(128)?;
-    let scene = Scene::with(Options { workers: 1, cpu: Some(PROXY_CPU), ..Options::default() })?;
-    let probe = guests::module("probe")?;
-    probed(&scene, TENANT, HOST, origin.address())?;
-    let mut hosts: Vec<String> = (0..TENANTS).map(|n| format!("loops-{n}.test")).collect();
-    hosts.extend([NOISY.to_owned(), BOMBS.to_owned()]);
-    for host in &hosts {
-        let tenant = host.trim_end_matches(".test");
-        scene.admin.create_tenant(tenant, &[host], &["127.0.0.0/8"])?;
-        probed(&scene, tenant, host, origin.address())?;
-    }
-
+fn at_once() -> Result<(Vec<Bar>, Value)> {
+    const BOMBS: &str = "bombs";
+    let (scene, origin, acme) = quiet()?;
     let to = scene.node.address();
-    let acme = load::request("GET", "/", HOST, &[("x-probe", "headers")], b"");
-    let acme = Plan::new(to, acme).connections(16).rate(2000.0).lasting(TURN).timeout(PATIENCE);
-    let noise = |host: &str, step: &str| {
-        Plan::noise(to, host, step).at_most(NOISE_RATE).lasting(2 * PATIENCE).timeout(PATIENCE)
-    };
-    let mut of_all = Plan { requests: Vec::new(), ..noise(NOISY, LOOPS) };
-    let each: Vec<_> = hosts[..TENANTS].iter().map(|host| noise(host, LOOPS).requests).collect();
-    for n in 0..each[0].len() {
-        of_all.requests.extend(each.iter().map(|requests| requests[n].clone()));
+    let many = (0..TENANTS).map(|n| format!("loops-{n}")).collect();
+    let noises = [Noise::of(to, NOISY, "spin"), Noise::of(to, BOMBS, "bomb"), Noise::of_many(to, many)];
+    for tenant in noises.iter().flat_map(|noise| &noise.tenants) {
+        scene.admin.create_tenant(tenant, &[&host_of(tenant)], &["127.0.0.0/8"])?;
     }
-    let noises = [
-        noise(NOISY, LOOPS).connections(CALLS),
-        noise(BOMBS, "bomb").connections(CALLS),
-        of_all.connections(TENANTS),
-    ];
-    let (bomb, done) = (guests::bomb(&probe)?, AtomicBool::new(false));
+    let bomb = guests::bomb(&guests::module("probe")?)?;
     let bomber = scene.node.admin()?;
-    let (pairs, pushed) = thread::scope(|scope| {
-        let disturbed = || -> Result<Vec<(Report, Report)>> {
-            let mut pairs = Vec::new();
-            for _ in 0..PAIRS {
-                let alone = load::run(&acme)?;
-                let noises = noises.iter().cloned().map(load::start).collect::<Result<Vec<_>>>()?;
-                noises.iter().try_for_each(|noise| noise.wait_for_more(1, PATIENCE))?;
-                let beside = load::run(&acme)?;
-                for noise in noises {
-                    let noise = noise.stop()?;
-                    let of = |status| noise.statuses.get(&status).copied().unwrap_or(0);
-                    ensure!(of(200) + of(503) == noise.total() && of(503) > 0, "each call is ended: {noise}");
+    let (mut pairs, mut ended, mut pushed) = (Vec::new(), Vec::new(), 0_u32);
+    for round in 0..AT_ONCE_PAIRS {
+        noises.iter().try_for_each(|noise| noise.is_ready(&scene, origin.address(), round))?;
+        let alone = load::run(&acme)?;
+        let over = AtomicBool::new(false);
+        let (beside, bombs) = thread::scope(|scope| {
+            let bombing = scope.spawn(|| {
+                let mut bombs = 0;
+                while !over.load(Ordering::Relaxed) {
+                    let module = variant(&bomb, &format!("{round}-{bombs}"));
+                    match bomber.push(NOISY, &module) {
+                        Err(AdminError::Refused { status: 422, .. }) => bombs += 1,
+                        other => bail!("a compile bomb is refused for what it is: {other:?}"),
+                    }
                 }
-                pairs.push((alone, beside));
-            }
-            Ok(pairs)
-        };
-        let bombing = scope.spawn(|| {
-            let mut pushed = 0_u32;
-            while !done.load(Ordering::Relaxed) {
-                let refused = bomber.push("noisy", &variant(&bomb, &pushed.to_string()));
-                ensure!(
-                    matches!(refused, Err(AdminError::Refused { status: 422 | 503, .. })),
-                    "a compile bomb is refused: {refused:?}"
-                );
-                pushed += 1;
-            }
-            Ok(pushed)
-        });
-        let pairs = disturbed();
-        done.store(true, Ordering::Relaxed);
-        let pushed = bombing.join().map_err(|_| anyhow::anyhow!("the bomber panicked"))?;
-        Ok::<_, anyhow::Error>((pairs?, pushed?))
-    })?;
+                Ok(bombs)
+            });
+            let beside = disturbed(&scene, &acme, &noises);
+            over.store(true, Ordering::Relaxed);
+            let bombs = bombing.join().map_err(|_| anyhow!("the bomber panicked"))?;
+            Ok::<_, anyhow::Error>((beside?, bombs?))
+        })?;
+        pairs.push((alone, beside.0));
+        ended.push(beside.1);
+        pushed += bombs;
+    }
     let what =
         format!("{CALLS} spinners, {CALLS} bombs, {TENANTS} tenants in loops, compile bombs at once, p99");
-    let (bar, mut figures) = judged(&what, BAR_BESIDE, 99.0, &pairs);
-    println!("    {pushed} compile bombs, one after the other");
-    figures["compile_bombs"] = json!(pushed);
-    Ok((bar, figures))
+    let (bars, mut figures) = judged(&what, BAR_BESIDE, 99.0, &pairs);
+    println!(
+        "    calls that were ended in each turn: {ended:?}; {pushed} compile bombs, one after the other"
+    );
+    (figures["ended"], figures["compile_bombs"]) = (json!(ended), json!(pushed));
+    Ok((bars, figures))
 }
 
 /// Half of the full load, alone and in a run with `CHANGES` changes: applies, rollbacks, replaced modules.
-fn changes() -> Result<(Bar, Value)> {
+fn changes() -> Result<(Vec<Bar>, Value)> {
     let origin = QuickOrigin::start(128)?;
     let scene = Scene::with(Options { workers: 1, cpu: Some(PROXY_CPU), ..Options::default() })?;
     let probe = guests::module("probe")?;
