@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use wasm_encoder::{
     BlockType, CodeSection, Function, FunctionSection,
     reencode::{self, Reencode},
@@ -62,14 +62,19 @@ pub fn longer(module: &[u8], by: usize) -> Vec<u8> {
 /// The same module with a function more that is small as it is written and takes a compiler very long: a compile bomb.
 ///
 /// # Errors
-/// Where the bytes are no core module with a memory.
+/// Where the bytes are no core module with functions.
 pub fn bomb(module: &[u8]) -> Result<Vec<u8>> {
-    let mut bombed = wasm_encoder::Module::new();
-    Bomb.parse_core_module(&mut bombed, wasmparser::Parser::new(0), module)?;
+    let (mut bombed, mut bomb) = (wasm_encoder::Module::new(), Bomb::default());
+    bomb.parse_core_module(&mut bombed, wasmparser::Parser::new(0), module)?;
+    ensure!(bomb.is_declared && bomb.is_there, "expected a core module with functions; found none in it");
     Ok(bombed.finish())
 }
 
-struct Bomb;
+#[derive(Default)]
+struct Bomb {
+    is_declared: bool,
+    is_there: bool,
+}
 
 impl Reencode for Bomb {
     type Error = Infallible;
@@ -82,6 +87,7 @@ impl Reencode for Bomb {
     ) -> Result<(), reencode::Error> {
         reencode::utils::parse_function_section(self, functions, section)?;
         functions.function(0);
+        self.is_declared = true;
         Ok(())
     }
 
@@ -99,6 +105,7 @@ impl Reencode for Bomb {
         }
         body.unreachable().end();
         code.function(&function);
+        self.is_there = true;
         Ok(())
     }
 }

@@ -165,6 +165,12 @@ impl<'s> Crossing<'s> {
         assert_eq!(answer.refusal(), (status, problem.to_owned()), "{}: {}", self.limit, answer.text());
         let detail = answer.json().unwrap()["detail"].as_str().unwrap().to_owned();
         assert!(detail.ends_with(&format!("(limit: {})", self.limit)), "{detail}");
+        self.is_told_to_have_failed(problem);
+    }
+
+    /// The log and the metrics say that the filter crossed the limit, and failed for it.
+    #[track_caller]
+    fn is_told_to_have_failed(&self, problem: &str) {
         self.is_shown(FILTER);
         let labels = format!("tenant=\"{}\",filter=\"{FILTER}\",reason=\"{problem}\"", self.tenant);
         self.is_counted("beamline_filter_failures_total", &labels);
@@ -484,7 +490,9 @@ fn the_limits_of_a_call_hold_in_each_later_phase() {
                 Err(error) => {
                     assert_eq!(phase, "response-body", "{error:#}");
                     assert!(["cpu", "memory"].contains(&limit), "{limit}: {error:#}");
-                    crossing.is_shown(FILTER);
+                    let text = format!("{error:#}");
+                    assert!(text.contains("the 200 response was cut: the connection ended"), "{text}");
+                    crossing.is_told_to_have_failed(problem);
                 }
             }
         }

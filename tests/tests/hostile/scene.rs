@@ -17,6 +17,7 @@ use beamline_tests::{
     load::{self, Load, Outcome, Plan, QuickOrigin},
     process,
     scene::{HOST, PATIENCE, Scene},
+    wait::wait,
 };
 use serde_json::{Value, json};
 
@@ -177,11 +178,26 @@ impl Stage {
         let manifest = self.manifest(NOISY, &module.digest);
         self.scene.admin.apply("noisy", &manifest).map_err(|e| e.to_string())?;
         let (rounds, at_once) = if is_long() { (8, 16) } else { (1, 3) };
+        let before = self.told_of(kind);
         let answers = self.ask(NOISY, rounds, at_once)?;
+        // A response that was broken off says nothing; the log does.
+        let cut = answers.iter().filter(|answer| *answer == "cut").count();
+        wait(PATIENCE, || self.told_of(kind), |told| *told >= before + cut);
         match answers.iter().find(|answer| !kind.end.allows(answer)) {
             Some(bad) => Err(format!("answered {bad}; expected {:?}", kind.end)),
             None => Ok(answers),
         }
+    }
+
+    /// Requests of which the log says that they ended as this kind may, where that may be after the head.
+    fn told_of(&self, kind: &Kind) -> usize {
+        let End::FailsLate(problems) = kind.end else { return 0 };
+        let is_one = |record: &&Value| {
+            record["kind"] == "access"
+                && record["tenant.id"] == "noisy"
+                && record["error.type"].as_str().is_some_and(|found| problems.contains(&found))
+        };
+        self.scene.node.log().unwrap().iter().filter(is_one).count()
     }
 
     /// Sends requests that a queue would take; gives the good status or the problem of each answer.
@@ -189,7 +205,9 @@ impl Stage {
         let to = self.scene.node.address();
         let one = || -> Result<String, String> {
             let answer = match Request::post("/inspect", "a body").host(host).send(to) {
-                Err(error) if format!("{error:#}").contains("response was cut") => return Ok("cut".into()),
+                Err(error) if format!("{error:#}").contains("response was cut: the connection ended") => {
+                    return Ok("cut".into());
+                }
                 answer => answer.map_err(|e| format!("{e:#}"))?,
             };
             match answer.status {

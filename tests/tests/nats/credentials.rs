@@ -9,10 +9,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use beamline_tests::{
     beamline::{Beamline, Options},
-    client::Request,
     nats::{NatsServer, Service},
-    scene::PATIENCE,
-    wait::wait,
 };
 use nkeys::KeyPair;
 use serde_json::{Value, json};
@@ -41,7 +38,7 @@ impl Secrets {
 
 fn stage(server: NatsServer, credentials: &str) -> Stage {
     let configuration = Some(node_config(&server, "nats", &format!("credentials = {{ {credentials} }}\n")));
-    let options = Options { configuration, ..Options::default() };
+    let options = Options { workers: 1, configuration, ..Options::default() };
     Stage::configured(server, options, "request", on_failure())
 }
 
@@ -56,15 +53,6 @@ fn server(users: &str) -> NatsServer {
     server.set_access(server.access().showing(|_| json!({ "user": "tests", "pass": "tests" })));
     server.start_again().unwrap();
     server
-}
-
-#[track_caller]
-fn expect_works(stage: &Stage) {
-    let _service = Service::echo(stage.server.access(), SUBJECT).unwrap();
-    stage.wait_up();
-    // The first after an outage may still be queued.
-    let order = || stage.send(Request::post("/in", "an order")).text();
-    wait(PATIENCE, order, |answer| answer == "an order");
 }
 
 /// That the connection is refused, its request waits, and goes when `mend` has put the right secret into the file.
@@ -98,7 +86,7 @@ fn an_nkey_signs_what_the_server_asks_for() {
     let path = secrets.put("seed", &right_seed);
     let of = || server(&format!("{{ nkey: {} }}", right.public_key()));
     let works = stage(of(), &file("nkey_seed_file", &path));
-    expect_works(&works);
+    works.expect_works();
     works.expect_untold(&[&right_seed]);
 
     secrets.put("seed", &wrong_seed);
@@ -171,10 +159,10 @@ fn a_jwt_and_its_seed_are_read_from_a_creds_file() {
     expect_mended(&stage, "refused the connection's credentials: Authorization Violation", || {
         secrets.put("edge.creds", &creds(&right, &seed));
     });
-    expect_works(&stage);
+    stage.expect_works();
     // A seed that is not the JWT's is found out before anything is sent; a connection that stands goes on.
     secrets.put("edge.creds", &creds(&right, &KeyPair::new_user().seed().unwrap()));
-    expect_works(&stage);
+    stage.expect_works();
     stage.expect_untold(&[&seed, &stranger, &right]);
 }
 

@@ -15,7 +15,7 @@ use beamline_tests::{
     admin::{Admin, AdminError, Applied},
     beamline::{Beamline, Options},
     client::{Request, Response},
-    nats::NatsServer,
+    nats::{NatsServer, Service},
     scene::{HOST, PATIENCE, TENANT},
     wait::wait,
 };
@@ -103,6 +103,14 @@ impl Stage {
 }
 
 impl Stage {
+    /// That requests pass. On a node of one worker: each has a connection of its own, and that of one is not that of another.
+    #[track_caller]
+    fn expect_works(&self) {
+        let _service = Service::echo(self.server.access(), SUBJECT).unwrap();
+        self.wait_up();
+        assert_eq!(self.send(Request::post("/in", "an order")).text(), "an order");
+    }
+
     /// Waits for an event of the node's that says this of its connections.
     #[track_caller]
     fn wait_told(&self, event: &str, says: &str) {

@@ -95,7 +95,12 @@ impl Pki {
     pub(crate) fn stage(&self, more: &str, queue: Value) -> Stage {
         let server = self.server(more);
         let configuration = Some(node_config(&server, "tls", &tls(&[("ca_file", &self.ca())])));
-        Stage::configured(server, Options { configuration, ..Options::default() }, "request", queue)
+        Stage::configured(
+            server,
+            Options { workers: 1, configuration, ..Options::default() },
+            "request",
+            queue,
+        )
     }
 }
 

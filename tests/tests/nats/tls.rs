@@ -6,8 +6,6 @@ use beamline_tests::{
     beamline::Options,
     client::Request,
     nats::{NatsServer, Service},
-    scene::PATIENCE,
-    wait::wait,
 };
 use serde_json::json;
 
@@ -17,18 +15,14 @@ use crate::{
 };
 
 fn stage(server: NatsServer, configuration: String) -> Stage {
-    let options = Options { configuration: Some(configuration), ..Options::default() };
+    let options = Options { workers: 1, configuration: Some(configuration), ..Options::default() };
     Stage::configured(server, options, "request", on_failure())
 }
 
 /// That requests pass, under TLS.
 #[track_caller]
 fn expect_works(stage: &Stage) {
-    let _service = Service::echo(stage.server.access(), SUBJECT).unwrap();
-    stage.wait_up();
-    // The first after an outage may still be queued.
-    let order = || stage.send(Request::post("/in", "an order")).text();
-    wait(PATIENCE, order, |answer| answer == "an order");
+    stage.expect_works();
     stage.wait_told("nats.connected", "\"tls\":true");
 }
 
@@ -88,7 +82,7 @@ fn a_plain_url_is_under_tls_where_the_server_requires_it() {
     let configuration = Some(node_config(&server, "nats", ""));
     // The system's store, as this process is told where it is.
     let environment = vec![("SSL_CERT_FILE".into(), pki.ca().into())];
-    let options = Options { configuration, environment, ..Options::default() };
+    let options = Options { workers: 1, configuration, environment, ..Options::default() };
     expect_works(&Stage::configured(server, options, "request", on_failure()));
 }
 
