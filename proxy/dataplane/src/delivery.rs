@@ -182,6 +182,11 @@ impl Deliver for DeliverToUpstreams {
         outcome
     }
 
+    fn is_reachable(&self, tenant: &TenantName, upstream: &UpstreamName) -> bool {
+        // An upstream that is gone is told when the record is delivered.
+        self.upstream(tenant, upstream).is_none_or(|upstream| self.pools.is_reachable(&upstream.cluster))
+    }
+
     async fn reach(&self, attempt: &Attempt) -> Result<(), Outcome> {
         // An upstream that is gone is told when the record is delivered.
         let Some(upstream) = self.upstream(&attempt.tenant, &attempt.upstream) else { return Ok(()) };

@@ -76,6 +76,11 @@ impl Client {
         &self.0.settings
     }
 
+    /// Whether the connection stands now. Makes none.
+    pub fn is_connected(&self) -> bool {
+        matches!(*self.0.state.borrow(), State::Up(_))
+    }
+
     /// The connection as it stands. Only the very first try is waited for, at most so long: later, a connection that
     /// is down is down.
     ///

@@ -3,9 +3,12 @@
 //! It never waits for delivery: where too many notices lie unread it drops them and leaves word, and delivery looks
 //! at the log instead, which is the truth in any case.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
 use tokio::sync::mpsc;
@@ -50,27 +53,32 @@ struct Shared {
     missed: AtomicBool,
 }
 
-#[derive(Clone)]
+/// Gathers notices until they are let go together: each waking of delivery costs the writer a system call.
 pub(crate) struct NoticeSender {
     shared: Arc<Shared>,
+    gathered: Vec<Notice>,
     // Unbounded as a channel; `unread` bounds it.
-    sender: mpsc::UnboundedSender<Notice>,
+    sender: mpsc::UnboundedSender<Vec<Notice>>,
 }
 
 pub(crate) struct NoticeReceiver {
     shared: Arc<Shared>,
-    receiver: mpsc::UnboundedReceiver<Notice>,
+    receiver: mpsc::UnboundedReceiver<Vec<Notice>>,
+    /// What came and is not read yet.
+    come: VecDeque<Notice>,
     rescan: bool,
 }
 
 pub(crate) fn notices() -> (NoticeSender, NoticeReceiver) {
     let shared = Arc::new(Shared { unread: AtomicUsize::new(0), missed: AtomicBool::new(false) });
     let (sender, receiver) = mpsc::unbounded_channel();
-    (NoticeSender { shared: Arc::clone(&shared), sender }, NoticeReceiver { shared, receiver, rescan: false })
+    let sender = NoticeSender { shared: Arc::clone(&shared), gathered: Vec::new(), sender };
+    (sender, NoticeReceiver { shared, receiver, come: VecDeque::new(), rescan: false })
 }
 
 impl NoticeSender {
-    pub(crate) fn send(&self, notice: Notice) {
+    /// Adds a notice to those that [`NoticeSender::flush`] lets go.
+    pub(crate) fn add(&mut self, notice: Notice) {
         // Answers to delivery's own questions are as few as its questions, and must not be lost. Rates are as few as hands,
         // and no look at the log would tell them.
         let kept = matches!(
@@ -91,10 +99,17 @@ impl NoticeSender {
         }
     }
 
-    fn push(&self, notice: Notice) {
+    fn push(&mut self, notice: Notice) {
         self.shared.unread.fetch_add(1, Ordering::SeqCst);
-        // Nobody delivers: then nobody needs to know.
-        let _ = self.sender.send(notice);
+        self.gathered.push(notice);
+    }
+
+    /// Lets delivery have what was gathered.
+    pub(crate) fn flush(&mut self) {
+        if !self.gathered.is_empty() {
+            // Nobody delivers: then nobody needs to know.
+            let _ = self.sender.send(std::mem::take(&mut self.gathered));
+        }
     }
 }
 
@@ -105,9 +120,10 @@ impl NoticeReceiver {
         if std::mem::take(&mut self.rescan) {
             return Some(Notice::Rescan);
         }
-        let notice = self.receiver.recv().await?;
-        self.read();
-        Some(notice)
+        if self.come.is_empty() {
+            self.come.extend(self.receiver.recv().await?);
+        }
+        self.read()
     }
 
     /// The next notice, where one is there.
@@ -115,16 +131,19 @@ impl NoticeReceiver {
         if std::mem::take(&mut self.rescan) {
             return Some(Notice::Rescan);
         }
-        let notice = self.receiver.try_recv().ok()?;
-        self.read();
-        Some(notice)
+        if self.come.is_empty() {
+            self.come.extend(self.receiver.try_recv().ok()?);
+        }
+        self.read()
     }
 
-    /// One more was read.
-    fn read(&mut self) {
+    /// Reads one of those that came.
+    fn read(&mut self) -> Option<Notice> {
+        let notice = self.come.pop_front()?;
         if self.shared.unread.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.rescan = self.shared.missed.swap(false, Ordering::SeqCst);
         }
+        Some(notice)
     }
 }
 
@@ -134,11 +153,15 @@ mod tests {
 
     #[tokio::test]
     async fn when_too_many_lie_unread_delivery_is_told_to_rescan() {
-        let (sender, mut receiver) = notices();
+        let (mut sender, mut receiver) = notices();
         for expires_ms in 0..NOTICES as u64 + 10 {
-            sender.send(Notice::Behind { expires_ms });
+            sender.add(Notice::Behind { expires_ms });
+            if expires_ms % 100 == 0 {
+                sender.flush();
+            }
         }
-        sender.send(Notice::Swept { next_ms: None, full: false });
+        sender.add(Notice::Swept { next_ms: None, full: false });
+        sender.flush();
         for expires_ms in 0..NOTICES as u64 {
             let next = if expires_ms % 2 == 0 { receiver.recv().await } else { receiver.try_recv() };
             assert_eq!(next, Some(Notice::Behind { expires_ms }));
@@ -146,7 +169,9 @@ mod tests {
         assert_eq!(receiver.recv().await, Some(Notice::Swept { next_ms: None, full: false }));
         assert_eq!(receiver.try_recv(), Some(Notice::Rescan));
         assert_eq!(receiver.try_recv(), None);
-        sender.send(Notice::Behind { expires_ms: 1 });
+        sender.add(Notice::Behind { expires_ms: 1 });
+        assert_eq!(receiver.try_recv(), None, "it is gathered");
+        sender.flush();
         assert_eq!(receiver.recv().await, Some(Notice::Behind { expires_ms: 1 }));
         drop(sender);
         assert_eq!(receiver.recv().await, None);

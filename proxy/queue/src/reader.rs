@@ -53,7 +53,8 @@ pub(crate) struct Scan {
 
 /// The way to the reader thread, which ends when the last of these is dropped.
 ///
-/// Unbounded as a channel; receipts hold a permit each, and delivery asks for one window a lane and one content a delivery.
+/// Unbounded as a channel; receipts hold a permit each, and delivery asks for one window a lane, and one content for each
+/// delivery for which a connection has to be made first.
 #[derive(Clone)]
 pub(crate) struct Reader {
     commands: Sender<Command>,

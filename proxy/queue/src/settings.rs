@@ -86,8 +86,9 @@ pub(crate) fn millis(d: Duration) -> u64 {
 
 /// Bounds that are no setting: each protects memory or latency, none is a matter of taste.
 pub(crate) mod bounds {
-    /// Records, then bytes, that end a group.
+    /// New records, changes of any kind, and bytes that end a group.
     pub(crate) const GROUP_RECORDS: usize = 64;
+    pub(crate) const GROUP_CHANGES: usize = 256;
     pub(crate) const GROUP_BYTES: u64 = 1 << 20;
     /// The longest that a group is gathered, counted from its first record.
     pub(crate) const GROUP_TIME: std::time::Duration = std::time::Duration::from_millis(2);

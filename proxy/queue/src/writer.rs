@@ -1,8 +1,9 @@
 //! The writer: one thread that owns the log and commits what waits, group by group.
 //!
-//! A group is whatever waits when the commit before it is done: up to 64 changes, 1 MiB or 2 ms of gathering. A lone
-//! record is committed at once; under load the fsync that is under way is what gathers the next group, and where that was
-//! little, a moment of waiting: each commit costs an fsync, however many share it.
+//! A group is whatever waits when the commit before it is done: up to 64 changes where an append is among them and 256 where
+//! none is, 1 MiB, or 2 ms of gathering. A lone record is committed at once; under load the fsync that is under way is what
+//! gathers the next group, and where that was little, a moment of waiting: each commit costs an fsync and the pages that it
+//! wrote, however many changes share them.
 //!
 //! When a commit fails, its appends may be in the log or not. They are answered when it was reopened and those of them
 //! that it has were disowned: then no is the truth. Where that takes too long they are told that nobody knows. What comes
@@ -37,17 +38,16 @@ use crate::{
     record::{Lane, RecordId},
     settings::{
         WallClock,
-        bounds::{GROUP_BYTES, GROUP_RECORDS, GROUP_TIME, PAGE},
+        bounds::{BODY_MEMORY, GROUP_BYTES, GROUP_CHANGES, GROUP_RECORDS, GROUP_TIME, PAGE},
     },
     spool::Spool,
 };
 
 const REOPEN_FIRST: Duration = Duration::from_millis(100);
 const REOPEN_LAST: Duration = Duration::from_secs(10);
-/// A group of so many shows that more are about to come; one of so many is worth its commit.
+/// A group of so many shows that more are about to come.
 const GROUP_BUSY: usize = 4;
-const GROUP_ENOUGH: usize = GROUP_RECORDS / 2;
-/// How long more are waited for, once a group.
+/// How long more are waited for: once where there is an append, else for as long as as many come, up to [`GROUP_TIME`].
 const GATHERING: Duration = Duration::from_micros(500);
 /// How long an append of a failed commit waits for the log to tell whether it is there.
 const UNCONFIRMED_AFTER: Duration = Duration::from_secs(5);
@@ -88,11 +88,13 @@ struct PendingChange {
     reply: Option<oneshot::Sender<Effect>>,
     /// Room for the answer that it keeps.
     room: Option<Reservation>,
+    /// Bytes that it has the log read.
+    reads: u64,
 }
 
 impl PendingChange {
     fn new(change: Change, reply: Option<oneshot::Sender<Effect>>) -> Self {
-        Self { change, reply, room: None }
+        Self { change, reply, room: None, reads: 0 }
     }
 
     /// Takes room for the answer that it keeps, unless it has. Without room the answer is not kept.
@@ -166,6 +168,7 @@ impl Writer {
             leaving: None,
             gone: None,
             busy: false,
+            relapse: None,
         };
         thread::Builder::new().name("queue-writer".into()).spawn(move || worker.run())?;
         Ok(Self { commands })
@@ -185,6 +188,17 @@ impl Writer {
     pub(crate) async fn committed(&self, change: Change) -> Option<Effect> {
         let (reply, effect) = oneshot::channel();
         self.commands.send(Command::Change(Box::new(PendingChange::new(change, Some(reply))))).ok()?;
+        effect.await.ok()
+    }
+
+    /// Has a record marked `delivering`, and waits for its commit and what is to be sent. None where the thread has ended.
+    pub(crate) async fn begin(&self, candidate: &Candidate, epoch: u64) -> Option<Effect> {
+        let (reply, effect) = oneshot::channel();
+        let (seq, attempts) = (candidate.seq, candidate.attempts);
+        let mut begin = PendingChange::new(Change::Begin { seq, attempts, epoch }, Some(reply));
+        // A body beyond that is in a file.
+        begin.reads = candidate.size.min(BODY_MEMORY as u64);
+        self.commands.send(Command::Change(Box::new(begin))).ok()?;
         effect.await.ok()
     }
 
@@ -280,6 +294,8 @@ struct Worker {
     gone: Option<u64>,
     /// Whether the last group was of several: more are about to come.
     busy: bool,
+    /// How long to wait before the log is opened anew, where nothing was committed since it last was.
+    relapse: Option<Duration>,
 }
 
 /// Why the loop ends.
@@ -302,11 +318,12 @@ impl Worker {
     fn serve(&mut self) -> Stopped {
         loop {
             let mut group = Group::default();
-            for mut change in self.first.drain(..) {
+            for mut change in self.first.drain(..self.first.len().min(GROUP_CHANGES)) {
                 change.make_room(&self.tools.books);
                 group.add_change(change);
             }
             if group.changes.is_empty() {
+                self.tools.notices.flush();
                 match self.inbox.recv() {
                     Ok(command) => {
                         if let Some(stopped) = self.take(command, &mut group) {
@@ -317,14 +334,19 @@ impl Worker {
                 }
             }
             let started = Instant::now();
-            let (mut stopped, mut gathered) = (None, !self.busy);
+            let (mut stopped, mut waits) = (None, self.busy);
+            let mut before = group.changes.len();
             while stopped.is_none() && group.has_room() && started.elapsed() < GROUP_TIME {
                 match self.inbox.try_recv() {
                     Ok(command) => stopped = self.take(command, &mut group),
-                    Err(_) if gathered || group.changes.len() >= GROUP_ENOUGH => break,
+                    Err(_) if !waits || group.is_worth_its_commit() => break,
                     Err(_) => {
-                        gathered = true;
                         thread::sleep(GATHERING);
+                        // A client waits for an append: once is enough. And what does not come quickly is not waited for, be it
+                        // under way as it may.
+                        waits =
+                            group.appends == 0 && (before == 0 || group.changes.len() >= before + GROUP_BUSY);
+                        before = group.changes.len();
                     }
                 }
             }
@@ -360,13 +382,14 @@ impl Worker {
             }
             Command::Suspect(reason) => group.suspect = Some(reason),
             Command::LookAtDisk => self.tools.disk.look(),
-            Command::Nudge(lane) => self.tools.notices.send(Notice::Nudge(lane)),
+            Command::Nudge(lane) => self.tools.notices.add(Notice::Nudge(lane)),
             Command::Flush(reply) => self.flushes.push(reply),
             Command::TakeOver(lock, reply) => {
                 let taken = self.take_over(lock);
                 if let Err(error) = &taken {
                     group.suspect = Some(error.to_string());
                 }
+                self.tools.notices.flush();
                 let _ = reply.send(taken);
             }
             Command::LetGo(reply) => self.leaving = Some(reply),
@@ -418,12 +441,12 @@ impl Worker {
         let rates: HashMap<_, _> = reader.rates()?.into_iter().collect();
         let known = self.tools.books.lanes(None).into_iter().map(|(lane, _)| lane);
         for lane in known.filter(|lane| !rates.contains_key(lane)) {
-            self.tools.notices.send(Notice::Rate(lane, None));
+            self.tools.notices.add(Notice::Rate(lane, None));
         }
         for (lane, rate) in rates {
-            self.tools.notices.send(Notice::Rate(lane, Some(rate)));
+            self.tools.notices.add(Notice::Rate(lane, Some(rate)));
         }
-        self.tools.notices.send(Notice::Rescan);
+        self.tools.notices.add(Notice::Rescan);
         Ok(())
     }
 
@@ -439,6 +462,7 @@ impl Worker {
         match self.tools.log.commit(&group.changes) {
             Ok(effects) => {
                 debug_assert_eq!(effects.len(), group.changes.len(), "each change has its effect");
+                self.relapse = None;
                 self.tools.books.committed();
                 for ((change, then), effect) in group.changes.into_iter().zip(group.thens).zip(effects) {
                     match then {
@@ -449,11 +473,16 @@ impl Worker {
                             }
                             self.announce(&change, &effect);
                             if let Some(reply) = reply {
+                                // Who did it by hand is told when delivery knows.
+                                if matches!(change, Change::Intervene(_)) {
+                                    self.tools.notices.flush();
+                                }
                                 let _ = reply.send(effect);
                             }
                         }
                     }
                 }
+                self.tools.notices.flush();
                 self.tools.disk.look();
                 self.trim_receipts();
                 self.tools.log.maintain()
@@ -465,7 +494,7 @@ impl Worker {
         }
     }
 
-    fn appended(&self, change: &Change, rest: AppendRest, effect: &Effect) {
+    fn appended(&mut self, change: &Change, rest: AppendRest, effect: &Effect) {
         let (append, seq, front) = match (change, effect) {
             (Change::Append(append), Effect::Appended { seq, front }) => (append, seq, front),
             (_, Effect::KeyTaken(holder)) => {
@@ -494,9 +523,9 @@ impl Worker {
 
     /// Says that a record is queued. Of a paused lane delivery need not know more than when it expires: the log would
     /// not let it begin, and when the lane is resumed it is read.
-    fn queued(&self, candidate: Candidate, front: bool) {
+    fn queued(&mut self, candidate: Candidate, front: bool) {
         let may_go = front && !self.tools.paused.contains(&candidate.lane);
-        self.tools.notices.send(if may_go {
+        self.tools.notices.add(if may_go {
             Notice::Ready(candidate)
         } else {
             Notice::Behind { expires_ms: candidate.expires_ms }
@@ -514,7 +543,7 @@ impl Worker {
         }
         done.unpaused.iter().for_each(|unpaused| self.unpaused(unpaused));
         if !(done.ended.is_empty() && done.erased.is_empty()) {
-            self.tools.notices.send(Notice::Ended { at_ms: what.at_ms });
+            self.tools.notices.add(Notice::Ended { at_ms: what.at_ms });
         }
         if let Some(requeued) = &done.requeued {
             self.tools.books.requeued(requeued);
@@ -522,7 +551,7 @@ impl Worker {
         }
         if let Act::Rate { upstream, rate } = &what.act {
             let lane = Lane { tenant: what.tenant.clone(), upstream: upstream.clone() };
-            self.tools.notices.send(Notice::Rate(lane, *rate));
+            self.tools.notices.add(Notice::Rate(lane, *rate));
         }
         if let Act::Pause { upstream, paused } = &what.act {
             let lane = Lane { tenant: what.tenant.clone(), upstream: upstream.clone() };
@@ -530,7 +559,7 @@ impl Worker {
                 self.tools.paused.insert(lane);
             } else {
                 self.tools.paused.remove(&lane);
-                self.tools.notices.send(Notice::Released(lane));
+                self.tools.notices.add(Notice::Released(lane));
             }
         }
     }
@@ -540,7 +569,7 @@ impl Worker {
             (_, Effect::Ended(ended)) => self.ended(ended),
             (Change::Expire { limit, .. }, Effect::Expired { ended, next_ms }) => {
                 ended.iter().for_each(|ended| self.ended(ended));
-                self.tools.notices.send(Notice::Swept { next_ms: *next_ms, full: ended.len() >= *limit });
+                self.tools.notices.add(Notice::Swept { next_ms: *next_ms, full: ended.len() >= *limit });
             }
             (
                 Change::Prune { limit, .. } | Change::Trim { limit, .. } | Change::Clear { limit, .. },
@@ -554,7 +583,7 @@ impl Worker {
                     pruned.unpaused.iter().for_each(|unpaused| self.unpaused(unpaused));
                 }
                 if matches!(change, Change::Prune { .. }) {
-                    self.tools.notices.send(Notice::Pruned {
+                    self.tools.notices.add(Notice::Pruned {
                         oldest_delivered_ms: *oldest_delivered_ms,
                         oldest_dead_ms: *oldest_dead_ms,
                         full: pruned.len() >= *limit,
@@ -563,22 +592,22 @@ impl Worker {
             }
             (Change::Forget { limit, .. }, Effect::Forgotten { freed, next_ms }) => {
                 freed.iter().for_each(|(lane, bytes)| self.tools.books.forgotten(lane, *bytes));
-                self.tools.notices.send(Notice::Forgot { next_ms: *next_ms, full: freed.len() >= *limit });
+                self.tools.notices.add(Notice::Forgot { next_ms: *next_ms, full: freed.len() >= *limit });
             }
             (Change::Retry { again, .. } | Change::Miss { again, .. }, Effect::Stale) => {
                 let (lane, seq) = (again.lane.clone(), again.seq);
-                self.tools.notices.send(Notice::Changed { lane, seq });
+                self.tools.notices.add(Notice::Changed { lane, seq });
             }
             (Change::Retry { again, .. } | Change::Miss { again, .. }, Effect::Done) => {
-                self.tools.notices.send(Notice::Ready(again.clone()))
+                self.tools.notices.add(Notice::Ready(again.clone()))
             }
             (Change::Intervene(what), Effect::Intervened(done)) => self.intervened(what, done),
-            (Change::Release { lane }, _) => self.tools.notices.send(Notice::Released(lane.clone())),
+            (Change::Release { lane }, _) => self.tools.notices.add(Notice::Released(lane.clone())),
             _ => {}
         }
     }
 
-    fn ended(&self, ended: &Ended) {
+    fn ended(&mut self, ended: &Ended) {
         self.tools.books.ended(ended);
         if let Some(body) = ended.freed {
             self.tools.spool.remove(body);
@@ -588,7 +617,7 @@ impl Worker {
         }
     }
 
-    fn unpaused(&self, unpaused: &Unpaused) {
+    fn unpaused(&mut self, unpaused: &Unpaused) {
         self.tools.books.unpaused(unpaused);
         if let Some(next) = &unpaused.promoted {
             self.queued(next.clone(), true);
@@ -615,7 +644,7 @@ impl Worker {
             match (change, then) {
                 (Change::Append(append), Then::Append(rest)) => self.refuse(append.id, rest, may_be_there),
                 (change, Then::Change { reply, room }) => {
-                    self.first.push(PendingChange { change, reply, room });
+                    self.first.push(PendingChange { change, reply, room, reads: 0 });
                 }
                 (_, Then::Append(_)) => unreachable!("only an append has what belongs to one"),
             }
@@ -641,6 +670,13 @@ impl Worker {
         if matches!(error, LogError::Full(_)) {
             self.tools.disk.free_ballast();
         }
+        // That the log is sound, and yet what is kept can't be committed, may take somebody to mend.
+        if let Some(pause) = self.relapse
+            && let Some(stopped) = self.refuse_for(pause)
+        {
+            return Some(stopped);
+        }
+        self.relapse = Some(self.relapse.map_or(REOPEN_FIRST, |pause| (pause * 2).min(REOPEN_LAST)));
         let mut pause = REOPEN_FIRST;
         loop {
             match self.reopen() {
@@ -660,7 +696,8 @@ impl Worker {
         }
         tracing::info!("the queue's log was reopened and verified: records are accepted again");
         self.tools.health.restored();
-        self.tools.notices.send(Notice::Rescan);
+        self.tools.notices.add(Notice::Rescan);
+        self.tools.notices.flush();
         None
     }
 
@@ -697,12 +734,13 @@ impl Worker {
                     wake = wake.min(latest);
                 }
             }
+            self.tools.notices.flush();
             match self.inbox.recv_timeout(wake.saturating_duration_since(Instant::now())) {
                 Ok(Command::Append(pending)) => self.refuse(pending.append.id, pending.rest, false),
                 Ok(Command::Change(change)) => self.first.push(*change),
                 Ok(Command::Suspect(_)) => {}
                 Ok(Command::LookAtDisk) => self.tools.disk.look(),
-                Ok(Command::Nudge(lane)) => self.tools.notices.send(Notice::Nudge(lane)),
+                Ok(Command::Nudge(lane)) => self.tools.notices.add(Notice::Nudge(lane)),
                 Ok(Command::Flush(reply)) => self.flushes.push(reply),
                 Ok(Command::TakeOver(lock, reply)) => {
                     drop(lock);
@@ -747,6 +785,7 @@ struct Group {
     changes: Vec<Change>,
     /// One for each change.
     thens: Vec<Then>,
+    appends: usize,
     bytes: u64,
     suspect: Option<String>,
 }
@@ -763,17 +802,25 @@ impl Group {
             StoredBody::Inline(_) => pending.append.size,
             StoredBody::File { len, .. } => pending.append.size.saturating_sub(*len),
         };
+        self.appends += 1;
         self.changes.push(Change::Append(pending.append));
         self.thens.push(Then::Append(pending.rest));
     }
 
-    fn add_change(&mut self, PendingChange { change, reply, room }: PendingChange) {
-        self.bytes += room.as_ref().map_or(0, Reservation::bytes);
+    fn add_change(&mut self, PendingChange { change, reply, room, reads }: PendingChange) {
+        self.bytes += room.as_ref().map_or(0, Reservation::bytes) + reads;
         self.changes.push(change);
         self.thens.push(Then::Change { reply, room });
     }
 
     fn has_room(&self) -> bool {
-        self.changes.len() < GROUP_RECORDS && self.bytes < GROUP_BYTES
+        let most = if self.appends > 0 { GROUP_RECORDS } else { GROUP_CHANGES };
+        self.changes.len() < most && self.bytes < GROUP_BYTES
+    }
+
+    /// Whether it is not to wait for more.
+    fn is_worth_its_commit(&self) -> bool {
+        let most = if self.appends > 0 { GROUP_RECORDS } else { GROUP_CHANGES };
+        self.changes.len() >= most / 2
     }
 }

@@ -147,6 +147,15 @@ pub struct Unreached {
 }
 
 impl Pools {
+    /// Whether there is a connection for a request to come, as far as is known without asking the kernel.
+    pub fn is_reachable(&self, cluster: &Arc<Cluster>) -> bool {
+        if let UpstreamTarget::Nats(target) = &cluster.spec().target {
+            return nats::is_reachable(self.nats(), cluster, target);
+        }
+        let pool = self.of(cluster);
+        (0..cluster.endpoint_count()).any(|index| pool.endpoint(index).seems_to_have_idle())
+    }
+
     /// Makes sure that there is a connection for a request to come: one that is kept, or a new one, which is kept then.
     /// Whatever the breaker says, as for a probe. That there is one closes no breaker; that there is none counts.
     ///

@@ -1,7 +1,7 @@
 //! Delivery: what is tried when, and what becomes of it.
 //!
 //! [`machine`] decides, knowing nothing but events, times that are passed in, and a seed. The runner does as it says:
-//! reads records, marks them `delivering`, calls [`Deliver`], and records how it went.
+//! marks records `delivering` and gets what is to be sent, calls [`Deliver`], and records how it went.
 
 mod backoff;
 mod clock;
@@ -198,8 +198,16 @@ pub trait Deliver: 'static {
     /// Sends one record. Dropped where it takes longer than the attempt time-out, and at shutdown.
     fn deliver(&self, attempt: Attempt) -> impl Future<Output = Outcome>;
 
-    /// Makes sure that the record could be sent: that there is a connection. Asked before one is marked `delivering` that is
-    /// not safe to repeat, so that a crash while its upstream is down leaves no doubt about it. By default it always could.
+    /// Whether there is a connection to this upstream, as far as is known without asking anyone: then [`Deliver::reach`] is
+    /// not asked. By default that is never known.
+    fn is_reachable(&self, tenant: &TenantName, upstream: &UpstreamName) -> bool {
+        let _ = (tenant, upstream);
+        false
+    }
+
+    /// Makes sure that the record could be sent: that there is a connection. Asked where [`Deliver::is_reachable`] does not know
+    /// of one, before a record is marked `delivering` that is not safe to repeat, so that a crash while its upstream is down
+    /// leaves no doubt about it. By default it always could.
     ///
     /// # Errors
     /// What its delivery would have come to, not a byte having left.

@@ -28,7 +28,7 @@ use super::{
 use crate::{
     books::Books,
     fault::Fault,
-    log::{Candidate, Change, Effect},
+    log::{Candidate, Content, Effect},
     notices::NoticeReceiver,
     owner::LOOK_EVERY,
     rate::Rate,
@@ -48,6 +48,8 @@ const LOOK_AGAIN_EVERY: Duration = Duration::from_secs(1);
 
 /// How many events are handled before anything else is looked at.
 const AT_ONCE: usize = 64;
+/// After how many of them the thread lets others have the processor.
+const STEP_BACK: usize = 4;
 
 /// Why delivery ended before it was told to.
 #[derive(Debug, Error)]
@@ -165,9 +167,13 @@ impl Delivery {
         let mut scanned = Instant::now();
         loop {
             // What has come together is handled together: one group's commit tells of many records.
-            for _ in 0..AT_ONCE {
+            for n in 0..AT_ONCE {
                 let come = || notices.try_recv().map(Event::Notice).or_else(|| tasks.try_next());
                 let Some(event) = event.take().or_else(come) else { break };
+                // Whoever else has something to do comes first, data workers above all.
+                if n % STEP_BACK == STEP_BACK - 1 {
+                    thread::yield_now();
+                }
                 for action in machine.handle(clock.now(), event, &upstreams) {
                     match action {
                         Action::Commit(change) => writer.change(change),
@@ -376,27 +382,83 @@ fn read_failed(error: &crate::log::LogError) {
 }
 
 impl<D: Deliver> Shared<D> {
-    /// One attempt: read it, see that it could be sent, mark it, and only then send it.
+    /// One attempt: see that it could be sent, mark it, and only then send it.
     async fn attempt(&self, candidate: Candidate, sent: &Cell<bool>) -> Landing {
-        let content = match self.reader.content(candidate.seq).await {
-            Ok(content) => content,
-            Err(error) => {
-                read_failed(&error);
-                return Landing::NotBegun;
+        if !candidate.repeat_safe {
+            let Lane { tenant, upstream } = &candidate.lane;
+            if !self.deliver.is_reachable(tenant, upstream)
+                && let Err(landing) = self.reach(&candidate).await
+            {
+                return landing;
             }
-        };
-        let body = match content.as_ref().map(|content| content.body.open(&self.bodies)).transpose() {
-            Ok(body) => body.flatten(),
-            Err(error) => {
-                tracing::warn!(%error, "a queued body could not be opened and will be tried again");
-                return Landing::NotBegun;
-            }
-        };
+        }
         if self.stopping.get() {
             return Landing::NotBegun;
         }
-        let (seq, attempts, epoch) = (candidate.seq, candidate.attempts, self.epoch);
-        let attempt = content.zip(body).map(|(content, body)| Attempt {
+        let seq = candidate.seq;
+        let late = Fault::MarkAfterDelivery.is_on().then(|| candidate.clone());
+        let content = if late.is_some() {
+            self.reader.content(seq).await.ok().flatten().map(Box::new)
+        } else {
+            match self.writer.begin(&candidate, self.epoch).await {
+                Some(Effect::Begun(content)) => content,
+                Some(_) => return Landing::Stale,
+                None => return Landing::NotBegun,
+            }
+        };
+        let attempt = match content.map(|content| self.attempt_of(candidate, *content)) {
+            Some(Ok(Some(attempt))) => attempt,
+            Some(Err(error)) => {
+                tracing::warn!(%error, "a queued body could not be opened and will be tried again");
+                return Landing::Made(Outcome::Withheld { reason: "request-body".into() });
+            }
+            None | Some(Ok(None)) => {
+                tracing::error!(
+                    seq = seq.0,
+                    "the content of a queued record is lost; it is dead (indeterminate)"
+                );
+                return Landing::ContentLost;
+            }
+        };
+        if self.stopping.get() {
+            return Landing::Made(Outcome::NotSent { reason: "shutdown".into() });
+        }
+        sent.set(true);
+        thread::yield_now();
+        // Boxed: it is large, and is moved a few times on its way to where it runs.
+        let outcome = timeout(self.attempt_timeout, Box::pin(self.deliver.deliver(attempt))).await;
+        if let Some(candidate) = late {
+            self.writer.begin(&candidate, self.epoch).await;
+        }
+        match outcome {
+            Ok(outcome) => Landing::Made(outcome),
+            Err(_) => Landing::Made(Outcome::Broken { reason: "attempt-timeout".into() }),
+        }
+    }
+
+    /// Sees that a record which is not marked yet could be sent, where nobody knows of a connection.
+    async fn reach(&self, candidate: &Candidate) -> Result<(), Landing> {
+        let content = self.reader.content(candidate.seq).await.map_err(|error| {
+            read_failed(&error);
+            Landing::NotBegun
+        })?;
+        let attempt = content.map(|content| self.attempt_of(candidate.clone(), content)).transpose();
+        let attempt = attempt.map_err(|error| {
+            tracing::warn!(%error, "a queued body could not be opened and will be tried again");
+            Landing::NotBegun
+        })?;
+        // What is lost needs no connection.
+        let Some(attempt) = attempt.flatten() else { return Ok(()) };
+        match timeout(self.attempt_timeout, self.deliver.reach(&attempt)).await {
+            Ok(reached) => reached.map_err(Landing::Unreached),
+            Err(_) => Err(Landing::Unreached(Outcome::NotSent { reason: "attempt-timeout".into() })),
+        }
+    }
+
+    /// None where its body is lost.
+    fn attempt_of(&self, candidate: Candidate, content: Content) -> io::Result<Option<Attempt>> {
+        let Some(body) = content.body.open(&self.bodies)? else { return Ok(None) };
+        Ok(Some(Attempt {
             id: content.id,
             tenant: candidate.lane.tenant,
             upstream: candidate.lane.upstream,
@@ -407,49 +469,11 @@ impl<D: Deliver> Shared<D> {
             headers: content.headers,
             sealed: content.sealed,
             body,
-            number: attempts.saturating_add(1),
+            number: candidate.attempts.saturating_add(1),
             accepted_ms: content.accepted_ms,
             trace: content.trace,
             repeat_safe: candidate.repeat_safe,
             request_id: content.request_id,
-        });
-        if let Some(attempt) = attempt.as_ref().filter(|attempt| !attempt.repeat_safe) {
-            match timeout(self.attempt_timeout, self.deliver.reach(attempt)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(outcome)) => return Landing::Unreached(outcome),
-                Err(_) => return Landing::Unreached(Outcome::NotSent { reason: "attempt-timeout".into() }),
-            }
-            if self.stopping.get() {
-                return Landing::NotBegun;
-            }
-        }
-        let mark = || self.writer.committed(Change::Begin { seq, attempts, epoch });
-        if !Fault::MarkAfterDelivery.is_on() {
-            match mark().await {
-                Some(Effect::Done) => {}
-                Some(_) => return Landing::Stale,
-                None => return Landing::NotBegun,
-            }
-        }
-        let Some(attempt) = attempt else {
-            tracing::error!(
-                seq = seq.0,
-                "the content of a queued record is lost; it is dead (indeterminate)"
-            );
-            return Landing::ContentLost;
-        };
-        if self.stopping.get() {
-            return Landing::Made(Outcome::NotSent { reason: "shutdown".into() });
-        }
-        sent.set(true);
-        // Boxed: it is large, and is moved a few times on its way to where it runs.
-        let outcome = timeout(self.attempt_timeout, Box::pin(self.deliver.deliver(attempt))).await;
-        if Fault::MarkAfterDelivery.is_on() {
-            mark().await;
-        }
-        match outcome {
-            Ok(outcome) => Landing::Made(outcome),
-            Err(_) => Landing::Made(Outcome::Broken { reason: "attempt-timeout".into() }),
-        }
+        }))
     }
 }

@@ -386,8 +386,8 @@ impl Simulation {
             Inbox::Begin(candidate) => {
                 let lost = self.plan.requests[self.by_seq[&candidate.seq]].lost;
                 match self.commit(self.begin(&candidate)) {
-                    Effect::Done if lost => self.land(&candidate, Landing::ContentLost),
-                    Effect::Done => self.soon(1, Happens::Deliver(candidate)),
+                    Effect::Begun(_) if lost => self.land(&candidate, Landing::ContentLost),
+                    Effect::Begun(_) => self.soon(1, Happens::Deliver(candidate)),
                     Effect::Stale => self.land(&candidate, Landing::Stale),
                     other => panic!("{other:?}"),
                 }

@@ -96,9 +96,17 @@ fn put(log: &mut dyn Log, n: u64, key: Option<&str>) -> (Seq, bool) {
     }
 }
 
+/// What becomes of it but for the content, which is the one that a reader finds.
 fn begin(log: &mut dyn Log, seq: Seq, attempts: u32) -> Effect {
     let epoch = log.epoch();
-    one(log, Change::Begin { seq, attempts, epoch })
+    match one(log, Change::Begin { seq, attempts, epoch }) {
+        Effect::Begun(content) => {
+            let read = log.reader().unwrap().content(seq).unwrap();
+            assert_eq!(content.map(|content| *content), read);
+            Effect::Done
+        }
+        effect => effect,
+    }
 }
 
 fn attempt(log: &dyn Log, seq: Seq, attempts: u32) -> AttemptRef {

@@ -72,6 +72,10 @@ impl Row {
             && self.epoch == Some(attempt.epoch)
     }
 
+    fn content(&self) -> Option<Content> {
+        self.has_content.then(|| self.append.content.clone())
+    }
+
     fn candidate(&self, seq: Seq) -> Candidate {
         Candidate {
             attempts: self.attempts,
@@ -255,12 +259,12 @@ impl Rows {
                     row.state = State::Delivering;
                     row.attempts += 1;
                     row.epoch = Some(*epoch);
-                    Effect::Done
+                    Effect::Begun(row.content().map(Box::new))
                 }
                 Some(row)
                     if row.is_attempt(&AttemptRef { seq: *seq, attempts: attempts + 1, epoch: *epoch }) =>
                 {
-                    Effect::Done
+                    Effect::Begun(row.content().map(Box::new))
                 }
                 _ => Effect::Stale,
             },
@@ -279,7 +283,7 @@ impl Rows {
                 let AttemptRef { seq, attempts, epoch } = *attempt;
                 let begin = Change::Begin { seq, attempts: attempts.saturating_sub(1), epoch };
                 match self.apply(&begin) {
-                    Effect::Done => {
+                    Effect::Begun(_) => {
                         let (attempt, again, note) = (*attempt, again.clone(), note.clone());
                         self.apply(&Change::Retry { attempt, again, note })
                     }
@@ -731,7 +735,7 @@ impl LogReader for MemoryDisk {
 
     fn content(&mut self, seq: Seq) -> Result<Option<Content>, LogError> {
         let rows = self.rows();
-        Ok(rows.rows.get(&seq).filter(|row| row.has_content).map(|row| row.append.content.clone()))
+        Ok(rows.rows.get(&seq).and_then(Row::content))
     }
 
     fn content_of(&mut self, id: RecordId) -> Result<Option<Content>, LogError> {

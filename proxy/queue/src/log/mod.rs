@@ -540,6 +540,8 @@ pub(crate) enum Effect {
     Appended { seq: Seq, front: bool },
     /// By `Append`: this record has its key, and nothing was appended.
     KeyTaken(Holder),
+    /// By `Begin`: what is to be sent, or none where it is lost.
+    Begun(Option<Box<Content>>),
     /// Done as asked, and there is nothing more to say of it.
     Done,
     /// The record was not as the change expected; nothing was done.

@@ -6,6 +6,7 @@
 //! [`ERASE_AFTER`] later.
 
 mod checkpoint;
+mod content;
 mod intervene;
 mod reader;
 mod rows;
@@ -18,6 +19,7 @@ use std::{
         Arc,
         atomic::{AtomicI32, Ordering},
     },
+    thread,
     time::Duration,
 };
 
@@ -57,6 +59,9 @@ const WAL_FILE_KEPT: i64 = 16 << 20;
 /// How long after a content was erased the WAL, which may hold it, is copied back and emptied.
 const ERASE_AFTER: Duration = Duration::from_secs(5);
 const BUSY: Duration = Duration::from_secs(5);
+/// After so many changes the thread lets others have the processor first: a group takes milliseconds, and a data worker that
+/// wakes up meanwhile would wait for its end, for the scheduler lets whoever runs have their slice.
+const STEP_BACK: usize = 4;
 /// Of the writing connection: KiB of the database in memory. A group's pages, with those that the next ones will want.
 const CACHE_KIB: i64 = 16 << 10;
 
@@ -161,7 +166,15 @@ impl Log for SqliteLog {
         let committed = (|| {
             let tx = open.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let mut writer = Writer { tx: &tx, lanes: &mut open.lanes, erased: Cell::new(false) };
-            let effects = group.iter().map(|change| writer.apply(change)).collect::<Result<_, _>>()?;
+            // A client waits for an append: then the group is done with as soon as can be.
+            let steps_back = !group.iter().any(|change| matches!(change, Change::Append(_)));
+            let mut effects = Vec::with_capacity(group.len());
+            for (n, change) in group.iter().enumerate() {
+                if steps_back && n % STEP_BACK == STEP_BACK - 1 {
+                    thread::yield_now();
+                }
+                effects.push(writer.apply(change)?);
+            }
             let erased = writer.erased.get();
             tx.commit()?;
             if erased {

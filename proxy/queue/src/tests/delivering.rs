@@ -297,3 +297,72 @@ async fn receipts_are_deleted_after_their_retention_and_beyond_their_number() {
     let receipt = accepted[5].receipt.to_string();
     assert!(queue.receipt(&tenant(), &receipt).await.unwrap().is_none());
 }
+
+#[tokio::test]
+async fn content_that_makes_no_sense_ends_its_record_and_stops_nobody_else() {
+    for nonsense in ["target = CAST(x'ff' AS TEXT)", "headers = x'09'", "body_file = 'somewhere'"] {
+        let dir = tempfile::tempdir().unwrap();
+        let (queue, delivery) = open(&dir);
+        let lost = accept(&queue, record(&queue, 1, b"lost").await).await;
+        accept(&queue, record(&queue, 2, b"well").await).await;
+        rusqlite::Connection::open(dir.path().join("queue.db"))
+            .unwrap()
+            .execute(&format!("UPDATE content SET {nonsense} WHERE seq = 1"), [])
+            .unwrap();
+        let ended = until(&queue, |totals| totals.delivered == 1 && totals.dead == 1);
+        let got = deliver_until(delivery, |_| now(ok()), ended).await;
+        assert_eq!(by_target(&got), HashMap::from([("/2", 1)]), "{nonsense}");
+        let told = view(&queue, &lost).await;
+        assert_eq!(told.state, State::Dead { reason: DeadReason::Indeterminate });
+        assert_eq!(told.last_error.as_deref(), Some("content-lost"));
+        try_accept(&queue, record(&queue, 3, b"later").await).await.expect("the queue goes on");
+    }
+}
+
+/// An upstream that no connection is to be had to.
+struct Unreachable(Rc<Cell<usize>>);
+
+impl Deliver for Unreachable {
+    async fn deliver(&self, _: Attempt) -> Outcome {
+        panic!("nothing is sent where there is no connection")
+    }
+
+    async fn reach(&self, attempt: &Attempt) -> Result<(), Outcome> {
+        assert_eq!((&attempt.target[..], &read(&attempt.body)[..]), ("/1", &b"fragile"[..]));
+        self.0.set(self.0.get() + 1);
+        Err(Outcome::NotSent { reason: "connect-refused".into() })
+    }
+
+    fn in_flight_cap(&self, _: &TenantName, _: &UpstreamName) -> u32 {
+        8
+    }
+
+    fn rules(&self, _: &TenantName, _: &UpstreamName) -> Rules {
+        Rules::default()
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_safe_to_repeat_is_not_marked_while_its_upstream_cannot_be_reached() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, delivery) = open(&dir);
+    let mut fragile = record(&queue, 1, b"fragile").await;
+    fragile.repeat_safe = false;
+    let fragile = accept(&queue, fragile).await;
+    let tried = Rc::new(Cell::new(0));
+    let (tries, database) = (Rc::clone(&tried), dir.path().join("queue.db"));
+    let often = async {
+        let connection = rusqlite::Connection::open(&database).unwrap();
+        while tries.get() < 3 {
+            let marked: i64 = connection
+                .query_row("SELECT count(*) FROM record WHERE state = 1", [], |row| row.get(0))
+                .unwrap();
+            assert_eq!(marked, 0);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    delivery.run(Unreachable(Rc::clone(&tried)), often, Duration::from_secs(10)).await.unwrap();
+    let told = view(&queue, &fragile).await;
+    assert_eq!((told.state, told.last_error.as_deref()), (State::Queued, Some("connect-refused")));
+    assert!(told.attempts >= 2, "each of them counts: {}", told.attempts);
+}

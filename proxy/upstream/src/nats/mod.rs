@@ -115,6 +115,12 @@ where
     }
 }
 
+/// Whether the connection stands and the subject is granted.
+pub(crate) fn is_reachable(clients: &Clients, cluster: &Cluster, target: &NatsTarget) -> bool {
+    cluster.policy().permits_subject(target).is_ok()
+        && clients.client(&target.connection).is_some_and(|client| client.is_connected())
+}
+
 /// Makes sure that the connection stands.
 pub(crate) async fn reach(
     clients: &Clients,

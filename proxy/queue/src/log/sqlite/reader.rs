@@ -4,10 +4,14 @@ use std::{collections::HashMap, path::Path};
 
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
-use super::{super::*, connect, rows::*};
+use super::{
+    super::*,
+    connect,
+    content::{self, content},
+    rows::*,
+};
 use crate::{
-    body::StoredBody,
-    record::{Lane, ReceiptView, RecordId, Seq, State, TraceRef},
+    record::{Lane, ReceiptView, RecordId, Seq, State},
     response::{KeptResponse, ResponseView, WholeResponse},
     spool::BodyName,
     view::{PAGE_MAX, RecordListing, path_of, request_view},
@@ -67,57 +71,6 @@ impl SqliteReader {
             self.lanes.insert(lane.clone(), id);
         }
         Ok(id)
-    }
-
-    /// The content of the record that has this in a column that is unique.
-    fn content_where(
-        &self,
-        column: &'static str,
-        is: impl rusqlite::ToSql,
-    ) -> Result<Option<Content>, LogError> {
-        let sql = format!(
-            "SELECT r.id, r.accepted_ms, c.revision, c.method, c.target, c.host, c.headers, c.body, c.body_file, c.body_len,
-                    c.trace_id, c.span_id, c.sampled, c.request_id, c.sealed
-             FROM record r JOIN content c USING (seq) WHERE {column} = ?1"
-        );
-        let row = self
-            .connection
-            .prepare_cached(&sql)?
-            .query_row([is], |row| {
-                let body = (
-                    row.get::<_, Option<Vec<u8>>>(7)?,
-                    row.get::<_, Option<String>>(8)?,
-                    from_db(row.get(9)?),
-                );
-                let content = Content {
-                    id: RecordId::from_bytes(row.get(0)?),
-                    accepted_ms: from_db(row.get(1)?),
-                    revision: from_db(row.get(2)?),
-                    method: row.get(3)?,
-                    target: row.get(4)?,
-                    host: row.get(5)?,
-                    headers: Vec::new(),
-                    sealed: row.get::<_, Option<Vec<u8>>>(14)?.map(Into::into),
-                    body: StoredBody::Inline(bytes::Bytes::new()),
-                    trace: TraceRef { trace_id: row.get(10)?, span_id: row.get(11)?, sampled: row.get(12)? },
-                    request_id: row.get(13)?,
-                };
-                Ok((content, row.get::<_, Vec<u8>>(6)?, body))
-            })
-            .optional()?;
-        let Some((mut content, headers, body)) = row else { return Ok(None) };
-        let corrupt = |what: &str| LogError::Corrupt(format!("record {} has {what}", content.id));
-        let headers = codec::decode(&headers).ok_or_else(|| corrupt("headers of an unknown form"))?;
-        content.body = match body {
-            (Some(bytes), None, _) => StoredBody::Inline(bytes.into()),
-            (None, Some(name), len) => StoredBody::File {
-                name: name.parse().map_err(|()| corrupt("a body file of no valid name"))?,
-                len,
-            },
-            _ => return Err(corrupt("not exactly one body")),
-        };
-        content.headers = headers;
-        Ok(Some(content))
     }
 }
 
@@ -205,11 +158,11 @@ impl LogReader for SqliteReader {
     }
 
     fn content(&mut self, seq: Seq) -> Result<Option<Content>, LogError> {
-        self.content_where("r.seq", seq.0)
+        content(&self.connection, content::BY_SEQ, seq.0)?.read()
     }
 
     fn content_of(&mut self, id: RecordId) -> Result<Option<Content>, LogError> {
-        self.content_where("r.id", id.as_bytes())
+        content(&self.connection, content::BY_ID, id.as_bytes())?.read()
     }
 
     fn census(&mut self, visit: &mut dyn FnMut(CensusRow)) -> Result<(), LogError> {

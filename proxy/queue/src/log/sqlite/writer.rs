@@ -10,9 +10,10 @@ use rusqlite::{CachedStatement, OptionalExtension as _, Row, Transaction, named_
 
 use super::{
     super::{
-        Append, AttemptRef, Candidate, Change, Effect, End, Ended, LogError, Note, Pruned, Unpaused, codec,
-        deed, has_key,
+        Append, AttemptRef, Candidate, Change, Content, Effect, End, Ended, LogError, Note, Pruned, Unpaused,
+        codec, deed, has_key,
     },
+    content::{self, Found, content},
     rows::*,
 };
 use crate::{
@@ -45,12 +46,15 @@ impl Writer<'_> {
     pub(super) fn apply(&mut self, change: &Change) -> Result<Effect, LogError> {
         match change {
             Change::Append(append) => self.append(append),
-            Change::Begin { seq, attempts, epoch } => self.begin(*seq, *attempts, *epoch),
+            Change::Begin { seq, attempts, epoch } => match self.begin(*seq, *attempts, *epoch)? {
+                true => Ok(Effect::Begun(self.to_send(*seq)?)),
+                false => Ok(Effect::Stale),
+            },
             Change::Retry { attempt, again, note } => self.retry(attempt, again, note),
             Change::Miss { attempt, again, note } => {
                 match self.begin(attempt.seq, attempt.attempts.saturating_sub(1), attempt.epoch)? {
-                    Effect::Done => self.retry(attempt, again, note),
-                    effect => Ok(effect),
+                    true => self.retry(attempt, again, note),
+                    false => Ok(Effect::Stale),
                 }
             }
             Change::Hold { attempt } => self.hold(attempt),
@@ -172,7 +176,8 @@ impl Writer<'_> {
             .exists(params![lane, key, place])?)
     }
 
-    pub(super) fn begin(&self, seq: Seq, attempts: u32, epoch: u64) -> Result<Effect, LogError> {
+    /// Whether the record is marked now.
+    fn begin(&self, seq: Seq, attempts: u32, epoch: u64) -> Result<bool, LogError> {
         let begun = self
             .sql(
                 "UPDATE record SET state = 1, attempts = attempts + 1, epoch = ?3
@@ -181,13 +186,24 @@ impl Writer<'_> {
             )?
             .execute(params![seq.0, attempts, to_db(epoch)])?;
         if begun == 1 {
-            return Ok(Effect::Done);
+            return Ok(true);
         }
         // The same change once more, after a commit that failed and yet was there.
-        let again = self
+        Ok(self
             .sql("SELECT 1 FROM record WHERE seq = ?1 AND state = 1 AND attempts = ?2 AND epoch = ?3")?
-            .exists(params![seq.0, attempts + 1, to_db(epoch)])?;
-        Ok(if again { Effect::Done } else { Effect::Stale })
+            .exists(params![seq.0, attempts + 1, to_db(epoch)])?)
+    }
+
+    /// What is to be sent now. Content that makes no sense is as good as none: it is told, and the log goes on.
+    fn to_send(&self, seq: Seq) -> Result<Option<Box<Content>>, LogError> {
+        Ok(match content(self.tx, content::BY_SEQ, seq.0)? {
+            Found::Content(content) => Some(content),
+            Found::Nothing => None,
+            Found::Unreadable(why) => {
+                tracing::error!(seq = seq.0, why, "the content of a queued record cannot be read");
+                None
+            }
+        })
     }
 
     pub(super) fn retry(
