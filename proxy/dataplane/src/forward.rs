@@ -115,8 +115,9 @@ pub(crate) async fn send(
     outbound.prepare(exchange, upstream);
     let queueing = match queueing {
         Queueing::AtOnce(eligible) => {
-            return enqueue::without_a_try(worker, exchange, tenant, upstream, outbound, eligible, claim)
-                .await;
+            let stored =
+                enqueue::without_a_try(worker, exchange, tenant, upstream, outbound, eligible, claim);
+            return Box::pin(stored).await;
         }
         queueing => queueing,
     };
@@ -154,7 +155,9 @@ pub(crate) async fn send(
             match (queueing, head) {
                 (Queueing::OnFailure(eligible), Some(head)) if is_outage => {
                     let failed = Failed { head, kept, nothing_sent, claim };
-                    enqueue::on_failure(worker, exchange, tenant, upstream, eligible, failed, refusal).await
+                    let stored =
+                        enqueue::on_failure(worker, exchange, tenant, upstream, eligible, failed, refusal);
+                    Box::pin(stored).await
                 }
                 (Queueing::NoRoom { refusal, repeat_safe }, _)
                     if is_outage && (nothing_sent || repeat_safe) =>

@@ -82,7 +82,20 @@ pub(crate) async fn check(
     if parts.method.is_safe() || !(claims || worker.queue.has_used_keys()) {
         return Ok(Checked::Goes(None));
     }
-    let Some(key) = key(&parts.headers)? else { return Ok(Checked::Goes(None)) };
+    match key(&parts.headers)?.cloned() {
+        None => Ok(Checked::Goes(None)),
+        Some(key) => Box::pin(look_up(worker, exchange, upstream, outbound, (key, claims))).await,
+    }
+}
+
+async fn look_up(
+    worker: &Rc<Shared>,
+    exchange: &mut Finishing,
+    upstream: &UpstreamRuntime,
+    outbound: &mut Outbound,
+    (key, claims): (HeaderValue, bool),
+) -> Result<Checked, Refusal> {
+    let parts = &outbound.parts;
     // A key that a filter set belongs to whom the filter let pass.
     let of_filters;
     let caller = match &outbound.caller {

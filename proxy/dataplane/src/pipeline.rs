@@ -1,7 +1,8 @@
 //! The life of a request, in order: identify tenant → filter chain (request) → verdict → upstream, queue or local
 //! response → filter chain (response, backward) → client.
 //!
-//! This file holds only the order of the phases and what each early return does. Each step is a module.
+//! This file holds only the order of the phases and what each early return does. Each step is a module. What few requests
+//! need is boxed: hyper copies a request's future, with room for all that it may come to.
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
@@ -39,7 +40,7 @@ pub(crate) async fn handle(
     };
     // Filter chain, response phases: of chains that have any, and after whatever the request's way came to.
     if let Some(later) = exchange.later().cloned() {
-        response = phases::of_response(&worker, &mut exchange, &later, response).await;
+        response = Box::pin(phases::of_response(&worker, &mut exchange, &later, response)).await;
     }
     response.headers_mut().insert(REQUEST_ID, exchange.id_field());
     if worker.is_draining() {
@@ -59,7 +60,7 @@ async fn answer(
     // Identify the tenant.
     let tenant = identify(worker, exchange, &parts)?;
     if parts.uri.path().starts_with(RESERVED_PATH) {
-        return receipts::answer(worker, &tenant, &parts).await;
+        return Box::pin(receipts::answer(worker, &tenant, &parts)).await;
     }
     if tenant.leaving {
         let detail = "the tenant of this host is being deleted: it takes no more requests";
@@ -116,7 +117,7 @@ async fn carry_out(
         Decision::Enqueue { upstream, options } => {
             exchange.record().verdict = Some(Verdict::Enqueue);
             let upstream = named(tenant, &upstream)?;
-            enqueue::by_verdict(worker, exchange, tenant, upstream, outbound, options).await
+            Box::pin(enqueue::by_verdict(worker, exchange, tenant, upstream, outbound, options)).await
         }
         // Read it was, before the chain came to its end.
         Decision::ReadBody => Err(Refusal::new(ErrorKind::Internal, "a body was to be read, and was not")),
@@ -167,7 +168,7 @@ async fn filter(
     let head = RequestHead::new(parts.method.clone(), parts.uri.clone(), host, headers);
     let mut outcome = tenant.chain.on_request(&worker.engine, &view, head).await;
     if tenant.chain.has_later_phases() {
-        outcome = phases::of_request(worker, exchange, tenant, &view, outcome, body).await?;
+        outcome = Box::pin(phases::of_request(worker, exchange, tenant, &view, outcome, body)).await?;
     }
     parts.headers = outcome.head.headers;
     exchange.filters(tenant, outcome.runs);

@@ -91,7 +91,8 @@ impl Pools {
         B: Body<Data = Bytes, Error = BoxError> + Unpin + 'static,
     {
         if let UpstreamTarget::Nats(target) = &cluster.spec().target {
-            return nats::send(self.nats(), cluster, target, request, options).await;
+            // Boxed, as all is that few requests do: a request's future is copied a few times, with room for all it may come to.
+            return Box::pin(nats::send(self.nats(), cluster, target, request, options)).await;
         }
         let pool = self.of(cluster);
         let mut message = Message::new(request);
