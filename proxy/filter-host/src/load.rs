@@ -31,8 +31,8 @@ const MOST_SLICES: u32 = 64;
 /// Short calls of a tenant that owes nothing which pay for a slice beforehand, and how many slices may be paid for so. The kernel's
 /// own work counts as a call's that runs into it, such as clearing a huge page for it: who is never long by itself is not to
 /// wait behind loops for that.
-const SHORT_FOR_CREDIT: u32 = 4 * SHORT_FOR_LONG;
-const MOST_CREDIT: u32 = 8;
+pub(crate) const SHORT_FOR_CREDIT: u32 = 4 * SHORT_FOR_LONG;
+pub(crate) const MOST_CREDIT: u32 = 8;
 /// Stints of a tenant's calls whose CPU time is read, from each one on that took [`SLICE`] by the wall: the
 /// machine may have stood still, or the call met no tick, for what it did in one go took long.
 const WATCHED: u32 = 1024;
