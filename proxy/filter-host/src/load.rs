@@ -28,11 +28,6 @@ pub(crate) const LONG_SLICES_OF_A_TENANT: u32 = 4;
 pub(crate) const LONG_SLICES_OF_A_WORKER: u32 = 8;
 /// Slices that one stint counts as at most, and that a tenant owes for.
 const MOST_SLICES: u32 = 64;
-/// Short calls of a tenant that owes nothing which pay for a slice beforehand, and how many slices may be paid for so. The kernel's
-/// own work counts as a call's that runs into it, such as clearing a huge page for it: who is never long by itself is not to
-/// wait behind loops for that.
-pub(crate) const SHORT_FOR_CREDIT: u32 = 4 * SHORT_FOR_LONG;
-pub(crate) const MOST_CREDIT: u32 = 8;
 /// Stints of a tenant's calls whose CPU time is read, from each one on that took [`SLICE`] by the wall: the
 /// machine may have stood still, or the call met no tick, for what it did in one go took long.
 const WATCHED: u32 = 1024;
@@ -81,8 +76,6 @@ pub(crate) struct TenantLoad {
     used_up: AtomicU64,
     /// Short calls that are to make up for these.
     owed: AtomicU32,
-    /// Short calls that were made while none was owed, up to [`MOST_CREDIT`] slices' worth.
-    credit: AtomicU32,
     /// Stints of its calls whose CPU time is to be read.
     watched: AtomicU32,
 }
@@ -98,7 +91,6 @@ impl TenantLoad {
             reused: OnceLock::new(),
             used_up: AtomicU64::new(0),
             owed: AtomicU32::new(0),
-            credit: AtomicU32::new(0),
             watched: AtomicU32::new(0),
         })
     }
@@ -157,22 +149,13 @@ impl TenantLoad {
         let used_up = Slices(self.used_up.load(Ordering::Relaxed));
         self.used_up.store(used_up.and(slices, second).0, Ordering::Relaxed);
         USED_UP.set(USED_UP.get().and(slices, second));
-        let credit = self.credit.load(Ordering::Relaxed);
-        let paid = slices.min(credit / SHORT_FOR_CREDIT);
-        self.credit.store(credit - paid * SHORT_FOR_CREDIT, Ordering::Relaxed);
-        let owed = self.owed.load(Ordering::Relaxed) + (slices - paid) * SHORT_FOR_LONG;
+        let owed = self.owed.load(Ordering::Relaxed) + slices * SHORT_FOR_LONG;
         self.owed.store(owed.min(MOST_SLICES * SHORT_FOR_LONG), Ordering::Relaxed);
     }
 
     /// A call was short, here or in the lane.
     pub(crate) fn was_short(&self) {
         let owed = self.owed.load(Ordering::Relaxed);
-        if owed == 0 {
-            let credit = self.credit.load(Ordering::Relaxed);
-            if credit < MOST_CREDIT * SHORT_FOR_CREDIT {
-                self.credit.store(credit + 1, Ordering::Relaxed);
-            }
-        }
         // The last is owed until the second is over: its limit holds for whoever used up a slice in it.
         if owed > 1 || owed == 1 && self.used_up_in(second(Instant::now())) == 0 {
             self.owed.store(owed - 1, Ordering::Relaxed);
@@ -340,24 +323,6 @@ mod tests {
         assert!(is_refused);
         many();
         assert_eq!(load.owed.load(Ordering::Relaxed), 0, "this second is another");
-    }
-
-    #[test]
-    fn who_was_short_for_long_has_a_few_slices_paid_for() {
-        let (load, now) = (TenantLoad::new(), now());
-        let owed = || load.owed.load(Ordering::Relaxed);
-        (0..SHORT_FOR_CREDIT - 1).for_each(|_| load.was_short());
-        load.used_up(now, 1);
-        assert_eq!(owed(), SHORT_FOR_LONG, "that was not enough");
-        let load = TenantLoad::new();
-        let owed = || load.owed.load(Ordering::Relaxed);
-        (0..2 * MOST_CREDIT * SHORT_FOR_CREDIT).for_each(|_| load.was_short());
-        load.used_up(now, MOST_CREDIT - 1);
-        assert!(owed() == 0 && load.may_begin_inline(now));
-        load.used_up(now, 3);
-        assert_eq!(owed(), 2 * SHORT_FOR_LONG, "only so many are paid for");
-        (0..2 * SHORT_FOR_LONG).for_each(|_| load.was_short());
-        assert_eq!(load.credit.load(Ordering::Relaxed), 0, "what makes up for a slice pays for no other");
     }
 
     /// A stint that took so much by the wall, and CPU time where that is read.

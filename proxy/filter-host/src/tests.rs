@@ -104,12 +104,10 @@ fn the_reference_page_tells_the_limits_that_are_the_same_for_all() {
         assert!(figures.iter().all(|figure| row(what).contains(figure)), "{what}: {figures:?}");
     }
     use crate::load::{
-        LONG_CALLS_BEFORE_LANE, LONG_SLICES_OF_A_TENANT, LONG_SLICES_OF_A_WORKER, MOST_CREDIT,
-        SHORT_FOR_CREDIT, SHORT_FOR_LONG,
+        LONG_CALLS_BEFORE_LANE, LONG_SLICES_OF_A_TENANT, LONG_SLICES_OF_A_WORKER, SHORT_FOR_LONG,
     };
     for told in [
         format!("with {SHORT_FOR_LONG} short calls"),
-        format!("with {SHORT_FOR_CREDIT} before, for {MOST_CREDIT} slices at most"),
         format!("where it has {LONG_CALLS_BEFORE_LANE} there already"),
         format!("has used up {LONG_SLICES_OF_A_TENANT} slices in this second"),
         format!("{LONG_SLICES_OF_A_WORKER} slices a second"),
