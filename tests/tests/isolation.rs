@@ -315,3 +315,12 @@ fn bodies_that_one_tenant_is_slow_to_send_leave_others_their_room() {
     drop(slow);
     wait(PATIENCE, || send(NOISY, 1_000_000).status, |status| *status == 200);
 }
+
+#[test]
+fn no_request_waits_for_the_kernel_to_clear_a_huge_page() {
+    let scene = Scene::start().unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", scene.node.pid().unwrap())).unwrap();
+    let told = status.lines().find_map(|line| line.strip_prefix("THP_enabled:")).map(str::trim);
+    // A kernel that has none does not tell.
+    assert!(told.is_none_or(|enabled| enabled == "0"), "{told:?}");
+}

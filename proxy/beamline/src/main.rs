@@ -45,6 +45,8 @@ enum Command {
 fn main() -> ExitCode {
     // Before anything else: this process is about to read hostile bytes and needs none of what follows.
     if std::env::args_os().nth(1).is_some_and(|a| a == "compile-worker") {
+        // The node's own, which a child process begins with.
+        let _ = rustix::thread::disable_transparent_huge_pages(false);
         let limits = std::env::args_os().skip(2).map(|a| a.to_string_lossy().into_owned());
         return ExitCode::from(u8::try_from(beamline_filter_host::compile_worker(limits)).unwrap_or(1));
     }

@@ -47,6 +47,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let inherited = inherit::sockets()?;
     let config = Config::resolve(args)?;
     housekeeping::log_to_stderr();
+    no_huge_pages();
     let runtime = runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .thread_name("control")
@@ -58,6 +59,14 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     // Whatever still blocks a thread (a store call, a resolver) does not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
     code
+}
+
+/// Memory comes in small pages. The kernel clears a huge one when it is touched first, for milliseconds, in which a data worker
+/// serves nobody; and counts them as the call's that ran into it.
+fn no_huge_pages() {
+    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
+        tracing::warn!(%error, "transparent huge pages could not be switched off: some requests may take milliseconds more");
+    }
 }
 
 /// Lets data workers go first on this thread's processor.
