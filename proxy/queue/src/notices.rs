@@ -4,11 +4,11 @@
 //! at the log instead, which is the truth in any case.
 
 use std::{
-    collections::VecDeque,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    vec,
 };
 
 use tokio::sync::mpsc;
@@ -65,7 +65,7 @@ pub(crate) struct NoticeReceiver {
     shared: Arc<Shared>,
     receiver: mpsc::UnboundedReceiver<Vec<Notice>>,
     /// What came and is not read yet.
-    come: VecDeque<Notice>,
+    come: vec::IntoIter<Notice>,
     rescan: bool,
 }
 
@@ -73,7 +73,7 @@ pub(crate) fn notices() -> (NoticeSender, NoticeReceiver) {
     let shared = Arc::new(Shared { unread: AtomicUsize::new(0), missed: AtomicBool::new(false) });
     let (sender, receiver) = mpsc::unbounded_channel();
     let sender = NoticeSender { shared: Arc::clone(&shared), gathered: Vec::new(), sender };
-    (sender, NoticeReceiver { shared, receiver, come: VecDeque::new(), rescan: false })
+    (sender, NoticeReceiver { shared, receiver, come: Vec::new().into_iter(), rescan: false })
 }
 
 impl NoticeSender {
@@ -120,8 +120,8 @@ impl NoticeReceiver {
         if std::mem::take(&mut self.rescan) {
             return Some(Notice::Rescan);
         }
-        if self.come.is_empty() {
-            self.come.extend(self.receiver.recv().await?);
+        if self.come.len() == 0 {
+            self.come = self.receiver.recv().await?.into_iter();
         }
         self.read()
     }
@@ -131,15 +131,15 @@ impl NoticeReceiver {
         if std::mem::take(&mut self.rescan) {
             return Some(Notice::Rescan);
         }
-        if self.come.is_empty() {
-            self.come.extend(self.receiver.try_recv().ok()?);
+        if self.come.len() == 0 {
+            self.come = self.receiver.try_recv().ok()?.into_iter();
         }
         self.read()
     }
 
     /// Reads one of those that came.
     fn read(&mut self) -> Option<Notice> {
-        let notice = self.come.pop_front()?;
+        let notice = self.come.next()?;
         if self.shared.unread.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.rescan = self.shared.missed.swap(false, Ordering::SeqCst);
         }

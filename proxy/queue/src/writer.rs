@@ -1,7 +1,7 @@
 //! The writer: one thread that owns the log and commits what waits, group by group.
 //!
-//! A group is whatever waits when the commit before it is done: up to 64 changes where an append is among them and 256 where
-//! none is, 1 MiB, or 2 ms of gathering. A lone record is committed at once; under load the fsync that is under way is what
+//! A group is whatever waits when the commit before it is done: up to 256 changes, of which an append ends one that has 64,
+//! 1 MiB, or 2 ms of gathering. A lone record is committed at once; under load the fsync that is under way is what
 //! gathers the next group, and where that was little, a moment of waiting: each commit costs an fsync and the pages that it
 //! wrote, however many changes share them.
 //!
@@ -10,7 +10,7 @@
 //! meanwhile is refused, and what delivery wants recorded is kept and committed first after that.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     io,
     sync::{
         Arc,
@@ -88,13 +88,17 @@ struct PendingChange {
     reply: Option<oneshot::Sender<Effect>>,
     /// Room for the answer that it keeps.
     room: Option<Reservation>,
-    /// Bytes that it has the log read.
+    /// Bytes that it has the log read, as far as they count for its group.
     reads: u64,
 }
 
 impl PendingChange {
     fn new(change: Change, reply: Option<oneshot::Sender<Effect>>) -> Self {
         Self { change, reply, room: None, reads: 0 }
+    }
+
+    fn reading(self, reads: u64) -> Self {
+        Self { reads, ..self }
     }
 
     /// Takes room for the answer that it keeps, unless it has. Without room the answer is not kept.
@@ -162,7 +166,7 @@ impl Writer {
         let worker = Worker {
             tools,
             inbox,
-            first: Vec::new(),
+            first: VecDeque::new(),
             disowned: Vec::new(),
             flushes: Vec::new(),
             leaving: None,
@@ -186,19 +190,21 @@ impl Writer {
 
     /// Hands a change over and waits for its commit. None where the thread has ended.
     pub(crate) async fn committed(&self, change: Change) -> Option<Effect> {
-        let (reply, effect) = oneshot::channel();
-        self.commands.send(Command::Change(Box::new(PendingChange::new(change, Some(reply))))).ok()?;
-        effect.await.ok()
+        self.ask(change, 0).await
     }
 
     /// Has a record marked `delivering`, and waits for its commit and what is to be sent. None where the thread has ended.
     pub(crate) async fn begin(&self, candidate: &Candidate, epoch: u64) -> Option<Effect> {
-        let (reply, effect) = oneshot::channel();
         let (seq, attempts) = (candidate.seq, candidate.attempts);
-        let mut begin = PendingChange::new(Change::Begin { seq, attempts, epoch }, Some(reply));
-        // A body beyond that is in a file.
-        begin.reads = candidate.size.min(BODY_MEMORY as u64);
-        self.commands.send(Command::Change(Box::new(begin))).ok()?;
+        // Beyond that it is a file, which the log does not read, or a head of a length that hardly any has.
+        let reads = candidate.size.min(BODY_MEMORY as u64);
+        self.ask(Change::Begin { seq, attempts, epoch }, reads).await
+    }
+
+    async fn ask(&self, change: Change, reads: u64) -> Option<Effect> {
+        let (reply, effect) = oneshot::channel();
+        let change = PendingChange::new(change, Some(reply)).reading(reads);
+        self.commands.send(Command::Change(Box::new(change))).ok()?;
         effect.await.ok()
     }
 
@@ -256,7 +262,7 @@ impl Writer {
 /// What is done about a change when it is committed, or was not.
 enum Then {
     Append(AppendRest),
-    Change { reply: Option<oneshot::Sender<Effect>>, room: Option<Reservation> },
+    Change { reply: Option<oneshot::Sender<Effect>>, room: Option<Reservation>, reads: u64 },
 }
 
 /// An append whose commit failed: it may be in the log, and is not to be.
@@ -284,7 +290,7 @@ struct Worker {
     tools: Tools,
     inbox: Receiver<Command>,
     /// Changes to commit before anything from the inbox: what a failed group left, and the writer's own chores.
-    first: Vec<PendingChange>,
+    first: VecDeque<PendingChange>,
     disowned: Vec<Disowned>,
     /// Those who wait until all that came before is committed.
     flushes: Vec<oneshot::Sender<()>>,
@@ -318,7 +324,9 @@ impl Worker {
     fn serve(&mut self) -> Stopped {
         loop {
             let mut group = Group::default();
-            for mut change in self.first.drain(..self.first.len().min(GROUP_CHANGES)) {
+            while group.has_room()
+                && let Some(mut change) = self.first.pop_front()
+            {
                 change.make_room(&self.tools.books);
                 group.add_change(change);
             }
@@ -334,19 +342,23 @@ impl Worker {
                 }
             }
             let started = Instant::now();
-            let (mut stopped, mut waits) = (None, self.busy);
-            let mut before = group.changes.len();
+            // How many there were before more were waited for.
+            let (mut stopped, mut before) = (None, None);
             while stopped.is_none() && group.has_room() && started.elapsed() < GROUP_TIME {
                 match self.inbox.try_recv() {
                     Ok(command) => stopped = self.take(command, &mut group),
-                    Err(_) if !waits || group.is_worth_its_commit() => break,
                     Err(_) => {
+                        let goes_on = match before {
+                            None => self.busy,
+                            // A client waits for an append: once is enough. And what does not come quickly is not waited for,
+                            // be it under way as it may.
+                            Some(before) => group.appends == 0 && group.changes.len() >= before + GROUP_BUSY,
+                        };
+                        if !goes_on || group.is_worth_its_commit() {
+                            break;
+                        }
+                        before = Some(group.changes.len());
                         thread::sleep(GATHERING);
-                        // A client waits for an append: once is enough. And what does not come quickly is not waited for, be it
-                        // under way as it may.
-                        waits =
-                            group.appends == 0 && (before == 0 || group.changes.len() >= before + GROUP_BUSY);
-                        before = group.changes.len();
                     }
                 }
             }
@@ -467,7 +479,7 @@ impl Worker {
                 for ((change, then), effect) in group.changes.into_iter().zip(group.thens).zip(effects) {
                     match then {
                         Then::Append(rest) => self.appended(&change, rest, &effect),
-                        Then::Change { reply, room } => {
+                        Then::Change { reply, room, .. } => {
                             if let (Some(room), Effect::Ended(ended)) = (room, &effect) {
                                 self.tools.books.responded(ended, room);
                             }
@@ -632,23 +644,25 @@ impl Worker {
         if too_many > 0 && self.first.is_empty() {
             let limit = usize::try_from(too_many).unwrap_or(PAGE).min(PAGE);
             let now_ms = (self.tools.wall_clock)();
-            self.first.push(PendingChange::new(Change::Trim { now_ms, limit }, None));
+            self.first.push_back(PendingChange::new(Change::Trim { now_ms, limit }, None));
         }
     }
 
-    /// Refuses a group's appends and keeps its other changes for later.
+    /// Refuses a group's appends, and keeps its other changes in front of all that comes later.
     fn give_up(&mut self, group: Group, error: &LogError, may_be_there: bool) {
         // Before anyone is told no, so that nobody who was is told yes in the next moment.
         self.tools.health.failed(error.to_string());
+        let mut kept = Vec::new();
         for (change, then) in group.changes.into_iter().zip(group.thens) {
             match (change, then) {
                 (Change::Append(append), Then::Append(rest)) => self.refuse(append.id, rest, may_be_there),
-                (change, Then::Change { reply, room }) => {
-                    self.first.push(PendingChange { change, reply, room, reads: 0 });
+                (change, Then::Change { reply, room, reads }) => {
+                    kept.push(PendingChange { change, reply, room, reads });
                 }
                 (_, Then::Append(_)) => unreachable!("only an append has what belongs to one"),
             }
         }
+        kept.into_iter().rev().for_each(|change| self.first.push_front(change));
     }
 
     fn refuse(&mut self, id: RecordId, rest: AppendRest, may_be_there: bool) {
@@ -670,29 +684,30 @@ impl Worker {
         if matches!(error, LogError::Full(_)) {
             self.tools.disk.free_ballast();
         }
-        // That the log is sound, and yet what is kept can't be committed, may take somebody to mend.
-        if let Some(pause) = self.relapse
-            && let Some(stopped) = self.refuse_for(pause)
-        {
-            return Some(stopped);
-        }
-        self.relapse = Some(self.relapse.map_or(REOPEN_FIRST, |pause| (pause * 2).min(REOPEN_LAST)));
-        let mut pause = REOPEN_FIRST;
+        let mut relapse = self.relapse;
+        self.relapse = Some(relapse.map_or(REOPEN_FIRST, |pause| (pause * 2).min(REOPEN_LAST)));
+        let mut retry = REOPEN_FIRST;
         loop {
-            match self.reopen() {
-                Ok(()) => break,
+            let pause = match self.reopen() {
+                // That the log is sound, and yet what is kept can't be committed, may take somebody to mend.
+                Ok(()) => match relapse.take() {
+                    Some(pause) => pause,
+                    None => break,
+                },
                 Err(error) => {
-                    tracing::error!(%error, retry_ms = pause.as_millis(), "the queue's log could not be reopened");
+                    tracing::error!(%error, retry_ms = retry.as_millis(), "the queue's log could not be reopened");
                     self.tools.health.failed(error.to_string());
                     if matches!(error, LogError::Full(_)) {
                         self.tools.disk.free_ballast();
                     }
+                    let pause = retry;
+                    retry = (retry * 2).min(REOPEN_LAST);
+                    pause
                 }
-            }
+            };
             if let Some(stopped) = self.refuse_for(pause) {
                 return Some(stopped);
             }
-            pause = (pause * 2).min(REOPEN_LAST);
         }
         tracing::info!("the queue's log was reopened and verified: records are accepted again");
         self.tools.health.restored();
@@ -737,7 +752,7 @@ impl Worker {
             self.tools.notices.flush();
             match self.inbox.recv_timeout(wake.saturating_duration_since(Instant::now())) {
                 Ok(Command::Append(pending)) => self.refuse(pending.append.id, pending.rest, false),
-                Ok(Command::Change(change)) => self.first.push(*change),
+                Ok(Command::Change(change)) => self.first.push_back(*change),
                 Ok(Command::Suspect(_)) => {}
                 Ok(Command::LookAtDisk) => self.tools.disk.look(),
                 Ok(Command::Nudge(lane)) => self.tools.notices.add(Notice::Nudge(lane)),
@@ -810,17 +825,19 @@ impl Group {
     fn add_change(&mut self, PendingChange { change, reply, room, reads }: PendingChange) {
         self.bytes += room.as_ref().map_or(0, Reservation::bytes) + reads;
         self.changes.push(change);
-        self.thens.push(Then::Change { reply, room });
+        self.thens.push(Then::Change { reply, room, reads });
+    }
+
+    fn most(&self) -> usize {
+        if self.appends > 0 { GROUP_RECORDS } else { GROUP_CHANGES }
     }
 
     fn has_room(&self) -> bool {
-        let most = if self.appends > 0 { GROUP_RECORDS } else { GROUP_CHANGES };
-        self.changes.len() < most && self.bytes < GROUP_BYTES
+        self.changes.len() < self.most() && self.bytes < GROUP_BYTES
     }
 
     /// Whether it is not to wait for more.
     fn is_worth_its_commit(&self) -> bool {
-        let most = if self.appends > 0 { GROUP_RECORDS } else { GROUP_CHANGES };
-        self.changes.len() >= most / 2
+        self.changes.len() >= self.most() / 2
     }
 }

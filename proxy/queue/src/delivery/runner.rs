@@ -28,7 +28,7 @@ use super::{
 use crate::{
     books::Books,
     fault::Fault,
-    log::{Candidate, Content, Effect},
+    log::{Candidate, Content, Effect, LogError},
     notices::NoticeReceiver,
     owner::LOOK_EVERY,
     rate::Rate,
@@ -36,6 +36,7 @@ use crate::{
     record::{Lane, Seq},
     settings::WallClock,
     standing::Standing,
+    step_back,
     writer::Writer,
 };
 
@@ -48,8 +49,6 @@ const LOOK_AGAIN_EVERY: Duration = Duration::from_secs(1);
 
 /// How many events are handled before anything else is looked at.
 const AT_ONCE: usize = 64;
-/// After how many of them the thread lets others have the processor.
-const STEP_BACK: usize = 4;
 
 /// Why delivery ended before it was told to.
 #[derive(Debug, Error)]
@@ -170,10 +169,7 @@ impl Delivery {
             for n in 0..AT_ONCE {
                 let come = || notices.try_recv().map(Event::Notice).or_else(|| tasks.try_next());
                 let Some(event) = event.take().or_else(come) else { break };
-                // Whoever else has something to do comes first, data workers above all.
-                if n % STEP_BACK == STEP_BACK - 1 {
-                    thread::yield_now();
-                }
+                step_back(n);
                 for action in machine.handle(clock.now(), event, &upstreams) {
                     match action {
                         Action::Commit(change) => writer.change(change),
@@ -377,7 +373,7 @@ impl<D: Deliver> Tasks<D> {
     }
 }
 
-fn read_failed(error: &crate::log::LogError) {
+fn read_failed(error: &LogError) {
     tracing::warn!(%error, "delivery could not read the queue's log and will try again");
 }
 
@@ -406,19 +402,16 @@ impl<D: Deliver> Shared<D> {
                 None => return Landing::NotBegun,
             }
         };
-        let attempt = match content.map(|content| self.attempt_of(candidate, *content)) {
-            Some(Ok(Some(attempt))) => attempt,
-            Some(Err(error)) => {
-                tracing::warn!(%error, "a queued body could not be opened and will be tried again");
-                return Landing::Made(Outcome::Withheld { reason: "request-body".into() });
-            }
-            None | Some(Ok(None)) => {
+        let attempt = match self.attempt_of(candidate, content.map(|content| *content)) {
+            Ok(Some(attempt)) => attempt,
+            Ok(None) => {
                 tracing::error!(
                     seq = seq.0,
                     "the content of a queued record is lost; it is dead (indeterminate)"
                 );
                 return Landing::ContentLost;
             }
+            Err(withheld) => return Landing::Made(withheld),
         };
         if self.stopping.get() {
             return Landing::Made(Outcome::NotSent { reason: "shutdown".into() });
@@ -438,26 +431,32 @@ impl<D: Deliver> Shared<D> {
 
     /// Sees that a record which is not marked yet could be sent, where nobody knows of a connection.
     async fn reach(&self, candidate: &Candidate) -> Result<(), Landing> {
-        let content = self.reader.content(candidate.seq).await.map_err(|error| {
-            read_failed(&error);
-            Landing::NotBegun
-        })?;
-        let attempt = content.map(|content| self.attempt_of(candidate.clone(), content)).transpose();
-        let attempt = attempt.map_err(|error| {
-            tracing::warn!(%error, "a queued body could not be opened and will be tried again");
-            Landing::NotBegun
-        })?;
+        let content = match self.reader.content(candidate.seq).await {
+            // What makes no sense is lost, which its mark will tell.
+            Err(LogError::Corrupt(_)) => None,
+            Err(error) => {
+                read_failed(&error);
+                return Err(Landing::NotBegun);
+            }
+            Ok(content) => content,
+        };
+        let attempt = self.attempt_of(candidate.clone(), content).map_err(Landing::Unreached)?;
         // What is lost needs no connection.
-        let Some(attempt) = attempt.flatten() else { return Ok(()) };
+        let Some(attempt) = attempt else { return Ok(()) };
         match timeout(self.attempt_timeout, self.deliver.reach(&attempt)).await {
             Ok(reached) => reached.map_err(Landing::Unreached),
             Err(_) => Err(Landing::Unreached(Outcome::NotSent { reason: "attempt-timeout".into() })),
         }
     }
 
-    /// None where its body is lost.
-    fn attempt_of(&self, candidate: Candidate, content: Content) -> io::Result<Option<Attempt>> {
-        let Some(body) = content.body.open(&self.bodies)? else { return Ok(None) };
+    /// None where its content is lost, of which a body file is part.
+    fn attempt_of(&self, candidate: Candidate, content: Option<Content>) -> Result<Option<Attempt>, Outcome> {
+        let Some(content) = content else { return Ok(None) };
+        let body = content.body.open(&self.bodies).map_err(|error| {
+            tracing::warn!(%error, "a queued body could not be opened and will be tried again");
+            Outcome::Withheld { reason: "request-body".into() }
+        })?;
+        let Some(body) = body else { return Ok(None) };
         Ok(Some(Attempt {
             id: content.id,
             tenant: candidate.lane.tenant,

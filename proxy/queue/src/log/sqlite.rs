@@ -19,7 +19,6 @@ use std::{
         Arc,
         atomic::{AtomicI32, Ordering},
     },
-    thread,
     time::Duration,
 };
 
@@ -34,7 +33,7 @@ use self::{
     writer::{Lanes, Writer},
 };
 use super::{Change, Effect, Log, LogError, LogReader};
-use crate::{disk, fault::Fault};
+use crate::{disk, fault::Fault, step_back};
 
 /// From nothing to version 1, from there to 2, and so on: a new log takes the same steps as an old one.
 const SCHEMAS: [&str; 7] = [
@@ -59,9 +58,6 @@ const WAL_FILE_KEPT: i64 = 16 << 20;
 /// How long after a content was erased the WAL, which may hold it, is copied back and emptied.
 const ERASE_AFTER: Duration = Duration::from_secs(5);
 const BUSY: Duration = Duration::from_secs(5);
-/// After so many changes the thread lets others have the processor first: a group takes milliseconds, and a data worker that
-/// wakes up meanwhile would wait for its end, for the scheduler lets whoever runs have their slice.
-const STEP_BACK: usize = 4;
 /// Of the writing connection: KiB of the database in memory. A group's pages, with those that the next ones will want.
 const CACHE_KIB: i64 = 16 << 10;
 
@@ -170,8 +166,8 @@ impl Log for SqliteLog {
             let steps_back = !group.iter().any(|change| matches!(change, Change::Append(_)));
             let mut effects = Vec::with_capacity(group.len());
             for (n, change) in group.iter().enumerate() {
-                if steps_back && n % STEP_BACK == STEP_BACK - 1 {
-                    thread::yield_now();
+                if steps_back {
+                    step_back(n);
                 }
                 effects.push(writer.apply(change)?);
             }

@@ -300,10 +300,14 @@ async fn receipts_are_deleted_after_their_retention_and_beyond_their_number() {
 
 #[tokio::test]
 async fn content_that_makes_no_sense_ends_its_record_and_stops_nobody_else() {
-    for nonsense in ["target = CAST(x'ff' AS TEXT)", "headers = x'09'", "body_file = 'somewhere'"] {
+    let nonsense =
+        ["target = CAST(x'ff' AS TEXT)", "headers = x'09'", "body_file = 'somewhere', body = NULL"];
+    for (nonsense, repeat_safe) in nonsense.into_iter().flat_map(|n| [(n, true), (n, false)]) {
         let dir = tempfile::tempdir().unwrap();
         let (queue, delivery) = open(&dir);
-        let lost = accept(&queue, record(&queue, 1, b"lost").await).await;
+        let mut lost = record(&queue, 1, b"lost").await;
+        lost.repeat_safe = repeat_safe;
+        let lost = accept(&queue, lost).await;
         accept(&queue, record(&queue, 2, b"well").await).await;
         rusqlite::Connection::open(dir.path().join("queue.db"))
             .unwrap()
@@ -317,6 +321,45 @@ async fn content_that_makes_no_sense_ends_its_record_and_stops_nobody_else() {
         assert_eq!(told.last_error.as_deref(), Some("content-lost"));
         try_accept(&queue, record(&queue, 3, b"later").await).await.expect("the queue goes on");
     }
+}
+
+/// An upstream that connections are kept to.
+struct Reachable(Rc<Cell<usize>>);
+
+impl Deliver for Reachable {
+    async fn deliver(&self, _: Attempt) -> Outcome {
+        self.0.set(self.0.get() + 1);
+        ok()
+    }
+
+    fn is_reachable(&self, _: &TenantName, _: &UpstreamName) -> bool {
+        true
+    }
+
+    async fn reach(&self, _: &Attempt) -> Result<(), Outcome> {
+        panic!("its connection is there")
+    }
+
+    fn in_flight_cap(&self, _: &TenantName, _: &UpstreamName) -> u32 {
+        8
+    }
+
+    fn rules(&self, _: &TenantName, _: &UpstreamName) -> Rules {
+        Rules::default()
+    }
+}
+
+#[tokio::test]
+async fn no_connection_is_looked_for_where_one_is_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, delivery) = open(&dir);
+    let mut fragile = record(&queue, 1, b"").await;
+    fragile.repeat_safe = false;
+    accept(&queue, fragile).await;
+    let sent = Rc::new(Cell::new(0));
+    let done = until(&queue, |totals| totals.open == 0);
+    delivery.run(Reachable(Rc::clone(&sent)), done, Duration::from_secs(10)).await.unwrap();
+    assert_eq!((sent.get(), queue.totals().delivered), (1, 1));
 }
 
 /// An upstream that no connection is to be had to.

@@ -126,6 +126,63 @@ async fn what_is_done_by_hand_while_the_log_fails_is_done_once_and_audited_once(
 }
 
 #[tokio::test]
+async fn a_log_that_opens_and_takes_nothing_is_tried_again_with_pauses() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, _delivery, control) = open_faulty(&dir, settings(dir.path()));
+    let accepted = accept(&queue, record(&queue, 0, b"").await).await;
+    (0..3).for_each(|_| control.fail_next(Fault::Before));
+    let began = std::time::Instant::now();
+    queue.discard(&tenant(), accepted.id, "operator").await.unwrap();
+    assert_eq!(state(&queue, &accepted).await, State::Dead { reason: DeadReason::Discarded });
+    // At once the first time; then it was opened before each pause, so that clients are told, and verified after it.
+    assert_eq!(control.reopenings.load(Ordering::SeqCst), 1 + 2 + 2);
+    assert!(began.elapsed() >= Duration::from_millis(100 + 200), "{:?}", began.elapsed());
+    accept(&queue, record(&queue, 1, b"").await).await;
+}
+
+/// Delivers more at once than a group holds: one to each of many upstreams, whose marks wait for the log together.
+async fn many_at_once(control: &faults::Control, queue: &Queue, delivery: Delivery, failures: usize) {
+    const RECORDS: u64 = 320;
+    for n in 0..RECORDS {
+        let mut record = record(queue, 0, b"").await;
+        record.upstream = format!("api-{n}").parse().unwrap();
+        accept(queue, record).await;
+    }
+    // While it cannot be reopened all of them are kept, more than one group holds.
+    control.broken_reopenings.store(failures.min(1), Ordering::SeqCst);
+    (0..failures).for_each(|_| control.fail_next(Fault::Before));
+    control.hold_commits();
+    let done = async {
+        until(queue, |totals| totals.in_flight == RECORDS).await;
+        control.let_commits_go();
+        until(queue, |totals| totals.delivered == RECORDS).await;
+    };
+    let done =
+        async { tokio::time::timeout(Duration::from_secs(30), done).await.expect("all are delivered") };
+    let got = deliver_until(delivery, |_| now(ok()), done).await;
+    assert_eq!(got.len() as u64, RECORDS);
+}
+
+#[tokio::test]
+async fn changes_for_which_no_client_waits_share_a_commit_up_to_a_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, delivery, control) = open_faulty(&dir, settings(dir.path()));
+    many_at_once(&control, &queue, delivery, 0).await;
+    let most = control.groups.lock().unwrap().iter().map(|(changes, _)| *changes).max();
+    assert!(most.is_some_and(|most| (65..=256).contains(&most)), "{most:?}");
+}
+
+#[tokio::test]
+async fn what_a_failing_log_did_not_take_stays_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, delivery, control) = open_faulty(&dir, settings(dir.path()));
+    many_at_once(&control, &queue, delivery, 2).await;
+    let marks = control.marks.lock().unwrap();
+    assert_eq!((marks[1].len(), &marks[1]), (256, &marks[2]), "the same, in the same order");
+    assert_eq!(marks[1][..marks[0].len()], marks[0]);
+}
+
+#[tokio::test]
 async fn nothing_is_sent_whose_mark_is_not_on_disk() {
     let dir = tempfile::tempdir().unwrap();
     let (queue, delivery, control) = open_faulty(&dir, settings(dir.path()));

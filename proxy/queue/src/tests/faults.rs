@@ -27,6 +27,8 @@ pub(super) enum Fault {
 pub(super) struct Control {
     /// The sizes of all groups that were given to the log: changes, and bytes of appends.
     pub(super) groups: Mutex<Vec<(usize, u64)>>,
+    /// The records that are to be marked, of each of these groups that marks some.
+    pub(super) marks: Mutex<Vec<Vec<i64>>>,
     pub(super) faults: Mutex<VecDeque<Fault>>,
     /// How many reopenings fail from now on.
     pub(super) broken_reopenings: AtomicUsize,
@@ -66,6 +68,12 @@ impl Log for FaultyLog {
         self.control.pass();
         let size = |change: &Change| if let Change::Append(append) = change { append.size } else { 0 };
         self.control.groups.lock().unwrap().push((group.len(), group.iter().map(size).sum()));
+        let marked =
+            |change: &Change| if let Change::Begin { seq, .. } = change { Some(seq.0) } else { None };
+        let marks: Vec<_> = group.iter().filter_map(marked).collect();
+        if !marks.is_empty() {
+            self.control.marks.lock().unwrap().push(marks);
+        }
         let failed = || LogError::Failed("injected".into());
         let fault = self.control.faults.lock().unwrap().pop_front();
         match fault {
