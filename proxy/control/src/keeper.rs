@@ -266,12 +266,12 @@ impl Writer {
             }
             let together = self.commit(&work);
             let alone = work.len() == 1;
+            if together.is_ok() {
+                in_a_row = 0;
+            }
             for one in work {
                 let written = match &together {
-                    Ok(()) => {
-                        in_a_row = 0;
-                        true
-                    }
+                    Ok(()) => true,
                     Err(_) if alone => {
                         in_a_row += 1;
                         false

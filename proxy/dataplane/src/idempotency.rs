@@ -84,7 +84,7 @@ pub(crate) async fn check(
     }
     match key(&parts.headers)?.cloned() {
         None => Ok(Checked::Goes(None)),
-        Some(key) => Box::pin(look_up(worker, exchange, upstream, outbound, (key, claims))).await,
+        Some(key) => Box::pin(look_up(worker, exchange, upstream, outbound, key, claims)).await,
     }
 }
 
@@ -93,7 +93,8 @@ async fn look_up(
     exchange: &mut Finishing,
     upstream: &UpstreamRuntime,
     outbound: &mut Outbound,
-    (key, claims): (HeaderValue, bool),
+    key: HeaderValue,
+    claims: bool,
 ) -> Result<Checked, Refusal> {
     let parts = &outbound.parts;
     // A key that a filter set belongs to whom the filter let pass.

@@ -261,14 +261,9 @@ impl EndpointPool {
         }
     }
 
-    /// Whether the newest of the idle connections was not seen to end.
-    pub(crate) fn seems_to_have_idle(&self) -> bool {
-        self.idle.borrow().last().is_some_and(|idle| idle.sender.is_ready())
-    }
-
-    /// Whether one is idle, has not been seen to end, and the kernel knows of no end either.
+    /// Whether one is idle that was not seen to end.
     pub(crate) fn has_idle(&self) -> bool {
-        self.idle.borrow().iter().any(|idle| idle.sender.is_ready() && idle.line.socket.still_stands())
+        self.idle.borrow().iter().rev().any(|idle| idle.sender.is_ready())
     }
 
     /// The connection ended. Where it was idle, its endpoint closed it.

@@ -154,7 +154,7 @@ impl Pools {
             return nats::is_reachable(self.nats(), cluster, target);
         }
         let pool = self.of(cluster);
-        (0..cluster.endpoint_count()).any(|index| pool.endpoint(index).seems_to_have_idle())
+        (0..cluster.endpoint_count()).any(|index| pool.endpoint(index).has_idle())
     }
 
     /// Makes sure that there is a connection for a request to come: one that is kept, or a new one, which is kept then.
@@ -169,10 +169,10 @@ impl Pools {
         if let UpstreamTarget::Nats(target) = &cluster.spec().target {
             return nats::reach(self.nats(), cluster, target).await;
         }
-        let pool = self.of(cluster);
-        if (0..cluster.endpoint_count()).any(|index| pool.endpoint(index).has_idle()) {
+        if self.is_reachable(cluster) {
             return Ok(());
         }
+        let pool = self.of(cluster);
         let permit = cluster.admit(true);
         let (turn, mut attempts) = (cluster.turn(), Attempts::new());
         let (mut tried, mut last) = (SmallVec::<[usize; ENDPOINTS_TRIED]>::new(), None);
