@@ -119,6 +119,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn blocks_next_to_each_other_are_one_range_and_the_last_may_be_short() {
+        let of = |bytes: &[u8]| ranges(bytes.len(), 2, |block| bytes[block].iter().any(|byte| *byte != 0));
+        assert_eq!(of(&[0, 1, 1, 0, 0, 0, 0, 0, 1]), [0..4, 8..9]);
+        assert_eq!(of(&[1, 0, 0, 0, 0, 1, 1]), [0..2, 4..7]);
+        assert!(of(&[0; 5]).is_empty() && of(&[]).is_empty());
+    }
+
+    #[test]
     fn an_image_puts_back_any_range() {
         let mut memory = vec![0; 4096];
         memory[1500..1510].fill(7);
