@@ -258,6 +258,21 @@ impl Load {
         self.control.under_way.load(Ordering::SeqCst)
     }
 
+    /// Waits until so many requests wait for their response.
+    ///
+    /// # Errors
+    /// Where they don't by then.
+    pub fn wait_under_way(&self, requests: u64, within: Duration) -> Result<()> {
+        let until = Instant::now() + within;
+        while self.under_way() < requests {
+            if Instant::now() >= until {
+                bail!("expected {requests} requests under way within {within:?}; found {}", self.under_way());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
     /// Waits until so many more responses have been good.
     ///
     /// # Errors

@@ -215,8 +215,14 @@ fn a_record_expires() {
     assert_eq!(told["reason"], "expired");
     scene.origin.start_again().unwrap();
     assert_eq!(count(&scene, "open"), 0);
-    // The first may still be queued: the breaker is open for a while.
+    // The first may still be queued: the breaker is open for a while. What comes last was delivered after the dead one would be.
     wait(PATIENCE, || scene.send(Request::post("/in", "live")).unwrap().status, |status| *status == 200);
+    scene.apply(|m| m["upstreams"]["origin"]["queue"] = json!({ "mode": "on-failure" })).unwrap();
+    scene.origin.stop();
+    let later = queue(&scene, Request::new("PUT", "/in").body("live"));
+    scene.origin.start_again().unwrap();
+    wait_state(&scene, &later, "delivered");
+    assert_eq!(wait_state(&scene, &location, "dead")["reason"], "expired");
     let came = scene.origin.requests();
     assert!(came.iter().all(|request| request.body == b"live"), "what is dead is not delivered: {came:?}");
 }

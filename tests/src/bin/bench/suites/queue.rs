@@ -56,6 +56,8 @@ const TURN: Duration = Duration::from_millis(1500);
 const KEYS: usize = 1000;
 /// So many are drained beside a neighbour, at least: more than are delivered in a turn.
 const TO_DRAIN: u64 = 60_000;
+/// Records a second that fill a queue beside a neighbour.
+const FILL_RATE: f64 = 2000.0;
 const NEIGHBOUR: &str = "neighbour.test";
 /// As the node commits: so many records, or so many bytes.
 const GROUP: (usize, usize) = (64, 1 << 20);
@@ -384,13 +386,16 @@ fn neighbour(rounds: usize) -> Result<(Vec<Bar>, Value)> {
         let quiet = Plan::new(node.address(), load::get("/", NEIGHBOUR));
         // Long enough that some thirty requests are beyond the p99.
         let quiet = quiet.connections(8).rate(1000.0).lasting(2 * TURN).timeout(PATIENCE);
-        let mut fill = Plan::new(node.address(), Vec::new()).connections(16).rate(2000.0).timeout(PATIENCE);
+        let mut fill =
+            Plan::new(node.address(), Vec::new()).connections(16).rate(FILL_RATE).timeout(PATIENCE);
         fill.requests = (0..KEYS).map(|key| post(Some(key), 256)).collect();
 
         let alone = load::run(&quiet)?;
         let filler = behind(|| load::start(fill.lasting(PATIENCE)))?;
         let beside = load::run(&quiet)?;
-        all_are(&filler.stop()?, 202)?;
+        let filled = filler.stop()?;
+        all_are(&filled, 202)?;
+        ensure!(filled.rate() >= 0.9 * FILL_RATE, "the queue was to fill at {FILL_RATE} a second: {filled}");
         self::fill(&node, TO_DRAIN, false)?;
         let queued = open(&admin)?;
         let _origin = behind(|| QuickOrigin::start_on(port, 64))?;
@@ -398,12 +403,16 @@ fn neighbour(rounds: usize) -> Result<(Vec<Bar>, Value)> {
         wait(
             PATIENCE,
             || open(&admin).map_err(|e| e.to_string()),
-            |left| left.as_ref().is_ok_and(|left| *left < queued - TO_DRAIN / 20),
+            |left| left.as_ref().map_or(true, |left| *left < queued - TO_DRAIN / 20),
         )
         .map_err(anyhow::Error::msg)?;
         let after = load::run(&quiet)?;
         let left = open(&admin)?;
         ensure!(left > 0, "the queue was drained before the turn was over: {queued} records were too few");
+        ensure!(
+            left <= queued - TO_DRAIN / 4,
+            "of {queued} records {left} were left after a turn: it hardly drained"
+        );
         for report in [&alone, &beside, &after] {
             all_are(report, 200)?;
         }
