@@ -33,8 +33,11 @@ use crate::{
 
 /// Threads of the control runtime: admin API, control plane, exporters, timers.
 const CONTROL_THREADS: usize = 2;
-/// How much lower than the data workers' the priority of everything else is.
+/// How much lower than the data workers' the priority is of deliveries and of filters' own requests.
 const NICENESS: i32 = 5;
+/// The same of the control runtime: with less, changes under way take a third of a data worker's processor from it when it is
+/// busy. It gets a tenth then, of which its exporters live.
+const CONTROL_NICENESS: i32 = 10;
 /// How long the end waits for telemetry and the queue.
 const FLUSH: Duration = Duration::from_secs(5);
 /// How often a node that drains looks for a successor.
@@ -51,7 +54,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let runtime = runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .thread_name("control")
-        .on_thread_start(give_way)
+        .on_thread_start(|| give_way(CONTROL_NICENESS))
         .enable_all()
         .build()
         .context("the control runtime cannot be made")?;
@@ -70,9 +73,9 @@ fn no_huge_pages() {
 }
 
 /// Lets data workers go first on this thread's processor.
-fn give_way() {
+fn give_way(niceness: i32) {
     // Without the right to do so, the thread competes as an equal.
-    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICENESS);
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), niceness);
 }
 
 async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<ExitCode> {
@@ -122,7 +125,7 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
         limits: config.limits.clone(),
         nats: nats.clone(),
         seal_keys: seal_keys.clone(),
-        egress: Some(EgressNode::start(give_way).context("no thread for requests of filters")?),
+        egress: Some(EgressNode::start(|| give_way(NICENESS)).context("no thread for requests of filters")?),
         ..ControlSettings::default()
     };
     let control = Control::open(Arc::new(store), queue.clone(), settings, compiler, telemetry.clone())
@@ -136,7 +139,7 @@ async fn node(config: Config, inherited: inherit::Inherited) -> anyhow::Result<E
     let (stop_delivery, mut stopping) = watch::channel(false);
     let deliverer = Deliverer::new(control.snapshots(), seal_keys.clone(), telemetry.clone(), nats.clone());
     let on_its_thread = move || {
-        give_way();
+        give_way(NICENESS);
         deliverer.on_this_thread()
     };
     let stopped = async move {
