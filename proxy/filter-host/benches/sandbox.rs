@@ -88,7 +88,7 @@ async fn chains(compiler: &Compiler, module: &[u8], n: usize) -> Vec<Chain> {
     for i in 0..n {
         let tenant: TenantName = format!("t{i}").parse().expect("a name");
         let class = LimitClass::Small;
-        let of = Compilation { class, limits: Ceilings::of(class).module };
+        let of = Compilation { tenant: tenant.clone(), class, limits: Ceilings::of(class).module };
         let compiled = compiler.compile(with_section(module, i).into(), &of).await.expect("it compiles");
         let filter = FilterSetup {
             name: "bench".parse().expect("a name"),

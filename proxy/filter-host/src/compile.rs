@@ -9,13 +9,12 @@ use std::{
     time::Instant,
 };
 
-use beamline_model::{ByteSize, Digest, Duration as HumanDuration, LimitClass, ModuleLimits};
+use beamline_model::{ByteSize, Digest, Duration as HumanDuration, LimitClass, ModuleLimits, TenantName};
 use bytes::Bytes;
 use thiserror::Error;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     process::Command,
-    sync::Mutex,
 };
 
 use crate::{
@@ -25,6 +24,7 @@ use crate::{
     inspect::{ModuleInfo, Rejection},
     module::Module,
     reset, signature,
+    turns::Turns,
 };
 
 /// The largest answer of the worker.
@@ -68,8 +68,10 @@ impl CompilerSettings {
 }
 
 /// For whom a module is made ready, and what that may cost.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Compilation {
+    /// The tenant that asked first.
+    pub tenant: TenantName,
     /// The tenant's class: each has a lane of its own, so that what may take long keeps nobody waiting who has not asked for
     /// that.
     pub class: LimitClass,
@@ -103,15 +105,15 @@ struct Shared {
     loaded: sync::Mutex<HashMap<Digest, Weak<Module>>>,
 }
 
-/// One compilation at a time in each, first come first served.
+/// One compilation at a time in each: of the tenants that wait, the one goes first whose last turn is longest ago.
 #[derive(Default)]
 struct Lanes {
-    small: Mutex<()>,
-    large: Mutex<()>,
+    small: Arc<Turns>,
+    large: Arc<Turns>,
 }
 
 impl Lanes {
-    fn of(&self, class: LimitClass) -> &Mutex<()> {
+    fn of(&self, class: LimitClass) -> &Arc<Turns> {
         match class {
             LimitClass::Small => &self.small,
             LimitClass::Large => &self.large,
@@ -181,7 +183,7 @@ impl Compiler {
         if let Some(compiled) = self.cached(digest).await? {
             return Ok(compiled);
         }
-        let _turn = self.shared.lanes.of(of.class).lock().await;
+        let _turn = self.shared.lanes.of(of.class).of(&of.tenant).await;
         // Somebody before us in the queue may have brought the same module.
         if let Some(compiled) = self.loaded(&digest) {
             return Ok(compiled);
@@ -313,9 +315,13 @@ mod tests {
         let settings =
             CompilerSettings { cache_dir: folder.path().into(), worker: folder.path().join("none") };
         let compiler = Compiler::new(Arc::clone(crate::tests::engine()), settings).unwrap();
-        let _long = compiler.shared.lanes.large.lock().await;
+        let _long = compiler.shared.lanes.large.of(&"acme".parse().unwrap()).await;
         let compile = async |class, patience| {
-            let of = Compilation { class, limits: beamline_model::Ceilings::of(class).module };
+            let of = Compilation {
+                tenant: "acme".parse().unwrap(),
+                class,
+                limits: beamline_model::Ceilings::of(class).module,
+            };
             let compiled = compiler.compile(Bytes::from_static(b"\0asm\x01\0\0\0"), &of);
             tokio::time::timeout(patience, compiled).await
         };

@@ -37,6 +37,7 @@ mod slow_lane;
 #[cfg(test)]
 mod tests;
 mod ticker;
+mod turns;
 
 pub use breaker::{BreakerChange, BreakerState};
 pub use call::{Failure, SLICE};

@@ -160,7 +160,7 @@ impl Inner {
     pub(super) fn compilation(&self, tenant: &TenantRecord) -> Compilation {
         let class = tenant.grant.limit_class;
         let limits = self.settings.limits.of(class).module;
-        Compilation { class, limits }
+        Compilation { tenant: tenant.name.clone(), class, limits }
     }
 
     /// A filter's module: the one that already runs in `current`, or the store's, made ready.
