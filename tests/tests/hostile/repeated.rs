@@ -92,6 +92,18 @@ fn a_trap_is_told_with_the_functions_that_were_running_but_not_to_clients() {
 }
 
 #[test]
+fn a_filter_that_was_built_as_the_guide_says_has_names_for_its_functions() {
+    let scene = Scene::start().unwrap();
+    let probe = scene.filter("probe").unwrap();
+    scene.apply(|m| m["filters"] = json!([probe])).unwrap();
+    assert_eq!(scene.probe("/", "trap").unwrap().problem(), "filter-trap");
+    let log = scene.node.wait_log(PATIENCE, |log| !events(log, "filter.failed").is_empty()).unwrap();
+    let frames = &events(&log, "filter.failed")[0]["attributes"]["backtrace"];
+    let is_named = |frame: &Value| frame.as_str().is_some_and(|name| name.contains("probe::act"));
+    assert!(frames.as_array().unwrap().iter().any(is_named), "{frames}");
+}
+
+#[test]
 fn a_name_of_a_function_is_told_no_further_than_it_helps() {
     let scene = Scene::start().unwrap();
     let module = scene.admin.push(TENANT, &kinds::huge_name()).unwrap();

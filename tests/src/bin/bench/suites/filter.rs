@@ -5,15 +5,17 @@
 //! By the core suite's means: CPU per request of the proxy, systems in turn, medians within the rounds. The sandbox
 //! alone, without a proxy around it, is measured by `cargo bench --bench sandbox`.
 
-use anyhow::Result;
-use beamline_tests::{load::Stage, ports::Port, process};
+use std::net::SocketAddr;
+
+use anyhow::{Result, ensure};
+use beamline_tests::{client::Request, load::Stage, ports::Port, process};
 use serde_json::json;
 
 use super::core::{ANSWER, Case, figures, print, turns, twelve_headers};
 use crate::{
     Settings,
     envoy::Envoy,
-    proxies::{Node, PROXY_CPU, Proxy},
+    proxies::{Node, PROXY_CPU, Proxy, host},
     report::{self, Bar, Bound},
 };
 
@@ -66,7 +68,7 @@ pub(crate) fn run(settings: &Settings) -> Result<usize> {
         Box::new(Node::in_tier(true, origin, many, &filter)?),
         Box::new(Node::in_tier(false, origin, many, &filter)?),
         Box::new(Node::of_filters(origin, 1, &[json!({ "module": "tiny", "reuse": 10_000 })])?),
-        Box::new(Node::of_filters(origin, 1, &vec![json!({ "module": "tiny" }); LINKS])?),
+        Box::new(chain(origin)?),
         Box::new(Node::of_filters(origin, 1, &[replacing])?),
         Box::new(Node::of_filters(origin, 2, &[json!({ "module": "tiny" })])?),
         Box::new(Envoy::start(origin, 0)?),
@@ -82,9 +84,9 @@ pub(crate) fn run(settings: &Settings) -> Result<usize> {
         Case::new(&format!("no filter, {many} tenants"), PLAIN_MANY, PLAIN_MANY, all()),
         Case::new(&format!("reset tier, {many} modules"), RESET_MANY, PLAIN_MANY, all()),
         Case::new(&format!("component tier, {many} modules"), COMPONENT_MANY, PLAIN_MANY, all()),
-        Case::new("reset tier, one instance for 10,000 requests", REUSED, PLAIN, one()),
+        Case::new("component tier, one instance for 10,000 requests", REUSED, PLAIN, one()),
         Case::new(&format!("reset tier, a chain of {LINKS}"), CHAIN, PLAIN, one()),
-        Case::new("reset tier, a response's body rewritten", BODY, PLAIN, one()),
+        Case::new("component tier, a response's body rewritten", BODY, PLAIN, one()),
         Case::new("reset tier, 2 workers on the one processor", TWO_WORKERS, PLAIN, one()),
         Case::new("Envoy, no filter", ENVOY, PLAIN, one()),
         Case::new("Envoy, Wasm filter of all requests", ENVOY_WASM, PLAIN, one()),
@@ -96,6 +98,22 @@ pub(crate) fn run(settings: &Settings) -> Result<usize> {
     let missed = report::print_bars(&bars);
     report::write_json(&settings.out, "filter", &bars, figures(&cases, &memory, settings))?;
     Ok(missed)
+}
+
+/// A node whose chain has so many filters, each of which runs.
+fn chain(origin: SocketAddr) -> Result<Node> {
+    let mut links = vec![json!({ "module": "tiny-next" }); LINKS - 1];
+    links.push(json!({ "module": "tiny" }));
+    let node = Node::of_filters(origin, 1, &links)?;
+    // What the last routes to is not there: then all before it have left the request to it.
+    let answer = Request::get("/").host(&host(0)).header("x-h12", "other").send(node.address())?;
+    ensure!(
+        answer.status == 503 && answer.problem() == "filter-verdict",
+        "the last of {LINKS} filters was to run; found {} {}",
+        answer.status,
+        answer.text()
+    );
+    Ok(node)
 }
 
 fn bars(cases: &[Case], many: usize) -> Vec<Bar> {
