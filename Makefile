@@ -38,6 +38,8 @@ hostile: tools guests ## Modules that mean harm, each kind with many requests an
 	$(CARGO) test --workspace --profile $(PROFILE) --no-run
 	BEAMLINE_HOSTILE=long BEAMLINE_SMITH_MINUTES=$(or $(MINUTES),10) BEAMLINE_BIN=$(abspath $(BINARY)) \
 		$(CARGO) test --workspace --profile $(PROFILE) --test hostile -- --nocapture --test-threads 1
+	BEAMLINE_RESET_TIER=false BEAMLINE_BIN=$(abspath $(BINARY)) \
+		$(CARGO) test --workspace --profile $(PROFILE) --test phases --test filters
 	BEAMLINE_SEEDS=$(or $(SEEDS),5000) BEAMLINE_RUNS=$(or $(SEEDS),5000) \
 		$(CARGO) test -p beamline-filter-host --profile $(PROFILE) --lib -- --nocapture reset::tests
 

@@ -4,7 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use beamline_tests::{
     client::{Request, Response},
@@ -13,6 +13,7 @@ use beamline_tests::{
     seal_keys::SealKeys,
 };
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use wit_parser::{
     Function, Handle, Interface, InterfaceId, PackageId, Resolve, Type, TypeDefKind, TypeOwner, WorldItem,
 };
@@ -300,6 +301,20 @@ fn items(resolve: &Resolve, package: PackageId) -> BTreeMap<String, String> {
 
 fn called(resolve: &Resolve, interface: InterfaceId) -> &str {
     resolve.interfaces[interface].name.as_deref().unwrap_or_default()
+}
+
+#[test]
+fn nobody_changed_the_copy_of_0_1_0() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("guests/edge-0-1-0/wit");
+    let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let mut hash = Sha256::new();
+    files.iter().for_each(|file| hash.update(fs::read(file).unwrap()));
+    let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(
+        found, "e7bf256e66331a4400f293bea54446479158eaa0143392327a39135ebd8bb4f2",
+        "a promise is not edited: what is new goes into wit/ alone"
+    );
 }
 
 #[test]

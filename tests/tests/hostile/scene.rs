@@ -24,6 +24,8 @@ use serde_json::{Value, json};
 use crate::kinds::{End, Kind};
 
 const NOISY: &str = "noisy.test";
+/// What the slowest hundredth of the quiet tenant's requests may take: a worker that is lost for a moment takes seconds.
+const SLOWEST: Duration = Duration::from_secs(1);
 /// What the node may hold more than at its start, while bombs go off.
 const MORE_MEMORY: u64 = 1 << 30;
 
@@ -111,6 +113,10 @@ impl Stage {
         let report = quiet.stop().map_err(|e| e.to_string())?;
         if report.failed() > 0 {
             return Err(format!("the quiet tenant noticed: {report}"));
+        }
+        let slowest = report.latency.percentile(99.0);
+        if slowest > SLOWEST {
+            return Err(format!("the quiet tenant waited: p99 {slowest:?}, {report}"));
         }
         let pid = self.scene.node.pid().map_err(|e| e.to_string())?;
         let threads = steady_threads(pid);
