@@ -323,21 +323,28 @@ async fn content_that_makes_no_sense_ends_its_record_and_stops_nobody_else() {
     }
 }
 
-/// An upstream that connections are kept to.
-struct Reachable(Rc<Cell<usize>>);
+/// An upstream that a connection is kept to, or none is to be had to. Counts what it is asked.
+struct Link {
+    stands: bool,
+    asked: Rc<Cell<usize>>,
+}
 
-impl Deliver for Reachable {
+impl Deliver for Link {
     async fn deliver(&self, _: Attempt) -> Outcome {
-        self.0.set(self.0.get() + 1);
+        assert!(self.stands, "nothing is sent where there is no connection");
+        self.asked.set(self.asked.get() + 1);
         ok()
     }
 
     fn is_reachable(&self, _: &TenantName, _: &UpstreamName) -> bool {
-        true
+        self.stands
     }
 
-    async fn reach(&self, _: &Attempt) -> Result<(), Outcome> {
-        panic!("its connection is there")
+    async fn reach(&self, attempt: &Attempt) -> Result<(), Outcome> {
+        assert!(!self.stands, "its connection is there");
+        assert_eq!((&attempt.target[..], &read(&attempt.body)[..]), ("/1", &b"fragile"[..]));
+        self.asked.set(self.asked.get() + 1);
+        Err(Outcome::NotSent { reason: "connect-refused".into() })
     }
 
     fn in_flight_cap(&self, _: &TenantName, _: &UpstreamName) -> u32 {
@@ -358,31 +365,11 @@ async fn no_connection_is_looked_for_where_one_is_known() {
     accept(&queue, fragile).await;
     let sent = Rc::new(Cell::new(0));
     let done = until(&queue, |totals| totals.open == 0);
-    delivery.run(Reachable(Rc::clone(&sent)), done, Duration::from_secs(10)).await.unwrap();
+    delivery
+        .run(Link { stands: true, asked: Rc::clone(&sent) }, done, Duration::from_secs(10))
+        .await
+        .unwrap();
     assert_eq!((sent.get(), queue.totals().delivered), (1, 1));
-}
-
-/// An upstream that no connection is to be had to.
-struct Unreachable(Rc<Cell<usize>>);
-
-impl Deliver for Unreachable {
-    async fn deliver(&self, _: Attempt) -> Outcome {
-        panic!("nothing is sent where there is no connection")
-    }
-
-    async fn reach(&self, attempt: &Attempt) -> Result<(), Outcome> {
-        assert_eq!((&attempt.target[..], &read(&attempt.body)[..]), ("/1", &b"fragile"[..]));
-        self.0.set(self.0.get() + 1);
-        Err(Outcome::NotSent { reason: "connect-refused".into() })
-    }
-
-    fn in_flight_cap(&self, _: &TenantName, _: &UpstreamName) -> u32 {
-        8
-    }
-
-    fn rules(&self, _: &TenantName, _: &UpstreamName) -> Rules {
-        Rules::default()
-    }
 }
 
 #[tokio::test]
@@ -404,7 +391,10 @@ async fn what_is_not_safe_to_repeat_is_not_marked_while_its_upstream_cannot_be_r
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    delivery.run(Unreachable(Rc::clone(&tried)), often, Duration::from_secs(10)).await.unwrap();
+    delivery
+        .run(Link { stands: false, asked: Rc::clone(&tried) }, often, Duration::from_secs(10))
+        .await
+        .unwrap();
     let told = view(&queue, &fragile).await;
     assert_eq!((told.state, told.last_error.as_deref()), (State::Queued, Some("connect-refused")));
     assert!(told.attempts >= 2, "each of them counts: {}", told.attempts);

@@ -27,7 +27,7 @@ use crate::telemetry::Events;
 #[derive(Clone, Default)]
 pub struct Metrics {
     /// By tenant, for as long as somebody holds them. A mutex: taken by changes of tenants and by `/metrics`, never by a request.
-    guests: Arc<Mutex<BTreeMap<Box<str>, Weak<GuestMetrics>>>>,
+    guests: Arc<Mutex<Guests>>,
     /// Bytes that the series of all of them are shown as at most.
     bytes: Arc<AtomicU64>,
     /// Modules that were refused for a limit, by its name. A mutex: taken by such uploads and by `/metrics`.
@@ -35,6 +35,24 @@ pub struct Metrics {
     /// When that was told last, by tenant: who uploads in a loop does not fill the log.
     refusals_told: Arc<Tally>,
     events: Events,
+}
+
+/// By tenant; those that nobody holds any more go when there are twice as many as were held last, for a look at all at each new
+/// one would make a start with a hundred thousand of them take a minute.
+#[derive(Default)]
+struct Guests {
+    by_tenant: BTreeMap<Box<str>, Weak<GuestMetrics>>,
+    sweep_at: usize,
+}
+
+impl Guests {
+    fn insert(&mut self, name: &str, metrics: &Arc<GuestMetrics>) {
+        if self.by_tenant.len() >= self.sweep_at {
+            self.by_tenant.retain(|_, metrics| metrics.strong_count() > 0);
+            self.sweep_at = 2 * self.by_tenant.len() + 64;
+        }
+        self.by_tenant.insert(name.into(), Arc::downgrade(metrics));
+    }
 }
 
 impl Metrics {
@@ -55,9 +73,7 @@ impl Metrics {
     /// A tenant's metrics, new and empty, in place of what was of its name. They are shown until the last holder lets go.
     pub fn tenant(&self, name: &str) -> Arc<GuestMetrics> {
         let metrics = Arc::new(GuestMetrics::new(name, &self.bytes, self.events.clone()));
-        let mut guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
-        guests.retain(|_, metrics| metrics.strong_count() > 0);
-        guests.insert(name.into(), Arc::downgrade(&metrics));
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner).insert(name, &metrics);
         metrics
     }
 
@@ -70,7 +86,7 @@ impl Metrics {
 
     fn guests(&self) -> Vec<Arc<GuestMetrics>> {
         let guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
-        guests.values().filter_map(Weak::upgrade).collect()
+        guests.by_tenant.values().filter_map(Weak::upgrade).collect()
     }
 }
 
@@ -109,5 +125,15 @@ mod tests {
             shown().contains("{tenant=\"acme\",filter=\"f\"} 1\n"),
             "whoever gets the name begins at nothing"
         );
+    }
+
+    #[test]
+    fn of_tenants_that_have_gone_no_more_are_kept_than_of_those_that_are_there() {
+        let metrics = Metrics::default();
+        let held: Vec<_> = (0..100).map(|n| metrics.tenant(&format!("held-{n}"))).collect();
+        (0..10_000).for_each(|n| drop(metrics.tenant(&format!("gone-{n}"))));
+        let known = metrics.guests.lock().unwrap().by_tenant.len();
+        assert!((100..=2 * 100 + 64).contains(&known), "{known}");
+        assert_eq!(metrics.guests().len(), held.len());
     }
 }
